@@ -1,0 +1,53 @@
+# feature_platform: everything a newcomer needs, with Python 3.11 or newer and make.
+
+PYTHON ?= python3
+BARS ?=
+PORT ?= 3000
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test bench lint fmt clean
+
+help: ## Show this help
+	@echo "make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP) ## Make .venv and install everything into it
+
+demo: setup ## Import bars, refresh, verify, show it all (BARS='files' for your own)
+	$(BIN)/feature-platform demo $(BARS)
+
+dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another)
+	$(BIN)/feature-platform dev --port $(PORT)
+
+test: setup ## Run every test (PYTEST_ARGS='-k import' for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup ## Measure the speeds that are promised
+	$(BIN)/python -m benchmarks
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict feature_platform
+
+fmt: setup ## Put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove all that the targets above made, but no data
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed anew only when what is to be installed has changed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+	  echo "make: $(PYTHON) is not Python 3.11 to 3.14; name one that is: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
