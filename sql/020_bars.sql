@@ -1,0 +1,49 @@
+-- The bars: what the recorder, imports and backfills write. One row a minute is usual; rows inside a minute are allowed.
+CREATE TABLE IF NOT EXISTS public.ohlcv_1m (
+    symbol      text COLLATE "C"  NOT NULL,
+    ts          timestamptz       NOT NULL,
+    open        double precision  NOT NULL,
+    high        double precision  NOT NULL,
+    low         double precision  NOT NULL,
+    close       double precision  NOT NULL,
+    vol         double precision  NOT NULL,
+    source      text              NOT NULL DEFAULT 'stream',
+    inserted_at timestamptz       NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT ohlcv_1m_pkey PRIMARY KEY (symbol, ts),
+    CONSTRAINT ohlcv_1m_symbol_check CHECK (symbol <> ''),
+    CONSTRAINT ohlcv_1m_ts_check CHECK (ts >= '1970-01-01 00:00:00+00' AND ts < '10000-01-01 00:00:00+00'),
+    -- In PostgreSQL NaN is greater than every number, so the upper bounds refuse NaN and infinity alike. The bounds are
+    -- far outside of any market and keep every product and square of the features inside double precision: no bar that
+    -- is accepted can make a refresh fail.
+    CONSTRAINT ohlcv_1m_price_check CHECK (
+        low >= 1e-100 AND high <= 1e100
+        AND high >= greatest(open, close, low) AND low <= least(open, close, high)),
+    CONSTRAINT ohlcv_1m_vol_check CHECK (vol = 0 OR (vol >= 1e-100 AND vol <= 1e100)),
+    CONSTRAINT ohlcv_1m_source_check CHECK (source IN ('stream', 'rest', 'import'))
+);
+
+-- Empty where every bar is one row a minute: a refresh asks it whether a range has rows inside minutes.
+CREATE INDEX IF NOT EXISTS ohlcv_1m_inside_minute_idx ON public.ohlcv_1m (symbol, ts)
+    WHERE ts <> date_bin('1 minute', ts, '1970-01-01 00:00:00+00');
+
+COMMENT ON TABLE public.ohlcv_1m IS 'One-minute OHLCV bars, as the venue published them.';
+COMMENT ON COLUMN public.ohlcv_1m.symbol IS 'The market, as the venue''s client names it, e.g. BTC/USDT.';
+COMMENT ON COLUMN public.ohlcv_1m.ts IS 'Open time of the bar.';
+COMMENT ON COLUMN public.ohlcv_1m.open IS 'First price, in the quote currency.';
+COMMENT ON COLUMN public.ohlcv_1m.high IS 'Highest price, in the quote currency.';
+COMMENT ON COLUMN public.ohlcv_1m.low IS 'Lowest price, in the quote currency.';
+COMMENT ON COLUMN public.ohlcv_1m.close IS 'Last price, in the quote currency.';
+COMMENT ON COLUMN public.ohlcv_1m.vol IS 'Traded volume, in the base currency.';
+COMMENT ON COLUMN public.ohlcv_1m.source IS 'Who wrote the row: stream, rest or import.';
+COMMENT ON COLUMN public.ohlcv_1m.inserted_at IS 'When the bar, with these values, became known.';
+
+-- Every symbol that has bars, by one index probe a symbol.
+CREATE OR REPLACE VIEW feature_platform.bar_symbol AS
+WITH RECURSIVE walk AS (
+    (SELECT symbol FROM public.ohlcv_1m ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT b.symbol FROM public.ohlcv_1m b WHERE b.symbol > w.symbol ORDER BY b.symbol LIMIT 1)
+    FROM walk w WHERE w.symbol IS NOT NULL
+)
+SELECT symbol FROM walk WHERE symbol IS NOT NULL;
+COMMENT ON VIEW feature_platform.bar_symbol IS 'Every symbol that has bars.';

@@ -1,0 +1,41 @@
+-- The features: one row a symbol and closed minute that has bars. Only a refresh writes here.
+CREATE TABLE IF NOT EXISTS public.features_1m (
+    symbol        text COLLATE "C" NOT NULL,
+    bucket        timestamptz      NOT NULL,
+    last_close    double precision,
+    vol           double precision,
+    log_return    double precision,
+    n_1d          integer,
+    ma_vol_1d     double precision,
+    std_vol_1d    double precision,
+    volume_z      double precision,
+    vwap_gap      double precision,
+    parkinson_vol double precision,
+    CONSTRAINT features_1m_pkey PRIMARY KEY (symbol, bucket),
+    CONSTRAINT features_1m_bucket_check CHECK (bucket = date_bin('1 minute', bucket, '1970-01-01 00:00:00+00'))
+);
+CREATE INDEX IF NOT EXISTS features_1m_bucket_idx ON public.features_1m (bucket DESC);
+
+COMMENT ON TABLE public.features_1m IS 'Features of each closed minute, always equal to what the bars of ohlcv_1m give.';
+COMMENT ON COLUMN public.features_1m.symbol IS 'The market, as in ohlcv_1m.';
+COMMENT ON COLUMN public.features_1m.bucket IS 'UTC start of the minute.';
+COMMENT ON COLUMN public.features_1m.last_close IS 'Close of the last row of the minute, in the quote currency.';
+COMMENT ON COLUMN public.features_1m.vol IS 'Volume of the minute, in the base currency.';
+COMMENT ON COLUMN public.features_1m.log_return IS 'ln(last_close / last_close of the previous existing minute); NULL on the first.';
+COMMENT ON COLUMN public.features_1m.n_1d IS 'Minutes that exist in (bucket - 1 day, bucket].';
+COMMENT ON COLUMN public.features_1m.ma_vol_1d IS 'Mean of vol over (bucket - 1 day, bucket]; NULL during the first day of the symbol.';
+COMMENT ON COLUMN public.features_1m.std_vol_1d IS 'Population standard deviation of vol over the same window; NULL during the first day.';
+COMMENT ON COLUMN public.features_1m.volume_z IS '(vol - ma_vol_1d) / std_vol_1d; NULL during the first day and where std_vol_1d = 0.';
+COMMENT ON COLUMN public.features_1m.vwap_gap IS 'last_close - sum(p*vol)/sum(vol) of the minute, p = (open+high+low+close)/4; last_close - avg(p) where nothing was traded.';
+COMMENT ON COLUMN public.features_1m.parkinson_vol IS '0.5 * ln(max(high)/min(low))^2 (after Parkinson 1980, J. Business 53(1), 61-65).';
+
+-- Every symbol that has feature rows, by one index probe a symbol.
+CREATE OR REPLACE VIEW feature_platform.feature_symbol AS
+WITH RECURSIVE walk AS (
+    (SELECT symbol FROM public.features_1m ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT f.symbol FROM public.features_1m f WHERE f.symbol > w.symbol ORDER BY f.symbol LIMIT 1)
+    FROM walk w WHERE w.symbol IS NOT NULL
+)
+SELECT symbol FROM walk WHERE symbol IS NOT NULL;
+COMMENT ON VIEW feature_platform.feature_symbol IS 'Every symbol that has feature rows.';

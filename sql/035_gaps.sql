@@ -1,0 +1,226 @@
+-- Every minute is accounted for: between a symbol's first bar and now a minute either has a bar in ohlcv_1m or lies in a row
+-- of ohlcv_1m_gaps, which says why.
+CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
+    id              bigint           PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    symbol          text COLLATE "C" NOT NULL,
+    start_ts        timestamptz      NOT NULL,      -- first missing minute
+    end_ts          timestamptz      NOT NULL,      -- first minute after the last missing one
+    state           text             NOT NULL DEFAULT 'open',
+    found_at        timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    changed_at      timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    attempts        integer          NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz,                    -- NULL: at once
+    last_error      text,
+    CONSTRAINT ohlcv_1m_gaps_range_check CHECK (start_ts < end_ts),
+    CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable'))
+);
+CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state <> 'filled';
+CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
+COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet or unavailable.';
+COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the venue answered and had no trades; unavailable: the venue would not answer.';
+
+-- How far each symbol's minutes are accounted for: every minute of [since_ts, until_ts).
+CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (
+    symbol   text COLLATE "C" PRIMARY KEY,
+    since_ts timestamptz NOT NULL,
+    until_ts timestamptz NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE feature_platform.gap_watermark IS 'How far each symbol''s minutes are accounted for.';
+
+-- Minutes behind the watermark whose bars came or went since, in the writer's own transaction.
+CREATE TABLE IF NOT EXISTS feature_platform.late_change (
+    symbol  text COLLATE "C" NOT NULL,
+    id      bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,
+    minutes tstzmultirange   NOT NULL,
+    CONSTRAINT late_change_pkey PRIMARY KEY (symbol, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
+COMMENT ON TABLE feature_platform.late_change IS 'Minutes that were accounted for and whose bars came or went since.';
+
+-- Gives a part of one gap another state; what is left of the gap keeps its own.
+CREATE OR REPLACE FUNCTION feature_platform.split_gap(gap public.ohlcv_1m_gaps, part tstzmultirange, part_state text) RETURNS void
+    LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    DELETE FROM public.ohlcv_1m_gaps g WHERE g.id = (gap).id;
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, attempts)
+    SELECT (gap).symbol, lower(r), upper(r), part_state, (gap).found_at, (gap).attempts
+    FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) * part) AS r;
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at, last_error)
+    SELECT (gap).symbol, lower(r), upper(r), (gap).state, (gap).found_at, (gap).changed_at, (gap).attempts,
+           (gap).next_attempt_at, (gap).last_error
+    FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) - part) AS r;
+END;
+COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS 'Gives a part of one gap another state.';
+
+-- Brings the gaps of one symbol in line with its bars over these minutes: what has bars by now becomes `filled`, what has
+-- none and is not listed becomes `open`, everything else stays as it was.
+CREATE OR REPLACE FUNCTION feature_platform.account_minutes(account_symbol text, minutes tstzmultirange) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    missing tstzmultirange;
+    known tstzmultirange := '{}';
+    present tstzmultirange;
+    gap public.ohlcv_1m_gaps;
+    fresh tstzrange;
+BEGIN
+    -- What lies between a bar and the next one, and towards both ends.
+    SELECT coalesce(range_agg(tstzrange(step.after_previous, step.bucket)), '{}') INTO missing
+    FROM unnest(minutes) AS r
+    CROSS JOIN LATERAL (
+        SELECT b.bucket, lag(b.bucket + minute, 1, lower(r)) OVER (ORDER BY b.bucket) AS after_previous
+        FROM (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+              WHERE b.symbol = account_symbol AND b.ts >= lower(r) AND b.ts < upper(r)
+              UNION ALL SELECT upper(r)) AS b
+    ) AS step
+    WHERE step.bucket > step.after_previous;
+
+    FOR gap IN
+        SELECT g.* FROM public.ohlcv_1m_gaps g
+        WHERE g.symbol = account_symbol AND g.state <> 'filled'
+          AND g.end_ts > lower(minutes) AND g.start_ts < upper(minutes)
+        ORDER BY g.start_ts
+    LOOP
+        known := known + tstzmultirange(tstzrange(gap.start_ts, gap.end_ts));
+        present := tstzmultirange(tstzrange(gap.start_ts, gap.end_ts)) * minutes - missing;
+        IF present <> '{}' THEN
+            PERFORM feature_platform.split_gap(gap, present, 'filled');
+        END IF;
+    END LOOP;
+
+    FOR fresh IN SELECT r FROM unnest(missing - known) AS r LOOP
+        -- An outage that goes on is one gap.
+        UPDATE public.ohlcv_1m_gaps g SET end_ts = upper(fresh), changed_at = clock_timestamp()
+        WHERE g.symbol = account_symbol AND g.state = 'open' AND g.end_ts = lower(fresh);
+        IF NOT FOUND THEN
+            INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts) VALUES (account_symbol, lower(fresh), upper(fresh));
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- One tick of the accounting, cheap whatever the history: what changed behind the watermarks, what was closed since the last
+-- tick, and what is open. Minutes younger than `grace` may still be on their way and are left for a later tick. A symbol's
+-- long new history is accounted for in parts, `budget` minutes a tick. Returns how many gaps are open.
+CREATE OR REPLACE FUNCTION feature_platform.find_gaps(grace interval DEFAULT '2 minutes', budget bigint DEFAULT 200000)
+    RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    until CONSTANT timestamptz := feature_platform.bucket_of(feature_platform.clock() - grace);
+    part record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));    -- one accountant at a time
+
+    INSERT INTO feature_platform.gap_watermark AS w (symbol, since_ts, until_ts)
+    SELECT s.symbol, first.bucket, first.bucket
+    FROM feature_platform.bar_symbol s
+    CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                        WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
+    WHERE NOT EXISTS (SELECT FROM feature_platform.gap_watermark w WHERE w.symbol = s.symbol)
+    ON CONFLICT DO NOTHING;
+
+    -- Behind the watermarks: minutes that lost or gained their bar, older history, and whether open gaps have bars by now.
+    FOR part IN
+        WITH taken AS (DELETE FROM feature_platform.late_change RETURNING symbol, minutes),
+        looked_at AS (
+            SELECT t.symbol, t.minutes FROM taken t
+            UNION ALL
+            SELECT g.symbol, tstzmultirange(tstzrange(g.start_ts, g.end_ts)) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open')
+        SELECT l.symbol, range_agg(l.minutes) AS minutes, w.since_ts, w.until_ts
+        FROM looked_at l JOIN feature_platform.gap_watermark w ON w.symbol = l.symbol
+        GROUP BY l.symbol, w.since_ts, w.until_ts
+    LOOP
+        IF NOT EXISTS (SELECT FROM public.ohlcv_1m b WHERE b.symbol = part.symbol) THEN     -- no first bar, nothing to account for
+            DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = part.symbol AND g.state <> 'filled';
+            DELETE FROM feature_platform.gap_watermark w WHERE w.symbol = part.symbol;
+            CONTINUE;
+        END IF;
+        IF lower(part.minutes) < part.since_ts THEN     -- older history: the minutes up to what was the first bar, too
+            part.minutes := part.minutes + tstzmultirange(tstzrange(lower(part.minutes), part.since_ts));
+            UPDATE feature_platform.gap_watermark w SET since_ts = lower(part.minutes) WHERE w.symbol = part.symbol;
+        END IF;
+        PERFORM feature_platform.account_minutes(part.symbol, part.minutes * tstzmultirange(tstzrange(NULL, part.until_ts)));
+    END LOOP;
+
+    -- On from the watermarks: a symbol with a bar in every minute needs no more than a count.
+    FOR part IN
+        SELECT w.symbol, w.until_ts AS lo, next.hi, present.minutes = extract(epoch FROM next.hi - w.until_ts) / 60 AS complete
+        FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget)) OVER (ORDER BY w.symbol) AS so_far
+              FROM feature_platform.gap_watermark w WHERE w.until_ts < until) AS w
+        CROSS JOIN LATERAL (SELECT least(until, w.until_ts + budget * minute) AS hi) AS next
+        CROSS JOIN LATERAL (SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes FROM public.ohlcv_1m b
+                            WHERE b.symbol = w.symbol AND b.ts >= w.until_ts AND b.ts < next.hi) AS present
+        WHERE w.so_far - least(extract(epoch FROM until - w.until_ts) / 60, budget) < budget
+    LOOP
+        IF NOT part.complete THEN
+            PERFORM feature_platform.account_minutes(part.symbol, tstzmultirange(tstzrange(part.lo, part.hi)));
+        END IF;
+        UPDATE feature_platform.gap_watermark w SET until_ts = part.hi WHERE w.symbol = part.symbol;
+    END LOOP;
+    RETURN (SELECT count(*) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open');
+END
+$$;
+COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS 'Brings the gaps of one symbol in line with its bars.';
+COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS 'One tick of the accounting for minutes; returns how many gaps are open.';
+
+-- The nightly proof: looks at all history again, as if nothing had been accounted for yet, in find_gaps' parts.
+CREATE OR REPLACE FUNCTION feature_platform.recheck_gaps() RETURNS void
+    LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    INSERT INTO feature_platform.late_change (symbol, minutes)
+    SELECT w.symbol, tstzmultirange(tstzrange(w.since_ts, w.until_ts))
+    FROM feature_platform.gap_watermark w WHERE w.since_ts < w.until_ts ORDER BY w.symbol;
+END;
+COMMENT ON FUNCTION feature_platform.recheck_gaps() IS 'Has the next find_gaps() look at all history again.';
+
+-- The venue answered for these minutes: what has no bar now had no trades, once it is as old as `settled`; what is younger
+-- may still be published and stays open.
+CREATE OR REPLACE FUNCTION feature_platform.gap_answered(
+    answered_symbol text, from_ts timestamptz, to_ts timestamptz, settled interval DEFAULT '10 minutes') RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answered CONSTANT tstzrange := tstzrange(feature_platform.bucket_of(from_ts), feature_platform.bucket_of(to_ts));
+    old_enough CONSTANT tstzmultirange := tstzmultirange(
+        answered * tstzrange(NULL, feature_platform.bucket_of(feature_platform.clock() - settled)));
+    gap public.ohlcv_1m_gaps;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));
+    PERFORM feature_platform.account_minutes(answered_symbol, tstzmultirange(answered));
+    FOR gap IN
+        SELECT g.* FROM public.ohlcv_1m_gaps g
+        WHERE g.symbol = answered_symbol AND g.state IN ('open', 'unavailable')
+          AND g.end_ts > lower(answered) AND g.start_ts < upper(answered)
+        ORDER BY g.start_ts
+    LOOP
+        IF gap.state = 'open' THEN  -- what is too young to tell is asked for again, a little later each time
+            gap.attempts := gap.attempts + 1;
+            gap.next_attempt_at := feature_platform.clock()
+                + least(interval '1 minute' * power(2, least(gap.attempts, 6)), interval '1 hour');
+            gap.last_error := NULL;
+        END IF;
+        PERFORM feature_platform.split_gap(gap, old_enough, 'quiet');
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the venue has answered for a range of minutes.';
+
+-- The venue did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
+-- most an hour), and given up as `unavailable` after so many attempts.
+CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
+    failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10) RETURNS void
+    LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    UPDATE public.ohlcv_1m_gaps g
+    SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = clock_timestamp(),
+        state = CASE WHEN g.attempts + 1 >= max_attempts THEN 'unavailable' ELSE 'open' END,
+        next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
+            THEN feature_platform.clock() + (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour') END
+    WHERE g.symbol = failed_symbol AND g.state = 'open' AND g.end_ts > from_ts AND g.start_ts < to_ts;
+END;
+COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer) IS 'Notes that the venue would not answer for a range of minutes.';

@@ -1,0 +1,464 @@
+-- The refresh: takes dirty minutes out of the log, recomputes their rows from the bars, and stores those that differ.
+
+-- What is known of a symbol from its last refresh. A cache, never the truth: deleting it changes nothing but time.
+CREATE TABLE IF NOT EXISTS feature_platform.symbol_state (
+    symbol        text COLLATE "C" NOT NULL CONSTRAINT symbol_state_pkey PRIMARY KEY,
+    first_bucket  timestamptz,          -- the first bucket that the stored rows' warm-up was counted from
+    newest_bucket timestamptz,          -- the newest computed row, and the exact sums of its one-day window; NULL: unknown
+    newest_n      bigint,
+    newest_sum    numeric,
+    newest_sum_sq numeric,
+    newest_close  double precision
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
+COMMENT ON TABLE feature_platform.symbol_state IS 'Cache of each symbol''s newest window sums; may be emptied at any time.';
+
+DO $$
+BEGIN
+    IF to_regtype('feature_platform.refresh_item') IS NULL THEN
+        CREATE TYPE feature_platform.refresh_item AS (
+            symbol       text COLLATE "C",
+            lo           timestamptz,   -- rows to store: lo <= bucket < hi
+            hi           timestamptz,
+            first_bucket timestamptz,
+            removed      boolean,
+            has_ticks    boolean,       -- whether there are rows inside minutes
+            start        timestamptz,   -- the window sums are known, or computed, just before this; start <= lo
+            leaves_until timestamptz,   -- of the day before start, the bars before this are read
+            base_n       bigint,        -- window sums just before start, NULL where that whole day is read instead
+            base_sum     numeric,
+            base_sum_sq  numeric,
+            prev_close   double precision
+        );
+    END IF;
+END
+$$;
+COMMENT ON TYPE feature_platform.refresh_item IS 'One range of minutes of one symbol, and what its recomputation starts from.';
+
+-- First minute at or after a moment: both ends of a refresh window are rounded up, so that the window holds exactly the
+-- buckets with window_start <= bucket < window_end.
+CREATE OR REPLACE FUNCTION feature_platform.bucket_from(moment timestamptz) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN CASE WHEN isfinite(moment)
+                THEN feature_platform.bucket_of(moment + interval '59.999999 seconds') ELSE moment END;
+COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a moment.';
+
+-- The newest part of a multirange that spans at most so many minutes: what one slice takes of a long range.
+CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint) RETURNS tstzmultirange
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN (
+        WITH part AS (
+            SELECT lower(r) AS lo, upper(r) AS hi,
+                   coalesce(sum(upper(r) - lower(r)) OVER (ORDER BY lower(r) DESC
+                            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), interval '0') AS newer
+            FROM unnest(buckets) AS r)
+        SELECT range_agg(tstzrange(greatest(lo, hi - (minutes * interval '1 minute' - newer)), hi))
+        FROM part WHERE newer < minutes * interval '1 minute'
+    );
+COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS 'The newest part of a multirange that spans at most so many minutes.';
+
+-- What a refresh that starts now has to bring up to date: everything marked so far. Marks that come later are for the next.
+CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
+    LANGUAGE sql VOLATILE
+    RETURN coalesce(pg_sequence_last_value(
+        pg_get_serial_sequence('feature_platform.dirty_log', 'id')::regclass), 0);
+COMMENT ON FUNCTION feature_platform.dirty_horizon() IS 'The newest mark of the dirty log, committed or not.';
+
+-- The newest bucket that is closed and as old as `age`, plus a minute: the exclusive end of what a refresh may store.
+CREATE OR REPLACE FUNCTION feature_platform.due_until(age interval DEFAULT '1 minute') RETURNS timestamptz
+    LANGUAGE sql VOLATILE
+    RETURN feature_platform.bucket_of(feature_platform.clock() - greatest(age, interval '1 minute')) + interval '1 minute';
+COMMENT ON FUNCTION feature_platform.due_until(interval) IS 'Rows with an older bucket than this are due: closed, and as old as `age`.';
+
+-- Marks every row of a window dirty, whether it is or not: what `force` means.
+CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz, window_end timestamptz) RETURNS void
+    LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    INSERT INTO feature_platform.dirty_log (symbol, buckets, removed)
+    SELECT s.symbol, tstzmultirange(w.buckets), true
+    FROM (SELECT symbol FROM feature_platform.bar_symbol
+          UNION
+          SELECT symbol FROM feature_platform.feature_symbol) AS s
+    CROSS JOIN LATERAL (
+        SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
+                     (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1)),
+               greatest((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1),
+                        (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1))
+    ) AS has (first_ts, last_ts)
+    CROSS JOIN LATERAL (
+        SELECT tstzrange(feature_platform.bucket_of(first_ts), feature_platform.bucket_of(last_ts) + interval '1 minute')
+             * tstzrange(feature_platform.bucket_from(window_start),
+                         CASE WHEN window_end < window_start THEN feature_platform.bucket_from(window_start)
+                              ELSE feature_platform.bucket_from(window_end) END)
+    ) AS w (buckets)
+    WHERE NOT isempty(w.buckets)
+    ORDER BY s.symbol;
+END;
+COMMENT ON FUNCTION feature_platform.mark_window(timestamptz, timestamptz) IS 'Marks every row of a window dirty, whether it is or not.';
+
+-- Takes as many symbols with dirty rows in a window as fit a slice, and locks them for refreshing to the end of the
+-- transaction. Refreshers exclude each other by symbol. A slice takes symbols that nobody else has in hand; only when
+-- there are no others does it wait, for one symbol and holding none, so no two refreshers can wait for each other. What
+-- it waited for is usually done by then, and it takes nothing.
+CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
+    refresh_window tstzrange, horizon bigint, slice_minutes bigint, slice_symbols integer,
+    OUT picked text[], OUT minutes bigint, OUT more boolean)
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- index look-ups whatever the numbers: planned once a session
+    SET enable_seqscan = off
+AS $$
+DECLARE
+    candidate record;
+    waited_for bigint;
+BEGIN
+    picked := '{}';
+    minutes := 0;
+    more := false;
+    FOR candidate IN
+        SELECT d.symbol, hashtextextended(d.symbol, 7521) AS lock_key,
+               (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
+                FROM unnest(d.buckets * tstzmultirange(refresh_window * tstzrange(NULL, greatest(
+                    (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = d.symbol ORDER BY b.ts DESC LIMIT 1),
+                    CASE WHEN d.removed THEN (SELECT f.bucket FROM public.features_1m f
+                                              WHERE f.symbol = d.symbol ORDER BY f.bucket DESC LIMIT 1) END)
+                    + interval '1 minute'))) AS r) AS minutes
+        FROM (SELECT l.symbol, range_agg(l.buckets) AS buckets, bool_or(l.removed) AS removed
+              FROM feature_platform.dirty_log l
+              WHERE l.id <= horizon AND lower(l.buckets) < upper(refresh_window)
+                AND (NOT l.reach_known OR l.buckets && refresh_window)
+              GROUP BY l.symbol) AS d
+        ORDER BY d.symbol           -- by the index, so that no more is read than the slice takes
+    LOOP
+        IF cardinality(picked) = slice_symbols OR (picked <> '{}' AND minutes + candidate.minutes > slice_minutes) THEN
+            more := true;
+            EXIT;
+        ELSIF pg_try_advisory_xact_lock(candidate.lock_key) THEN
+            picked := picked || candidate.symbol;
+            minutes := minutes + candidate.minutes;
+        ELSE
+            more := true;
+            waited_for := candidate.lock_key;
+        END IF;
+    END LOOP;
+    IF picked = '{}' AND more THEN
+        PERFORM pg_advisory_xact_lock(waited_for);
+    END IF;
+    minutes := least(minutes, slice_minutes);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.pick_symbols(tstzrange, bigint, bigint, integer) IS
+    'Locks symbols with dirty rows for one slice of a refresh.';
+
+-- What the bars say: the feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the
+-- statement that calls it does.
+CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platform.refresh_item[])
+    RETURNS TABLE (symbol text, bucket timestamptz, last_close double precision, vol double precision,
+                   log_return double precision, n_1d integer, ma_vol_1d double precision, std_vol_1d double precision,
+                   volume_z double precision, vwap_gap double precision, parkinson_vol double precision,
+                   sum_vol numeric, sum_vol_sq numeric, last_of_range boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_custom_plan     -- plans follow the size of the slice in hand
+    SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
+    SET work_mem = '64MB'
+    SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
+    warm_up CONSTANT interval := '1439 minutes';
+BEGIN
+    RETURN QUERY
+    WITH minute_bar AS (
+        -- Bars by minute, with exact volumes: of the range, and of what its windows need before it.
+        SELECT i.k, i.symbol, i.lo, i.start, i.first_bucket, i.base_n, i.base_sum, i.base_sum_sq, i.prev_close,
+               i.base_n IS NULL OR b.bucket >= i.start AS enters, b.*
+        FROM unnest(items) WITH ORDINALITY
+             AS i (symbol, lo, hi, first_bucket, removed, has_ticks, start, leaves_until,
+                   base_n, base_sum, base_sum_sq, prev_close, k)
+        CROSS JOIN LATERAL (VALUES (i.start - day, i.leaves_until), (i.start, i.hi)) AS span (lo, hi)
+        CROSS JOIN LATERAL (
+            SELECT b.ts AS bucket, b.close AS last_close, b.vol + 0.0 AS vol,    -- + 0.0: a negative zero is a zero
+                   b.vol::text::numeric AS exact_vol, b.high, b.low,
+                   CASE WHEN b.vol > 0 THEN ((b.open + b.high + b.low + b.close) / 4 * b.vol) / b.vol
+                        ELSE (b.open + b.high + b.low + b.close) / 4 END AS vwap
+            FROM public.ohlcv_1m b
+            WHERE NOT i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
+            UNION ALL
+            SELECT feature_platform.bucket_of(b.ts), (array_agg(b.close ORDER BY b.ts DESC))[1],
+                   sum(b.vol::text::numeric)::double precision, sum(b.vol::text::numeric), max(b.high), min(b.low),
+                   CASE WHEN max(b.vol) > 0
+                        THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol ORDER BY b.ts)
+                        ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END
+            FROM public.ohlcv_1m b
+            WHERE i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
+            GROUP BY 1
+        ) AS b
+    ), running AS (
+        -- Running sums, from the first bar read: of all bars, and of those that enter the window (where the base is
+        -- cached, the bars before `start` are in it already and are here only to leave).
+        SELECT m.*,
+               lag(m.bucket) OVER u AS prev_bucket, lag(m.last_close) OVER u AS lag_close, lead(m.bucket) OVER u AS next_bucket,
+               count(*) FILTER (WHERE m.enters) OVER u AS n_in,
+               sum(m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_in,
+               sum(m.exact_vol * m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_sq_in,
+               count(*) OVER u AS n_all, sum(m.exact_vol) OVER u AS sum_all, sum(m.exact_vol * m.exact_vol) OVER u AS sum_sq_all
+        FROM minute_bar m
+        WINDOW u AS (PARTITION BY m.k ORDER BY m.bucket ROWS UNBOUNDED PRECEDING)
+    ), window_sum AS (
+        -- Sums over (bucket - 1 day, bucket]: what was there or entered, less what had left.
+        SELECT r.symbol, r.lo, r.bucket, r.last_close, r.vol, r.vwap, r.high, r.low, r.next_bucket, r.first_bucket,
+               CASE WHEN r.prev_bucket >= r.start OR (r.base_n IS NULL AND r.prev_bucket IS NOT NULL)
+                    THEN r.lag_close ELSE r.prev_close END AS prev_close,
+               coalesce(r.base_n, 0) + r.n_in - coalesce(last_value(r.n_all) OVER gone, 0) AS n,
+               coalesce(r.base_sum, 0) + r.sum_in - coalesce(last_value(r.sum_all) OVER gone, 0) AS sum,
+               coalesce(r.base_sum_sq, 0) + r.sum_sq_in - coalesce(last_value(r.sum_sq_all) OVER gone, 0) AS sum_sq,
+               r.bucket >= r.lo AS wanted
+        FROM running r
+        WINDOW gone AS (PARTITION BY r.k ORDER BY r.bucket
+                        RANGE BETWEEN UNBOUNDED PRECEDING AND interval '24 hours' PRECEDING)
+    ), moments AS (
+        SELECT w.*,
+               CASE WHEN w.bucket >= w.first_bucket + warm_up THEN w.sum::double precision / w.n END AS mean,
+               CASE WHEN w.bucket >= w.first_bucket + warm_up
+                    THEN sqrt((w.n * w.sum_sq - w.sum * w.sum)::double precision) / w.n END AS std
+        FROM window_sum w WHERE w.wanted
+    )
+    SELECT m.symbol, m.bucket, m.last_close, m.vol, ln(m.last_close / m.prev_close), m.n::integer, m.mean, m.std,
+           CASE WHEN m.std > 0 THEN (m.vol - m.mean) / m.std END, m.last_close - m.vwap, 0.5 * power(ln(m.high / m.low), 2),
+           m.sum, m.sum_sq, m.next_bucket IS NULL
+    FROM moments m;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]) IS
+    'The feature rows of these ranges as the bars say, and the sums behind them.';
+
+-- Brings the rows of these symbols up to date with what is marked in a window, and returns how many it stored or deleted.
+-- The caller has them locked. Marks are taken, bars read and rows stored by one statement, hence by one snapshot: it sees a
+-- change with its mark or neither, so no writer can overtake it between the two.
+CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(picked text[], refresh_window tstzrange, slice_minutes bigint)
+    RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
+    SET enable_seqscan = off
+    SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0     -- a slice is bounded already
+AS $$
+DECLARE
+    day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
+    minute CONSTANT interval := '1 minute';
+    warm_up CONSTANT interval := '1439 minutes';
+    done_items feature_platform.refresh_item[];
+    done_item feature_platform.refresh_item;
+    written bigint;
+    deleted bigint;
+BEGIN
+    -- 1. Take the marks, add what they reach beyond a day, put back what lies outside of the window or the slice.
+    WITH taken AS (
+        DELETE FROM feature_platform.dirty_log l
+        WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window) AND (NOT l.reach_known OR l.buckets && refresh_window)
+        RETURNING l.*
+    ), mark AS (
+        SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
+               coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,
+               coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
+        FROM taken t GROUP BY t.symbol
+    ), known AS MATERIALIZED (      -- lest the planner repeats each look-up wherever its result is used
+        SELECT m.*, s.first_bucket AS old_first, first.bucket AS first_bucket, last.bucket + minute AS until,
+               last.bucket AS last_bucket,
+               s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close,
+               s.newest_bucket IS NOT NULL AND NOT m.removed AND NOT m.changed @> s.newest_bucket AS newest_holds
+        FROM mark m
+        LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
+        CROSS JOIN LATERAL (
+            -- A change that comes after the first bucket cannot have moved it.
+            SELECT CASE WHEN s.first_bucket IS NOT NULL AND NOT m.removed
+                             AND (m.changed = '{}' OR lower(m.changed) > s.first_bucket)
+                   THEN s.first_bucket
+                   ELSE (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                         WHERE b.symbol = m.symbol ORDER BY b.ts LIMIT 1) END AS bucket
+        ) AS first
+        CROSS JOIN LATERAL (
+            -- Nothing can be stored after the last bar; something may be stored there still, when bars were removed.
+            SELECT greatest(
+                (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                 WHERE b.symbol = m.symbol ORDER BY b.ts DESC LIMIT 1),
+                CASE WHEN m.removed THEN (SELECT f.bucket FROM public.features_1m f
+                 WHERE f.symbol = m.symbol ORDER BY f.bucket DESC LIMIT 1) END) AS bucket
+        ) AS last
+    ), dirty AS MATERIALIZED (
+        SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up) * tstzmultirange(tstzrange(NULL, coalesce(k.until, '-infinity'))) AS buckets
+        FROM known k
+        CROSS JOIN LATERAL (
+            SELECT
+                -- The log return of the next existing row depends on a changed bar, however long the gap between them.
+                coalesce((SELECT range_agg(tstzrange(next.bucket, next.bucket + minute))
+                          FROM unnest(k.changed) AS r
+                          CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                                              WHERE b.symbol = k.symbol AND b.ts >= upper(r) - day + minute
+                                              ORDER BY b.ts LIMIT 1) AS next
+                          WHERE upper(r) - day < k.last_bucket AND next.bucket >= upper(r)), '{}') AS next_rows,
+                -- The warm-up is counted from the first bucket: where that moved, both old and new first day are dirty.
+                -- Where the cache does not tell, the stored rows do: within the warm-up they have no mean.
+                CASE WHEN k.old_first = k.first_bucket OR k.first_bucket IS NULL THEN '{}'
+                     WHEN k.old_first IS NOT NULL
+                     THEN tstzmultirange(tstzrange(k.old_first, k.old_first + warm_up),
+                                         tstzrange(k.first_bucket, k.first_bucket + warm_up))
+                     ELSE coalesce((SELECT range_agg(tstzrange(f.bucket, f.bucket + minute)) FROM public.features_1m f
+                                    WHERE f.symbol = k.symbol
+                                      AND (f.ma_vol_1d IS NULL) <> (f.bucket < k.first_bucket + warm_up)), '{}')
+                END AS warm_up
+        ) AS reach
+    ), todo AS (
+        SELECT d.*, CASE WHEN cardinality(picked) = 1
+                         THEN coalesce(feature_platform.newest_minutes(d.buckets * tstzmultirange(refresh_window), slice_minutes), '{}')
+                         ELSE d.buckets * tstzmultirange(refresh_window) END AS now
+        FROM dirty d
+    ), put_back AS (
+        INSERT INTO feature_platform.dirty_log (symbol, id, buckets, reach_known, removed, marked_at)
+        SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at
+        FROM todo t WHERE t.buckets - t.now <> '{}'
+    -- 2. What each range is recomputed from.
+    ), item AS MATERIALIZED (
+    SELECT coalesce(array_agg(ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed,
+                         EXISTS (SELECT FROM public.ohlcv_1m b
+                                 WHERE b.symbol = t.symbol AND b.ts >= base.start - day AND b.ts < upper(r)
+                                   AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
+                         base.start,
+                         CASE WHEN base.cached THEN upper(r) - day ELSE base.start END,
+                         CASE WHEN base.cached THEN t.newest_n END,
+                         CASE WHEN base.cached THEN t.newest_sum END,
+                         CASE WHEN base.cached THEN t.newest_sum_sq END,
+                         CASE WHEN base.cached THEN t.newest_close
+                              ELSE (SELECT b.close FROM public.ohlcv_1m b
+                                    WHERE b.symbol = t.symbol AND b.ts < base.start ORDER BY b.ts DESC LIMIT 1) END
+                     )::feature_platform.refresh_item ORDER BY t.symbol, lower(r)), '{}') AS items
+    FROM todo t
+    CROSS JOIN LATERAL unnest(t.now) AS r
+    CROSS JOIN LATERAL (
+        -- Up to a day after the newest row, its sums are the start, and only bars that enter or leave the window are read;
+        -- elsewhere the day before the range is.
+        SELECT c.cached, CASE WHEN c.cached THEN t.newest_bucket + minute ELSE lower(r) END AS start
+        FROM (SELECT t.newest_holds AND t.newest_bucket < lower(r) AND upper(r) - t.newest_bucket <= day AS cached) AS c
+    ) AS base
+    -- 3. Recompute, store what differs.
+    ), computed AS MATERIALIZED (
+        SELECT c.* FROM item i CROSS JOIN LATERAL feature_platform.compute_features(i.items) AS c
+    ), stored AS (
+        INSERT INTO public.features_1m AS f
+            (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol)
+        SELECT c.symbol, c.bucket, c.last_close, c.vol, c.log_return, c.n_1d, c.ma_vol_1d, c.std_vol_1d, c.volume_z, c.vwap_gap,
+               c.parkinson_vol
+        FROM computed c
+        ON CONFLICT (symbol, bucket) DO UPDATE
+        SET last_close = excluded.last_close, vol = excluded.vol, log_return = excluded.log_return, n_1d = excluded.n_1d,
+            ma_vol_1d = excluded.ma_vol_1d, std_vol_1d = excluded.std_vol_1d, volume_z = excluded.volume_z,
+            vwap_gap = excluded.vwap_gap, parkinson_vol = excluded.parkinson_vol
+        WHERE (f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap, f.parkinson_vol)
+              IS DISTINCT FROM
+              (excluded.last_close, excluded.vol, excluded.log_return, excluded.n_1d, excluded.ma_vol_1d,
+               excluded.std_vol_1d, excluded.volume_z, excluded.vwap_gap, excluded.parkinson_vol)
+        RETURNING 1
+    -- 4. Remember the first bucket and the newest sums; forget sums that a change made wrong.
+    ), newest AS (
+        SELECT DISTINCT ON (c.symbol) c.* FROM computed c WHERE c.last_of_range ORDER BY c.symbol, c.bucket DESC
+    ), remembered AS (
+        INSERT INTO feature_platform.symbol_state AS s
+            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close)
+        SELECT t.symbol, t.first_bucket,
+               CASE WHEN better.keep THEN t.newest_bucket ELSE n.bucket END,
+               CASE WHEN better.keep THEN t.newest_n ELSE n.n_1d END,
+               CASE WHEN better.keep THEN t.newest_sum ELSE n.sum_vol END,
+               CASE WHEN better.keep THEN t.newest_sum_sq ELSE n.sum_vol_sq END,
+               CASE WHEN better.keep THEN t.newest_close ELSE n.last_close END
+        FROM todo t
+        LEFT JOIN newest n ON n.symbol = t.symbol
+        CROSS JOIN LATERAL (
+            SELECT t.newest_holds AND (n.bucket IS NULL OR n.bucket <= t.newest_bucket) AS keep
+        ) AS better
+        WHERE t.first_bucket IS DISTINCT FROM t.old_first OR NOT better.keep
+        ORDER BY t.symbol
+        ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE
+        SET first_bucket = excluded.first_bucket, newest_bucket = excluded.newest_bucket, newest_n = excluded.newest_n,
+            newest_sum = excluded.newest_sum, newest_sum_sq = excluded.newest_sum_sq, newest_close = excluded.newest_close
+    )
+    SELECT i.items, (SELECT count(*) FROM stored) INTO done_items, written FROM item i;
+
+    -- 5. Rows whose minute has lost its last bar: range by range, so that a columnstore opens only what it must. That this
+    -- looks at the bars a moment later does no harm: a row goes only where there is no bar now.
+    FOREACH done_item IN ARRAY done_items LOOP
+        IF done_item.removed THEN
+            DELETE FROM public.features_1m f
+            WHERE f.symbol = done_item.symbol AND f.bucket >= done_item.lo AND f.bucket < done_item.hi
+              AND NOT EXISTS (SELECT FROM public.ohlcv_1m b
+                              WHERE b.symbol = done_item.symbol AND b.ts >= f.bucket AND b.ts < f.bucket + minute);
+            GET DIAGNOSTICS deleted = ROW_COUNT;
+            written := written + deleted;
+        END IF;
+    END LOOP;
+    RETURN written;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS
+    'Brings the rows of some symbols up to date with what is marked in a window.';
+
+-- Brings a slice of what is dirty in [window_lo, window_hi) up to date, in the caller's transaction: at most so many symbols
+-- and minutes, at least one symbol. Says how many symbols and minutes it took, how many rows it stored or deleted, and
+-- whether there is more to do.
+CREATE OR REPLACE FUNCTION feature_platform.refresh_slice(
+    window_lo timestamptz, window_hi timestamptz, horizon bigint,
+    slice_minutes bigint DEFAULT 200000, slice_symbols integer DEFAULT 1000,
+    OUT symbols integer, OUT minutes bigint, OUT rows_written bigint, OUT more boolean)
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    refresh_window CONSTANT tstzrange := tstzrange(window_lo, greatest(window_lo, window_hi));
+    picked text[];
+BEGIN
+    SELECT p.picked, p.minutes, p.more INTO picked, minutes, more
+    FROM feature_platform.pick_symbols(refresh_window, horizon, slice_minutes, slice_symbols) AS p;
+    symbols := cardinality(picked);
+    rows_written := 0;
+    IF symbols > 0 THEN
+        rows_written := feature_platform.refresh_symbols(picked, refresh_window, slice_minutes);
+        -- A slice may have put back some of a long range, of which the marks alone could not tell how long it is.
+        more := more OR EXISTS (SELECT FROM feature_platform.dirty_log l
+                                WHERE l.symbol = ANY (picked) AND l.id <= horizon AND l.buckets && refresh_window);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer) IS
+    'Brings a slice of what is dirty in a window up to date, in the caller''s transaction.';
+
+CREATE OR REPLACE PROCEDURE public.refresh_features_1m(
+    window_start timestamptz, window_end timestamptz, force boolean DEFAULT false)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    window_lo timestamptz := coalesce(feature_platform.bucket_from(window_start), '-infinity');
+    window_hi timestamptz := least(coalesce(feature_platform.bucket_from(window_end), 'infinity'), feature_platform.due_until());
+    horizon bigint;
+    slice record;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'refresh_features_1m needs READ COMMITTED, this transaction is %', upper(current_setting('transaction_isolation'));
+    ELSIF window_start >= window_end THEN
+        RAISE EXCEPTION 'the refresh window is empty: window_start % is not before window_end %', window_start, window_end;
+    END IF;
+    -- Slices are transactions of their own, as in refresh_continuous_aggregate(): inside a transaction block this fails here.
+    COMMIT;
+    IF force THEN
+        PERFORM feature_platform.mark_window(window_lo, window_hi);
+        COMMIT;
+    END IF;
+    horizon := feature_platform.dirty_horizon();
+    LOOP
+        SELECT * INTO slice FROM feature_platform.refresh_slice(window_lo, window_hi, horizon);
+        COMMIT;
+        EXIT WHEN NOT slice.more;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.refresh_features_1m(timestamptz, timestamptz, boolean) IS
+    'Brings features_1m up to date for window_start <= bucket < window_end; NULL is unbounded; force recomputes clean rows too.';

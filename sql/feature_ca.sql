@@ -1,0 +1,22 @@
+-- The whole set-up of feature_platform in one transaction, for any PostgreSQL 15+ or TimescaleDB:
+--
+--     psql -X -d DATABASE -f sql/feature_ca.sql
+--
+-- It may be run again at any time: it changes only what is not yet as it should be. `feature-platform db apply` runs
+-- the same files in the same order (it reads the \ir lines below).
+\set ON_ERROR_STOP on
+\set QUIET on
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting behind a long transaction
+\ir 010_guard.sql
+\ir 020_bars.sql
+\ir 030_features.sql
+\ir 035_gaps.sql
+\ir 040_dirty_log.sql
+\ir 050_refresh.sql
+\ir 060_policy.sql
+\ir 070_timescaledb.sql
+\ir 080_status.sql
+\ir 090_version.sql
+COMMIT;
