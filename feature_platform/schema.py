@@ -1,0 +1,92 @@
+"""The schema of the database: set up by the files that `sql/feature_ca.sql` lists, in its order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from feature_platform.errors import UserError
+from feature_platform.queries import queries, sql_dir
+from feature_platform.settings import get_settings
+
+# What the files set up, as 010_guard.sql and 090_version.sql say too; a test keeps them equal.
+SCHEMA_VERSION = 1
+
+_INCLUDE = re.compile(r"^\\ir (?P<file>\S+)$", re.MULTILINE)
+
+
+def schema_files() -> list[Path]:
+    """Return the schema's files in the order in which they are applied."""
+    text = (sql_dir() / "feature_ca.sql").read_text(encoding="utf-8")
+    return [sql_dir() / match["file"] for match in _INCLUDE.finditer(text)]
+
+
+def apply(connection: psycopg.Connection[Any]) -> None:
+    """Set up the database, or bring its set-up up to date, in one transaction.
+
+    Concurrent set-ups wait for each other. Raises UserError, and changes nothing, when the
+    database is newer than this code or has an `ohlcv_1m` or `features_1m` of somebody else's.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SET LOCAL client_min_messages = warning")
+            # Rather fail than keep writers waiting behind a long transaction.
+            connection.execute("SET LOCAL lock_timeout = '30s'")
+            for file in schema_files():
+                connection.execute(file.read_text(encoding="utf-8"))
+    except psycopg.errors.RaiseException as error:
+        raise UserError(_one_line(error)) from None
+    except psycopg.errors.LockNotAvailable:
+        raise UserError(
+            f"the tables of database {connection.info.dbname} were in use for 30 s by a long"
+            " transaction and were left as they are: try again when it has ended"
+        ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise UserError(
+            f"the database's set-up needs its owner: {error.diag.message_primary};"
+            " run `feature-platform db apply` as that user"
+        ) from None
+
+
+def prepare(connection: psycopg.Connection[Any]) -> None:
+    """Make sure that the database has this code's schema before it is used.
+
+    The embedded server's database is set up on the spot, as it is the platform's own; any other
+    is its owner's to set up. Raises UserError when it is not, or is newer than this code.
+    """
+    version = _version(connection)
+    if version == SCHEMA_VERSION:
+        return
+    if get_settings().database_url is None and (version is None or version < SCHEMA_VERSION):
+        apply(connection)
+    elif version is None:
+        raise UserError(
+            f"database {connection.info.dbname} is not set up: run `feature-platform db apply`"
+        )
+    elif version < SCHEMA_VERSION:
+        raise UserError(
+            f"database {connection.info.dbname} has schema version {version}, this code needs"
+            f" {SCHEMA_VERSION}: run `feature-platform db apply`"
+        )
+    else:
+        raise UserError(
+            f"database {connection.info.dbname} has schema version {version}, this code knows"
+            f" only up to {SCHEMA_VERSION}: install a newer feature_platform"
+        )
+
+
+def _version(connection: psycopg.Connection[Any]) -> int | None:
+    """Return the version of the schema that is set up here, None for none."""
+    applied = connection.execute(queries["schema_is_applied"]).fetchone()
+    if applied is None or not applied[0]:
+        return None
+    version = connection.execute(queries["schema_version"]).fetchone()
+    return None if version is None else version[0]
+
+
+def _one_line(error: psycopg.Error) -> str:
+    parts = [error.diag.message_primary, error.diag.message_hint]
+    return ". ".join(part.rstrip(".") for part in parts if part)

@@ -1,0 +1,161 @@
+"""The settings of the platform: one environment variable each, `FEATURE_PLATFORM_…`."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from psycopg import Error
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from feature_platform.errors import UserError
+
+PREFIX = "FEATURE_PLATFORM_"
+
+
+class Settings(BaseSettings):
+    """Hold what the environment says about the platform.
+
+    database_url: the PostgreSQL to use; without one the platform starts its own.
+    home: the directory of the embedded server and of what the platform keeps, made absolute.
+    exchange: where bars are fetched from, by ccxt's name for it.
+    symbols: the markets to fetch, by ccxt's names for them.
+    exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
+        one, goes before theirs.
+    start_date: the first UTC day that the orchestration knows as a partition.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    database_url: SecretStr | None = None
+    home: Path = Path(".feature_platform")
+    exchange: str = "binance"
+    symbols: Annotated[tuple[str, ...], NoDecode] = (
+        "BTC/USDT",
+        "ETH/USDT",
+        "SOL/USDT",
+        "XRP/USDT",
+        "LINK/USDT",
+    )
+    exchange_url: str | None = None
+    start_date: date = date(2025, 1, 1)
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            check_url(url.get_secret_value())
+        return url
+
+    @field_validator("home")
+    @classmethod
+    def _is_a_directory(cls, home: Path) -> Path:
+        try:
+            absolute = Path.cwd() / home.expanduser()
+        except RuntimeError:
+            raise ValueError(f"{home} names a user that this system does not know") from None
+        if absolute.exists() and not absolute.is_dir():
+            raise ValueError(f"{absolute} is not a directory")
+        return absolute
+
+    @field_validator("symbols", mode="before")
+    @classmethod
+    def _are_a_list(cls, symbols: Any) -> Any:
+        if isinstance(symbols, str):
+            symbols = tuple(name.strip() for name in symbols.split(",") if name.strip())
+        if not symbols:
+            raise ValueError("no symbol; write them as BTC/USDT,ETH/USDT")
+        return tuple(dict.fromkeys(symbols))
+
+    @field_validator("exchange_url")
+    @classmethod
+    def _is_safe(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_exchange_url(url)
+        return url
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings, read once from the environment.
+
+    Raises UserError naming the variable that holds a bad value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        variable = PREFIX + str(first["loc"][0]).upper()
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{variable}: {reason}") from None
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError, without quoting any of it, when `url` cannot be a PostgreSQL URL."""
+    example = "write it as postgresql://user:password@host:port/database"
+    try:
+        parts = conninfo_to_dict(url)
+    except Error:
+        # libpq's own message quotes the piece it stumbled on, which may be the password.
+        raise ValueError(f"not a PostgreSQL URL; {example}") from None
+    host, port, dbname = (str(parts.get(key) or "") for key in ("host", "port", "dbname"))
+    if "@" in host + dbname or not re.fullmatch(r"[0-9,]*", port):
+        # An @ or / in a password ends it early; libpq would then print its rest as a host name.
+        raise ValueError(
+            "special characters in the user or password must be percent-encoded"
+            f" (@ as %40); {example}"
+        )
+
+
+def check_exchange_url(url: str) -> None:
+    """Raise ValueError when `url` cannot stand for an exchange, or anybody could read along."""
+    example = "write it as https://host[:port] or http://127.0.0.1:8090"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"not a URL; {example}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"not an http or https URL; {example}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"a user, password, query or fragment has no use here; {example}")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise ValueError(f"plain http is for this machine only, and {host} is another; {example}")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/?#@]*):.*@", re.DOTALL)
+_IN_KEYWORD = re.compile(
+    r"(?P<key>\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|[^\s&]*)", re.IGNORECASE
+)
+
+
+def redact(url: str) -> str:
+    """Return `url`, or any text that holds one, with its passwords replaced by `***`.
+
+    In doubt it hides too much: all between the first colon and the last @.
+    """
+    hidden = _IN_URL.sub(r"\g<user>:***@", url)
+    return _IN_KEYWORD.sub(r"\g<key>***", hidden)
