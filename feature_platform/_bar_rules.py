@@ -1,0 +1,314 @@
+"""What a bar must be to be stored: the rules of the table `ohlcv_1m`, applied to arrays."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_platform._bar_columns import PRICES
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# The bounds of the table's constraints: they keep every product and square of the features finite.
+SMALLEST = 1e-100
+LARGEST = 1e100
+
+# A time outside of these years is taken for a mistake, and within them the magnitude of a whole
+# number tells its unit, because the four ranges do not meet.
+FIRST_YEAR = 1980
+LAST_YEAR = 2099
+FIRST_SECOND = int(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC).timestamp())
+END_SECOND = int(datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC).timestamp())
+
+# What stands in for a time that could not be read; such a row has a fault.
+NO_TIME = -1
+
+# What begins like a date is read as ISO-8601, and what ends so names its zone.
+ISO_TIME = r"^\d{4}-"
+ZONED_TIME = r"[T ].*(Z|[+-]\d{2}(:?\d{2})?)$"
+
+_OUT_OF_YEARS = f"is not in the years {FIRST_YEAR} to {LAST_YEAR}"
+_BOUNDS = f"{SMALLEST:g} to {LARGEST:g}"
+_NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """Hold a row that cannot be stored: where it is, why not, and its text.
+
+    file: the file's path as it was given, with `!member` where a zip holds several.
+    line: the line of the file, or the row of a Parquet file, counted from 1.
+    """
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Hold a piece of a bar file: columns of the good rows, and the bad ones.
+
+    file: as in BadRow.
+    symbols: names that `symbol` counts into, from 0; not all need occur.
+    symbol, ts, open, high, low, close, vol, line: one entry a good row, in the file's order;
+    ts in microseconds since 1970-01-01 UTC, line as in BadRow.
+    bad: the rows that are refused, by line.
+    done: the share of the file, from 0 to 1, that has been read up to here.
+    text: returns the text of the row at an index of `line`.
+    """
+
+    file: str
+    symbols: tuple[str, ...]
+    symbol: NDArray[np.int32]
+    ts: Ints
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    vol: Floats
+    line: Ints
+    bad: tuple[BadRow, ...]
+    done: float
+    text: Callable[[int], str]
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows, good and bad."""
+        return len(self.line) + len(self.bad)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Hold parsed rows that have not been judged yet.
+
+    faults: why a row could not be read, by index; the first reason found stands.
+    text: returns the text of the row at an index.
+    """
+
+    line: Ints
+    ts: Ints
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    vol: Floats
+    symbols: tuple[str, ...]
+    symbol: NDArray[np.int32]
+    faults: dict[int, str]
+    text: Callable[[int], str]
+
+
+def judge(file: str, rows: Rows, unread: Iterable[BadRow], done: float) -> Batch:
+    """Part good rows from bad ones.
+
+    unread: rows that are bad already, because they have no fields to judge.
+    """
+    good = _keeps_rules(rows)
+    if rows.faults:
+        good[list(rows.faults)] = False
+    bad = list(unread)
+    kept: slice | Mask = slice(None)
+    if not good.all():
+        kept = good
+        for at in np.flatnonzero(~good).tolist():
+            reason = rows.faults.get(at) or _broken_rule(rows, at)
+            bad.append(BadRow(file, int(rows.line[at]), reason, rows.text(at)))
+    bad.sort(key=lambda row: row.line)
+    indices = np.flatnonzero(good) if bad else None
+
+    def text(at: int) -> str:
+        return rows.text(at if indices is None else int(indices[at]))
+
+    return Batch(
+        file=file,
+        symbols=rows.symbols,
+        symbol=rows.symbol[kept],
+        ts=rows.ts[kept],
+        open=rows.open[kept],
+        high=rows.high[kept],
+        low=rows.low[kept],
+        close=rows.close[kept],
+        vol=rows.vol[kept],
+        line=rows.line[kept],
+        bad=tuple(bad),
+        done=done,
+        text=text,
+    )
+
+
+def _keeps_rules(rows: Rows) -> Mask:
+    # Comparisons with NaN are false, so each must be true for a good row. Open and close are
+    # within the bounds where they are between low and high.
+    kept: Mask = (rows.low >= SMALLEST) & (rows.high <= LARGEST) & (rows.low <= rows.high)
+    for price in (rows.open, rows.close):
+        kept &= (rows.low <= price) & (price <= rows.high)
+    kept &= (rows.vol == 0) | ((rows.vol >= SMALLEST) & (rows.vol <= LARGEST))
+    return kept
+
+
+def _broken_rule(rows: Rows, at: int) -> str:
+    """Name the first rule that a row breaks."""
+    value = {name: float(getattr(rows, name)[at]) for name in PRICES}
+    for name, number in value.items():
+        if not math.isfinite(number):
+            return f"{name} is {number}, not a finite number"
+        if name == "vol" and number == 0:
+            continue
+        if number <= 0:
+            return f"{name} is {number!r}, {'below' if name == 'vol' else 'not above'} 0"
+        if not SMALLEST <= number <= LARGEST:
+            return f"{name} {number!r} is outside of {_BOUNDS}"
+    for name in ("low", "open", "close"):
+        if value["high"] < value[name]:
+            return f"high {value['high']!r} is below {name} {value[name]!r}"
+        if value["low"] > value[name]:
+            return f"low {value['low']!r} is above {name} {value[name]!r}"
+    raise AssertionError(f"no rule is broken by {value}")
+
+
+def epoch_times(values: Ints, faults: dict[int, str], indices: Ints | None = None) -> Ints:
+    """Convert whole numbers to microseconds since 1970-01-01 UTC, each by its own magnitude.
+
+    values: seconds, milliseconds, microseconds or nanoseconds.
+    faults, indices: as in unit_times.
+    """
+    # Files of one unit are the rule, and of milliseconds.
+    if _in_years(values, 1_000).all():
+        return values * 1_000
+    per_second = np.ones(len(values), np.int64)
+    for unit in (1_000, 1_000_000, 1_000_000_000):
+        per_second[_in_years(values, unit)] = unit
+    return unit_times(values, per_second, faults, indices)
+
+
+def unit_times(
+    values: Ints,
+    per_second: int | Ints,
+    faults: dict[int, str],
+    indices: Ints | None = None,
+    texts: pa.Array | None = None,
+) -> Ints:
+    """Convert times in a known unit to microseconds since 1970-01-01 UTC.
+
+    per_second: how many of the unit make a second: 1, a thousand, a million or a billion.
+    faults: gets a reason for every time that is out of the years, or finer than a microsecond.
+    indices: what `faults` calls each value; by default its place among `values`.
+    texts: how the file writes the times, by those indices; by default as the numbers they are.
+    """
+    coarse = np.maximum(1_000_000 // np.asarray(per_second), 1)
+    fine = np.maximum(np.asarray(per_second) // 1_000_000, 1)
+    sane = _in_years(values, per_second)
+    exact = values % fine == 0
+    times: Ints = np.where(sane & exact, values, 0) * coarse // fine
+    times[~(sane & exact)] = NO_TIME
+    for at in np.flatnonzero(times == NO_TIME).tolist():
+        index = at if indices is None else int(indices[at])
+        reason = _OUT_OF_YEARS if not sane[at] else "is finer than a microsecond"
+        shown = int(values[at]) if texts is None else repr(texts[index].as_py())
+        faults.setdefault(index, f"time {shown} {reason}")
+    return times
+
+
+def _in_years(values: Ints, per_second: int | Ints) -> Mask:
+    inside: Mask = (values >= FIRST_SECOND * per_second) & (values < END_SECOND * per_second)
+    return inside
+
+
+def text_times(texts: pa.Array, faults: dict[int, str]) -> Ints:
+    """Convert texts, whole numbers or ISO-8601, to microseconds since 1970-01-01 UTC.
+
+    A time without a zone is UTC.
+    faults: gets a reason for every text that is neither, by its index.
+    """
+    times = np.full(len(texts), NO_TIME, np.int64)
+    iso: Mask = to_numpy(pc.match_substring_regex(texts, ISO_TIME))
+    zoned: Mask = to_numpy(pc.match_substring_regex(texts, ZONED_TIME))
+    for rows, kind in (
+        (~iso, pa.int64()),
+        (iso & ~zoned, pa.timestamp("ns")),
+        (iso & zoned, pa.timestamp("ns", "UTC")),
+    ):
+        if not rows.any():
+            continue
+        indices = np.flatnonzero(rows)
+        values, read = cast_each(texts.take(pa.array(indices)), kind)
+        found, whole = indices[read], values[read].astype(np.int64)
+        if kind == pa.int64():
+            times[found] = epoch_times(whole, faults, found)
+        else:
+            times[found] = unit_times(whole, 1_000_000_000, faults, found, texts)
+        for index in indices[~read].tolist():
+            text = texts[index].as_py()
+            reason = _OUT_OF_YEARS if iso[index] else "is neither a whole number nor ISO-8601"
+            faults.setdefault(index, f"time {text!r} {reason}" if text else "ts is missing")
+    return times
+
+
+def text_numbers(name: str, texts: pa.Array, faults: dict[int, str]) -> Floats:
+    """Convert texts to numbers, NaN where a text is none.
+
+    faults: gets a reason for every text that is none, by its index.
+    """
+    values, read = cast_each(texts, pa.float64())
+    numbers: Floats = values.astype(np.float64)
+    numbers[~read] = np.nan
+    for index in np.flatnonzero(~read).tolist():
+        text = texts[index].as_py()
+        reason = f"{name} {text!r} is not a number" if text else f"{name} is missing"
+        faults.setdefault(index, reason)
+    # 1e-400 reads as 0, which a volume may be.
+    for index in np.flatnonzero(numbers == 0).tolist():
+        text = texts[index].as_py()
+        if _NOT_ZERO.match(text):
+            faults.setdefault(index, f"{name} {text} is outside of {_BOUNDS}")
+    return numbers
+
+
+def cast_each(texts: pa.Array, kind: pa.DataType) -> tuple[NDArray[np.generic], Mask]:
+    """Cast every text that can be cast, 0 in place of the others; the mask tells which.
+
+    A cast fails as a whole, so what fails is halved until only the culprits are left: cheap
+    while they are few.
+    """
+    try:
+        values = texts.cast(kind)
+    except pa.ArrowInvalid:
+        if len(texts) == 1:
+            return np.zeros(1, np.int64), np.zeros(1, np.bool_)
+        middle = len(texts) // 2
+        halves = [cast_each(half, kind) for half in (texts[:middle], texts[middle:])]
+        return (
+            np.concatenate([values for values, _ in halves]),
+            np.concatenate([read for _, read in halves]),
+        )
+    # As integers, a time in nanoseconds can be mixed with the 0 of one that cannot be read.
+    numbers = values.cast(pa.int64()) if pa.types.is_timestamp(kind) else values
+    return to_numpy(numbers), np.ones(len(texts), np.bool_)
+
+
+def to_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """Return Arrow numbers or truths without nulls as a NumPy array, not to be written to.
+
+    Arrow's own to_numpy imports pandas, a quarter of a second for nothing.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if pa.types.is_boolean(array.type):
+        return to_numpy(array.cast(pa.uint8())).astype(np.bool_)
+    kind = np.dtype(str(array.type))
+    if not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind.itemsize)

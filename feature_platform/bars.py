@@ -1,0 +1,127 @@
+"""Bars of one market in memory, and how they are stored."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self
+
+import numpy as np
+import psycopg
+from psycopg import adapters
+from psycopg.abc import DumperKey, PyFormat
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+
+from feature_platform._bar_rules import Floats, Ints, Mask
+from feature_platform.queries import queries
+
+Source = Literal["stream", "rest", "import"]
+
+MINUTE_US = 60_000_000
+
+_TYPES = {
+    np.dtype(np.int64): adapters.types["int8"],
+    np.dtype(np.float64): adapters.types["float8"],
+}
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Hold bars of one market, one entry each, ascending in time and none twice.
+
+    ts: when the bar's minute began, in microseconds since 1970-01-01 UTC.
+    open, high, low, close: prices; vol: what was traded.
+    """
+
+    ts: Ints
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    vol: Floats
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+    def take(self, which: Ints | Mask | slice) -> Self:
+        """Return some of the bars, by index or truth."""
+        return type(self)(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Say what became of bars: every one is in exactly one count."""
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: Stored) -> Stored:
+        return Stored(
+            self.inserted + other.inserted,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+        )
+
+
+def store_bars(
+    connection: psycopg.Connection[Any], symbol: str, bars: Bars, source: Source
+) -> Stored:
+    """Store up to some thousand bars in `ohlcv_1m`, in one statement.
+
+    A bar that is stored already with equal values is not touched; one with other values is
+    corrected, and counts as known from now on, from this source.
+
+    Raises psycopg's CheckViolation where one is no bar; nothing is stored then.
+    """
+    if not len(bars):
+        return Stored()
+    columns = {field.name: getattr(bars, field.name) for field in fields(bars)}
+    ends = {"first": moment(int(bars.ts[0])), "last": moment(int(bars.ts[-1]))}
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.adapters.register_dumper(np.ndarray, _ArrayDumper)
+        parameters = {**columns, **ends, "symbol": symbol, "source": source}
+        row = cursor.execute(queries["bars_store"], parameters).fetchone()
+    assert row is not None, "the statement always gives one row"
+    inserted, updated = int(row[0]), int(row[1])
+    return Stored(inserted, updated, len(bars) - inserted - updated)
+
+
+class _ArrayDumper(Dumper):
+    """Send a NumPy array of int64 or float64 in PostgreSQL's binary form.
+
+    As a list of Python's numbers it would take longer than all else that a fetch does with it.
+    """
+
+    format = Format.BINARY
+
+    def get_key(self, obj: Any, format: PyFormat) -> DumperKey:  # noqa: A002, ARG002
+        return type(obj), obj.dtype.type
+
+    def upgrade(self, obj: Any, format: PyFormat) -> _ArrayDumper:  # noqa: A002, ARG002
+        dumper = type(self)(type(obj))
+        dumper.oid = _TYPES[obj.dtype].array_oid
+        return dumper
+
+    def dump(self, obj: Any) -> bytes:
+        items = np.empty(len(obj), [("size", ">i4"), ("value", obj.dtype.newbyteorder(">"))])
+        items["size"] = obj.dtype.itemsize
+        items["value"] = obj
+        one_dimension = struct.pack("!iiIii", 1, 0, _TYPES[obj.dtype].oid, len(obj), 1)
+        return one_dimension + items.tobytes()
+
+
+def moment(ts: int) -> datetime:
+    """Return the moment of a `ts`, exactly."""
+    return _EPOCH + ts * _MICROSECOND
+
+
+def ts_of(when: datetime) -> int:
+    """Return the `ts` of a moment, exactly."""
+    return (when - _EPOCH) // _MICROSECOND
