@@ -1,0 +1,444 @@
+"""The command `feature-platform`.
+
+A command here is a thin function: it imports what does the work when it is called, so that
+`--help` and the shell's completion stay quick, and raises UserError for what its user can mend.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from feature_platform import __version__
+from feature_platform.errors import UserError
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.rows import TupleRow
+
+PROGRAM = "feature-platform"
+
+_log = logging.getLogger("feature_platform.cli")  # whatever name this module is run by
+
+# What a mistake on the command line raises: typer's own, or click's with an older typer.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _parse_moment(text: str) -> datetime:
+    """Read an ISO-8601 date or time; without an offset it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not an ISO-8601 time such as 2026-02-01T12:00Z"
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+_START = typer.Option(
+    parser=_parse_moment, metavar="TIME", help="First minute, such as 2026-02-01T12:00Z."
+)
+Start = Annotated[datetime | None, _START]
+StartRequired = Annotated[datetime, _START]
+End = Annotated[
+    datetime | None,
+    typer.Option(parser=_parse_moment, metavar="TIME", help="First minute after the last."),
+]
+
+_Column = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The column's name, or its position from 1 where there is no header."
+    ),
+]
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Turn one-minute bars into exact, always current features, inside PostgreSQL.",
+    no_args_is_help=True,
+    # A traceback that shows local variables shows passwords.
+    pretty_exceptions_enable=False,
+)
+db = typer.Typer(help="Reach and set up the database.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 a mistake of the user's, 130 Ctrl-C."""
+    logging.basicConfig(format="feature-platform: %(message)s")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _exit)
+    try:
+        sys.exit(app(prog_name=PROGRAM, standalone_mode=False))
+    except UserError as error:
+        _fail(str(error), 2)
+    except _UsageError as error:
+        _fail_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if not _is_of_the_database(error):
+            raise
+        _log.debug("where it failed", exc_info=error)
+        _fail(_words_of_the_database(error), 1)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave in order, because the last process to leave stops the embedded server."""
+    sys.exit(128 + number)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    from feature_platform.settings import redact
+
+    print(f"{PROGRAM}: {' '.join(redact(text).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Say in one line what is wrong with the command line, and whose help to read."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # a bare command, which shows its help
+        print(error.message, end="")
+        sys.exit(error.exit_code)
+    command = PROGRAM if error.ctx is None else error.ctx.command_path
+    _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", error.exit_code)
+
+
+@contextmanager
+def _database() -> Iterator[psycopg.Connection[TupleRow]]:
+    """Connect to the platform's database, with the schema that this code needs."""
+    from feature_platform.database import connect
+    from feature_platform.schema import prepare
+
+    with connect() as connection:
+        prepare(connection)
+        yield connection
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    """Tell whether the database failed us: went away, refused, ran out of something."""
+    psycopg = sys.modules.get("psycopg")  # not imported yet, it cannot have raised anything
+    return psycopg is not None and isinstance(error, psycopg.Error)
+
+
+def _words_of_the_database(error: Any) -> str:
+    """Return what went wrong; of what the server says, what its user can act on."""
+    said = [error.diag.message_primary, error.diag.message_hint]
+    return ". ".join(part.rstrip(".") for part in said if part) or str(error) or repr(error)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"feature-platform {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr what goes on.")
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take the options that every command shares."""
+    if verbose:
+        logging.getLogger("feature_platform").setLevel(logging.INFO)
+        _log.setLevel(logging.DEBUG)
+
+
+@app.command("import")
+def import_command(
+    files: Annotated[list[Path], typer.Argument(help="CSV, also in gzip or zip, or Parquet.")],
+    symbol: Annotated[
+        str | None,
+        typer.Option(help="Whose bars they are, for files without a column that says it."),
+    ] = None,
+    skip_bad: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Leave bad rows out, and write them to this new CSV."),
+    ] = None,
+    column_ts: _Column = None,
+    column_open: _Column = None,
+    column_high: _Column = None,
+    column_low: _Column = None,
+    column_close: _Column = None,
+    column_vol: _Column = None,
+    column_symbol: _Column = None,
+) -> None:
+    """Store the bars of files, each whole or not at all; equal bars are left alone."""
+    from feature_platform import _import_view, console
+    from feature_platform.bars_file import ColumnMap
+    from feature_platform.importer import import_bars
+
+    columns = ColumnMap(
+        ts=column_ts,
+        open=column_open,
+        high=column_high,
+        low=column_low,
+        close=column_close,
+        vol=column_vol,
+        symbol=column_symbol,
+    )
+    with _database() as connection, console.progress_bar("import") as progress:
+        report = import_bars(
+            connection,
+            files,
+            symbol=symbol,
+            columns=columns,
+            skip_bad=skip_bad,
+            progress=_import_view.bar_of_files(files, progress),
+        )
+    console.out.print(_import_view.report_table(report))
+    if report.total.bad:
+        typer.echo(f"bad rows, left out: {report.total.bad:,}, in {skip_bad}")
+
+
+@app.command("refresh")
+def refresh_command(
+    start: Start = None,
+    end: End = None,
+    force: Annotated[bool, typer.Option("--force", help="Recompute clean rows too.")] = False,
+) -> None:
+    """Bring the features up to date with the bars, now."""
+    from feature_platform import console
+    from feature_platform.refresh import refresh
+
+    with _database() as connection, console.progress_bar("refresh") as progress:
+        report = refresh(connection, start, end, force=force, progress=progress)
+    typer.echo(
+        f"refreshed: {report.rows_written:,} rows written in {report.slices} slices,"
+        f" {report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s"
+    )
+
+
+@app.command("verify")
+def verify_command(
+    symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    start: Start = None,
+    end: End = None,
+) -> None:
+    """Recompute every row from the bars and compare; exit status 1 where one differs."""
+    from feature_platform import console
+    from feature_platform.verify import verify
+
+    with _database() as connection, console.progress_bar("verify") as progress:
+        report = verify(connection, symbol=symbol, start=start, end=end, progress=progress)
+    typer.echo(
+        f"verified: {report.rows:,} rows of {report.symbols} symbols,"
+        f" {report.mismatches:,} mismatches, {report.pending:,} pending (dirty, not yet refreshed)"
+    )
+    if report.mismatches:
+        console.out.print(console.mismatch_table(report))
+        raise typer.Exit(1)
+
+
+@app.command("status")
+def status_command(
+    counts: Annotated[
+        bool, typer.Option(help="Count bars and rows, which reads all of their keys.")
+    ] = True,
+) -> None:
+    """Show what each symbol has, how the refresh policy does, and the database in use."""
+    from feature_platform import console, status
+    from feature_platform.database import server_description
+
+    with _database() as connection:
+        symbols = status.symbol_status(connection)
+        rows = status.row_counts(connection) if counts else {}
+        policy = status.policy_status(connection)
+        typer.echo(f"database: {server_description(connection)}")
+    for line in console.policy_lines(policy):
+        typer.echo(line)
+    if symbols:
+        typer.echo()
+        console.out.print(console.symbols_table(symbols, rows))
+    else:
+        typer.echo("no bars yet: `feature-platform import FILE --symbol SYMBOL`")
+
+
+@app.command("gaps")
+def gaps_command(
+    symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only open, filled, quiet or unavailable; repeatable.")
+    ] = None,
+) -> None:
+    """Account for every minute up to now, and list those without a bar, with the reason."""
+    from feature_platform import console
+    from feature_platform.gaps import find_gaps, list_gaps, parse_states
+
+    states = parse_states(state or [])
+    with _database() as connection:
+        find_gaps(connection)
+        gaps = list_gaps(connection, symbol, states)
+    console.out.print(console.gaps_table(gaps))
+    typer.echo(console.gaps_line(gaps))
+
+
+@app.command("backfill")
+def backfill_command(
+    symbol: Annotated[str, typer.Option(help="By ccxt's name for it, such as BTC/USDT.")],
+    start: StartRequired,
+    end: End = None,
+) -> None:
+    """Fetch bars over REST and store them; exit status 1 where the exchange did not answer."""
+    from feature_platform import console
+    from feature_platform.backfill import backfill
+    from feature_platform.exchange import Exchange, ExchangeUnavailable
+
+    with _database() as connection, Exchange.configured() as exchange:
+        try:
+            until = end or exchange.now()
+        except ExchangeUnavailable as error:
+            _fail(str(error), 1)
+        whole = (until - start).total_seconds()
+        with console.progress_bar("backfill") as progress:
+            report = backfill(
+                connection,
+                exchange,
+                symbol,
+                start,
+                until,
+                progress=lambda to: progress(int((to - start).total_seconds()), int(whole)),
+            )
+    typer.echo(console.backfill_line(report))
+    for row in report.rejected:
+        typer.echo(f"left out: {console.moment(row.minute)}: {row.reason}: {row.text}", err=True)
+    if report.error is not None:
+        typer.echo(f"feature-platform: {report.error}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command("poll")
+def poll_command(
+    days: Annotated[
+        int, typer.Option(min=0, help="How far back a symbol without bars is fetched.")
+    ] = 2,
+) -> None:
+    """Fetch the newest bars of the configured symbols over REST, every minute, until stopped."""
+    from feature_platform.poll import run_poller
+
+    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    run_poller(timedelta(days=days))
+
+
+@app.command("dev")
+def dev_command(
+    port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,
+    exchange_port: Annotated[int, typer.Option(help="Of the simulated exchange.")] = 8090,
+) -> None:
+    """Run everything until Ctrl-C: database, simulated exchange, poller, worker, Dagster's UI."""
+    from feature_platform.dev import run_dev
+
+    raise typer.Exit(run_dev(port, exchange_port))
+
+
+@app.command("demo")
+def demo_command(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Binance monthly klines; without, a generated month is shown."),
+    ] = None,
+) -> None:
+    """Import, refresh, repair and verify in a database of its own, and show what was done."""
+    from feature_platform.demo import run_demo
+    from feature_platform.settings import get_settings
+
+    if not run_demo(get_settings().home, files or []):
+        raise typer.Exit(1)
+
+
+@app.command("worker")
+def worker_command() -> None:
+    """Run the refresh policy until SIGTERM or Ctrl-C, which let the slice in hand finish."""
+    from feature_platform.worker import run_worker
+
+    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    run_worker()
+
+
+@app.command("simulate")
+def simulate_command(
+    host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8090,
+    seed: Annotated[int, typer.Option(help="Other bars and other accidents for each.")] = 0,
+    symbols: Annotated[
+        str | None,
+        typer.Option(help="Such as BTC/USDT,ETH/USDT; by default those of the settings."),
+    ] = None,
+    faults: Annotated[
+        str | None, typer.Option(metavar="JSON|@FILE", help="A list of what is to go wrong.")
+    ] = None,
+    bars: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve these bars, of --symbol, instead.")
+    ] = None,
+    symbol: Annotated[str | None, typer.Option(help="Whose bars those of --bars are.")] = None,
+) -> None:
+    """Run a simulated exchange, which speaks Binance's REST, until SIGTERM or Ctrl-C."""
+    from feature_platform.simulator.server import make_exchange
+
+    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    exchange = make_exchange(
+        host=host, port=port, seed=seed, symbols=symbols, faults=faults, bars=bars, symbol=symbol
+    )
+    typer.echo(f"simulating Binance at {exchange.url}: {', '.join(exchange.truth.markets)}")
+    exchange.run()
+
+
+@db.command("url")
+def db_url() -> None:
+    """Print the URL of the database, its password included."""
+    from feature_platform.database import database_url
+    from feature_platform.embedded import embedded_server
+    from feature_platform.settings import get_settings
+
+    typer.echo(database_url())
+    settings = get_settings()
+    if settings.database_url is None and not embedded_server(settings.home).shared:
+        typer.echo(
+            "feature-platform: this is the embedded server, and it runs only while a"
+            " feature-platform process does (such as `feature-platform db psql`)",
+            err=True,
+        )
+
+
+@db.command(
+    "psql", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def db_psql(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Of psql, after `--`.", metavar="[-- ARGUMENTS]")
+    ] = None,
+) -> None:
+    """Open PostgreSQL's shell on the database."""
+    from feature_platform.psql import run_psql
+
+    raise typer.Exit(run_psql(arguments or []))
+
+
+@db.command("apply")
+def db_apply() -> None:
+    """Set up the database, or bring its set-up up to date; it may be done again at any time."""
+    from feature_platform import schema
+    from feature_platform.database import connect, server_description
+
+    with connect() as connection:
+        schema.apply(connection)
+        typer.echo(f"set up: {server_description(connection)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What the command line shows: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from feature_platform.gaps import STATES, Gap
+from feature_platform.status import Counts, PolicyStatus, SymbolStatus
+from feature_platform.verify import VerifyReport
+
+if TYPE_CHECKING:  # ccxt takes long to import
+    from feature_platform.backfill import BackfillReport
+
+# A table has the width that it needs: a cell that is cut off tells nothing, a line that the
+# terminal wraps does. Symbols are shown as they are, whatever their brackets mean to rich.
+out = Console(width=10_000, markup=False, emoji=False)
+err = Console(markup=False, emoji=False, stderr=True)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr; gives the function to call with (done, of how many)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Make a plain table; a column whose name begins with ">" is aligned to the right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True
+        )
+    return made
+
+
+def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Table:
+    """Show what each symbol has; without counts, their columns are left out."""
+    numbers = (">bars", ">features") if counts else ()
+    made = table("symbol", "first bar (UTC)", "last bar (UTC)", *numbers, ">dirty", ">lag")
+    for one in symbols:
+        count = counts.get(one.symbol, Counts(0, 0))
+        made.add_row(
+            _name(one.symbol),
+            moment(one.first_bar),
+            moment(one.last_bar),
+            *((f"{count.bars:,}", f"{count.features:,}") if counts else ()),
+            f"{one.rows_dirty:,}",
+            "-" if one.lag is None else duration(one.lag),
+        )
+    return made
+
+
+def policy_lines(policy: PolicyStatus | None) -> list[str]:
+    """Describe the refresh policy and its last run in a few lines."""
+    if policy is None:
+        return ["policy: none, features change only by `feature-platform refresh`"]
+    rule = (
+        f"policy: every {duration(policy.schedule_interval)}, rows as old as"
+        f" {duration(policy.end_offset)}, the last {duration(policy.start_offset)} first;"
+        f" run by a {policy.runs_in}"
+    )
+    lines = [rule]
+    if policy.last_start is None:
+        hint = "; `feature-platform worker` runs it" if policy.runs_in == "worker" else ""
+        lines.append(f"last run: none yet{hint}")
+    else:
+        if policy.last_duration is None:
+            took = "interrupted"
+        else:
+            took = f"{'running for' if policy.running else 'took'} {duration(policy.last_duration)}"
+        lines.append(
+            f"last run: {moment(policy.last_start)} UTC, {took},"
+            f" {policy.last_rows_written or 0:,} rows written"
+        )
+    if policy.oldest_dirty_age is not None:
+        lines.append(
+            f"dirty: {policy.rows_dirty:,} rows, the oldest for {duration(policy.oldest_dirty_age)}"
+        )
+    if policy.last_error is not None and policy.last_error_at is not None:
+        error = " ".join(policy.last_error.split())
+        lines.append(f"last error: {moment(policy.last_error_at)} UTC, {error}")
+    return lines
+
+
+def mismatch_table(report: VerifyReport) -> Table:
+    """Show the first values that are not what the bars give."""
+    made = table("symbol", "bucket", "column", ">stored", ">recomputed")
+    for one in report.examples:
+        stored, expected = _value(one.stored), _value(one.expected)
+        made.add_row(_name(one.symbol), one.bucket, one.column, stored, expected)
+    return made
+
+
+def gaps_table(gaps: Sequence[Gap]) -> Table:
+    """Show gaps, and for those that the exchange was asked for in vain what it said."""
+    made = table(
+        "symbol",
+        "first minute (UTC)",
+        "until (UTC)",
+        ">minutes",
+        "state",
+        ">attempts",
+        "last error",
+    )
+    for gap in gaps:
+        made.add_row(
+            gap.symbol,
+            moment(gap.start),
+            moment(gap.end),
+            f"{_minutes(gap):,}",
+            gap.state,
+            str(gap.attempts),
+            gap.last_error or "",
+        )
+    return made
+
+
+def gaps_line(gaps: Sequence[Gap]) -> str:
+    """Sum gaps up by their state."""
+    sums = []
+    for state in STATES:
+        some = [gap for gap in gaps if gap.state == state]
+        if some:
+            sums.append(f"{sum(map(_minutes, some)):,} minutes {state} in {len(some):,} gaps")
+    return ", ".join(sums) or "no minute is missing"
+
+
+def _minutes(gap: Gap) -> int:
+    return int((gap.end - gap.start).total_seconds()) // 60
+
+
+def backfill_line(report: BackfillReport) -> str:
+    """Say what a backfill brought."""
+    stored = report.stored
+    return (
+        f"backfilled {report.symbol}: {report.fetched:,} bars fetched, {stored.inserted:,} new,"
+        f" {stored.updated:,} corrected, {stored.unchanged:,} unchanged;"
+        f" {report.quiet_minutes:,} minutes quiet, {report.rejected_rows:,} rows left out"
+    )
+
+
+def moment(value: datetime | None) -> str:
+    """Show a moment in UTC, to the minute, or to the second where there are any."""
+    if value is None:
+        return "-"
+    utc = value.astimezone(UTC)
+    return utc.strftime("%Y-%m-%d %H:%M:%S" if utc.second else "%Y-%m-%d %H:%M")
+
+
+def duration(value: timedelta) -> str:
+    """Show a duration in its largest unit, such as "38 ms", "42 s", "1 min", "3.5 h", "268 d"."""
+    seconds = value.total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if abs(seconds) >= size:
+            amount = seconds / size
+            return f"{amount:,.0f} {unit}" if abs(amount) >= 100 else f"{amount:.3g} {unit}"
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _name(symbol: str) -> str:
+    return symbol if symbol.isprintable() else repr(symbol)
+
+
+def _value(value: float | None) -> str:
+    return "NULL" if value is None else repr(value).removesuffix(".0")

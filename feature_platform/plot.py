@@ -1,0 +1,149 @@
+"""Pictures of features: close and volume_z, with the missing minutes marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import psycopg
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from PIL import Image
+
+from feature_platform.errors import UserError
+from feature_platform.queries import queries
+
+_PRICE = "#1f4e79"
+_SCORE = "#5b7f95"
+_SPIKE = "#c0392b"
+_MISSING = "#f2c14e"
+_SPIKE_Z = 3.0
+_STYLE: dict[Any, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "font.size": 9,
+}
+
+
+def plot_features(
+    connection: psycopg.Connection[Any], symbols: Sequence[str], path: Path, *, days: int = 7
+) -> Path:
+    """Draw close and volume_z of each symbol's last days into a PNG file, one column a symbol.
+
+    Minutes without a row are shaded and never joined over by a line; values of volume_z beyond
+    3 stand out. Raises UserError for a symbol without rows.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6 * len(symbols), 5.6), layout="constrained")
+        axes = figure.subplots(2, len(symbols), sharex="col", squeeze=False, height_ratios=(3, 2))
+        for column, symbol in enumerate(symbols):
+            frame = _by_the_minute(connection, symbol, days)
+            _draw_close(axes[0, column], symbol, frame)
+            _draw_score(axes[1, column], frame)
+            first, last = frame.index[0], frame.index[-1]
+            # A minute alone has no width.
+            margin = max((last - first) / 20, pd.Timedelta(minutes=5))
+            for axis in axes[:, column]:
+                _shade_missing(axis, frame)
+                axis.set_xlim(first - margin, last + margin)
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def window_png(
+    connection: psycopg.Connection[Any], symbols: Sequence[str], start: datetime, end: datetime
+) -> bytes:
+    """Draw the minutes start <= bucket < end as `plot_features` does, the symbols one below the
+    other, and return the PNG; small enough to be kept with each day.
+    """
+    minutes = pd.date_range(start, end - timedelta(minutes=1), freq="min", tz="UTC")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 3.6 * len(symbols)), layout="constrained")
+        axes = figure.subplots(
+            2 * len(symbols), 1, squeeze=False, height_ratios=(3, 2) * len(symbols)
+        )
+        for number, symbol in enumerate(symbols):
+            window = {"symbol": symbol, "start": start, "end": end}
+            frame = _frame(connection.execute(queries["plot_window"], window).fetchall())
+            frame = frame.reindex(minutes)
+            close, score = axes[2 * number, 0], axes[2 * number + 1, 0]
+            _draw_close(close, symbol, frame)
+            _draw_score(score, frame)
+            close.sharex(score)
+            close.tick_params(labelbottom=False)
+            for axis in (close, score):
+                _shade_missing(axis, frame)
+                axis.set_xlim(minutes[0], minutes[-1])
+        drawn, small = BytesIO(), BytesIO()
+        figure.savefig(drawn, format="png", dpi=80)
+    # A quarter of the size: a few lines need few colours. (The octree keeps the rare ones.)
+    picture = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.FASTOCTREE)
+    picture.save(small, "png", optimize=True)
+    return small.getvalue()
+
+
+def _by_the_minute(connection: psycopg.Connection[Any], symbol: str, days: int) -> pd.DataFrame:
+    """Return one row for every minute, all NaN where the table has none."""
+    frame = _frame(
+        connection.execute(queries["plot_features"], {"symbol": symbol, "days": days}).fetchall()
+    )
+    if frame.empty:
+        raise UserError(f"there are no features of {symbol!r} to plot")
+    return frame.reindex(pd.date_range(frame.index[0], frame.index[-1], freq="min"))
+
+
+def _frame(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["bucket", "last_close", "volume_z"])
+    index = pd.DatetimeIndex(pd.to_datetime(frame.pop("bucket"), utc=True))
+    return frame.set_index(index).astype(float)
+
+
+def _draw_close(axis: Axes, symbol: str, frame: pd.DataFrame) -> None:
+    axis.plot(frame.index, frame["last_close"], color=_PRICE, linewidth=0.9)
+    axis.set_title(symbol, parse_math=False)  # a $ in a name is a $
+    axis.set_ylabel("close")
+
+
+def _draw_score(axis: Axes, frame: pd.DataFrame) -> None:
+    score = frame["volume_z"]
+    spikes = score[score > _SPIKE_Z]
+    axis.plot(score.index, score, color=_SCORE, linewidth=0.5)
+    axis.plot(spikes.index, spikes, ".", color=_SPIKE, markersize=3, label=f"above {_SPIKE_Z:.0f}")
+    axis.axhline(0, color="#888888", linewidth=0.6)
+    axis.set_ylabel("volume_z (1 day)")
+    locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(
+        ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    )
+    missing = int(frame["last_close"].isna().sum())
+    axis.set_xlabel(f"UTC; {missing:,} of {len(frame):,} minutes missing")
+    if len(spikes):
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 0.97), frameon=False, fontsize=8)
+
+
+def _shade_missing(axis: Axes, frame: pd.DataFrame) -> None:
+    gone = frame["last_close"].isna().to_numpy()
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], gone, [False])).astype(int)))
+    minute = pd.Timedelta(minutes=1)
+    for first, after in edges.reshape(-1, 2):
+        axis.axvspan(
+            frame.index[first],
+            frame.index[after - 1] + minute,
+            color=_MISSING,
+            alpha=0.5,
+            linewidth=0.8,
+        )

@@ -1,0 +1,78 @@
+"""The state of the platform: what each symbol has, and how the refresh policy does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row, dict_row
+
+from feature_platform.queries import queries
+
+
+@dataclass(frozen=True)
+class SymbolStatus:
+    """What one symbol has.
+
+    rows_dirty: closed minutes whose row may not equal what the bars say, since dirty_since.
+    lag: the age of the newest feature row, counted from the close of its minute; None where
+        there is no row.
+    """
+
+    symbol: str
+    first_bar: datetime | None
+    last_bar: datetime | None
+    last_feature: datetime | None
+    rows_dirty: int
+    dirty_since: datetime | None
+    lag: timedelta | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows a symbol has in each table."""
+
+    bars: int
+    features: int
+
+
+@dataclass(frozen=True)
+class PolicyStatus:
+    """The refresh policy, its last run and its last error; see the view `policy_status`."""
+
+    start_offset: timedelta
+    end_offset: timedelta
+    schedule_interval: timedelta
+    runs_in: str
+    last_runner: str | None
+    last_start: datetime | None
+    last_duration: timedelta | None
+    running: bool
+    last_rows_written: int | None
+    last_slices: int | None
+    rows_dirty: int
+    oldest_dirty_age: timedelta | None
+    last_error: str | None
+    last_error_at: datetime | None
+    next_run: datetime | None
+
+
+def symbol_status(connection: psycopg.Connection[Any]) -> list[SymbolStatus]:
+    """Return what each symbol has, in order of symbols, by a few index look-ups each."""
+    with connection.cursor(row_factory=class_row(SymbolStatus)) as cursor:
+        return cursor.execute(queries["status_symbols"]).fetchall()
+
+
+def row_counts(connection: psycopg.Connection[Any]) -> dict[str, Counts]:
+    """Count the rows of each symbol; this reads every key of both tables."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(queries["status_counts"]).fetchall()
+    return {row["symbol"]: Counts(row["bars"], row["features"]) for row in rows}
+
+
+def policy_status(connection: psycopg.Connection[Any]) -> PolicyStatus | None:
+    """Return the state of the refresh policy, None where there is none."""
+    with connection.cursor(row_factory=class_row(PolicyStatus)) as cursor:
+        return cursor.execute(queries["status_policy"]).fetchone()

@@ -1,0 +1,172 @@
+"""The proof that what is stored equals what would be recomputed.
+
+It recomputes by plain window functions over the bars and shares no code with the refresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from feature_platform.errors import UserError
+from feature_platform.queries import queries
+
+SLICE = timedelta(days=30)
+EXAMPLES = 10
+
+_MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Name one value that is stored and not what the bars give.
+
+    bucket: in ISO-8601 and UTC.
+    stored, expected: None stands for NULL, or for a row that is not there: column "row", of
+        which the other value is the last_close.
+    """
+
+    symbol: str
+    bucket: str
+    column: str
+    stored: float | None
+    expected: float | None
+
+
+@dataclass
+class VerifyReport:
+    """Count what was compared.
+
+    rows: stored rows that were recomputed and compared, bit for bit.
+    pending: rows that differ and are marked dirty: the next refresh brings them up to date.
+    mismatches: rows that differ and should not; `examples` holds values of the first ones.
+    """
+
+    symbols: int = 0
+    rows: int = 0
+    pending: int = 0
+    mismatches: int = 0
+    examples: list[Mismatch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    symbol: str
+    start: datetime
+    end: datetime
+
+
+def verify(
+    connection: psycopg.Connection[Any],
+    *,
+    symbol: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Recompute every row with start <= bucket < end from the bars and compare it with the stored.
+
+    symbol: one symbol only; None is all of them.
+    progress: called with the number of slices done and the number there are; a slice is at most
+        30 days of one symbol, seen as it was at one moment.
+    Raises UserError when the symbol has neither bars nor rows, or start is not before end.
+    """
+    if start is not None and end is not None and start >= end:
+        raise UserError(f"the window to verify is empty: start {start} is not before end {end}")
+    slices = list(_slices(connection, symbol, start, end))
+    report = VerifyReport(symbols=len({one.symbol for one in slices}))
+    # The recomputation's double -> text -> numeric is exact from 1 on.
+    connection.execute("SET extra_float_digits = 1")
+    for number, one in enumerate(slices, 1):
+        _verify_slice(connection, one, report)
+        if progress is not None:
+            progress(number, len(slices))
+    return report
+
+
+def verify_window(
+    connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
+) -> VerifyReport:
+    """Do the same for one short window of one symbol, without a look at any other.
+
+    start, end: whole minutes, at most `SLICE` apart.
+    """
+    report = VerifyReport(symbols=1)
+    connection.execute("SET extra_float_digits = 1")
+    _verify_slice(connection, _Slice(symbol, start, end), report)
+    return report
+
+
+def _slices(
+    connection: psycopg.Connection[Any],
+    symbol: str | None,
+    start: datetime | None,
+    end: datetime | None,
+) -> Iterator[_Slice]:
+    spans = connection.execute(queries["verify_spans"]).fetchall()
+    if symbol is not None:
+        spans = [span for span in spans if span[0] == symbol]
+        if not spans:
+            raise UserError(
+                f"there are no bars and no features of {symbol!r}:"
+                " `feature-platform status` lists the symbols"
+            )
+    for name, first, closed, last in spans:
+        lo, hi = max(first, start or first), min(last, end or last)
+        if lo >= hi:
+            continue
+        # Minutes are compared whole, and so are the bars inside the last of them.
+        lo, hi = _minute_from(lo), _minute_from(hi)
+        while lo < hi:
+            # From `closed` on no bar counts, and any row is one too many: one slice sees them all.
+            until = min(lo + SLICE, hi) if lo < closed else hi
+            yield _Slice(name, lo, until)
+            lo = until
+
+
+def _minute_from(moment: datetime) -> datetime:
+    """Return the first minute at or after a moment, in UTC, as all arithmetic should be."""
+    utc = moment.astimezone(UTC)
+    minute = utc.replace(second=0, microsecond=0)
+    return minute if minute == utc else minute + _MINUTE
+
+
+def _verify_slice(connection: psycopg.Connection[Any], one: _Slice, report: VerifyReport) -> None:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        parameters = {
+            "symbol": one.symbol,
+            "start": one.start,
+            "end": one.end,
+            "show": EXAMPLES - len(report.examples),
+        }
+        row = cursor.execute(queries["verify_slice"], parameters).fetchone()
+    assert row is not None, "the statement always gives one row"
+    report.rows += row["rows_checked"]
+    report.pending += row["pending"]
+    report.mismatches += row["mismatches"]
+    for example in row["examples"]:
+        report.examples.extend(_differences(one.symbol, example))
+    del report.examples[EXAMPLES:]
+
+
+def _differences(symbol: str, example: dict[str, Any]) -> Iterator[Mismatch]:
+    bucket, stored, expected = example["bucket"], example["stored"], example["expected"]
+    # A row of an outer join that is not there has nothing but NULLs.
+    if stored is None or stored["bucket"] is None:
+        yield Mismatch(symbol, bucket, "row", None, _number(expected["last_close"]))
+    elif expected is None or expected["bucket"] is None:
+        yield Mismatch(symbol, bucket, "row", _number(stored["last_close"]), None)
+    else:
+        for column, value in expected.items():
+            if stored[column] != value:
+                yield Mismatch(symbol, bucket, column, _number(stored[column]), _number(value))
+
+
+def _number(value: Any) -> float | None:
+    """Return what JSON made of a number: a text of NaN, a whole number of many another one."""
+    return None if value is None else float(value)
