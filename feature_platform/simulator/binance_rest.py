@@ -1,0 +1,491 @@
+"""Binance's spot REST, as far as bars need it: how it is asked, how it answers and refuses.
+
+GET /api/v3/ping, /time, /exchangeInfo and /klines are Binance's; /admin/faults is the
+simulator's own: GET lists the faults that are at work, POST adds some, DELETE ends all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import formatdate
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from feature_platform.errors import UserError
+from feature_platform.settings import is_loopback
+from feature_platform.simulator._noise import uniform
+from feature_platform.simulator.faults import (
+    Banned,
+    Damage,
+    Endpoint,
+    Garbled,
+    Hit,
+    IgnoredEnd,
+    IgnoredStart,
+    Latency,
+    Malformed,
+    OpenCandle,
+    Repeated,
+    Reset,
+    ServerError,
+    ShortPage,
+    Shuffled,
+    TooManyRequests,
+    parse_faults,
+)
+from feature_platform.simulator.markets import Market
+from feature_platform.simulator.truth import MINUTE_MS, MinuteBars
+from feature_platform.simulator.venue import OutageHitError, Venue
+from feature_platform.simulator.weights import Verdict, Weights
+
+_log = logging.getLogger(__name__)
+
+_DEFAULT_LIMIT, _LARGEST_LIMIT = 500, 1000
+_WEIGHTS: dict[Endpoint, int] = {"ping": 1, "time": 1, "exchangeInfo": 20, "klines": 2}
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_SYMBOL = re.compile(r"[A-Z0-9\-_.]{1,50}")
+_INTERVALS = ("1m",)
+_JSON = "application/json;charset=UTF-8"
+
+Handler = Callable[[Mapping[str, str], list[Hit]], Any]
+Abort = Callable[[tuple[str, int]], None]
+
+
+class Refusal(Exception):
+    """Answer with Binance's form of an error."""
+
+    def __init__(self, status: int, code: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"code": code, "msg": message}
+
+
+def create_app(venue: Venue, weights: Weights) -> FastAPI:
+    """Make the web application of a venue; `weights` limits who asks too much of it."""
+    rest = _Rest(venue, weights)
+    app = FastAPI(title="Simulated Binance spot REST", openapi_url=None)
+    for endpoint, handler in rest.handlers.items():
+        app.add_api_route(
+            f"/api/v3/{endpoint}", _route(rest, endpoint, handler), include_in_schema=False
+        )
+    app.add_api_route("/admin/faults", rest.list_faults, methods=["GET"])
+    app.add_api_route("/admin/faults", rest.add_faults, methods=["POST"])
+    app.add_api_route("/admin/faults", rest.end_faults, methods=["DELETE"])
+    return app
+
+
+def _route(rest: _Rest, endpoint: Endpoint, handler: Handler) -> Callable[..., Any]:
+    async def route(request: Request) -> Response:
+        return await rest.answer(request, endpoint, handler)
+
+    return route
+
+
+class _Rest:
+    """Answer requests."""
+
+    def __init__(self, venue: Venue, weights: Weights) -> None:
+        self._venue = venue
+        self._weights = weights
+        self._by_id = {market.id: market for market in venue.truth.markets.values()}
+        self.handlers: dict[Endpoint, Handler] = {
+            "ping": self._ping,
+            "time": self._time,
+            "exchangeInfo": self._exchange_info,
+            "klines": self._klines,
+        }
+
+    async def answer(self, request: Request, endpoint: Endpoint, handler: Handler) -> Response:
+        """Answer one request as the handler does, unless limits or faults are in the way."""
+        began = time.perf_counter()
+        address = request.client.host if request.client is not None else ""
+        verdict = self._weights.charge(address, _WEIGHTS[endpoint])
+        market = self._by_id.get(request.query_params.get("symbol", ""))
+        hits: list[Hit] = []
+        if verdict.status == 200:
+            hits = list(
+                self._venue.faults.hitting(endpoint, None if market is None else market.symbol)
+            )
+            verdict = self._refuse(address, hits) or verdict
+        for hit in hits:
+            if isinstance(hit.fault, Latency):
+                await asyncio.sleep(hit.fault.seconds)
+        response = self._respond(request, verdict, hits, handler)
+        now = self._venue.clock.milliseconds() / 1000
+        response.headers["date"] = formatdate(now, usegmt=True)
+        response.headers["x-mbx-used-weight"] = str(verdict.used)
+        response.headers["x-mbx-used-weight-1m"] = str(verdict.used)
+        _log.info(
+            "request at=%s path=%s query=%s status=%d bytes=%d weight=%d ms=%.1f faults=%s",
+            datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
+            request.url.path,
+            request.url.query or "-",
+            response.status_code,
+            len(response.body),
+            verdict.used,
+            (time.perf_counter() - began) * 1000,
+            ",".join(hit.fault.kind for hit in hits) or "-",
+        )
+        for hit in hits:
+            if isinstance(hit.fault, Reset):
+                return _CutResponse(response, hit.fault.at)
+        return response
+
+    def _refuse(self, address: str, hits: list[Hit]) -> Verdict | None:
+        now = self._venue.clock.milliseconds()
+        for hit in hits:
+            if isinstance(hit.fault, TooManyRequests | Banned):
+                status: Literal[418, 429] = 418 if isinstance(hit.fault, Banned) else 429
+                return self._weights.refuse(address, status, now + hit.fault.retry_after * 1000)
+        return None
+
+    def _respond(
+        self, request: Request, verdict: Verdict, hits: list[Hit], handler: Handler
+    ) -> Response:
+        if verdict.status != 200:
+            return _too_much(verdict, self._weights.limit)
+        for hit in hits:
+            if isinstance(hit.fault, ServerError):
+                return _server_error(hit.fault.status)
+        try:
+            body = handler(_once_each(request), hits)
+        except Refusal as refusal:
+            return JSONResponse(refusal.body, refusal.status, media_type=_JSON)
+        except OutageHitError as outage:
+            return _server_error(outage.status)
+        text = body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))
+        if any(isinstance(hit.fault, Garbled) for hit in hits):
+            text = text[: len(text) // 2]
+        return Response(text, media_type=_JSON)
+
+    def _ping(self, given: Mapping[str, str], _hits: list[Hit]) -> Any:
+        _all_read(given, ())
+        return {}
+
+    def _time(self, given: Mapping[str, str], _hits: list[Hit]) -> Any:
+        _all_read(given, ())
+        return {"serverTime": self._venue.clock.milliseconds()}
+
+    def _exchange_info(self, given: Mapping[str, str], _hits: list[Hit]) -> Any:
+        known = ("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
+        _all_read(given, known)
+        ids = [given["symbol"]] if "symbol" in given else _list_of(given.get("symbols"))
+        markets = self._by_id.values() if ids is None else [self._market(one) for one in ids]
+        return {
+            "timezone": "UTC",
+            "serverTime": self._venue.clock.milliseconds(),
+            "rateLimits": [
+                {
+                    "rateLimitType": "REQUEST_WEIGHT",
+                    "interval": "MINUTE",
+                    "intervalNum": 1,
+                    "limit": self._weights.limit,
+                }
+            ],
+            "exchangeFilters": [],
+            "symbols": [_market_info(market) for market in markets],
+        }
+
+    def _klines(self, given: Mapping[str, str], hits: list[Hit]) -> str:
+        for name in ("symbol", "interval"):
+            if not given.get(name):
+                raise _missing(name)
+        start, end, limit = (_number(given, name) for name in ("startTime", "endTime", "limit"))
+        market = self._market(given["symbol"])
+        if given["interval"] not in _INTERVALS:
+            raise Refusal(400, -1120, "Invalid interval.")
+        if limit == 0:
+            raise Refusal(400, -1130, "Data sent for parameter 'limit' is not valid.")
+        _all_read(given, ("symbol", "interval", "startTime", "endTime", "timeZone", "limit"))
+        for hit in hits:
+            if isinstance(hit.fault, IgnoredStart):
+                start = None
+            if isinstance(hit.fault, IgnoredEnd):
+                end = None
+        rows_wanted = min(limit or _DEFAULT_LIMIT, _LARGEST_LIMIT)
+        rows = _rows(self._venue.bars(market.symbol, start, end, rows_wanted))
+        for hit in hits:
+            rows = self._damaged(rows, market, hit)
+        return f"[{','.join(rows)}]"
+
+    def _damaged(self, rows: list[str], market: Market, hit: Hit) -> list[str]:
+        """Do to the bars of an answer what a fault does."""
+        fault = hit.fault
+        chance = uniform(hit.key, np.arange(len(rows)))
+        match fault:
+            case ShortPage():
+                return rows[: fault.rows]
+            case OpenCandle():
+                candle = _rows(self._venue.open_candle(market.symbol))
+                rest = [row for row in rows if row not in candle]
+                at = {"first": 0, "middle": len(rest) // 2, "last": len(rest)}[fault.position]
+                return rest[:at] + candle + rest[at:]
+            case Shuffled():
+                return [rows[at] for at in np.argsort(chance)]
+            case Repeated():
+                again = [rows[at] for at in np.argsort(chance)[: fault.rows]]
+                if fault.differing:
+                    again = [_changed(row, 5, "1234567.00000000") for row in again]
+                return rows + again
+            case Malformed():
+                for number, at in enumerate(np.argsort(chance)[: fault.rows]):
+                    damage = fault.damages[number % len(fault.damages)]
+                    rows[at] = _DAMAGE[damage](rows[at])
+        return rows
+
+    def _market(self, market_id: str) -> Market:
+        if not _SYMBOL.fullmatch(market_id):
+            raise _illegal("symbol", r"^[\w\-._&&[^a-z]]{1,50}$")
+        if market_id not in self._by_id:
+            raise Refusal(400, -1121, "Invalid symbol.")
+        return self._by_id[market_id]
+
+    async def list_faults(self, request: Request) -> Response:
+        """List the faults that are at work."""
+        return self._admin(request) or self._listing()
+
+    async def add_faults(self, request: Request) -> Response:
+        """Add faults: a JSON list of objects."""
+        refused = self._admin(request)
+        if refused is not None:
+            return refused
+        try:
+            faults = parse_faults(await request.body())
+        except UserError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        self._venue.faults.add(faults)
+        _log.info("faults added=%s", ",".join(fault.kind for fault in faults) or "-")
+        return self._listing()
+
+    async def end_faults(self, request: Request) -> Response:
+        """End all faults."""
+        refused = self._admin(request)
+        if refused is not None:
+            return refused
+        self._venue.faults.replace(())
+        _log.info("faults ended=all")
+        return self._listing()
+
+    def _listing(self) -> Response:
+        return JSONResponse({"faults": self._venue.faults.describe()})
+
+    def _admin(self, request: Request) -> Response | None:
+        """Refuse who is on another machine."""
+        if request.client is not None and is_loopback(request.client.host):
+            return None
+        return JSONResponse({"error": "faults are set from this machine only"}, 403)
+
+
+class _CutResponse(Response):
+    """Send a part of another response, then reset the connection."""
+
+    def __init__(self, whole: Response, at: float) -> None:
+        super().__init__(whole.body, whole.status_code, dict(whole.headers))
+        self._sent = int(len(whole.body) * at)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        if self._sent:
+            part = bytes(self.body[: self._sent])
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        scope["state"]["abort"](tuple(scope["client"]))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def abort_connection(transport: asyncio.BaseTransport) -> None:
+    """Reset a connection: what the other side has not read yet is lost to it."""
+    assert isinstance(transport, asyncio.Transport)
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _once_each(request: Request) -> dict[str, str]:
+    pairs = request.query_params.multi_items()
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise Refusal(400, -1101, "Duplicate values for a parameter detected.")
+    return given
+
+
+def _all_read(given: Mapping[str, str], known: tuple[str, ...]) -> None:
+    read = sum(name in known for name in given)
+    if read < len(given):
+        raise Refusal(
+            400,
+            -1104,
+            f"Not all sent parameters were read; read '{read}' parameter(s)"
+            f" but was sent '{len(given)}'.",
+        )
+
+
+def _number(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not text:
+        raise _missing(name)
+    if not _NUMBER.fullmatch(text):
+        raise _illegal(name, "^[0-9]{1,20}$")
+    return int(text)
+
+
+def _list_of(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _illegal("symbols", r"^\[(\"[A-Z0-9-_.]{1,20}\"(,\"[A-Z0-9-_.]{1,20}\"){0,}){0,1}\]$")
+    return names
+
+
+def _missing(name: str) -> Refusal:
+    message = f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed."
+    return Refusal(400, -1102, message)
+
+
+def _illegal(name: str, legal: str) -> Refusal:
+    message = f"Illegal characters found in parameter '{name}'; legal range is '{legal}'."
+    return Refusal(400, -1100, message)
+
+
+def _too_much(verdict: Verdict, limit: int) -> Response:
+    advice = "Please use WebSocket Streams for live updates to avoid"
+    if verdict.status == 418:
+        message = (
+            f"Way too much request weight used; IP banned until {verdict.until}. {advice} bans."
+        )
+    else:
+        message = (
+            f"Too much request weight used; current limit is {limit} request weight per 1 MINUTE."
+            f" {advice} polling the API."
+        )
+    return JSONResponse(
+        {"code": -1003, "msg": message},
+        verdict.status,
+        {"retry-after": str(verdict.retry_after)},
+        media_type=_JSON,
+    )
+
+
+def _server_error(status: int) -> Response:
+    if status in (502, 504):
+        name = {502: "Bad Gateway", 504: "Gateway Time-out"}[status]
+        page = f"<html><head><title>{status} {name}</title></head><body>{name}</body></html>"
+        return HTMLResponse(page, status)
+    code, message = -1000, "An unknown error occurred while processing the request."
+    if status == 503:
+        code, message = -1001, "Internal error; unable to process your request. Please try again."
+    return JSONResponse({"code": code, "msg": message}, status, media_type=_JSON)
+
+
+def _market_info(market: Market) -> dict[str, Any]:
+    tick, step = (f"{10.0**-n:.8f}" for n in (market.price_decimals, market.volume_decimals))
+    return {
+        "symbol": market.id,
+        "status": "TRADING",
+        "baseAsset": market.base,
+        "baseAssetPrecision": 8,
+        "quoteAsset": market.quote,
+        "quotePrecision": 8,
+        "quoteAssetPrecision": 8,
+        "baseCommissionPrecision": 8,
+        "quoteCommissionPrecision": 8,
+        "orderTypes": ["LIMIT", "MARKET"],
+        "icebergAllowed": False,
+        "ocoAllowed": False,
+        "isSpotTradingAllowed": True,
+        "isMarginTradingAllowed": False,
+        "filters": [
+            {
+                "filterType": "PRICE_FILTER",
+                "minPrice": tick,
+                "maxPrice": "1000000.00000000",
+                "tickSize": tick,
+            },
+            {
+                "filterType": "LOT_SIZE",
+                "minQty": step,
+                "maxQty": "900000000.00000000",
+                "stepSize": step,
+            },
+        ],
+        "permissions": [],
+        "permissionSets": [["SPOT"]],
+    }
+
+
+_ROW = '[%d,"%.8f","%.8f","%.8f","%.8f","%.8f",%d,"%.8f",%d,"%.8f","%.8f","0"]'
+
+
+def _rows(bars: MinuteBars) -> list[str]:
+    """Return bars as the rows of an answer: 12 fields each, numbers with eight decimals."""
+    start = bars.minute * MINUTE_MS
+    quote = bars.volume * (bars.open + bars.high + bars.low + bars.close) / 4
+    bought = np.where(bars.close >= bars.open, 0.58, 0.42)  # by takers, who drive the price
+    columns = (
+        start,
+        bars.open,
+        bars.high,
+        bars.low,
+        bars.close,
+        bars.volume,
+        start + MINUTE_MS - 1,
+        quote,
+        bars.trades,
+        bars.volume * bought,
+        quote * bought,
+    )
+    return [_ROW % row for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _changed(row: str, at: int, value: Any) -> str:
+    fields = json.loads(row)
+    fields[at] = value
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _field(at: int, value: Any) -> Callable[[str], str]:
+    return lambda row: _changed(row, at, value)
+
+
+def _time_changed(change: Callable[[int], int]) -> Callable[[str], str]:
+    return lambda row: _changed(row, 0, change(json.loads(row)[0]))
+
+
+def _high_below_low(row: str) -> str:
+    return _changed(row, 2, f"{float(json.loads(row)[3]) / 2:.8f}")
+
+
+_DAMAGE: dict[Damage, Callable[[str], str]] = {
+    "missing_price": _field(1, None),
+    "text_price": _field(4, "n/a"),
+    "nan_price": _field(4, "NaN"),
+    "zero_price": _field(3, "0.00000000"),
+    "absurd_price": _field(2, "1e150"),
+    "high_below_low": _high_below_low,
+    "negative_volume": _field(5, "-1.00000000"),
+    "infinite_volume": _field(5, "Infinity"),
+    "missing_time": _field(0, None),
+    "odd_time": _time_changed(lambda ms: ms + 1234),
+    "far_time": _time_changed(lambda ms: ms * 1000),
+    "short_row": lambda row: json.dumps(json.loads(row)[:3]),
+    "not_a_row": lambda _row: '"oops"',
+}

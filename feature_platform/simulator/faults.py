@@ -1,0 +1,359 @@
+"""What goes wrong at the simulated exchange: each fault a model, and the set that is at work.
+
+There are two kinds. A request fault hits answers: some, or the next so many. A bar fault is a
+state of the world: what the venue publishes of some minutes, or when, for as long as it is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from feature_platform.errors import UserError
+from feature_platform.simulator._noise import key_of, uniform_at
+
+Endpoint = Literal["ping", "time", "exchangeInfo", "klines"]
+
+Damage = Literal[
+    "missing_price",
+    "text_price",
+    "nan_price",
+    "zero_price",
+    "absurd_price",
+    "high_below_low",
+    "negative_volume",
+    "infinite_volume",
+    "missing_time",
+    "odd_time",
+    "far_time",
+    "short_row",
+    "not_a_row",
+]
+DAMAGES: tuple[Damage, ...] = get_args(Damage)
+
+_Seconds = Annotated[float, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+_Moment = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class _Fault(BaseModel):
+    """What all faults share.
+
+    symbol: hit this market only, such as "BTC/USDT".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    symbol: str | None = None
+
+
+class RequestFault(_Fault):
+    """Hit requests.
+
+    endpoint: of these only; "any" for all of them.
+    probability: the share of them that is hit.
+    after: let so many pass first.
+    count: hit so many, then no more; None for all to come.
+    """
+
+    endpoint: Endpoint | Literal["any"] = "klines"
+    probability: _Share = 1.0
+    after: Annotated[int, Field(ge=0)] = 0
+    count: _Count | None = None
+
+
+class Latency(RequestFault):
+    """Answer so many seconds later."""
+
+    kind: Literal["latency"] = "latency"
+    seconds: _Seconds
+
+
+class TooManyRequests(RequestFault):
+    """Answer 429 with Retry-After, to this request and to all until then."""
+
+    kind: Literal["too_many_requests"] = "too_many_requests"
+    retry_after: _Count = 1
+
+
+class Banned(RequestFault):
+    """Answer 418 with Retry-After, to this request and to all until then."""
+
+    kind: Literal["banned"] = "banned"
+    retry_after: _Count = 120
+
+
+class ServerError(RequestFault):
+    """Answer a status of 5xx: with Binance's JSON, or for 502 and 504 a proxy's page."""
+
+    kind: Literal["server_error"] = "server_error"
+    status: Annotated[int, Field(ge=500, le=599)] = 503
+
+
+class Reset(RequestFault):
+    """Reset the connection when this share of the answer is sent."""
+
+    kind: Literal["reset"] = "reset"
+    at: _Share = 0.5
+
+
+class Garbled(RequestFault):
+    """Answer 200 with the first half of the JSON."""
+
+    kind: Literal["garbled"] = "garbled"
+
+
+class ShortPage(RequestFault):
+    """Answer no more than so many bars, the first ones."""
+
+    kind: Literal["short_page"] = "short_page"
+    rows: Annotated[int, Field(ge=0)] = 100
+
+
+class OpenCandle(RequestFault):
+    """Put the candle that is still open into the answer, asked for or not, and not as the last."""
+
+    kind: Literal["open_candle"] = "open_candle"
+    position: Literal["first", "middle", "last"] = "middle"
+
+
+class Shuffled(RequestFault):
+    """Answer bars out of order."""
+
+    kind: Literal["shuffled"] = "shuffled"
+
+
+class Repeated(RequestFault):
+    """Answer some bars twice.
+
+    differing: the second time with another volume.
+    """
+
+    kind: Literal["repeated"] = "repeated"
+    rows: _Count = 1
+    differing: bool = False
+
+
+class IgnoredStart(RequestFault):
+    """Answer the newest bars, whatever startTime says."""
+
+    kind: Literal["ignored_start"] = "ignored_start"
+
+
+class IgnoredEnd(RequestFault):
+    """Answer bars beyond endTime, too."""
+
+    kind: Literal["ignored_end"] = "ignored_end"
+
+
+class Malformed(RequestFault):
+    """Damage some bars of the answer.
+
+    rows: how many.
+    damages: in which ways, in turn.
+    """
+
+    kind: Literal["malformed"] = "malformed"
+    rows: _Count = 1
+    damages: Annotated[tuple[Damage, ...], Field(min_length=1)] = DAMAGES
+
+
+class BarFault(_Fault):
+    """Be so for the minutes of [start, end), by default for all."""
+
+    start: _Moment | None = None
+    end: _Moment | None = None
+
+
+class QuietLeftOut(BarFault):
+    """Publish no bar for a minute without trades; by default it is one with volume 0."""
+
+    kind: Literal["quiet_left_out"] = "quiet_left_out"
+
+
+class Late(BarFault):
+    """Publish bars so many seconds after their end.
+
+    probability: the share of the minutes that is late.
+    """
+
+    kind: Literal["late"] = "late"
+    seconds: _Seconds
+    probability: _Share = 1.0
+
+
+class Corrected(BarFault):
+    """Publish bars with a wrong close and volume at first.
+
+    until: when all are put right; or
+    seconds: how long after its end each is put right.
+    probability: the share of the minutes that is wrong at first.
+    """
+
+    kind: Literal["corrected"] = "corrected"
+    until: _Moment | None = None
+    seconds: _Seconds | None = None
+    probability: _Share = 1.0
+
+    @model_validator(mode="after")
+    def _says_when(self) -> Self:
+        if (self.until is None) == (self.seconds is None):
+            raise ValueError("give either until or seconds")
+        return self
+
+
+class Outage(BarFault):
+    """Have no bars of a range of minutes.
+
+    status: what requests that touch it are answered with; None to leave its bars out.
+    """
+
+    kind: Literal["outage"] = "outage"
+    status: Annotated[int, Field(ge=500, le=599)] | None = None
+
+
+Fault = (
+    Latency
+    | TooManyRequests
+    | Banned
+    | ServerError
+    | Reset
+    | Garbled
+    | ShortPage
+    | OpenCandle
+    | Shuffled
+    | Repeated
+    | IgnoredStart
+    | IgnoredEnd
+    | Malformed
+    | QuietLeftOut
+    | Late
+    | Corrected
+    | Outage
+)
+
+_FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Annotated[Fault, Discriminator("kind")]])
+
+
+def parse_faults(given: str | bytes | Iterable[dict[str, Any]]) -> list[Fault]:
+    """Read faults from JSON, or from what JSON would give: objects with a `kind`.
+
+    Raises UserError naming the first value that is wrong.
+    """
+    try:
+        if isinstance(given, str | bytes):
+            return _FAULTS.validate_json(given)
+        return _FAULTS.validate_python(list(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"faults: {where + ': ' if where else ''}{first['msg']}") from None
+
+
+class Faults:
+    """Hold the faults that are at work, and decide which of them hit a request.
+
+    All that is random in them follows from the seed and from how many requests there were.
+    """
+
+    def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+        self._seed = seed
+        self._entries: tuple[_Entry, ...] = ()
+        self.replace(faults)
+
+    def replace(self, faults: Iterable[Fault]) -> None:
+        """Have these faults and no others; counts begin anew."""
+        self._entries = tuple(_Entry(fault, self._seed, at) for at, fault in enumerate(faults))
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Have these faults beside those that are at work."""
+        there = len(self._entries)
+        self._entries += tuple(
+            _Entry(fault, self._seed, there + at) for at, fault in enumerate(faults)
+        )
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the faults as JSON would have them, each with how often it was `fired`."""
+        return [
+            {**entry.fault.model_dump(mode="json", exclude_defaults=True), **entry.name_and_count()}
+            for entry in self._entries
+        ]
+
+    def fired(self, kind: str) -> int:
+        """Return how many requests the faults of a kind have hit since they were set."""
+        return sum(entry.fired for entry in self._entries if entry.fault.kind == kind)
+
+    def hitting(self, endpoint: Endpoint, symbol: str | None) -> Sequence[Hit]:
+        """Return the faults that hit the next request, which counts for each of them."""
+        hits = []
+        for entry in self._entries:
+            hit = entry.hit(endpoint, symbol)
+            if hit is not None:
+                hits.append(hit)
+                if isinstance(hit.fault, TooManyRequests | Banned | ServerError):
+                    break  # what comes after it never gets to see the request
+        return hits
+
+    def of_bars(self, symbol: str) -> list[tuple[BarFault, Any]]:
+        """Return the bar faults of a market, each with the key of its random numbers."""
+        return [
+            (entry.fault, entry.key)
+            for entry in self._entries
+            if isinstance(entry.fault, BarFault) and entry.fault.symbol in (None, symbol)
+        ]
+
+
+class Hit:
+    """Be one fault at one request, with random numbers of its own."""
+
+    def __init__(self, fault: RequestFault, key: Any) -> None:
+        self.fault = fault
+        self.key = key
+
+
+class _Entry:
+    """Count for one fault."""
+
+    def __init__(self, fault: Fault, seed: int, at: int) -> None:
+        self.fault = fault
+        self.key = key_of(seed, "fault", at, fault.kind)
+        self.fired = 0
+        self._seen = 0
+
+    def name_and_count(self) -> dict[str, Any]:
+        fired = {"fired": self.fired} if isinstance(self.fault, RequestFault) else {}
+        return {"kind": self.fault.kind, **fired}
+
+    def hit(self, endpoint: Endpoint, symbol: str | None) -> Hit | None:
+        fault = self.fault
+        if not isinstance(fault, RequestFault):
+            return None
+        if fault.endpoint not in ("any", endpoint) or fault.symbol not in (None, symbol):
+            return None
+        self._seen += 1
+        if self._seen <= fault.after or (fault.count is not None and self.fired >= fault.count):
+            return None
+        if uniform_at(self.key, self._seen) >= fault.probability:
+            return None
+        self.fired += 1
+        return Hit(fault, key_of(self.key, self._seen))

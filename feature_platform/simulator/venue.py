@@ -1,0 +1,173 @@
+"""What the simulated exchange has published by now: the truth, as its bar faults let it out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_platform.clock import Clock
+from feature_platform.simulator._noise import Ints, uniform
+from feature_platform.simulator.faults import (
+    BarFault,
+    Corrected,
+    Faults,
+    Late,
+    Outage,
+    QuietLeftOut,
+)
+from feature_platform.simulator.truth import MINUTE_MS, MinuteBars, Truth, minute_from
+
+_Mask = NDArray[np.bool_]
+
+# How many minutes to look through at once where few have bars.
+_LARGEST_PIECE = 50_000
+
+
+class OutageHitError(Exception):
+    """A request touches minutes for which the venue answers a status only."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Venue:
+    """Publish bars as time goes on."""
+
+    def __init__(self, truth: Truth, faults: Faults, clock: Clock) -> None:
+        self.truth = truth
+        self.faults = faults
+        self.clock = clock
+
+    def bars(self, symbol: str, start: int | None, end: int | None, limit: int) -> MinuteBars:
+        """Return published bars, ascending; the newest may be of the minute that is not over.
+
+        start, end: milliseconds since 1970-01-01 UTC between which bars begin, both included.
+        limit: how many at most: the first ones, or where there is no start the last ones.
+        Raises OutageHitError.
+        """
+        now = self.clock.milliseconds()
+        first = self.truth.first if start is None else max(-(-start // MINUTE_MS), self.truth.first)
+        after = now // MINUTE_MS + 1
+        if end is not None:
+            after = min(after, end // MINUTE_MS + 1)
+        self._check_outages(symbol, first, after, limit, from_start=start is not None)
+        parts = [self.truth.minutes(symbol, first, first)]
+        missing, piece = limit, limit
+        while missing > 0 and first < after:
+            if start is None:
+                lo, hi = max(first, after - piece), after
+                part = self._published(symbol, lo, hi, now)
+                part = part.take(slice(max(0, len(part) - missing), None))
+                parts.insert(0, part)
+                after = lo
+            else:
+                lo, hi = first, min(after, first + piece)
+                part = self._published(symbol, lo, hi, now).take(slice(0, missing))
+                parts.append(part)
+                first = hi
+            missing -= len(part)
+            piece = min(2 * piece, _LARGEST_PIECE)
+        return MinuteBars.join(parts)
+
+    def open_candle(self, symbol: str) -> MinuteBars:
+        """Return the bar of the minute that is not over."""
+        now = self.clock.milliseconds()
+        minute = now // MINUTE_MS
+        return self._so_far(symbol, self.truth.minutes(symbol, minute, minute + 1), now)
+
+    def _check_outages(
+        self, symbol: str, first: int, after: int, limit: int, *, from_start: bool
+    ) -> None:
+        lo, hi = (first, min(after, first + limit)) if from_start else (after - limit, after)
+        for fault, _ in self.faults.of_bars(symbol):
+            if isinstance(fault, Outage) and fault.status is not None:
+                begins, ends = _bounds(fault)
+                if lo < ends and begins < hi:
+                    raise OutageHitError(fault.status)
+
+    def _published(self, symbol: str, first: int, end: int, now: int) -> MinuteBars:
+        bars = self._so_far(symbol, self.truth.minutes(symbol, first, end), now)
+        hidden = np.zeros(len(bars), np.bool_)
+        for fault, key in self.faults.of_bars(symbol):
+            lo, hi = _bounds(fault)
+            concerned = (bars.minute >= lo) & (bars.minute < hi)
+            if isinstance(fault, Late | Corrected):
+                concerned &= uniform(key, bars.minute) < fault.probability
+            match fault:
+                case QuietLeftOut():
+                    hidden |= concerned & (bars.trades == 0)
+                case Outage():
+                    hidden |= concerned
+                case Late():
+                    hidden |= concerned & (now < _ends_of(bars.minute) + fault.seconds * 1000)
+                case Corrected():
+                    wrong = concerned & (_ends_of(bars.minute) <= now)
+                    bars = _wrong(bars, wrong & _before_correction(fault, bars.minute, now))
+        return bars.take(np.flatnonzero(~hidden))
+
+    def _so_far(self, symbol: str, bars: MinuteBars, now: int) -> MinuteBars:
+        """Cut the bar of the minute that is not over to what has been traded of it."""
+        if not len(bars) or bars.minute[-1] != now // MINUTE_MS:
+            return bars
+        market = self.truth.markets[symbol]
+        share = now % MINUTE_MS / MINUTE_MS
+        opening, high, low, close = (
+            float(column[-1]) for column in (bars.open, bars.high, bars.low, bars.close)
+        )
+        last = round(opening + (close - opening) * share, market.price_decimals)
+        return replace(
+            bars,
+            close=_with_last(bars.close, last),
+            high=_with_last(
+                bars.high,
+                max(last, round(opening + (high - opening) * share, market.price_decimals)),
+            ),
+            low=_with_last(
+                bars.low, min(last, round(opening + (low - opening) * share, market.price_decimals))
+            ),
+            volume=_with_last(
+                bars.volume, round(float(bars.volume[-1]) * share, market.volume_decimals)
+            ),
+            trades=_with_last(bars.trades, int(bars.trades[-1] * share)),
+        )
+
+
+def _bounds(fault: BarFault) -> tuple[int, int]:
+    """Return the first minute that a fault concerns and the first after it."""
+    return _minute(fault.start, 0), _minute(fault.end, 2**40)
+
+
+def _minute(moment: datetime | None, default: int) -> int:
+    return default if moment is None else minute_from(moment)
+
+
+def _ends_of(minute: Ints) -> Ints:
+    return (minute + 1) * MINUTE_MS
+
+
+def _before_correction(fault: Corrected, minute: Ints, now: int) -> _Mask:
+    if fault.until is not None:
+        return np.full(len(minute), now < fault.until.timestamp() * 1000)
+    assert fault.seconds is not None
+    early: _Mask = now < _ends_of(minute) + fault.seconds * 1000
+    return early
+
+
+def _wrong(bars: MinuteBars, which: _Mask) -> MinuteBars:
+    """Give some bars the close of their open, and six tenths of their volume."""
+    return replace(
+        bars,
+        close=np.where(which, bars.open, bars.close),
+        volume=np.where(which, np.round(bars.volume * 0.6, 8), bars.volume),
+    )
+
+
+def _with_last(column: NDArray[Any], value: float) -> NDArray[Any]:
+    changed = column.copy()
+    changed[-1] = value
+    return changed
