@@ -1,0 +1,183 @@
+"""What an exchange answered, judged: which rows are bars, of the range that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_platform._bar_columns import PRICES
+from feature_platform._bar_rules import NO_TIME, Batch, Floats, Ints, Mask, Rows, judge, unit_times
+from feature_platform.bars import MINUTE_US, Bars, moment
+
+# How much of a row that cannot be stored is shown.
+_LONGEST_TEXT = 200
+
+_LARGEST_TIME = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Hold a row that cannot be stored: of which minute, why not, and its text.
+
+    minute: None where the row does not tell.
+    """
+
+    minute: datetime | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hold what was found in the rows of one answer.
+
+    bars: the good ones of the range that was asked for.
+    rejected: the others of that range, and those without a time.
+    known: the minutes of `bars` and of `rejected`, ascending, in microseconds since 1970-01-01.
+    first, last: the ends of all times in the answer that are not of open candles, in range or
+        not; None where there is none.
+    placeless: how many rows do not tell their time.
+    """
+
+    bars: Bars
+    rejected: tuple[Rejected, ...]
+    known: Ints
+    first: int | None
+    last: int | None
+    placeless: int
+
+
+def read_answer(rows: Sequence[Sequence[Any]], start: int, end: int, closed: int) -> Answer:
+    """Judge the rows of an answer by the rules of the table `ohlcv_1m`.
+
+    rows: time in milliseconds, open, high, low, close, volume, in any order, None where ccxt
+        could not read a value; a seventh value may hold the row as the exchange wrote it.
+    start, end: the range that was asked for, in microseconds since 1970-01-01 UTC.
+    closed: rows of this moment or later are of open candles, wherever they stand.
+    """
+    faults: dict[int, str] = {}
+    times = _times(rows, faults)
+    placed = times != NO_TIME
+    past = placed & (times < closed)
+    wanted = (past & (times >= start) & (times < end)) | ~placed
+    batch = _judged(rows, times, faults, np.flatnonzero(wanted))
+    bars, twice = _one_a_minute(batch)
+    rejected = [_rejected(rows, times, bad.line, bad.reason) for bad in batch.bad]
+    rejected += [
+        _rejected(rows, times, line, "another row of the same minute has other values")
+        for line in twice.tolist()
+    ]
+    in_range = times[wanted & placed]
+    return Answer(
+        bars=bars,
+        rejected=tuple(rejected),
+        known=np.unique(in_range - in_range % MINUTE_US),
+        first=int(times[past].min()) if past.any() else None,
+        last=int(times[past].max()) if past.any() else None,
+        placeless=int((~placed).sum()),
+    )
+
+
+def _times(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Ints:
+    """Return the rows' times in microseconds, NO_TIME where a row has none that can be."""
+    first: list[Any] = [row[0] if row else None for row in rows]
+    values = np.array(first)
+    if values.dtype != np.int64:
+        values = np.zeros(len(rows), np.int64)
+        for at, value in enumerate(first):
+            if _is_whole(value) and abs(value) < _LARGEST_TIME:
+                values[at] = int(value)
+            else:
+                faults[at] = (
+                    "ts is missing" if value is None else f"time {value!r} is no whole number"
+                )
+    times = unit_times(values, 1000, faults)
+    if faults:
+        times[list(faults)] = NO_TIME
+    for at in np.flatnonzero((times != NO_TIME) & (times % MINUTE_US != 0)).tolist():
+        faults[at] = f"time {values[at]} is not the start of a minute"
+    return times
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value // 1
+
+
+def _prices(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Floats:
+    """Return the rows' other five values, NaN where one is none."""
+    shape = (len(rows), len(PRICES))
+    try:
+        prices = np.array([row[1:6] for row in rows], np.float64)  # None becomes NaN
+    except (TypeError, ValueError):
+        prices = np.empty(0)
+    if prices.shape != shape:  # not five numbers everywhere
+        prices = np.full(shape, np.nan)
+        for at, row in enumerate(rows):
+            try:
+                values = np.array(row[1:6], np.float64)
+            except (TypeError, ValueError):
+                values = np.empty(0)
+            if len(values) == len(PRICES):
+                prices[at] = values
+            else:
+                faults.setdefault(at, "not five numbers")
+    for at in np.flatnonzero(np.isnan(prices).any(axis=1)).tolist():
+        given = list(rows[at][1:6])
+        if None in given:
+            faults.setdefault(at, f"{PRICES[given.index(None)]} is missing")
+    return prices
+
+
+def _judged(
+    rows: Sequence[Sequence[Any]], times: Ints, faults: dict[int, str], wanted: Ints
+) -> Batch:
+    """Part the wanted rows; `line` is their index."""
+    reasons = {at: faults[line] for at, line in enumerate(wanted.tolist()) if line in faults}
+    prices = _prices([rows[line] for line in wanted.tolist()], reasons)
+    columns = dict(zip(PRICES, np.ascontiguousarray(prices.T), strict=True))
+    found = Rows(
+        line=wanted,
+        ts=times[wanted],
+        **columns,
+        symbols=("",),
+        symbol=np.zeros(len(wanted), np.int32),
+        faults=reasons,
+        text=lambda _at: "",
+    )
+    return judge("", found, (), 1.0)
+
+
+def _one_a_minute(batch: Batch) -> tuple[Bars, NDArray[np.int64]]:
+    """Sort bars by time; of those of one minute leave one where they agree, or none.
+
+    Also return the lines of those that do not agree.
+    """
+    order = np.argsort(batch.ts, kind="stable")
+    line = batch.line[order]
+    bars = Bars(*(getattr(batch, name)[order] for name in ("ts", *PRICES)))
+    again: Mask = np.diff(bars.ts, prepend=-1) == 0
+    if not again.any():
+        return bars, line[:0]
+    head = np.maximum.accumulate(np.where(again, 0, np.arange(len(bars))))
+    differs = np.zeros(len(bars), np.bool_)
+    for name in PRICES:
+        column = getattr(bars, name)
+        differs |= column != column[head]
+    doubtful = np.isin(head, head[differs])
+    return bars.take(~again & ~doubtful), line[doubtful]
+
+
+def _rejected(rows: Sequence[Sequence[Any]], times: Ints, line: int, reason: str) -> Rejected:
+    row = rows[line]
+    text = str(row[6] if len(row) > 6 else row)
+    time = int(times[line])
+    return Rejected(
+        minute=None if time == NO_TIME else moment(time - time % MINUTE_US),
+        reason=reason,
+        text=text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…",
+    )

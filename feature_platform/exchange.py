@@ -1,0 +1,321 @@
+"""Bars over REST, from any exchange that ccxt knows and that has them by the minute."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import ccxt
+import numpy as np
+
+from feature_platform._bar_rules import Ints
+from feature_platform._exchange_answer import Answer, Rejected, read_answer
+from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience
+from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
+from feature_platform.clock import Clock
+from feature_platform.errors import UserError
+from feature_platform.settings import PREFIX, Settings, get_settings
+
+__all__ = ["Exchange", "ExchangeUnavailable", "Fetched", "Patience", "Rejected"]
+
+_log = logging.getLogger(__name__)
+
+_TIMEFRAME = "1m"
+_USUAL_LIMIT = 500  # of bars in an answer, where ccxt does not say
+
+# How long the exchange's clock is followed by ours before it is asked again, in seconds.
+_CLOCK_VALID = 60.0
+_CLOCK_SKEW = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Hold what one answer of an exchange says of the minutes from `start` to before `end`.
+
+    bars: of closed minutes only.
+    rejected: rows of the answer that cannot be stored.
+    quiet: the minutes for which the exchange has no bar, because nothing was traded or because
+        it publishes late; in microseconds since 1970-01-01 UTC. Minutes whose row was rejected
+        are not among them, and none is where a rejected row does not tell its minute.
+    """
+
+    symbol: str
+    start: datetime
+    end: datetime
+    bars: Bars
+    rejected: tuple[Rejected, ...]
+    quiet: Ints
+
+
+class Exchange:
+    """Fetch bars from an exchange.
+
+    One object is for one thread. It asks for the list of markets once, which with some exchanges
+    takes seconds: keep it. The platform sends no credentials to any exchange.
+
+    name: ccxt's for it.
+    symbols: the markets that `check` looks for.
+    url: stands for scheme and host of its URLs.
+    patience: how long to go on when it does not answer.
+    clock: which minutes are closed; by default the exchange's own time where it tells it, as it
+        is the exchange that closes them, and otherwise this machine's.
+    rate_limit: whether to keep to the rate that ccxt knows the exchange to allow.
+    Raises UserError where there is no such exchange, or it has no bars by the minute.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        symbols: tuple[str, ...] = (),
+        *,
+        url: str | None = None,
+        patience: Patience | None = None,
+        clock: Clock | None = None,
+        rate_limit: bool = True,
+    ) -> None:
+        self.name = name
+        self.symbols = symbols
+        self._clock = clock
+        self._calls = Calls(name, patience or Patience())
+        self._client = _make_client(name, symbols, url, rate_limit=rate_limit)
+        self._client.parse_ohlcvs = self._keep_rows
+        self._parse_json = self._client.parse_json
+        self._client.parse_json = self._watch_json
+        self._misread: str | None = None
+        self._markets: dict[str, Any] | None = None
+        self._time: tuple[float, float] | None = None
+
+    @classmethod
+    def configured(cls, settings: Settings | None = None, **options: Any) -> Self:
+        """Return the exchange that the settings name."""
+        chosen = settings or get_settings()
+        return cls(chosen.exchange, chosen.symbols, url=chosen.exchange_url, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the exchange."""
+        self._client.close()
+
+    def check(self) -> None:
+        """Make sure that the exchange answers and has all `symbols`.
+
+        Raises UserError naming the setting that is wrong, ExchangeUnavailable.
+        """
+        self._load_markets()
+        for symbol in self.symbols:
+            self._check_symbol(symbol, f"{PREFIX}SYMBOLS: ")
+
+    def now(self) -> datetime:
+        """Return the time of the exchange, or a little earlier. Raises ExchangeUnavailable."""
+        return moment(int(self._now() * 1_000_000))
+
+    def fetch_bars(self, symbol: str, start: datetime, end: datetime) -> Iterator[Fetched]:
+        """Fetch the closed bars of [start, end), page by page in ascending order.
+
+        What is yielded accounts for every closed minute of the range, unless an error ends it:
+        what was yielded up to there stands.
+
+        Raises UserError where the exchange does not have the symbol, or refuses for good;
+        ExchangeUnavailable where it does not answer in time, or at the end where it answered
+        for other minutes than it was asked for. Its `unanswered` says which minutes these are.
+        """
+        try:
+            self._check_symbol(symbol)
+        except ExchangeUnavailable as error:
+            error.unanswered = ((start, end),)
+            raise
+        cursor, stop = (-(-ts_of(one) // MINUTE_US) * MINUTE_US for one in (start, end))
+        page = self._page_minutes(symbol) * MINUTE_US
+        unanswered: list[tuple[int, int]] = []
+        astray = ""
+        while True:
+            try:
+                # Asked before the bars are: what is open then is left, even if it closes soon.
+                closed = int(self._now()) // 60 * MINUTE_US
+                limit = min(stop, closed)
+                if cursor >= limit:
+                    break
+                asked = min(cursor + page, limit)
+                answer = self._ask(symbol, cursor, asked, limit, closed)
+            except ExchangeUnavailable as error:
+                error.unanswered = _moments([*unanswered, (cursor, stop)])
+                raise
+            begin, after = _accounted(answer, cursor, asked)
+            if begin > cursor:
+                unanswered.append((cursor, begin))
+                astray = astray or _strayed(answer, cursor, asked)
+            if begin < after:
+                yield _fetched(symbol, begin, after, answer)
+            cursor = after
+        if unanswered:
+            strayed = ExchangeUnavailable(f"{self.name} answers for {symbol} {astray}")
+            strayed.unanswered = _moments(unanswered)
+            raise strayed
+
+    def _ask(self, symbol: str, start: int, end: int, limit: int, closed: int) -> Answer:
+        def call() -> Answer:
+            rows = self._request(
+                self._client.fetch_ohlcv,
+                symbol,
+                _TIMEFRAME,
+                start // 1000,
+                (end - start) // MINUTE_US,
+                # The last millisecond, because some take `until` to be included, some do not.
+                {"until": end // 1000 - 1},
+            )
+            answer = read_answer(rows, start, limit, closed)
+            if answer.placeless == len(rows) > 0:
+                raise ccxt.BadResponse(f"an answer without a bar in it: {rows[0][-1]!r:.100}")
+            return answer
+
+        return self._calls(call)
+
+    def _request(self, call: Any, *arguments: Any) -> Any:
+        """Call ccxt's client, which takes what is no JSON for an answer without content."""
+        self._misread = None
+        result = call(*arguments)
+        if self._misread is not None:
+            raise ccxt.BadResponse(f"an answer that is no JSON: {self._misread!r}")
+        return result
+
+    def _watch_json(self, text: str) -> Any:
+        value = self._parse_json(text)
+        if value is None:
+            self._misread = text[:100]
+        return value
+
+    def _keep_rows(self, ohlcvs: Any, market: Any = None, *_which: Any, **_more: Any) -> Any:
+        """Replace ccxt's method that drops, sorts and cuts rows before anybody can see them."""
+        if not isinstance(ohlcvs, list):
+            raise ccxt.BadResponse(f"an answer that is no list of bars: {ohlcvs!r:.100}")
+        parse = self._client.parse_ohlcv
+        rows = []
+        for ohlcv in ohlcvs:
+            try:
+                row = [*parse(ohlcv, market)[:6], ohlcv]
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                row = [None] * 6 + [ohlcv]
+            rows.append(row)
+        return rows
+
+    def _now(self) -> float:
+        """Return the time in seconds since 1970-01-01 UTC."""
+        if self._clock is not None:
+            return self._clock.milliseconds() / 1000
+        if not self._client.has.get("fetchTime"):
+            return time.time()
+        if self._time is None or time.monotonic() - self._time[1] > _CLOCK_VALID:
+            told = self._calls(lambda: float(self._request(self._client.fetch_time)) / 1000)
+            # Taken as the time when the answer came, so that it is rather slow than fast.
+            self._time = told, time.monotonic()
+            skew = told - time.time()
+            if abs(skew) > _CLOCK_SKEW:
+                _log.warning(
+                    "the clocks of %s and of this machine differ by %.1f s; a minute is closed"
+                    " when the exchange's says so",
+                    self.name,
+                    skew,
+                )
+        told, when = self._time
+        return told + time.monotonic() - when
+
+    def _check_symbol(self, symbol: str, where: str = "") -> None:
+        markets = self._load_markets()
+        if symbol in markets:
+            return
+        by_id = (self._client.markets_by_id or {}).get(symbol.upper())
+        known = [by_id[0]["symbol"]] if by_id else []
+        known = known or difflib.get_close_matches(symbol.upper(), markets, 1)
+        hint = f"; is it {known[0]}?" if known else ""
+        raise UserError(f"{where}{self.name} has no market {symbol!r}{hint}")
+
+    def _load_markets(self) -> dict[str, Any]:
+        if self._markets is None:
+            reload = True  # what an answer that could not be read has left behind is no list
+            self._markets = self._calls(lambda: self._request(self._client.load_markets, reload))
+        return self._markets
+
+    def _page_minutes(self, symbol: str) -> int:
+        limit = self._client.feature_value(symbol, "fetchOHLCV", "limit")
+        return int(limit) if limit else _USUAL_LIMIT
+
+
+def _make_client(name: str, symbols: tuple[str, ...], url: str | None, *, rate_limit: bool) -> Any:
+    if name not in ccxt.exchanges:
+        close = difflib.get_close_matches(name.lower(), ccxt.exchanges, 1)
+        raise UserError(
+            f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}"
+            + (f"; is it {close[0]}?" if close else "")
+        )
+    client = getattr(ccxt, name)({"enableRateLimit": rate_limit})
+    if client.has.get("fetchOHLCV") is not True or _TIMEFRAME not in (client.timeframes or {}):
+        client.close()
+        raise UserError(f"{PREFIX}EXCHANGE: {name} has no bars of one minute over REST")
+    kinds = client.options.get("fetchMarkets")
+    by_kind = isinstance(kinds, dict) and "spot" in kinds.get("types", ())
+    # Lists of swaps, futures and options are long, and their symbols have a colon.
+    if by_kind and not any(":" in symbol for symbol in symbols):
+        client.options["fetchMarkets"] = {**kinds, "types": ["spot"]}
+    if url is not None:
+        client.urls = {**client.urls, "api": _redirected(client.urls["api"], url)}
+    return client
+
+
+def _redirected(urls: Any, base: str) -> Any:
+    """Replace scheme and host of all URLs in what may be a tree of them."""
+    if isinstance(urls, dict):
+        return {key: _redirected(value, base) for key, value in urls.items()}
+    if not isinstance(urls, str) or not urls.startswith("http"):
+        return urls
+    here = urlsplit(base)
+    there = urlsplit(urls)
+    path = here.path.rstrip("/") + there.path
+    return there._replace(scheme=here.scheme, netloc=here.netloc, path=path).geturl()
+
+
+def _accounted(answer: Answer, start: int, end: int) -> tuple[int, int]:
+    """Return the range of minutes that an answer accounts for, when [start, end) was asked for.
+
+    Its second end is where to go on: behind the last row, as the answer may have been cut short
+    there, or behind all that was asked for where there is none.
+    """
+    after = end if not len(answer.known) else int(answer.known[-1]) + MINUTE_US
+    if answer.first is None or answer.last is None:
+        return start, after
+    if start - MINUTE_US <= answer.first and answer.last <= end:
+        return start, after
+    # Whoever answers for other minutes than those may have skipped what comes before his first.
+    return (int(answer.known[0]) if len(answer.known) else after), after
+
+
+def _strayed(answer: Answer, start: int, end: int) -> str:
+    assert answer.first is not None
+    assert answer.last is not None
+    asked, answered = (
+        f"{moment(lo):%Y-%m-%d %H:%M} to {moment(hi):%Y-%m-%d %H:%M}"
+        for lo, hi in ((start, end - MINUTE_US), (answer.first, answer.last))
+    )
+    return f"with bars of {answered} when asked for {asked}"
+
+
+def _moments(ranges: list[tuple[int, int]]) -> tuple[tuple[datetime, datetime], ...]:
+    return tuple((moment(lo), moment(hi)) for lo, hi in ranges)
+
+
+def _fetched(symbol: str, start: int, end: int, answer: Answer) -> Fetched:
+    if answer.placeless:
+        quiet = np.empty(0, np.int64)
+    else:
+        quiet = np.setdiff1d(np.arange(start, end, MINUTE_US), answer.known, assume_unique=True)
+    return Fetched(symbol, moment(start), moment(end), answer.bars, answer.rejected, quiet)

@@ -1,0 +1,98 @@
+"""Gaps: the minutes that have no bar, and why. The accounting itself is SQL, in 035_gaps.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg.rows import class_row
+
+from feature_platform.errors import UserError
+from feature_platform.queries import queries
+
+State = Literal["open", "filled", "quiet", "unavailable"]
+STATES: tuple[State, ...] = ("open", "filled", "quiet", "unavailable")
+
+
+@dataclass(frozen=True)
+class DueGap:
+    """Minutes of one UTC day to ask the venue for: start <= minute < end."""
+
+    symbol: str
+    start: datetime
+    end: datetime
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One row of `ohlcv_1m_gaps`."""
+
+    symbol: str
+    start: datetime
+    end: datetime
+    state: State
+    found_at: datetime
+    changed_at: datetime
+    attempts: int
+    next_attempt_at: datetime | None
+    last_error: str | None
+
+
+def parse_states(names: Sequence[str]) -> list[State]:
+    """Return the states of these names. Raises UserError for a name that is none."""
+    found = [state for name in names for state in STATES if state == name]
+    if len(found) < len(names):
+        wrong = next(name for name in names if name not in STATES)
+        raise UserError(f"{wrong!r} is no state of a gap: use one of {', '.join(STATES)}")
+    return found
+
+
+def find_gaps(connection: psycopg.Connection[Any]) -> int:
+    """Account for the minutes since the last call, and for what changed before; count open gaps."""
+    row = connection.execute(queries["gaps_find"]).fetchone()
+    assert row is not None, "the statement always gives one row"
+    return int(row[0])
+
+
+def due_gaps(connection: psycopg.Connection[Any], *, day: datetime | None = None) -> list[DueGap]:
+    """Return what the venue may be asked for now, oldest first.
+
+    day: the start of a UTC day, to be given only that day's.
+    """
+    with connection.cursor(row_factory=class_row(DueGap)) as cursor:
+        return cursor.execute(queries["gaps_due"], {"day": day}).fetchall()
+
+
+def list_gaps(
+    connection: psycopg.Connection[Any],
+    symbol: str | None = None,
+    states: Sequence[State] | None = None,
+) -> list[Gap]:
+    """Return gaps by symbol and time; None is any symbol, any state."""
+    parameters = {"symbol": symbol, "states": list(states) if states else None}
+    with connection.cursor(row_factory=class_row(Gap)) as cursor:
+        return cursor.execute(queries["gaps_list"], parameters).fetchall()
+
+
+def note_answer(
+    connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
+) -> int:
+    """Note that the venue answered for these minutes; return how many of them are quiet."""
+    minutes = {"symbol": symbol, "start": start, "end": end}
+    connection.execute(queries["gaps_answered"], minutes)
+    row = connection.execute(queries["gaps_quiet_minutes"], minutes).fetchone()
+    assert row is not None, "the statement always gives one row"
+    return int(row[0])
+
+
+def note_failure(
+    connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime, error: str
+) -> None:
+    """Note that the venue would not answer for these minutes, and why."""
+    connection.execute(
+        queries["gaps_failed"], {"symbol": symbol, "start": start, "end": end, "error": error}
+    )
