@@ -1,0 +1,85 @@
+"""The whole platform on one machine, for trying and developing: `make dev`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from honcho import manager as supervisor
+
+from feature_platform.database import connect
+from feature_platform.errors import UserError
+from feature_platform.orchestration.instance import instance_file, prepare_instance
+from feature_platform.schema import prepare
+from feature_platform.settings import PREFIX, get_settings
+
+_HOST = "127.0.0.1"
+_HISTORY = timedelta(days=2)
+# Seconds that processes have to stop in order: Dagster's take some.
+_PATIENCE = 20
+
+
+def run_dev(port: int, exchange_port: int) -> int:
+    """Run everything under one supervisor until Ctrl-C; return its exit status.
+
+    That is the database, unless one is configured; a simulated exchange, unless one is named;
+    the poller, the worker, and Dagster with its UI on `port`. Where one process ends, all do.
+    Raises UserError where a port is taken or the database cannot be used.
+    """
+    settings = get_settings()
+    simulated = not settings.model_fields_set & {"exchange", "exchange_url"}
+    _require_free(port, "--port")
+    if simulated:
+        _require_free(exchange_port, "--exchange-port")
+    # Held to the end: a process that starts later finds the embedded server running.
+    with connect() as connection:
+        prepare(connection)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
+        environment.setdefault(f"{PREFIX}HOME", str(settings.home))
+        start = (datetime.now(UTC) - _HISTORY).date().isoformat()
+        environment.setdefault(f"{PREFIX}START_DATE", start)
+        if simulated:
+            environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
+        subprocess.run([_script("dagster"), "instance", "migrate"], env=environment, check=True)
+        return _supervise(port, exchange_port if simulated else None, environment)
+
+
+def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]) -> int:
+    supervisor.KILL_WAIT = _PATIENCE
+    manager = supervisor.Manager()
+
+    def add(name: str, *command: str) -> None:
+        manager.add_process(name, shlex.join(command), env=environment)
+
+    platform = _script("feature-platform")
+    if exchange_port is not None:
+        add("exchange", platform, "simulate", "--host", _HOST, "--port", str(exchange_port))
+    add("poll", platform, "poll", "--days", str(_HISTORY.days))
+    add("worker", platform, "worker")
+    workspace = instance_file().with_name("workspace.yaml")
+    add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))
+    manager.loop()
+    # 130: what a Ctrl-C makes of everything, and no failure of it.
+    return int(manager.returncode or 0)
+
+
+def _script(name: str) -> str:
+    """Return the path of a command that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _require_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of {_HOST} cannot be used, {error.strerror}: take another with"
+                f" {option}"
+            ) from None

@@ -1,0 +1,103 @@
+"""The nightly audit: what the ticks believe is looked at again, and what is too old is purged."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from feature_platform.gaps import find_gaps
+from feature_platform.orchestration.metadata import table
+from feature_platform.orchestration.purge import connect_storage, purge
+from feature_platform.orchestration.resources import Database
+from feature_platform.queries import queries
+from feature_platform.status import symbol_status
+from feature_platform.verify import verify
+
+DAY = timedelta(days=1)
+RECENT = 2 * DAY
+SAMPLES = 5
+
+
+@dg.op(description="Looks for missing minutes over all history, as if none was accounted for.")
+def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
+    """Account for every minute of all history."""
+    with database.connection() as connection:
+        before = find_gaps(connection)
+        connection.execute(queries["recheck_gaps"])
+        after = find_gaps(connection)
+    context.add_output_metadata({"open gaps before": before, "open gaps after": after})
+    if after > before:
+        context.log.warning(f"{after - before} gaps were open that no tick had found")
+
+
+@dg.op(
+    description=(
+        "Recomputes the features of the last two days, and a day of the past of a few symbols"
+        " taken at random, and compares them with what is stored; fails where they differ."
+    )
+)
+def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
+    """Compare what is stored with what the bars give."""
+    recent = datetime.now(UTC) - RECENT
+    with database.connection() as connection:
+        reports = [verify(connection, start=recent)]
+        older = [
+            status
+            for status in symbol_status(connection)
+            if status.first_bar is not None and status.first_bar < recent - DAY
+        ]
+        for status in random.sample(older, min(SAMPLES, len(older))):
+            assert status.first_bar is not None
+            start = status.first_bar + random.random() * (recent - DAY - status.first_bar)
+            reports.append(verify(connection, symbol=status.symbol, start=start, end=start + DAY))
+    mismatches = sum(report.mismatches for report in reports)
+    shown = {
+        "rows recent": reports[0].rows,
+        "rows older": sum(report.rows for report in reports[1:]),
+        "pending": sum(report.pending for report in reports),
+        "mismatches": mismatches,
+    }
+    context.add_output_metadata(shown)
+    if mismatches:
+        examples = table([vars(example) for report in reports for example in report.examples])
+        raise dg.Failure(
+            f"{mismatches:,} stored rows are not what the bars give: `feature-platform refresh"
+            " --force` mends them, and the cause is a bug",
+            {**shown, "examples": examples},
+        )
+
+
+@dg.op(
+    description=(
+        "Deletes from Dagster's own database what grows with every minute and is out of date."
+    )
+)
+def purge_events(context: dg.OpExecutionContext) -> None:
+    """Purge old events, runs and evaluations of checks."""
+    with connect_storage(context.instance) as storage:
+        if storage is None:
+            context.log.info("Dagster's storage is not PostgreSQL: nothing was purged")
+            return
+        done = purge(storage)
+    context.add_output_metadata(
+        {
+            "events": done.events,
+            "check executions": done.check_executions,
+            "runs": done.runs,
+            "size before (MB)": done.bytes_before / 1e6,
+            "size after (MB)": done.bytes_after / 1e6,
+        }
+    )
+
+
+@dg.job(
+    description=(
+        "Looks for gaps over all history, verifies features, and purges what Dagster keeps for"
+        " ever."
+    ),
+)
+def audit() -> None:
+    """Run the three parts, each whatever became of the others."""
+    recheck_gaps()
+    verify_features()
+    purge_events()

@@ -1,0 +1,132 @@
+"""What the UI shows beside an event: numbers, tables, pictures, and where the SQL is."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+import psycopg
+from psycopg.rows import dict_row
+
+from feature_platform.plot import window_png
+from feature_platform.queries import queries, sql_dir
+from feature_platform.validation import CheckResult
+
+SYMBOLS_SHOWN = 50
+SYMBOLS_DRAWN = 3
+
+_COLUMN_TYPES: Mapping[type, str] = {int: "int", float: "float", str: "string"}
+
+
+def column_schema(table_name: str, columns: Mapping[str, str]) -> dg.TableSchema:
+    """Describe the columns of a table by their types, and by what the SQL says of them."""
+    said = dict(
+        re.findall(
+            rf"^COMMENT ON COLUMN public\.{table_name}\.(\w+) IS '((?:[^']|'')*)';$",
+            "".join(path.read_text(encoding="utf-8") for path in sorted(sql_dir().glob("*.sql"))),
+            re.MULTILINE,
+        )
+    )
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, kind, description=said.get(name, "").replace("''", "'"))
+            for name, kind in columns.items()
+        ]
+    )
+
+
+def sql_references(*places: tuple[str, str]) -> dict[str, Any]:
+    """Point at lines of SQL files, each a file's name and what the line begins with."""
+    references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = []
+    for name, beginning in places:
+        path = sql_dir() / name
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = (at for at, line in enumerate(lines, 1) if line.startswith(beginning))
+        line = next(found, 1)  # a comment that has moved is no reason not to load
+        references.append(
+            dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=name)
+        )
+    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Make a table of rows that all have the columns of the first."""
+    records = [
+        dg.TableRecord({name: "" if value is None else value for name, value in row.items()})
+        for row in rows
+    ]
+    first = records[0].data if records else {}
+    columns = [
+        dg.TableColumn(name, _COLUMN_TYPES.get(type(value), "string"))
+        for name, value in first.items()
+    ]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def of_check(result: CheckResult) -> dict[str, Any]:
+    """Return the measures of a check, and its offending rows."""
+    shown: dict[str, Any] = {
+        "checked": result.checked,
+        "offending": result.offending,
+        **result.measures,
+    }
+    if result.rows:
+        shown["offending rows"] = table(result.rows)
+    return shown
+
+
+def of_bars(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[str, Any]:
+    """Count the bars and the minutes without one of a window, in all and by symbol."""
+    rows = _rows(connection, "window_bars", start, end)
+    return {
+        "dagster/row_count": sum(row["bars"] for row in rows),
+        "missing minutes": sum(row["missing"] for row in rows),
+        "open minutes": sum(row["open"] for row in rows),
+        "quiet minutes": sum(row["quiet"] for row in rows),
+        "unavailable minutes": sum(row["unavailable"] for row in rows),
+        "lag (s)": max((row["lag"] for row in rows), default=0.0),
+        "symbols": table(rows[:SYMBOLS_SHOWN]),
+    }
+
+
+def of_features(
+    connection: psycopg.Connection[Any], start: datetime, end: datetime
+) -> dict[str, Any]:
+    """Count the rows and NULLs of a window, in all and by symbol, and draw it."""
+    rows = _rows(connection, "window_features", start, end)
+    count = sum(row["rows"] for row in rows)
+    shown: dict[str, Any] = {
+        "dagster/row_count": count,
+        "null rate of log_return": _rate(rows, "null_log_return", count),
+        "null rate of volume_z": _rate(rows, "null_volume_z", count),
+        "missing minutes": sum(row["missing"] for row in rows),
+        "lag (s)": max((row["lag"] for row in rows), default=0.0),
+        "symbols": table(rows[:SYMBOLS_SHOWN]),
+    }
+    # The most interesting first: where minutes are missing.
+    drawn = sorted((row for row in rows if row["rows"]), key=lambda row: -row["missing"])
+    if drawn:
+        names = [row["symbol"] for row in drawn[:SYMBOLS_DRAWN]]
+        shown["plot"] = picture(window_png(connection, names, start, end))
+    return shown
+
+
+def picture(png: bytes) -> dg.MarkdownMetadataValue:
+    """Return a PNG as Markdown, which the UI shows."""
+    data = base64.b64encode(png).decode()
+    return dg.MetadataValue.md(f"![close and volume_z](data:image/png;base64,{data})")
+
+
+def _rows(
+    connection: psycopg.Connection[Any], query: str, start: datetime, end: datetime
+) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(queries[query], {"start": start, "end": end}).fetchall()
+
+
+def _rate(rows: Sequence[Mapping[str, Any]], column: str, count: int) -> float:
+    return sum(row[column] for row in rows) / count if count else 0.0

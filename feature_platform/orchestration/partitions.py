@@ -1,0 +1,38 @@
+"""Days: the partitions of bars and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import dagster as dg
+
+from feature_platform.settings import get_settings
+
+DAY = timedelta(days=1)
+
+# UTC days from the configured start to today, which is a partition from its first minute on.
+days = dg.DailyPartitionsDefinition(
+    start_date=get_settings().start_date.isoformat(), timezone="UTC", end_offset=1
+)
+
+# The window of a feature looks back one day.
+day_and_day_before = dg.TimeWindowPartitionMapping()
+
+
+def days_of(window: dg.TimeWindow) -> Iterator[datetime]:
+    """Yield the start of each day of a window."""
+    day = window.start
+    while day < window.end:
+        yield day
+        day += DAY
+
+
+def partition_key(day: datetime) -> str:
+    """Return the key of the day's partition."""
+    return day.strftime("%Y-%m-%d")
+
+
+def has_partition(day: datetime) -> bool:
+    """Tell whether a day is one of the partitions."""
+    return days.has_partition_key(partition_key(day))

@@ -1,0 +1,356 @@
+"""The checks of the platform: what must hold of its database, its bars and its features now.
+
+Each check is one statement of `sql/queries.sql` that looks at the newest hour at most, so that a
+check costs the same whatever the history. Nothing here knows who asks: a sensor every minute, a
+click in the UI, a test.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import psycopg
+from psycopg.rows import dict_row
+
+from feature_platform.queries import queries
+from feature_platform.schema import SCHEMA_VERSION
+from feature_platform.verify import verify_window
+
+Severity = Literal["ERROR", "WARN"]
+Table = Literal["ohlcv_1m", "features_1m", "features_1m_policy"]
+Value = int | float | str
+
+SHOWN = 10  # offending rows
+
+# What a table must have. Types are as PostgreSQL formats them.
+BAR_COLUMNS = {
+    "symbol": "text",
+    "ts": "timestamp with time zone",
+    "open": "double precision",
+    "high": "double precision",
+    "low": "double precision",
+    "close": "double precision",
+    "vol": "double precision",
+    "source": "text",
+    "inserted_at": "timestamp with time zone",
+}
+FEATURE_COLUMNS = {
+    "symbol": "text",
+    "bucket": "timestamp with time zone",
+    "last_close": "double precision",
+    "vol": "double precision",
+    "log_return": "double precision",
+    "n_1d": "integer",
+    "ma_vol_1d": "double precision",
+    "std_vol_1d": "double precision",
+    "volume_z": "double precision",
+    "vwap_gap": "double precision",
+    "parkinson_vol": "double precision",
+}
+_BAR_OBJECTS = [
+    "ohlcv_1m_pkey",
+    "ohlcv_1m_symbol_check",
+    "ohlcv_1m_ts_check",
+    "ohlcv_1m_price_check",
+    "ohlcv_1m_vol_check",
+    "ohlcv_1m_source_check",
+    "ohlcv_1m_inserted",
+    "ohlcv_1m_updated",
+    "ohlcv_1m_deleted",
+    "ohlcv_1m_truncated",
+]
+_FEATURE_OBJECTS = ["features_1m_pkey", "features_1m_bucket_idx"]
+
+# The newest bar may be this old: a few minutes more than a backfill over REST needs.
+BAR_AGE = timedelta(minutes=5)
+# How long after the end of its minute a row may take to come into being: a policy that runs once a
+# minute finds a bar that came just after it a minute later.
+SETTLE = timedelta(seconds=75)
+# A missing minute that is younger may still be on its way.
+GAP_AGE = timedelta(minutes=5)
+DIRTY_AGE = timedelta(minutes=5)
+PRICE_STEP = 0.3
+STALE_BARS = 30
+FLAT_ROWS = 10
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """Say what is checked.
+
+    table: what the check is shown with.
+    noun: what is counted, in the plural.
+    no_data: what to say where there is nothing to look at yet.
+    """
+
+    name: str
+    table: Table
+    severity: Severity
+    description: str
+    noun: str
+    no_data: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Say how a check went.
+
+    checked: how many things were looked at; 0 where there are none yet, which is no failure.
+    measures: numbers and texts by name, of which the numbers make a curve over time.
+    rows: the first offending rows.
+    """
+
+    check: Check
+    passed: bool
+    summary: str
+    checked: int
+    offending: int
+    measures: Mapping[str, Value]
+    rows: tuple[Mapping[str, Value], ...]
+
+
+_NO_BARS = "there are no bars yet"
+_NO_ROWS = "there are no features yet"
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "database_ready",
+        "ohlcv_1m",
+        "ERROR",
+        "The server's version, encoding and extensions are ones that the platform can use, and"
+        " the schema is the one that this code needs.",
+        "preconditions",
+        "",
+        {"schema_version": SCHEMA_VERSION},
+    ),
+    Check(
+        "bars_table",
+        "ohlcv_1m",
+        "ERROR",
+        "ohlcv_1m has its columns, its key, its constraints and the triggers that record changes.",
+        "columns, constraints and triggers",
+        "",
+        {
+            "table": "public.ohlcv_1m",
+            "columns": list(BAR_COLUMNS),
+            "types": list(BAR_COLUMNS.values()),
+            "objects": _BAR_OBJECTS,
+        },
+    ),
+    Check(
+        "bars_fresh",
+        "ohlcv_1m",
+        "ERROR",
+        "The newest closed bar of every symbol, or the newest minute for which the venue had no"
+        f" trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data, not of"
+        " the last materialisation.",
+        "symbols",
+        _NO_BARS,
+        {"limit": BAR_AGE},
+    ),
+    Check(
+        "minute_gaps",
+        "ohlcv_1m",
+        "WARN",
+        f"No minute that is older than {GAP_AGE.seconds // 60} minutes waits to be explained, and"
+        " none of the last seven days is unavailable.",
+        "symbols",
+        "no minute is accounted for yet",
+        {"age": GAP_AGE},
+    ),
+    Check(
+        "bars_sane",
+        "ohlcv_1m",
+        "WARN",
+        "The last hour has nothing that a bar may be and a market seldom is: no run of"
+        f" {STALE_BARS} bars that trade at one price, no step over {PRICE_STEP:.0%}, no range of"
+        " prices without volume.",
+        "bars of the last hour",
+        "there are no bars of the last hour",
+        {"step": PRICE_STEP, "stale": STALE_BARS},
+    ),
+    Check(
+        "features_table",
+        "features_1m",
+        "ERROR",
+        "features_1m has its columns, its key and the index on bucket.",
+        "columns and indexes",
+        "",
+        {
+            "table": "public.features_1m",
+            "columns": list(FEATURE_COLUMNS),
+            "types": list(FEATURE_COLUMNS.values()),
+            "objects": _FEATURE_OBJECTS,
+        },
+    ),
+    Check(
+        "features_rows",
+        "features_1m",
+        "ERROR",
+        "Every symbol has at least 9 rows in 10 minutes, as of the newest minute whose row is late"
+        " when it is missing; minutes without trades count.",
+        "symbols",
+        _NO_ROWS,
+        {"settle": SETTLE},
+    ),
+    Check(
+        "features_not_null",
+        "features_1m",
+        "ERROR",
+        "The newest three rows of every symbol have a log_return and, after the first day, a"
+        " volume_z.",
+        "rows",
+        _NO_ROWS,
+    ),
+    Check(
+        "features_fresh",
+        "features_1m",
+        "ERROR",
+        "The row of a minute that begins at T is due at T + 60 s, and is there no later than"
+        f" {SETTLE.seconds} s after that, unless nothing was traded.",
+        "symbols",
+        _NO_ROWS,
+        {"settle": SETTLE},
+    ),
+    Check(
+        "volume_z_shape",
+        "features_1m",
+        "WARN",
+        f"In the last hour volume_z has no flat stretch of {FLAT_ROWS} rows, no NULL after the"
+        " first day, and no hole where there are bars.",
+        "minutes of the last hour",
+        "there are no features of the last hour",
+        {"flat": FLAT_ROWS, "settle": SETTLE},
+    ),
+    Check(
+        "dirty_age",
+        "features_1m",
+        "WARN",
+        f"No row has been dirty for more than {DIRTY_AGE.seconds // 60} minutes.",
+        "symbols",
+        _NO_BARS,
+        {"limit": DIRTY_AGE},
+    ),
+    Check(
+        "stored_equals_recomputed",
+        "features_1m",
+        "ERROR",
+        f"The newest hour and an hour of the past of up to {SAMPLES} symbols, taken at random,"
+        " equal what is recomputed from the bars, bit for bit.",
+        "rows",
+        _NO_ROWS,
+    ),
+    Check(
+        "policy_present",
+        "features_1m_policy",
+        "ERROR",
+        "features_1m has a refresh policy.",
+        "policies",
+        "",
+    ),
+    Check(
+        "policy_healthy",
+        "features_1m_policy",
+        "ERROR",
+        "The policy's last run began within two intervals, and none of the last ten minutes"
+        " failed.",
+        "policies",
+        "there is no policy",
+    ),
+)
+
+BY_NAME: Mapping[str, Check] = {check.name: check for check in CHECKS}
+
+
+def evaluate(
+    connection: psycopg.Connection[Any], names: Collection[str] | None = None
+) -> list[CheckResult]:
+    """Evaluate checks, all or those named, in the order of `CHECKS`.
+
+    connection: in autocommit mode. A check whose statement the database refuses has failed, and
+        the others go on; psycopg.OperationalError is raised when the connection is lost.
+    """
+    return [
+        _evaluate(connection, check) for check in CHECKS if names is None or check.name in names
+    ]
+
+
+def _evaluate(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
+    run = _SPECIAL.get(check.name, _ask)
+    try:
+        return run(connection, check)
+    except psycopg.Error as error:
+        if connection.broken:
+            raise
+        reason = error.diag.message_primary or str(error)
+        return CheckResult(check, False, f"cannot be checked: {reason}", 0, 1, {}, ())
+
+
+def _ask(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
+    """Evaluate a check whose statement gives `checked`, `offending`, `rows` and measures."""
+    parameters = {**check.parameters, "show": SHOWN}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(queries[f"check_{check.name}"], parameters).fetchone()
+    assert row is not None, "the statement always gives one row"
+    checked, offending = row.pop("checked"), row.pop("offending")
+    rows = row.pop("rows") or []
+    measures = {name: _plain(value) for name, value in row.items() if value is not None}
+    return _result(check, checked, offending, measures, rows)
+
+
+def _recompute(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
+    """Compare a sample of rows with the bars."""
+    spans = connection.execute(queries["check_stored_spans"], {"samples": SAMPLES}).fetchall()
+    hour = timedelta(hours=1)
+    checked = mismatches = pending = 0
+    rows: list[dict[str, Any]] = []
+    for symbol, first, last in spans:
+        back = random.uniform(0, max((last - first) / hour - 1, 0))
+        for end in (last, (last - back * hour).astimezone(UTC).replace(second=0, microsecond=0)):
+            report = verify_window(connection, symbol, end - hour, end)
+            checked += report.rows
+            mismatches += report.mismatches
+            pending += report.pending
+            rows.extend(vars(example) for example in report.examples)
+    return _result(check, checked, mismatches, {"pending": pending}, rows)
+
+
+_SPECIAL: Mapping[str, Callable[[psycopg.Connection[Any], Check], CheckResult]] = {
+    "stored_equals_recomputed": _recompute
+}
+
+
+def _result(
+    check: Check,
+    checked: int,
+    offending: int,
+    measures: Mapping[str, Value],
+    rows: list[dict[str, Any]],
+) -> CheckResult:
+    if not checked and not offending:
+        summary = f"{check.no_data}: nothing to check"
+    elif offending:
+        summary = f"{offending:,} of {checked:,} {check.noun} offend"
+    else:
+        summary = f"{checked:,} {check.noun}, and all is well"
+    shown = tuple({name: _plain(value) for name, value in row.items()} for row in rows[:SHOWN])
+    return CheckResult(check, not offending, summary, checked, offending, measures, shown)
+
+
+def _plain(value: Any) -> Value:
+    """Return a value as what every store of metadata takes."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | str):
+        return value
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    return float(value)
