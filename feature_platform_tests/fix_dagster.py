@@ -1,0 +1,162 @@
+"""A Dagster instance with its storage in PostgreSQL, and the platform's definitions beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.storage.defs_state.base import _current_storage
+from psycopg import sql
+
+from feature_platform.orchestration.instance import instance_file, storage_url
+from feature_platform.orchestration.resources import Database
+from feature_platform.settings import get_settings
+from feature_platform.simulator.server import SimulatedExchange
+
+
+@pytest.fixture(scope="session")
+def storage_template(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the name of a database with Dagster's tables and nothing in them."""
+    name = f"dagster_template_{uuid4().hex[:12]}"
+    _send(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    home = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch, _instance(patch, home, server_url, name):
+        pass
+    yield name
+    _drop(server_url, name)
+
+
+@pytest.fixture
+def instance(
+    server_url: str, storage_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """Yield an instance as dagster.yaml says, with a database of its own."""
+    name = f"dagster_{uuid4().hex[:12]}"
+    _send(
+        server_url,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(storage_template)
+        ),
+    )
+    home = tmp_path / "dagster"
+    home.mkdir()
+    with _instance(monkeypatch, home, server_url, name) as made:
+        yield made
+    _drop(server_url, name)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The platform's definitions, its database and an instance of Dagster."""
+
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+    connection: psycopg.Connection[Any]
+
+    @property
+    def repository(self) -> dg.RepositoryDefinition:
+        """The definitions as Dagster resolves them."""
+        return self.definitions.get_repository_def()
+
+    def run(
+        self, job: str, partition: str | None = None, **options: Any
+    ) -> dg.ExecuteInProcessResult:
+        """Run a job here and now."""
+        return self.repository.get_job(job).execute_in_process(
+            partition_key=partition, instance=self.instance, **options
+        )
+
+    def tick(self, sensor: str, cursor: str | None = None) -> Any:
+        """Evaluate a sensor as the daemon does, and report the events that it gives."""
+        with dg.build_sensor_context(
+            instance=self.instance,
+            cursor=cursor,
+            repository_def=self.repository,
+            resources={"database": Database()},
+            sensor_name=sensor,
+        ) as context:
+            data = self.repository.get_sensor_def(sensor).evaluate_tick(context)
+        for event in data.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return data
+
+    def evaluation(self, check: str, asset: str) -> dg.AssetCheckEvaluation | None:
+        """Return what was last reported of a check."""
+        key = dg.AssetCheckKey(dg.AssetKey(asset), check)
+        found = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
+        record = found.get(key)
+        if record is None or record.event is None:
+            return None
+        event = record.event.dagster_event
+        assert event is not None
+        return event.asset_check_evaluation_data
+
+    def materializations(self, asset: str) -> list[dg.AssetMaterialization]:
+        """Return what was reported of an asset, the newest first."""
+        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=100).records
+        return [record.asset_materialization for record in records if record.asset_materialization]
+
+
+@pytest.fixture
+def platform(
+    instance: dg.DagsterInstance,
+    database: str,
+    conn: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Platform:
+    """Return the platform on a fresh database."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
+    get_settings.cache_clear()
+    return Platform(definitions(), instance, conn)
+
+
+@pytest.fixture
+def platform_with_venue(
+    platform: Platform, simulator: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+) -> Platform:
+    """Return the platform with a simulated exchange as its venue."""
+    monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", simulator.url)
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(simulator.truth.markets))
+    get_settings.cache_clear()
+    return platform
+
+
+def definitions() -> dg.Definitions:
+    """Load the definitions as Dagster's processes do."""
+    from feature_platform.definitions import defs
+
+    loaded = defs.load() if hasattr(defs, "load") else defs()
+    assert isinstance(loaded, dg.Definitions)
+    return loaded
+
+
+@contextmanager
+def _instance(
+    patch: pytest.MonkeyPatch, home: Path, server_url: str, name: str
+) -> Iterator[dg.DagsterInstance]:
+    (home / "dagster.yaml").write_text(instance_file().read_text())
+    patch.setenv("DAGSTER_HOME", str(home))
+    patch.setenv("DAGSTER_POSTGRES_URL", storage_url(server_url, name))
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as made:
+            yield made
+    finally:
+        # Dagster would load definitions with the storage of this instance ever after.
+        _current_storage.set(None)
+
+
+def _drop(server_url: str, name: str) -> None:
+    statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+    _send(server_url, statement.format(sql.Identifier(name)))
+
+
+def _send(server_url: str, statement: sql.Composed) -> None:
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(statement)

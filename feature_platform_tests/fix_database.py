@@ -1,0 +1,188 @@
+"""Databases for tests: fresh ones, each with the schema, on every engine there is to try.
+
+Environment:
+FEATURE_PLATFORM_TEST_TIMESCALE_URL: a superuser's URL of a server with TimescaleDB; tests on it
+    are skipped without.
+FEATURE_PLATFORM_TEST_POSTGRES_URL: a superuser's URL of a plain server, instead of an embedded one.
+
+A test that asks for `database` or `conn` runs once on each engine. One that concerns a single
+engine says so with `@pytest.mark.parametrize("engine", ["postgres"], indirect=True)`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from feature_platform.embedded import EmbeddedServer
+
+TIMESCALE_URL = "FEATURE_PLATFORM_TEST_TIMESCALE_URL"
+POSTGRES_URL = "FEATURE_PLATFORM_TEST_POSTGRES_URL"
+
+Engine = Literal["postgres", "timescaledb"]
+
+
+class Databases:
+    """Make and drop databases on one server.
+
+    engine: what the server is.
+    url: a superuser's URL of any database on it.
+    """
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.engine = engine
+        self.url = url
+        self._template: str | None = None
+
+    def create(self) -> str:
+        """Create a database with the schema and return its URL."""
+        if self._template is None:
+            self._template = self._create_template()
+        name = self._create(template=self._template)
+        self._stop_jobs(name)
+        return self._url(name)
+
+    def create_empty(self) -> str:
+        """Create a database without the schema (with TimescaleDB, if it is the engine)."""
+        name = self._create()
+        if self.engine == "timescaledb":
+            self._send(name, "CREATE EXTENSION IF NOT EXISTS timescaledb")
+        return self._url(name)
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """Create a database with the schema, give its URL, and drop it."""
+        url = self.create()
+        try:
+            yield url
+        finally:
+            self.drop(url)
+
+    def drop(self, url: str) -> None:
+        """Drop the database of `url`, whoever is connected to it."""
+        name = sql.Identifier(urlsplit(url).path.lstrip("/"))
+        self._send(None, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+    def close(self) -> None:
+        """Drop the template."""
+        if self._template is not None:
+            name = sql.Identifier(self._template)
+            self._send(None, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+            self.drop(self._url(self._template))
+
+    def _create_template(self) -> str:
+        url = self.create_empty()
+        name = urlsplit(url).path.lstrip("/")
+        if find_spec("feature_platform.schema") is not None:
+            schema = import_module("feature_platform.schema")
+
+            with psycopg.connect(url, autocommit=True) as connection:
+                schema.apply(connection)
+        # A template must have no connections, TimescaleDB's own included.
+        self._stop_jobs(name)
+        identifier = sql.Identifier(name)
+        self._send(None, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(identifier))
+        self._send(
+            None,
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
+            name,
+        )
+        return name
+
+    def _create(self, template: str = "template0") -> str:
+        name = f"feature_platform_test_{uuid4().hex[:12]}"
+        self._send(
+            None,
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(template)
+            ),
+        )
+        return name
+
+    def _stop_jobs(self, name: str) -> None:
+        """Keep TimescaleDB's jobs from running when a test does not expect it.
+
+        A test of jobs begins with SELECT _timescaledb_functions.start_background_workers().
+        """
+        if self.engine == "timescaledb":
+            self._send(name, "SELECT _timescaledb_functions.stop_background_workers()")
+
+    def _url(self, name: str) -> str:
+        return urlsplit(self.url)._replace(path=f"/{name}").geturl()
+
+    def _send(self, database: str | None, statement: Any, *parameters: object) -> None:
+        url = self.url if database is None else self._url(database)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement, parameters or None)
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """Yield a superuser's URL of a plain PostgreSQL server."""
+    given = os.environ.get(POSTGRES_URL)
+    if given:
+        yield given
+        return
+    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
+    try:
+        # Nobody needs these data after a power cut.
+        with EmbeddedServer(home, conf={"fsync": "off", "full_page_writes": "off"}) as server:
+            yield server.url("postgres")
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session", params=["postgres", "timescaledb"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Say which engine the test runs on."""
+    if request.param == "timescaledb" and not os.environ.get(TIMESCALE_URL):
+        pytest.skip(f"{TIMESCALE_URL} is not set: not tried on TimescaleDB")
+    engine: Engine = request.param
+    return engine
+
+
+@pytest.fixture(scope="session")
+def databases(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Yield the maker of databases on the engine: for tests that need several of them."""
+    if engine == "timescaledb":
+        url = os.environ[TIMESCALE_URL]
+    else:
+        url = request.getfixturevalue("server_url")
+    maker = Databases(engine, url)
+    yield maker
+    maker.close()
+
+
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """Yield the URL of a fresh database with the schema."""
+    with databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[str]:
+    """Yield the URL of a fresh database without the schema."""
+    url = databases.create_empty()
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def conn(database: str) -> Iterator[psycopg.Connection]:
+    """Yield an autocommit connection to a fresh database with the schema."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection

@@ -1,0 +1,214 @@
+"""Processes that use an embedded server, as root and as a normal user."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import psycopg
+import pytest
+
+import feature_platform
+from feature_platform._account import Account, run_as
+from feature_platform.embedded import EmbeddedServer
+
+CHECKOUT = Path(feature_platform.__file__).parents[1]
+
+# Quicker to start, and nobody needs these data after a power cut.
+FAST = {"fsync": "off", "shared_buffers": "16MB"}
+
+HOLD = """
+import sys
+from pathlib import Path
+from feature_platform.embedded import EmbeddedServer
+from feature_platform.errors import UserError
+
+server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off", "shared_buffers": "16MB"})
+try:
+    server.start()
+except UserError as error:
+    print("refused:", error, flush=True)
+    sys.exit(2)
+print(server.url(), flush=True)
+sys.stdin.read()
+"""
+
+
+class User:
+    """A user of the system, and the interpreter that it can run."""
+
+    def __init__(self, account: Account | None, python: str) -> None:
+        self.account = account
+        self.python = python
+        site = sysconfig.get_path("purelib")
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), site]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def popen(self, code: str, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Run Python code as this user, in a session of its own."""
+        return subprocess.Popen(
+            [self.python, "-W", "error", "-c", code, *map(str, arguments)],
+            cwd="/",
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **run_as(self.account),
+        )
+
+
+class Holder:
+    """A process that starts an embedded server and holds it until it is told to leave."""
+
+    def __init__(self, user: User, home: Path, code: str = HOLD) -> None:
+        self.process = user.popen(code, home)
+        self._said: str | None = None
+
+    @property
+    def said(self) -> str:
+        """What it said when it held the server: its URL, or why it was refused."""
+        if self._said is None:
+            assert self.process.stdout is not None
+            self._said = self.process.stdout.readline().strip()
+        return self._said
+
+    def begin_to_leave(self) -> None:
+        """Tell it to exit in order, and do not wait for that."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.stdin = None
+
+    def leave(self) -> str:
+        """Let it exit in order, wait for that, and return what it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=60)
+        return errors
+
+    def kill(self) -> None:
+        """Kill it, and nobody else, as kill -9 does."""
+        self.process.kill()
+        self.process.communicate(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.leave()
+
+
+Hold = Callable[[Path], Holder]
+
+
+@pytest.fixture(params=["the user of the tests", "a normal user"])
+def user(request: pytest.FixtureRequest) -> User:
+    """Say who the processes run as."""
+    if request.param == "the user of the tests":
+        return User(None, sys.executable)
+    if os.geteuid() != 0:
+        pytest.skip("the tests themselves run as a normal user")
+    return normal_user()
+
+
+@pytest.fixture
+def nobody() -> User:
+    """Return a normal user other than the one of the tests, who is root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can run processes as another user")
+    return normal_user()
+
+
+def normal_user() -> User:
+    entry = pwd.getpwnam("nobody")
+    account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    # The tests' own interpreter may lie where only root can reach it.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
+        found = User(account, python)
+        try:
+            with found.popen("import feature_platform.embedded") as process:
+                process.communicate()
+        except OSError:
+            continue
+        if process.returncode == 0:
+            return found
+    pytest.skip(f"the user {entry.pw_name} can run no {version} that finds the platform")
+
+
+@pytest.fixture
+def home(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Yield a home that does not exist yet, where the test's user may make it."""
+    parent = Path(tempfile.mkdtemp(prefix="fp-"))
+    try:
+        parent.chmod(0o711)  # or root's server would have to, and say so
+        if "user" in request.fixturenames:
+            give(parent, request.getfixturevalue("user"))
+        yield parent / "home"
+    finally:
+        shutil.rmtree(parent)
+
+
+def give(path: Path, user: User) -> None:
+    """Make `user` the owner of `path`."""
+    if user.account is not None:
+        os.chown(path, user.account.uid, user.account.gid)
+
+
+@pytest.fixture
+def hold(user: User) -> Iterator[Hold]:
+    """Yield a function that starts a holder, as the test's user."""
+    with ExitStack() as stack:
+        yield lambda home: stack.enter_context(Holder(user, home))
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[EmbeddedServer]:
+    """Yield a server of this process, not started yet."""
+    server = EmbeddedServer(home, conf=FAST)
+    yield server
+    server.release()
+
+
+def is_running(home: Path) -> bool:
+    """Tell whether any process of the server lives."""
+    try:
+        file = (home / "postgres.server.lock").open()
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def postmaster_pid(home: Path) -> int:
+    """Return the process id of the running server."""
+    return int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+def use_until_it_ends(connection: psycopg.Connection) -> None:
+    """Send statements until the server ends the connection, and raise what tells so."""
+    while True:
+        connection.execute("SELECT 1")
+
+
+def wait_until_dead(home: Path) -> None:
+    """Wait until all processes of the server are gone."""
+    with (home / "postgres.server.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,71 @@
+"""A simulated exchange on loopback, and clients of it that lose no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from feature_platform.clock import Clock, WallClock
+from feature_platform.exchange import Exchange, Patience
+from feature_platform.simulator.server import SimulatedExchange
+from feature_platform.simulator.truth import GeneratedTruth, Truth
+
+# The second one is thin: three minutes in ten are without a trade.
+SYMBOLS = ("BTC/USDT", "XRP/ETH", "LINK/USDT")
+
+MakeExchange = Callable[..., Exchange]
+
+
+@pytest.fixture
+def venue_clock() -> Clock:
+    """Return the time of the simulated exchange; a test that wants another overrides this."""
+    return WallClock()
+
+
+@pytest.fixture
+def venue_truth() -> Truth:
+    """Return what is traded at the simulated exchange; a test that wants other overrides this."""
+    return GeneratedTruth(SYMBOLS, seed=7)
+
+
+@pytest.fixture
+def simulator(venue_truth: Truth, venue_clock: Clock) -> Iterator[SimulatedExchange]:
+    """Yield a running simulated exchange: its `url`, its `truth`, and `set_faults`."""
+    with SimulatedExchange(venue_truth, seed=7, clock=venue_clock) as running:
+        yield running
+
+
+@pytest.fixture
+def make_exchange(simulator: SimulatedExchange) -> Iterator[MakeExchange]:
+    """Yield a maker of clients of the simulated exchange, as ccxt's binance.
+
+    They take the options of Exchange; by default they keep to no rate limit, and ask four times
+    with no time between.
+    """
+    with ExitStack() as stack:
+
+        def make(name: str = "binance", **options: Any) -> Exchange:
+            chosen: dict[str, Any] = {
+                "symbols": tuple(simulator.truth.markets),
+                "url": simulator.url,
+                "patience": quick(),
+                "rate_limit": False,
+                **options,
+            }
+            return stack.enter_context(Exchange(name, **chosen))
+
+        yield make
+
+
+@pytest.fixture
+def exchange(make_exchange: MakeExchange) -> Exchange:
+    """Return a client of the simulated exchange."""
+    return make_exchange()
+
+
+def quick(attempts: int = 4, **options: Any) -> Patience:
+    """Return patience that takes no time."""
+    return Patience(attempts=attempts, **{"sleep": lambda _seconds: None, **options})

@@ -1,0 +1,194 @@
+"""Processes of the platform as its users run them: commands, workers, and waiting for events."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, LiteralString, Self
+
+import psycopg
+import pytest
+
+COMMAND = (sys.executable, "-W", "error", "-m", "feature_platform.cli")
+
+# Long enough for a machine that is busy with other things; nobody waits for it in vain.
+PATIENCE = 60.0
+_POLL = 0.02
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+def run_on(database: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, on a database that is configured."""
+    return run(*arguments, FEATURE_PLATFORM_DATABASE_URL=database)
+
+
+def only_line(text: str) -> str:
+    """Return the line that a text consists of."""
+    (line,) = text.splitlines()
+    return line
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line with which a command told its user what to mend."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    line = only_line(done.stderr)
+    assert line.startswith("feature-platform: ")
+    return line.removeprefix("feature-platform: ")
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds; fail, saying what did not happen, when it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(_POLL)
+
+
+def value(connection: psycopg.Connection[Any], query: LiteralString, *parameters: object) -> Any:
+    """Return the single value that a query gives."""
+    row = connection.execute(query, parameters or None).fetchone()
+    assert row is not None
+    return row[0]
+
+
+_INSERT_BARS = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %(symbol)s, %(first)s::timestamptz + i * %(step)s * interval '1 minute',
+           p, p + 0.75, p - 0.5, p + sin(i) / 4, i * 7919 %% 997 / 10.0
+      FROM generate_series(0, %(count)s - 1) AS i,
+           LATERAL (SELECT 100 + 10 * sin(i / 97.0)) AS price (p)
+"""
+
+
+def insert_bars(
+    connection: psycopg.Connection[Any], symbol: str, first: datetime, count: int, step: int = 1
+) -> None:
+    """Write bars every `step` minutes, whose every feature has a value of its own."""
+    connection.execute(
+        _INSERT_BARS, {"symbol": symbol, "first": first, "count": count, "step": step}
+    )
+
+
+def insert_recent(connection: psycopg.Connection[Any], symbol: str, count: int = 10) -> None:
+    """Write bars of the last minutes that are over."""
+    first = value(
+        connection, "SELECT feature_platform.due_until() - %s * interval '1 minute'", count
+    )
+    insert_bars(connection, symbol, first, count)
+
+
+def a_worker_waits(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a worker has a slice in hand that waits for a lock."""
+    row = connection.execute(
+        "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock' AND query LIKE '%policy_step%' AND pid <> pg_backend_pid()"
+    )
+    return row.fetchone() is not None
+
+
+class WorkerProcess:
+    """A `feature-platform worker`, and what it says.
+
+    environment: what its environment has beside the test's own.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "worker"],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._lines: list[str] = []
+        self._said = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def log(self) -> str:
+        """All that it has said so far."""
+        with self._said:
+            return "".join(self._lines)
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until it has said a text, so many times."""
+        with self._said:
+            heard = self._said.wait_for(
+                lambda: "".join(self._lines).count(text) >= times or not self._reader.is_alive(),
+                PATIENCE,
+            )
+        assert heard, f"waited in vain for {text!r}:\n{self.log}"
+        assert self.log.count(text) >= times, f"it ended without {text!r}:\n{self.log}"
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait until it has ended; return its exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def stop(self) -> str:
+        """Stop it in order, and return all that it said."""
+        self.terminate()
+        status = self.wait()
+        assert status == 0, self.log
+        return self.log
+
+    def kill(self) -> None:
+        """Kill it as kill -9 does."""
+        self.process.kill()
+        self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._said:
+                self._lines.append(line)
+                self._said.notify_all()
+        with self._said:
+            self._said.notify_all()
+
+
+StartWorker = Callable[[str], WorkerProcess]
+
+
+@pytest.fixture
+def start_worker() -> Iterator[StartWorker]:
+    """Yield a function that starts workers on databases; at the end, any still there is killed."""
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=url))

@@ -1,0 +1,148 @@
+"""The command line's manners, shown on its `db` commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from feature_platform.embedded import EmbeddedServer
+from feature_platform_tests.fix_embedded import is_running
+
+SECRET = "s3cr3t"
+COMMAND = [sys.executable, "-W", "error", "-m", "feature_platform.cli"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def only_line(text: str) -> str:
+    (line,) = text.splitlines()
+    return line
+
+
+def test_help_is_quick_to_load() -> None:
+    code = (
+        "import sys, feature_platform.cli; "
+        "print(*{'psycopg', 'pandas', 'pyarrow', 'matplotlib', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == "feature-platform 0.1.0\n"
+
+
+def test_a_wrong_command_is_a_usage_error() -> None:
+    done = run("db", "nonsense")
+    assert done.returncode == 2
+    assert "No such command 'nonsense'" in done.stderr
+
+
+def test_a_bad_setting_is_one_line() -> None:
+    done = run("db", "url", FEATURE_PLATFORM_DATABASE_URL=f"postgresql://me:{SECRET}@h:x/db")
+    assert done.returncode == 2
+    assert only_line(done.stderr).startswith("feature-platform: FEATURE_PLATFORM_DATABASE_URL: ")
+    assert SECRET not in done.stderr + done.stdout
+
+
+def test_a_server_out_of_reach_is_one_line() -> None:
+    url = f"postgresql://me:{SECRET}@localhost:1/db"
+    done = run("db", "apply", FEATURE_PLATFORM_DATABASE_URL=url)
+    assert done.returncode == 2
+    line = only_line(done.stderr)
+    assert line.startswith("feature-platform: cannot connect to postgresql://me:***@localhost:1/db")
+    assert SECRET not in done.stderr + done.stdout
+
+
+def test_url_of_the_embedded_server_comes_with_a_hint(tmp_path: Path) -> None:
+    done = run("db", "url")
+    assert done.returncode == 0
+    assert only_line(done.stdout).startswith("postgresql://postgres@/feature_platform?host=")
+    assert "runs only while a feature-platform process does" in done.stderr.splitlines()[-1]
+    assert not is_running(tmp_path / "home")
+
+
+def test_url_of_a_configured_server_comes_without_a_hint() -> None:
+    url = f"postgresql://me:{SECRET}@db.example/bars"
+    done = run("db", "url", FEATURE_PLATFORM_DATABASE_URL=url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{url}\n", "")
+
+
+def test_psql_gets_its_arguments_and_gives_its_status(database: str) -> None:
+    there = {"FEATURE_PLATFORM_DATABASE_URL": database}
+    done = run("db", "psql", "--", "-X", "-At", "-c", "SELECT 6 * 7", **there)
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    assert run("db", "psql", "--", "-X", "-c", "SELECT 1 / 0", **there).returncode == 1
+    assert run("db", "psql", "--", "-X", "-c", r"\! kill -9 $PPID", **there).returncode == 137
+
+
+def test_psql_hides_the_password_from_the_process_list() -> None:
+    url = f"postgresql://me:{SECRET}@localhost:1/db"
+    done = run("db", "psql", "--", "--no-such-option", FEATURE_PLATFORM_DATABASE_URL=url)
+    assert done.returncode == 1
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 129)]
+)
+def test_a_polite_signal_still_stops_the_server(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "db", "psql", "--", "-X", "-At"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("SELECT 'ready';\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"
+        assert is_running(tmp_path / "home")
+        process.send_signal(number)
+        assert process.wait(timeout=60) == status
+    assert not is_running(tmp_path / "home")
+
+
+def test_ctrl_c_is_psqls_to_deal_with(tmp_path: Path) -> None:
+    """At a terminal both psql and the command that runs it get the signal."""
+    with subprocess.Popen(
+        [*COMMAND, "db", "psql", "--", "-X", "-At"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("SELECT 'ready';\nSELECT pg_sleep(600);\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"
+        sleeping = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        with psycopg.connect(EmbeddedServer(tmp_path / "home").url(), autocommit=True) as watcher:
+            while watcher.execute(sleeping).fetchone() is None:
+                assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "canceling statement due to user request" in errors
+    assert "Traceback" not in errors
+    assert process.returncode == 3  # psql's own word: a script was stopped by Ctrl-C
+    assert not is_running(tmp_path / "home")

@@ -1,0 +1,96 @@
+"""What a repair over REST does, from the tick that finds a hole to the rows that depend on it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform.gaps import list_gaps
+from feature_platform.verify import verify
+from feature_platform_tests.fix_dagster import Platform
+from feature_platform_tests.fix_processes import value
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+DAY = timedelta(days=1)
+
+
+def yesterday() -> datetime:
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - DAY
+
+
+def bars(connection: psycopg.Connection[Any]) -> int:
+    count = value(connection, "SELECT count(*) FROM ohlcv_1m")
+    assert isinstance(count, int)
+    return count
+
+
+def test_a_day_becomes_gapless(platform_with_venue: Platform) -> None:
+    platform, day = platform_with_venue, yesterday()
+    done = platform.run(
+        "rest_backfill",
+        f"{day:%Y-%m-%d}",
+        run_config={"ops": {"ohlcv_1m": {"config": {"only_gaps": False}}}},
+    )
+    assert done.success
+    (fetched,) = platform.materializations("ohlcv_1m")
+    assert fetched.partition == f"{day:%Y-%m-%d}"
+    assert fetched.metadata["dagster/row_count"].value == bars(platform.connection)
+    assert fetched.metadata["open minutes"].value == 0
+    (refreshed, *_) = platform.materializations("features_1m")
+    assert refreshed.metadata["dagster/row_count"].value == bars(platform.connection)
+    assert "data:image/png;base64," in str(refreshed.metadata["plot"].value)
+    report = verify(platform.connection)
+    assert (report.pending, report.mismatches) == (0, 0)
+    assert report.rows == bars(platform.connection)
+
+
+def test_a_hole_is_found_requested_once_and_filled(platform_with_venue: Platform) -> None:
+    platform, day = platform_with_venue, yesterday()
+    fill(platform, day)
+    before = bars(platform.connection)
+    hole = day + timedelta(hours=9)
+    cut(platform.connection, hole)
+    assert bars(platform.connection) < before
+    data = platform.tick("gaps")
+    mine = [one for one in data.run_requests if one.partition_key == f"{day:%Y-%m-%d}"]
+    (request,) = mine
+    again = platform.tick("gaps")
+    assert [
+        one.run_key for one in again.run_requests if one.partition_key == request.partition_key
+    ] == [request.run_key]
+    assert platform.run(
+        "rest_backfill", request.partition_key, run_config=request.run_config
+    ).success
+    assert bars(platform.connection) == before
+    filled = [
+        gap
+        for gap in list_gaps(platform.connection, states=("filled",))
+        if gap.start <= hole < gap.end
+    ]
+    assert filled
+    verified = verify(platform.connection)
+    assert (verified.pending, verified.mismatches) == (0, 0)
+    # The same minutes once more: another identity, or the run would be dropped in silence.
+    cut(platform.connection, hole)
+    (second,) = [
+        one
+        for one in platform.tick("gaps").run_requests
+        if one.partition_key == request.partition_key
+    ]
+    assert second.run_key != request.run_key
+
+
+def fill(platform: Platform, day: datetime) -> None:
+    config = {"ops": {"ohlcv_1m": {"config": {"only_gaps": False}}}}
+    assert platform.run("rest_backfill", f"{day:%Y-%m-%d}", run_config=config).success
+
+
+def cut(connection: psycopg.Connection[Any], start: datetime) -> None:
+    connection.execute(
+        "DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT' AND ts >= %s AND ts < %s",
+        (start, start + timedelta(minutes=20)),
+    )

@@ -1,0 +1,287 @@
+"""What the sensors report and request, tick by tick, to a real instance."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from feature_platform.gaps import find_gaps
+from feature_platform.orchestration.partitions import partition_key
+from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.sensors import Reported
+from feature_platform.settings import get_settings
+from feature_platform.validation import CHECKS
+from feature_platform_tests.fix_dagster import Platform
+from feature_platform_tests.fix_processes import insert_recent, value
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+
+@pytest.fixture
+def live(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """Return the platform with the bars of a few hours, up to now."""
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT")
+    get_settings.cache_clear()
+    insert_recent(platform.connection, "BTC/USDT", 300)
+    platform.connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    find_gaps(platform.connection)
+    return platform
+
+
+def heart_stopped(cursor: str, minutes: float) -> str:
+    """Return a cursor as if its heartbeat were older."""
+    reported = Reported.parse(cursor)
+    reported.heartbeat -= minutes * 60
+    return reported.dump()
+
+
+def kinds(data: Any) -> list[str]:
+    return [type(event).__name__ for event in data.asset_events]
+
+
+def test_without_data_the_first_tick_reports_every_check(platform: Platform) -> None:
+    data = platform.tick("validation")
+    assert [event.check_name for event in data.asset_events] == [one.name for one in CHECKS]
+    for check in CHECKS:
+        found = platform.evaluation(check.name, check.table)
+        assert found is not None
+        assert found.passed
+    assert platform.materializations("ohlcv_1m") == []
+
+
+def test_nothing_is_reported_without_a_change_or_a_heartbeat(live: Platform) -> None:
+    first = live.tick("validation")
+    assert "AssetMaterialization" in kinds(first)
+    second = live.tick("validation", first.cursor)
+    assert second.asset_events == []
+    assert "no change" in second.skip_message
+    beat = live.tick("validation", heart_stopped(first.cursor, 6))
+    # No newer bar has come, and so the dead man's switch is left alone.
+    assert kinds(beat) == ["AssetCheckEvaluation"] * len(CHECKS)
+
+
+def test_a_change_of_state_is_reported_at_once_and_alone(live: Platform) -> None:
+    first = live.tick("validation")
+    live.connection.execute("DROP INDEX features_1m_bucket_idx")
+    data = live.tick("validation", first.cursor)
+    assert [event.check_name for event in data.asset_events] == ["features_table"]
+    found = live.evaluation("features_table", "features_1m")
+    assert found is not None
+    assert not found.passed
+    assert found.severity is dg.AssetCheckSeverity.ERROR
+    assert "features_1m_bucket_idx" in str(found.metadata["offending rows"])
+    assert live.tick("validation", data.cursor).asset_events == []
+
+
+def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
+    """The bars' materialisation goes before the checks, or these would be out of date with it."""
+    data = live.tick("validation")
+    assert kinds(data)[:2] == ["AssetMaterialization"] * 2
+    assert set(kinds(data)[2:]) == {"AssetCheckEvaluation"}
+
+
+def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
+    first = live.tick("validation")
+    live.connection.execute(
+        "UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts < now() - interval '1 hour'"
+    )
+    beat = live.tick("validation", heart_stopped(first.cursor, 6))
+    assert "AssetMaterialization" not in kinds(beat)
+    live.connection.execute(
+        "INSERT INTO ohlcv_1m SELECT symbol, ts + interval '1 minute', open, high, low, close, vol"
+        "  FROM ohlcv_1m ORDER BY ts DESC LIMIT 1"
+    )
+    beat = live.tick("validation", heart_stopped(beat.cursor, 6))
+    (materialized,) = [one for one in beat.asset_events if isinstance(one, dg.AssetMaterialization)]
+    assert materialized.asset_key == dg.AssetKey("ohlcv_1m")
+    assert materialized.partition is None
+
+
+def test_an_old_cursor_is_no_reason_to_fail(live: Platform) -> None:
+    for cursor in ("", "nonsense", "[]", '{"unknown": 1}'):
+        assert live.tick("validation", cursor).asset_events
+
+
+def test_no_partition_is_named_by_a_runless_check(live: Platform) -> None:
+    """Dagster refuses the second evaluation of a partition that no run reports."""
+    for event in live.tick("validation").asset_events:
+        assert event.partition is None
+
+
+def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
+    day = cut_hole(live)
+    (request,) = live.tick("gaps").run_requests
+    assert request.partition_key == partition_key(day)
+    assert request.run_config["ops"]["ohlcv_1m"]["config"]["only_gaps"] is True
+    start(live, request)
+    data = live.tick("gaps")
+    assert data.run_requests == []
+    assert f"runs see to {request.partition_key}" in data.skip_message
+
+
+def test_an_outage_that_goes_on_keeps_its_run_key(live: Platform) -> None:
+    cut_hole(live)
+    (first,) = live.tick("gaps").run_requests
+    live.connection.execute("UPDATE ohlcv_1m_gaps SET end_ts = end_ts + interval '1 minute'")
+    (second,) = live.tick("gaps").run_requests
+    assert second.run_key == first.run_key
+
+
+def test_after_a_failed_attempt_the_key_is_another_one(live: Platform) -> None:
+    cut_hole(live)
+    (first,) = live.tick("gaps").run_requests
+    live.connection.execute(
+        "SELECT feature_platform.gap_failed('BTC/USDT', now() - interval '1 day', now(), 'away')"
+    )
+    assert live.tick("gaps").run_requests == []  # it is asked for later
+    live.connection.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = now()")
+    (second,) = live.tick("gaps").run_requests
+    assert second.run_key != first.run_key
+
+
+def test_the_newest_days_come_first_and_few_at_a_time(live: Platform) -> None:
+    for back in range(2, 9):
+        live.connection.execute(
+            "INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts)"
+            " SELECT 'BTC/USDT', t, t + interval '5 minutes'"
+            "   FROM (SELECT date_trunc('day', now(), 'UTC') - %s * interval '1 day') AS day (t)",
+            (back,),
+        )
+    requested = [one.partition_key for one in live.tick("gaps").run_requests]
+    first_bar = value(live.connection, "SELECT min(ts) FROM ohlcv_1m").astimezone(UTC)
+    # The gaps are older than the first bar: all that lies between is open now, too.
+    assert requested == [partition_key(first_bar - timedelta(days=back)) for back in (0, 1, 2)]
+
+
+def test_a_symbol_without_any_bar_is_fetched_first(
+    live: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,ETH/USDT")
+    get_settings.cache_clear()
+    requests = live.tick("gaps").run_requests
+    today = datetime.now(UTC)
+    assert [one.partition_key for one in requests] == [
+        partition_key(today),
+        partition_key(today - timedelta(days=1)),
+    ]
+    config = requests[0].run_config["ops"]["ohlcv_1m"]["config"]
+    assert config == {"only_gaps": False, "symbols": ["ETH/USDT"]}
+
+
+def test_the_policy_is_run_where_nobody_else_does(live: Platform) -> None:
+    connection = live.connection
+    connection.execute("UPDATE feature_platform.policy SET changed_at = now() - interval '1 hour'")
+    connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
+    data = live.tick("policy")
+    assert value(connection, "SELECT max(runner) FROM feature_platform.policy_run") == "sensor"
+    assert value(connection, "SELECT count(*) FROM feature_platform.dirty") == 0
+    (observed,) = data.asset_events
+    assert observed.metadata["runs"].value == 1
+    assert observed.metadata["rows written"].value > 0
+    # It goes on doing so: its own runs do not count as somebody else's.
+    live.tick("policy", data.cursor)
+    assert value(connection, "SELECT count(*) FROM feature_platform.policy_run") == 2
+
+
+def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
+    live.connection.execute(
+        "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))"
+    )
+    data = live.tick("policy")
+    assert value(live.connection, "SELECT count(*) FROM feature_platform.policy_run") == 1
+    (observed,) = data.asset_events
+    assert observed.asset_key == dg.AssetKey("features_1m_policy")
+    assert live.tick("policy", data.cursor).asset_events == []
+
+
+def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
+    last, _ = json.loads(live.tick("policy").cursor or "[0, 0]")
+    live.connection.execute(
+        "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'), 'disk full')"
+    )
+    data = live.tick("policy", json.dumps([last, datetime.now(UTC).timestamp()]))
+    (observed,) = data.asset_events
+    assert observed.metadata["failed runs"].value == 1
+    assert observed.metadata["last error"].value == "disk full"
+
+
+def test_a_tick_costs_the_same_whatever_the_history(live: Platform) -> None:
+    def touched(sensor: str) -> int:
+        live.connection.execute("SELECT pg_stat_force_next_flush()")
+        before = rows_read(live.connection)
+        live.tick(sensor)
+        return rows_read(live.connection) - before
+
+    for name in ("gaps", "policy"):
+        touched(name)
+    little = {name: touched(name) for name in ("gaps", "policy")}
+    live.connection.execute(
+        "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
+        " SELECT symbol, ts - k * interval '300 minutes', open, high, low, close, vol"
+        "   FROM ohlcv_1m, generate_series(1, 30) AS k"
+    )
+    live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    live.connection.execute("VACUUM ANALYZE")
+    for name in ("gaps", "policy"):
+        touched(name)  # the tick that takes the new history up
+    for name, few in little.items():
+        assert touched(name) <= few + 100, name
+
+
+def rows_read(connection: psycopg.Connection[Any]) -> int:
+    return int(
+        value(
+            connection,
+            "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables",
+        )
+    )
+
+
+def cut_hole(live: Platform) -> datetime:
+    """Delete some bars of one day, and return the day."""
+    hole = value(
+        live.connection,
+        "DELETE FROM ohlcv_1m WHERE ts = (SELECT ts FROM ohlcv_1m ORDER BY ts LIMIT 1 OFFSET 100)"
+        " RETURNING ts",
+    )
+    assert isinstance(hole, datetime)
+    return hole.astimezone(UTC)
+
+
+def start(live: Platform, request: dg.RunRequest) -> None:
+    """Have a requested run, as the daemon starts it."""
+    job = live.repository.get_job("rest_backfill")
+    live.instance.create_run_for_job(
+        job,
+        run_config=request.run_config,
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"dagster/partition": request.partition_key or ""},
+    )
+
+
+def test_the_hour_asks_again_for_what_is_open(live: Platform) -> None:
+    """Whatever became of the sensor's request: a run may have died and noted nothing."""
+    day, now = cut_hole(live), datetime.now(UTC)
+
+    def tick(hour: int) -> list[dg.RunRequest]:
+        context = dg.build_schedule_context(
+            instance=live.instance,
+            scheduled_execution_time=now + timedelta(hours=hour),
+            repository_def=live.repository,
+            resources={"database": Database()},
+        )
+        data = live.repository.get_schedule_def("hourly_backfill").evaluate_tick(context)
+        return list(data.run_requests or ())
+
+    (first,) = tick(1)
+    assert first.partition_key == partition_key(day)
+    (second,) = tick(2)
+    assert second.run_key != first.run_key
+    start(live, first)
+    assert tick(3) == []
+    assert tick(-48) == []

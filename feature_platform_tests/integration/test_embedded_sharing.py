@@ -1,0 +1,307 @@
+"""One server for all processes, whoever starts it, however they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from feature_platform.embedded import EmbeddedServer, bin_dir, embedded_server
+from feature_platform_tests.fix_embedded import (
+    FAST,
+    Hold,
+    Holder,
+    User,
+    is_running,
+    postmaster_pid,
+    use_until_it_ends,
+    wait_until_dead,
+)
+
+
+def started_at(url: str) -> object:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_the_last_one_stops_it(home: Path, hold: Hold) -> None:
+    first = hold(home)
+    assert first.said.startswith("postgresql://")
+    second = hold(home)
+    assert second.said == first.said
+    assert first.leave() == ""
+    assert is_running(home)
+    assert started_at(second.said)
+    assert second.leave() == ""
+    assert not is_running(home)
+    assert not (home / "postgres" / "postmaster.pid").exists()
+
+
+def test_many_at_once_share_one(home: Path, hold: Hold) -> None:
+    holders = [hold(home) for _ in range(5)]
+    assert len({started_at(holder.said) for holder in holders}) == 1
+    for holder in holders:
+        assert holder.leave() == ""
+    assert not is_running(home)
+
+
+def test_comings_and_goings_at_once_never_fail(home: Path, user: User) -> None:
+    """Each of them may find the server absent, starting, running or stopping."""
+    code = """
+import sys
+from pathlib import Path
+import psycopg
+from feature_platform.embedded import EmbeddedServer
+
+for _ in range(10):
+    with EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"}) as server:
+        with psycopg.connect(server.url()) as connection:
+            connection.execute("SELECT 1")
+"""
+    runs = [user.popen(code, home) for _ in range(4)]
+    assert [run.communicate(timeout=120)[1] for run in runs] == [""] * 4
+    assert not is_running(home)
+
+
+def test_it_outlives_a_kill_of_its_starter(home: Path, hold: Hold) -> None:
+    starter = hold(home)
+    before = started_at(starter.said)
+    starter.kill()
+    assert is_running(home)
+    second = hold(home)
+    assert started_at(second.said) == before
+    assert second.leave() == ""
+    assert not is_running(home)
+
+
+@pytest.mark.parametrize("moment", ["postgres.new", "postgres", "postgres/postmaster.pid"])
+def test_a_kill_in_the_middle_of_a_start_is_mended(home: Path, hold: Hold, moment: str) -> None:
+    starter = hold(home)
+    while not (home / moment).exists():
+        assert starter.process.poll() is None
+        time.sleep(0.001)
+    starter.kill()
+    second = hold(home)
+    assert started_at(second.said)
+    assert second.leave() == ""
+    assert not is_running(home)
+    assert not (home / "postgres.new").exists()
+
+
+def test_a_kill_in_the_middle_of_a_stop_is_mended(home: Path, hold: Hold) -> None:
+    first = hold(home)
+    with psycopg.connect(first.said) as connection:  # its end is the event to wait for
+        first.begin_to_leave()
+        with pytest.raises(psycopg.OperationalError):
+            use_until_it_ends(connection)
+    first.kill()
+    second = hold(home)
+    assert started_at(second.said)
+    assert second.leave() == ""
+    assert not is_running(home)
+
+
+def test_ctrl_c_ends_the_starter_and_not_the_server(home: Path, hold: Hold) -> None:
+    starter, second = hold(home), hold(home)
+    assert starter.said == second.said
+    with psycopg.connect(second.said) as connection:
+        os.killpg(starter.process.pid, signal.SIGINT)  # as a terminal does
+        assert "KeyboardInterrupt" in starter.leave()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert second.leave() == ""
+    assert not is_running(home)
+
+
+def test_the_server_inherits_no_lock_but_its_own(home: Path, hold: Hold) -> None:
+    assert hold(home).said
+    folder = Path(f"/proc/{postmaster_pid(home)}/fd")
+    if not folder.exists():
+        pytest.skip("this system has no /proc to look into")
+    open_files = {str(entry.readlink()) for entry in folder.iterdir()}
+    locks = {path for path in open_files if path.endswith(".lock") and str(home) in path}
+    assert locks - {f"{home}/postgres.socket/.s.PGSQL.5432.lock"} == {
+        f"{home}/postgres.server.lock"
+    }
+
+
+def test_a_forked_child_does_not_stop_it(home: Path, user: User) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+import psycopg
+from feature_platform.embedded import EmbeddedServer
+
+server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
+server.start()
+child = os.fork()
+if child == 0:
+    server.release()
+    sys.exit(0)  # runs what is registered for the exit
+assert os.waitpid(child, 0)[1] == 0
+with psycopg.connect(server.url()) as connection:
+    connection.execute("SELECT 1")
+"""
+    with user.popen(code, home) as run:
+        assert run.communicate(timeout=60)[1] == ""
+    assert run.returncode == 0
+    assert not is_running(home)
+
+
+def test_a_forked_child_that_asks_for_it_keeps_it(home: Path, user: User) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from feature_platform.embedded import EmbeddedServer
+
+server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
+server.start()
+ready, tell = os.pipe()
+if os.fork() == 0:
+    server.start()
+    os.write(tell, b"!")
+    sys.stdin.read()
+    sys.exit(0)
+os.read(ready, 1)
+print(server.url(), flush=True)
+os._exit(server.release() or 0)
+"""
+    with Holder(user, home, code) as family:
+        url = family.said
+        family.process.wait(timeout=60)
+        assert started_at(url)
+        family.process.communicate(timeout=60)
+    wait_until_dead(home)
+
+
+def test_it_is_started_again_after_its_death(server: EmbeddedServer, home: Path) -> None:
+    server.start()
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
+        connection.execute("CHECKPOINT")
+        connection.execute("INSERT INTO kept VALUES (2)")
+        os.kill(postmaster_pid(home), signal.SIGKILL)
+        with pytest.raises(psycopg.OperationalError):
+            use_until_it_ends(connection)
+    server.start()
+    with psycopg.connect(server.url()) as connection:
+        assert connection.execute("SELECT sum(x) FROM kept").fetchone() == (3,)
+
+
+def test_a_recycled_process_id_fools_nobody(home: Path, hold: Hold) -> None:
+    first = hold(home)
+    assert first.said
+    os.kill(postmaster_pid(home), signal.SIGKILL)
+    wait_until_dead(home)
+    # Its process id is now that of another process of the same user: the holder itself.
+    for path in (
+        home / "postgres" / "postmaster.pid",
+        home / "postgres.socket" / ".s.PGSQL.5432.lock",
+    ):
+        _, rest = path.read_text().split("\n", 1)
+        path.write_text(f"{first.process.pid}\n{rest}")
+    second = hold(home)
+    assert started_at(second.said)
+    assert second.leave() == ""
+    assert first.process.poll() is None
+    assert first.leave() == ""
+    assert not is_running(home)
+
+
+def test_a_recycled_process_id_is_not_stopped(home: Path, hold: Hold) -> None:
+    first = hold(home)
+    assert first.said
+    os.kill(postmaster_pid(home), signal.SIGKILL)
+    wait_until_dead(home)
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        path = home / "postgres" / "postmaster.pid"
+        _, rest = path.read_text().split("\n", 1)
+        path.write_text(f"{bystander.pid}\n{rest}")
+        assert first.leave() == ""
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_a_server_that_was_started_by_hand_is_left_alone(
+    home: Path, hold: Hold, tmp_path: Path
+) -> None:
+    assert hold(home).leave() == ""
+    data = home / "postgres"
+    owner = data.stat()
+    conf = tmp_path / "other.conf"
+    conf.write_text("listen_addresses = ''\nunix_socket_directories = '/tmp'\nport = 54329\n")
+    tmp_path.chmod(0o711)
+    for parent in tmp_path.parents:
+        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    as_owner = (
+        {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        if os.geteuid() == 0
+        else {}
+    )
+    with subprocess.Popen(
+        [bin_dir() / "postgres", "-D", data, "-c", f"config_file={conf}"],
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **as_owner,  # type: ignore[call-overload]
+    ) as by_hand:
+        while not (data / "postmaster.pid").exists():
+            assert by_hand.poll() is None
+            time.sleep(0.01)
+        refused = hold(home)
+        assert f"(process {by_hand.pid})" in refused.said
+        assert "stop it first" in refused.said
+        assert by_hand.poll() is None
+        refused.leave()
+        by_hand.send_signal(signal.SIGINT)
+
+
+def test_the_same_object_for_the_same_home(home: Path) -> None:
+    home.mkdir()
+    assert embedded_server(home) is embedded_server(home / ".." / home.name)
+
+
+def test_start_and_release_can_be_repeated(home: Path) -> None:
+    server = EmbeddedServer(home, conf=FAST)
+    for _ in range(2):
+        server.start()
+        server.start()
+        assert is_running(home)
+        server.release()
+        server.release()
+        assert not is_running(home)
+    with server:
+        assert not server.shared
+    assert not is_running(home)
+
+
+def test_shared_tells_whether_others_were_there(server: EmbeddedServer, hold: Hold) -> None:
+    assert hold(server.home).said
+    server.start()
+    assert server.shared
+
+
+def test_a_home_that_is_removed_meanwhile_is_no_error(home: Path) -> None:
+    code = """
+import shutil, sys
+from pathlib import Path
+from feature_platform.embedded import EmbeddedServer
+
+server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
+server.start()
+print((server.home / "postgres" / "postmaster.pid").read_text(), flush=True)
+shutil.rmtree(server.home)
+"""
+    with User(None, sys.executable).popen(code, home) as run:
+        said, errors = run.communicate(timeout=60)
+    os.kill(int(said.split("\n", 1)[0]), signal.SIGKILL)
+    assert errors == ""
+    assert run.returncode == 0

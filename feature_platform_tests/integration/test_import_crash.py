@@ -1,0 +1,155 @@
+"""An import that is killed, or stopped with Ctrl-C, stores nothing of the file in hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ROWS = 20_000
+T0 = 1_769_904_000_000
+
+# Imports two files; in the second, says when it gets to a phase, and goes on when told to.
+PROGRAM = """
+import sys
+from pathlib import Path
+import psycopg
+from feature_platform.importer import import_bars
+
+url, phase, skip, *paths = sys.argv[1:]
+
+def tell(progress):
+    if progress.path == Path(paths[-1]) and progress.phase == phase:
+        print(phase, flush=True)
+        sys.stdin.readline()
+
+with psycopg.connect(url, autocommit=True) as conn:
+    try:
+        import_bars(
+            conn, list(map(Path, paths)), symbol="A", skip_bad=Path(skip), progress=tell
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Write a file of one good and one bad row, and a large one."""
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text(f"{T0},1,1,1,1,1\n{T0},2,1,1,1,1\n", encoding="utf-8")
+    rows = (f"{T0 + number * 60_000},2,2,2,2,2\n" for number in range(ROWS))
+    second.write_text("".join([*rows, "bad,2,2,2,2,2\n"]), encoding="utf-8")
+    return [first, second]
+
+
+@contextmanager
+def importing(
+    database: str, phase: str, files: list[Path], skip: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """Start an import, and wait until it has come to the phase in the second file."""
+    command = [sys.executable, "-c", PROGRAM, database, phase, str(skip), *map(str, files)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{phase}\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def stored_in_the_end(database: str) -> list[float]:
+    """Return the prices once no transaction of an importer is left."""
+    with psycopg.connect(database) as conn:
+        conn.execute("LOCK TABLE ohlcv_1m IN ACCESS EXCLUSIVE MODE")
+        return [price for (price,) in conn.execute("SELECT open FROM ohlcv_1m ORDER BY open")]
+
+
+@pytest.mark.parametrize("phase", ["reading", "storing"])
+def test_a_kill_stores_nothing_of_the_file(
+    database: str, files: list[Path], tmp_path: Path, phase: str
+) -> None:
+    skip = tmp_path / "skipped.csv"
+    with importing(database, phase, files, skip) as process:
+        process.kill()
+        process.wait()
+    assert stored_in_the_end(database) == [1.0]
+    assert not skip.exists()
+
+
+def test_a_kill_in_the_middle_of_the_storing(
+    database: str, files: list[Path], tmp_path: Path
+) -> None:
+    with (
+        psycopg.connect(database) as blocker,
+        importing(database, "storing", files, tmp_path / "skipped.csv") as process,
+    ):
+        # The INSERT is sent, and held up at its last row, when its sender dies.
+        last = T0 / 1000 + (ROWS - 1) * 60
+        blocker.execute(
+            "INSERT INTO ohlcv_1m VALUES ('A', to_timestamp(%s), 3, 3, 3, 3, 3)", (last,)
+        )
+        go_on(process)
+        wait_for_a_waiter(database)
+        process.kill()
+        process.wait()
+        blocker.commit()
+    assert stored_in_the_end(database) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("phase", ["reading", "storing"])
+def test_ctrl_c_stores_nothing_of_the_file(
+    database: str, files: list[Path], tmp_path: Path, phase: str
+) -> None:
+    skip = tmp_path / "skipped.csv"
+    with importing(database, phase, files, skip) as process:
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    assert stored_in_the_end(database) == [1.0]
+    # What was left out of the file that is stored is written down.
+    assert [line.split(",")[1] for line in skip.read_text(encoding="utf-8").splitlines()] == [
+        "line",
+        "2",
+    ]
+    assert sorted(tmp_path.iterdir()) == sorted([*files, skip])
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_ctrl_c_in_the_middle_of_the_storing(
+    database: str, files: list[Path], tmp_path: Path
+) -> None:
+    with (
+        psycopg.connect(database) as blocker,
+        importing(database, "storing", files, tmp_path / "skipped.csv") as process,
+    ):
+        blocker.execute("LOCK TABLE ohlcv_1m IN SHARE MODE")
+        go_on(process)
+        wait_for_a_waiter(database)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    assert stored_in_the_end(database) == [1.0]
+
+
+def wait_for_a_waiter(database: str) -> None:
+    """Return once a session of the database waits for a lock."""
+    query = """SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+    with psycopg.connect(database, autocommit=True) as conn:
+        while conn.execute(query).fetchone() == (0,):
+            pass

@@ -1,0 +1,86 @@
+"""The memory of an import does not depend on the size of its file."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+# Large enough for several pieces of a file to be in hand at once.
+SMALL = 400_000
+TIMES = 10
+TOLERANCE_MIB = 48
+
+IMPORT = """
+import resource, sys
+from pathlib import Path
+import psycopg
+from feature_platform.importer import import_bars
+
+path, rows, url = sys.argv[1:]
+with psycopg.connect(url, autocommit=True) as conn:
+    report = import_bars(conn, [Path(path)], symbol=rows)
+print(report.total.inserted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+READ = """
+import resource, sys
+from pathlib import Path
+from feature_platform.bars_file import read_bars
+
+path, rows = sys.argv[1:]
+found = sum(len(batch.line) for batch in read_bars(Path(path), symbol="A"))
+print(found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def write(path: Path, rows: int) -> None:
+    """Write rows piece by piece, so that the test does not need the memory either."""
+    schema = pa.schema(
+        [("ts", pa.int64())]
+        + [(name, pa.float64()) for name in ("open", "high", "low", "close", "vol")]
+    )
+    parquet = path.suffix == ".parquet"
+    generator = np.random.default_rng(5)
+    with (
+        gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file,
+        (pq.ParquetWriter if parquet else pa_csv.CSVWriter)(file, schema) as writer,
+    ):
+        for start in range(0, rows, SMALL):
+            number = np.arange(start, min(start + SMALL, rows))
+            price = np.round(100 + generator.random(len(number)), 4)
+            columns = [number * 60_000 + 1_262_304_000_000, price, price + 1, price - 1, price]
+            columns.append(np.round(generator.exponential(1000, len(number)), 3))
+            writer.write(pa.table([pa.array(column) for column in columns], schema=schema))
+
+
+def growth_mib(path: Path, program: str, *arguments: str) -> int:
+    """Return how much more memory a process needs for a file that is so many times larger."""
+    peaks = []
+    for rows in (SMALL, SMALL * TIMES):
+        write(path, rows)
+        command = [sys.executable, "-c", program, str(path), str(rows), *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found, peak = map(int, done.stdout.split())
+        assert found == rows
+        peaks.append(peak)
+    return peaks[1] - peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_memory_of_an_import_is_flat(database: str, tmp_path: Path) -> None:
+    assert growth_mib(tmp_path / "bars.csv.gz", IMPORT, database) < TOLERANCE_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_memory_of_reading_is_flat(tmp_path: Path, suffix: str) -> None:
+    assert growth_mib(tmp_path / f"bars{suffix}", READ) < TOLERANCE_MIB

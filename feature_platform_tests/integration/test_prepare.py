@@ -1,0 +1,139 @@
+"""A database is used only with the schema that the code needs, and each refusal says what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform import schema
+from feature_platform.errors import UserError
+from feature_platform.queries import sql_dir
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_processes import refusal, run_on, value
+
+Conn = psycopg.Connection[Any]
+
+VERSION = "SELECT max(version) FROM feature_platform.schema_version"
+IS_SET_UP = "SELECT to_regnamespace('feature_platform') IS NOT NULL"
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure a database, which makes any database its owner's to set up."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", "postgresql://db.example/bars")
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def empty(empty_database: str) -> Any:
+    """Yield an autocommit connection to a database that is not set up."""
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        yield connection
+
+
+def set_version(connection: Conn, version: int | None) -> None:
+    connection.execute("DELETE FROM feature_platform.schema_version")
+    if version is not None:
+        connection.execute("INSERT INTO feature_platform.schema_version VALUES (%s)", [version])
+
+
+def test_the_version_is_the_same_wherever_it_stands(conn: Conn) -> None:
+    guard = (sql_dir() / "010_guard.sql").read_text(encoding="utf-8")
+    record = (sql_dir() / "090_version.sql").read_text(encoding="utf-8")
+    assert re.findall(r"this_version CONSTANT integer := (\d+);", guard) == [
+        str(schema.SCHEMA_VERSION)
+    ]
+    assert re.findall(r"schema_version \(version\) VALUES \((\d+)\)", record) == [
+        str(schema.SCHEMA_VERSION)
+    ]
+    assert value(conn, VERSION) == schema.SCHEMA_VERSION
+
+
+def test_the_embedded_database_is_set_up_on_the_spot(empty: Conn) -> None:
+    schema.prepare(empty)
+    assert value(empty, VERSION) == schema.SCHEMA_VERSION
+
+
+@pytest.mark.usefixtures("configured")
+def test_another_database_is_its_owners_to_set_up(empty: Conn) -> None:
+    with pytest.raises(UserError, match=r"^database \w+ is not set up: run `.* db apply`$"):
+        schema.prepare(empty)
+    assert not value(empty, IS_SET_UP)
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
+def test_what_is_set_up_is_left_alone(
+    conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url is not None:
+        monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
+    conn.execute("SET default_transaction_read_only = on")
+    schema.prepare(conn)
+
+
+def test_an_older_embedded_database_is_brought_up_to_date(conn: Conn) -> None:
+    set_version(conn, schema.SCHEMA_VERSION - 1)
+    conn.execute("DROP VIEW feature_platform.policy_status")
+    schema.prepare(conn)
+    assert value(conn, VERSION) == schema.SCHEMA_VERSION
+    conn.execute("TABLE feature_platform.policy_status")
+
+
+@pytest.mark.usefixtures("configured")
+def test_an_older_database_is_its_owners_to_bring_up_to_date(conn: Conn) -> None:
+    set_version(conn, schema.SCHEMA_VERSION - 1)
+    with pytest.raises(UserError, match=r"version \d+, this code needs \d+: run `.* db apply`$"):
+        schema.prepare(conn)
+    assert value(conn, VERSION) == schema.SCHEMA_VERSION - 1
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
+def test_a_newer_database_is_refused(
+    conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url is not None:
+        monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
+    set_version(conn, schema.SCHEMA_VERSION + 1)
+    with pytest.raises(UserError, match=r"knows only up to \d+: install a newer feature_platform$"):
+        schema.prepare(conn)
+    assert value(conn, VERSION) == schema.SCHEMA_VERSION + 1
+
+
+@pytest.mark.usefixtures("configured")
+def test_a_record_without_a_version_is_not_set_up(conn: Conn) -> None:
+    set_version(conn, None)
+    with pytest.raises(UserError, match=r"is not set up: run `feature-platform db apply`$"):
+        schema.prepare(conn)
+
+
+def test_an_embedded_database_with_a_foreign_table_is_refused(empty: Conn) -> None:
+    empty.execute("CREATE TABLE ohlcv_1m (x int)")
+    with pytest.raises(UserError, match=r"public\.ohlcv_1m exists here and was not made by"):
+        schema.prepare(empty)
+    assert not value(empty, IS_SET_UP)
+
+
+def test_db_apply_may_be_done_again_at_any_time(empty_database: str, empty: Conn) -> None:
+    for _ in range(2):
+        done = run_on(empty_database, "db", "apply")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("set up: PostgreSQL ")
+    assert value(empty, VERSION) == schema.SCHEMA_VERSION
+
+
+def test_db_apply_refuses_in_one_line(empty_database: str, empty: Conn) -> None:
+    empty.execute("CREATE TABLE features_1m (x int)")
+    line = refusal(run_on(empty_database, "db", "apply"))
+    assert line.startswith("public.features_1m exists here and was not made by feature_platform")
+    assert not value(empty, IS_SET_UP)
+    empty.execute("DROP TABLE features_1m")
+    schema.apply(empty)
+    set_version(empty, schema.SCHEMA_VERSION + 1)
+    line = refusal(run_on(empty_database, "db", "apply"))
+    assert "has schema version" in line
+    assert line.endswith("Nothing was changed. Install a newer feature_platform")

@@ -1,0 +1,212 @@
+"""Guards against work that grows with the history: each path touches as much at ten times of it.
+
+What a refresh touches is measured inside one transaction: rows by the server's counters, and pages
+by EXPLAIN, which counts all that functions and triggers do, index entries and planning included.
+On TimescaleDB the counters are those of the chunks, and of its catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+
+from feature_platform_tests.fix_database import Databases
+
+SYMBOLS = 20
+HISTORY = 3  # days; bars are ten minutes apart, so that a day has 144
+
+BARS = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT 'S' || s, current_setting('tests.newest')::timestamptz - m * interval '1 minute',
+           10, 12, 9, 10 + m %% 3, 1 + (m + s) %% 7
+    FROM generate_series(1, %s) AS s, generate_series(0, %s * 1440 - 1, 10) AS m
+"""
+NEW_MINUTE = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT 'S' || s, current_setting('tests.newest')::timestamptz + interval '10 minutes',
+           10, 10, 10, 10, 3
+    FROM generate_series(1, 20) AS s
+"""
+INSIDE_A_MINUTE = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    VALUES ('S7', current_setting('tests.newest')::timestamptz + interval '9.5 minutes',
+            10, 10, 10, 10, 3)
+"""
+OLD_BAR = """
+    UPDATE ohlcv_1m SET vol = vol + 5
+    WHERE symbol = 'S7'
+      AND ts = current_setting('tests.newest')::timestamptz - interval '2000 minutes'
+"""
+DELETED = """
+    DELETE FROM ohlcv_1m
+    WHERE symbol = 'S7'
+      AND ts = current_setting('tests.newest')::timestamptz - interval '2000 minutes'
+"""
+REFRESH = """
+    SELECT * FROM feature_platform.refresh_slice(
+        '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
+"""
+COUNTERS = """
+    SELECT coalesce(sum(seq_scan) FILTER (WHERE relname <> 'dirty_log'), 0)::bigint,
+           coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint
+    FROM pg_stat_xact_user_tables
+    WHERE schemaname IN ('public', 'feature_platform', '_timescaledb_internal')
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How much a statement touched."""
+
+    seq_scans: int
+    rows: int
+    pages: int
+
+
+@pytest.fixture(scope="module")
+def histories(databases: Databases) -> Iterator[tuple[psycopg.Connection, psycopg.Connection]]:
+    """Yield databases of many symbols, with some days of bars and with ten times as many."""
+    with ExitStack() as stack:
+        conns = []
+        for days in (HISTORY, 10 * HISTORY):
+            url = stack.enter_context(databases.fresh())
+            conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+            conn.execute(
+                "SELECT set_config('tests.newest', date_trunc('minute', now() - %s)::text, false)",
+                [timedelta(minutes=20)],
+            )
+            conn.execute(BARS, (SYMBOLS, days))
+            conn.execute("CALL refresh_features_1m(NULL, NULL)")
+            conn.execute("VACUUM (ANALYZE)")
+            conns.append(conn)
+        yield conns[0], conns[1]
+
+
+def explain(conn: psycopg.Connection, statement: LiteralString) -> dict[str, Any]:
+    row = conn.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement).fetchone()
+    assert row is not None
+    plan: dict[str, Any] = row[0][0]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def pages_of(plan: dict[str, Any]) -> int:
+    return sum(
+        part.get("Shared Hit Blocks", 0) + part.get("Shared Read Blocks", 0)
+        for part in (plan["Plan"], plan.get("Planning", {}))
+    )
+
+
+def about_as_many(pages: list[int]) -> bool:
+    """Tell whether the longer history costs no more than one more level of an index, or chunks."""
+    short, long = pages
+    return long <= short * 1.5 + 100
+
+
+def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
+    """Make a change, and measure the refresh that it takes; nothing is kept."""
+    for _ in range(2):  # the session's first call reads the catalogues, too
+        with conn.transaction(force_rollback=True):
+            assert conn.execute(change).rowcount > 0
+            before = conn.execute(COUNTERS).fetchone() or (0, 0)
+            plan = explain(conn, REFRESH)
+            after = conn.execute(COUNTERS).fetchone() or (0, 0)
+            left = conn.execute("SELECT * FROM feature_platform.dirty").fetchall()
+            assert not left, "one slice is not enough"
+            conn.execute("SELECT pg_stat_force_next_flush()")
+    return Cost(after[0] - before[0], after[1] - before[1], pages_of(plan))
+
+
+@pytest.mark.parametrize(
+    ("change", "most_rows"),
+    [
+        # Of each symbol: the bars that enter and leave, its first and last, the row it replaces.
+        pytest.param(NEW_MINUTE, 15 * SYMBOLS, id="a new minute of each symbol"),
+        # The bars of two days and the rows of one, some of them twice.
+        pytest.param(OLD_BAR, 6 * 144, id="an old bar"),
+        pytest.param(DELETED, 10 * 144, id="an old bar that is deleted"),
+        pytest.param(INSIDE_A_MINUTE, 3 * 144, id="a row inside a minute"),
+    ],
+)
+def test_a_refresh_costs_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...], change: LiteralString, most_rows: int
+) -> None:
+    short, long = (cost_of_refresh(conn, change) for conn in histories)
+    assert short.seq_scans == long.seq_scans == 0
+    assert 0 < short.rows <= most_rows
+    assert long.rows <= short.rows * 1.02 + SYMBOLS
+    assert about_as_many([short.pages, long.pages])
+
+
+@pytest.mark.parametrize("change", [NEW_MINUTE, OLD_BAR, DELETED, INSIDE_A_MINUTE])
+def test_a_write_costs_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...], change: LiteralString
+) -> None:
+    pages = []
+    for conn in histories:
+        for _ in range(2):
+            with conn.transaction(force_rollback=True):
+                plan = explain(conn, change)
+        pages.append(pages_of(plan))
+    assert about_as_many(pages)
+
+
+@pytest.mark.parametrize(
+    ("query", "most_rows"),
+    [
+        ("SELECT COUNT(*) FROM features_1m WHERE bucket > now()-'30 minutes'::interval", 40),
+        ("SELECT * FROM features_1m ORDER BY bucket DESC LIMIT 3", 3),
+        (
+            """SELECT bucket, log_return, volume_z, vwap_gap, parkinson_vol FROM features_1m
+               WHERE bucket BETWEEN now() - interval '1 hour' AND now()""",
+            100,
+        ),
+        (
+            """SELECT bucket AS "time", volume_z FROM features_1m
+               WHERE bucket BETWEEN now() - interval '1 hour' AND now()""",
+            100,
+        ),
+        ("SELECT * FROM features_1m WHERE symbol = 'S3' ORDER BY bucket DESC LIMIT 60", 60),
+    ],
+)
+def test_a_read_touches_what_it_returns(
+    histories: tuple[psycopg.Connection, ...], query: LiteralString, most_rows: int
+) -> None:
+    pages = []
+    for conn in histories:
+        explain(conn, query)
+        plan = explain(conn, query)
+        pages.append(pages_of(plan))
+        scans = [node for node in nodes(plan["Plan"]) if "Relation Name" in node]
+        assert scans
+        assert "Seq Scan" not in {node["Node Type"] for node in scans}
+        rows = [
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in scans
+        ]
+        assert max(rows) <= most_rows
+    assert about_as_many(pages)
+
+
+def test_the_policys_state_costs_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...],
+) -> None:
+    pages = []
+    for conn in histories:
+        with conn.transaction(force_rollback=True):
+            conn.execute(NEW_MINUTE)
+            for _ in range(2):
+                plan = explain(conn, "SELECT * FROM feature_platform.policy_status")
+        pages.append(pages_of(plan))
+    assert about_as_many(pages)

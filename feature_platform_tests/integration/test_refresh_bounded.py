@@ -1,0 +1,242 @@
+"""Guards against a refresh that does less, or more, than the window and the marks ask for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import psycopg
+import pytest
+
+from feature_platform_tests.fix_engine import Bench
+from feature_platform_tests.histories import DAY_0, Refresh, at, bar, write
+from feature_platform_tests.oracle import MINUTE, Key
+
+DAY = 1440
+DAYS = 3
+
+
+@pytest.fixture
+def whole_days(bench: Bench) -> Bench:
+    """Return a database with refreshed bars of every minute of some days, and another symbol."""
+    bench.empty()
+    write(bench.conn, (bar("A", m, 10 + m % 3, 1 + m % 9) for m in range(DAYS * DAY)))
+    write(bench.conn, (bar("B", m, 10 + m % 3, 1 + m % 9) for m in range(0, DAYS * DAY, 50)))
+    bench.refresh()
+    return bench
+
+
+def versions(conn: psycopg.Connection) -> dict[Key, str]:
+    """Return what tells each version of each feature row from every other."""
+    rows = conn.execute(
+        """SELECT symbol, (extract(epoch FROM bucket) * 1000000)::bigint,
+                  tableoid || ' ' || ctid || ' ' || xmin
+           FROM features_1m"""
+    )
+    return {(symbol, bucket): version for symbol, bucket, version in rows}
+
+
+def rewritten(before: dict[Key, str], after: dict[Key, str]) -> set[tuple[str, int]]:
+    """Return the rows that were stored or deleted, their buckets in minutes of the time axis."""
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return {(symbol, bucket // MINUTE - DAY_0) for symbol, bucket in changed}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ohlcv_1m SET vol = 1000, close = low WHERE symbol = 'A' AND ts = %s",
+        "DELETE FROM ohlcv_1m WHERE symbol = 'A' AND ts = %s",
+    ],
+)
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_repair_rewrites_a_day_of_one_symbol_at_most(
+    whole_days: Bench, change: str, forgotten: bool
+) -> None:
+    conn = whole_days.conn
+    before = versions(conn)
+    conn.execute(change.encode(), [at(1500)])
+    if forgotten:
+        conn.execute("DELETE FROM feature_platform.symbol_state")
+    whole_days.refresh()
+    changed = rewritten(before, versions(conn))
+    assert len(changed) in (DAY - 1, DAY)  # a mean may by chance be the same
+    assert {symbol for symbol, _ in changed} == {"A"}
+    assert (min(changed)[1], max(changed)[1]) == (1500, 1500 + DAY - 1)
+
+
+def test_the_next_row_after_a_gap_is_rewritten_too_and_no_other(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", m) for m in (0, 1, 2, 20 * DAY, 20 * DAY + 1)])
+    bench.refresh()
+    before = versions(bench.conn)
+    write(bench.conn, [bar("A", 2, 55)])
+    bench.refresh()
+    assert rewritten(before, versions(bench.conn)) == {("A", 2), ("A", 20 * DAY)}
+
+
+def test_a_wide_statement_repairs_only_what_it_touched(whole_days: Bench) -> None:
+    before = versions(whole_days.conn)
+    write(whole_days.conn, [bar("A", m, vol=77) for m in (10, 2 * DAY)])
+    whole_days.refresh()
+    changed = rewritten(before, versions(whole_days.conn))
+    assert changed <= {("A", m) for m in range(DAYS * DAY) if 10 <= m < 10 + DAY or m >= 2 * DAY}
+    whole_days.check()
+
+
+def test_a_changed_price_rewrites_two_rows(whole_days: Bench) -> None:
+    before = versions(whole_days.conn)
+    write(whole_days.conn, [bar("A", 1500, 99, 1 + 1500 % 9)])
+    whole_days.refresh()
+    assert rewritten(before, versions(whole_days.conn)) == {("A", 1500), ("A", 1501)}
+
+
+def test_a_new_minute_stores_one_row(whole_days: Bench) -> None:
+    before = versions(whole_days.conn)
+    write(whole_days.conn, [bar("A", DAYS * DAY)])
+    whole_days.refresh()
+    assert rewritten(before, versions(whole_days.conn)) == {("A", DAYS * DAY)}
+
+
+def test_what_is_clean_is_left_alone_unless_forced(whole_days: Bench) -> None:
+    conn = whole_days.conn
+    before = versions(conn)
+    whole_days.refresh()
+    assert not rewritten(before, versions(conn))
+    whole_days.refresh(force=True)
+    assert not rewritten(before, versions(conn)), "a forced refresh stores only what differs"
+
+
+def test_force_heals_rows_that_somebody_changed(whole_days: Bench) -> None:
+    conn = whole_days.conn
+    conn.execute("UPDATE features_1m SET vol = 0, log_return = NULL WHERE bucket = %s", [at(500)])
+    conn.execute("DELETE FROM features_1m WHERE bucket = %s", [at(550)])
+    conn.execute(
+        "INSERT INTO features_1m (symbol, bucket, vol) VALUES ('A', %s, 1), ('C', %s, 1)",
+        (at(-10), at(500)),
+    )
+    Refresh(501, 600, force=True)(whole_days)
+    Refresh(400, 501, force=True)(whole_days)
+    whole_days.refresh(force=True)
+    whole_days.check()
+
+
+def test_a_window_holds_the_buckets_from_its_start_to_before_its_end(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", m) for m in range(10)])
+
+    def stored() -> list[int]:
+        return sorted(bucket // MINUTE - DAY_0 for _, bucket in bench.features())
+
+    bench.refresh(at(3), at(5))
+    assert stored() == [3, 4]
+    bench.refresh(at(5.5), at(7.5))  # the bucket of minute 5 began before the window
+    assert stored() == [3, 4, 6, 7]
+    bench.refresh(at(8.5), at(8.9))
+    assert stored() == [3, 4, 6, 7]
+    bench.refresh(None, at(1))
+    assert stored() == [0, 3, 4, 6, 7]
+    bench.refresh(at(9), None)
+    assert stored() == [0, 3, 4, 6, 7, 9]
+    bench.refresh("-infinity", "infinity")
+    assert stored() == list(range(10))
+    bench.check()
+
+
+@pytest.mark.parametrize("window", [(at(5), at(5)), (at(6), at(5)), ("infinity", "-infinity")])
+def test_an_empty_window_is_refused(bench: Bench, window: tuple[datetime | str, ...]) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 5)])
+    with pytest.raises(psycopg.errors.RaiseException, match="the refresh window is empty"):
+        bench.refresh(*window, force=True)
+    assert not bench.features()
+
+
+def test_a_window_in_the_future_does_nothing(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 5)])
+    bench.refresh("2999-01-01", "2999-01-02", force=True)
+    assert not bench.features()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_refresh_inside_a_transaction_fails_before_it_does_anything(
+    bench: Bench, force: bool
+) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 5)])
+    marks = "SELECT * FROM feature_platform.dirty_log"
+    before = bench.conn.execute(marks).fetchall()
+    with bench.conn.transaction(force_rollback=True):
+        with (
+            pytest.raises(psycopg.errors.InvalidTransactionTermination),
+            bench.conn.transaction(),
+        ):
+            bench.refresh(force=force)
+        assert bench.conn.execute(marks).fetchall() == before
+        assert not bench.features()
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_snapshot_that_stands_still_is_refused(bench: Bench, isolation: str) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 5)])
+    bench.conn.execute("SELECT set_config('default_transaction_isolation', %s, false)", [isolation])
+    with pytest.raises(
+        psycopg.errors.RaiseException, match=f"needs READ COMMITTED.* is {isolation.upper()}"
+    ):
+        bench.refresh()
+    bench.conn.execute("RESET default_transaction_isolation")
+    assert not bench.features()
+
+
+@pytest.mark.parametrize("minutes", [1, 7, 1000])
+def test_slices_are_bounded_and_go_from_new_to_old(bench: Bench, minutes: int) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", m) for m in range(20)))
+    done = 0
+    while True:
+        row = bench.conn.execute(
+            """SELECT more, rows_written, minutes FROM feature_platform.refresh_slice(
+                   '-infinity', 'infinity', feature_platform.dirty_horizon(), slice_minutes => %s)
+            """,
+            [minutes],
+        ).fetchone()
+        assert row is not None
+        more, written, spanned = row
+        assert written <= spanned <= minutes
+        done += written
+        stored = sorted(bucket // MINUTE - DAY_0 for _, bucket in bench.features())
+        assert stored == list(range(20 - done, 20))
+        if not more:
+            break
+    assert done == 20
+    bench.check()
+
+
+def test_a_slice_takes_so_many_symbols(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar(s, 0) for s in "ABCDE"])
+    taken = []
+    more = True
+    while more:
+        row = bench.conn.execute(
+            """SELECT symbols, more FROM feature_platform.refresh_slice(
+                   '-infinity', 'infinity', feature_platform.dirty_horizon(), slice_symbols => 2)
+            """
+        ).fetchone()
+        assert row is not None
+        taken.append(row[0])
+        more = row[1]
+    assert [symbols for symbols in taken if symbols] == [2, 2, 1]
+    bench.check()
+
+
+def test_an_old_horizon_leaves_newer_marks_alone(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 0)])
+    (horizon,) = bench.conn.execute("SELECT feature_platform.dirty_horizon()").fetchone() or (0,)
+    write(bench.conn, [bar("B", 0)])
+    bench.conn.execute(
+        "SELECT feature_platform.refresh_slice('-infinity', 'infinity', %s)", [horizon]
+    )
+    assert {symbol for symbol, _ in bench.features()} == {"A"}

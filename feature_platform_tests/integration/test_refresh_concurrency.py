@@ -1,0 +1,246 @@
+"""Guards against rows that are wrong, work that is repeated and sessions that wait or die when
+several write and refresh at once.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from feature_platform_tests.fix_engine import (
+    Bench,
+    read_features,
+    refresh,
+    wait_until,
+    waits_for_a_lock,
+)
+from feature_platform_tests.histories import at, bar, copy, write
+
+DAY = 1440
+
+
+def in_threads(url: str, *jobs: Callable[[psycopg.Connection], None]) -> None:
+    """Run each job in a thread and on a connection of its own, and raise what any of them does."""
+    raised: list[BaseException] = []
+
+    def run(job: Callable[[psycopg.Connection], None]) -> None:
+        try:
+            with psycopg.connect(url, autocommit=True) as conn:
+                job(conn)
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=[job]) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+def writer(seed: int, commits: int) -> Callable[[psycopg.Connection], None]:
+    """Return a job that writes what a recorder, a backfill and a clean-up write."""
+    rng = random.Random(seed)
+
+    def job(conn: psycopg.Connection) -> None:
+        for i in range(commits):
+            symbol = rng.choice("ABC")
+            start = rng.choice([0, DAY, 2 * DAY]) + rng.randrange(30)
+            volumes = [rng.choice([0.0, 1.0, 2.5, 1e12]) for _ in range(8)]
+            bars = (
+                bar(symbol, start + m + rng.choice([0, 0, 0, 0.5]), 9 + v % 3, v)
+                for m, v in enumerate(volumes)
+            )
+            kind = rng.randrange(8)
+            with conn.transaction(force_rollback=kind == 7):
+                if kind == 0:
+                    conn.execute(
+                        "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s",
+                        (symbol, at(start), at(start + 3)),
+                    )
+                elif kind == 1:
+                    conn.execute(
+                        "UPDATE ohlcv_1m SET vol = %s WHERE symbol = %s AND ts >= %s AND ts < %s",
+                        (i, symbol, at(start), at(start + 9)),
+                    )
+                else:
+                    write(conn, bars)
+
+    return job
+
+
+def refresher(seed: int, done: threading.Event) -> Callable[[psycopg.Connection], None]:
+    """Return a job that refreshes random windows until it is told that the writers are done."""
+    rng = random.Random(seed)
+
+    def job(conn: psycopg.Connection) -> None:
+        while not done.is_set():
+            if rng.random() < 0.5:
+                refresh(conn)
+            elif rng.random() < 0.5:
+                conn.execute(
+                    "SELECT feature_platform.refresh_slice('-infinity', 'infinity',"
+                    " feature_platform.dirty_horizon(), slice_minutes => %s, slice_symbols => %s)",
+                    (rng.choice([1, 10, 1000]), rng.choice([1, 2])),
+                )
+            else:
+                lo = rng.randrange(2 * DAY)
+                refresh(conn, at(lo), at(lo + rng.choice([5, DAY])), force=rng.random() < 0.3)
+
+    return job
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_writers_and_two_refreshers(bench: Bench, seed: int) -> None:
+    bench.empty()
+    done = threading.Event()
+
+    def writers(_: psycopg.Connection) -> None:
+        try:
+            in_threads(bench.url, *(writer(seed * 10 + i, 150) for i in range(2)))
+        finally:
+            done.set()
+
+    in_threads(bench.url, writers, *(refresher(seed * 10 + i, done) for i in range(2)))
+    bench.refresh()
+    bench.check()
+    bench.check_build()
+
+
+SLICE = """
+    SELECT symbols, rows_written, more
+    FROM feature_platform.refresh_slice('-infinity', 'infinity', feature_platform.dirty_horizon())
+"""
+
+
+def slices(conn: psycopg.Connection) -> Iterator[tuple[int, int]]:
+    """Refresh slice by slice, and yield how many symbols and rows each took."""
+    more = True
+    while more:
+        row = conn.execute(SLICE).fetchone()
+        assert row is not None
+        symbols, rows, more = row
+        yield symbols, rows
+
+
+def test_who_waited_repeats_nothing(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar(s, m) for s in "AB" for m in range(10)))
+    taken: list[tuple[int, int]] = []
+
+    def wait(conn: psycopg.Connection) -> None:
+        taken.extend(slices(conn))
+
+    with psycopg.connect(bench.url, autocommit=True) as waiter:
+        thread = threading.Thread(target=wait, args=[waiter])
+        with bench.conn.transaction():
+            assert list(slices(bench.conn)) == [(2, 20)]
+            thread.start()
+            wait_until(lambda: waits_for_a_lock(bench.holder, waiter))
+        thread.join()
+    assert sum(rows for _, rows in taken) == 0
+    bench.check()
+
+
+def test_other_symbols_are_done_before_any_is_waited_for(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("B", 0)])
+    taken: list[tuple[int, int]] = []
+
+    def wait(conn: psycopg.Connection) -> None:
+        taken.extend(slices(conn))
+
+    with psycopg.connect(bench.url, autocommit=True) as waiter:
+        thread = threading.Thread(target=wait, args=[waiter])
+        with bench.conn.transaction():
+            assert list(slices(bench.conn)) == [(1, 1)]
+            write(bench.holder, [bar(s, 1) for s in "ABC"])
+            thread.start()
+            wait_until(lambda: waits_for_a_lock(bench.holder, waiter))
+            assert {symbol for symbol, _ in read_features(bench.holder)} == {"A", "C"}
+            assert taken == [(2, 2)]
+        thread.join()
+    assert sum(rows for _, rows in taken) == 3
+    bench.check()
+
+
+def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", m) for m in range(100)))
+    bench.refresh()
+    writer = bench.holder
+    writer.execute("SET lock_timeout = '500ms'")
+    try:
+        with bench.conn.transaction():
+            write(bench.conn, (bar("A", m, vol=2) for m in range(50)))
+            list(slices(bench.conn))
+            write(writer, (bar("A", m, vol=3) for m in range(50, 150)))
+            copy(writer, (bar("B", m) for m in range(50, 150)))
+            copy(writer, [bar("A", 40 * DAY)])  # for TimescaleDB a chunk of its own
+            writer.execute("DELETE FROM ohlcv_1m WHERE ts >= %s AND ts < %s", (at(60), at(70)))
+            writer.execute("UPDATE ohlcv_1m SET close = low WHERE ts >= %s", [at(90)])
+    finally:
+        writer.execute("RESET lock_timeout")
+    bench.refresh()
+    bench.check()
+
+
+def test_a_writer_that_never_commits_makes_no_refresh_wait(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", m) for m in range(100)))
+    with bench.holder.transaction():
+        write(bench.holder, (bar("A", m, vol=2) for m in range(50, 150)))
+        bench.conn.execute("SET lock_timeout = '500ms'")
+        bench.refresh()
+        bench.conn.execute("RESET lock_timeout")
+        bench.check()
+    bench.refresh()
+    bench.check()
+
+
+REFRESHER = """
+import sys, psycopg
+with psycopg.connect(sys.argv[1], autocommit=True) as conn:
+    print(conn.info.backend_pid, flush=True)
+    more = True
+    while more:
+        more, = conn.execute(
+            "SELECT more FROM feature_platform.refresh_slice('-infinity', 'infinity',"
+            " feature_platform.dirty_horizon(), slice_minutes => 7, slice_symbols => 2)"
+        ).fetchone()
+"""
+
+
+@pytest.mark.parametrize("death", ["the client's", "the session's"])
+@pytest.mark.parametrize("when", ["amid a slice", "after some slices"])
+def test_a_refresh_that_dies_leaves_its_work_dirty(bench: Bench, death: str, when: str) -> None:
+    bench.empty()
+    write(bench.conn, (bar(s, m, 10 + m % 3, 1 + m % 7) for s in "ABCD" for m in range(400)))
+    write(bench.conn, (bar("A", DAY + m) for m in range(30)))
+    with subprocess.Popen(
+        [sys.executable, "-c", REFRESHER, bench.url], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        backend = int(process.stdout.readline())
+        wait_until(lambda: bool(bench.features()))
+        if when == "amid a slice":
+            bench.holder.execute("BEGIN")
+            bench.holder.execute("LOCK TABLE features_1m IN SHARE MODE")
+        if death == "the client's":
+            process.kill()
+        else:
+            bench.conn.execute("SELECT pg_terminate_backend(%s, 60000)", [backend])
+        process.wait()
+        bench.holder.execute("ROLLBACK")
+    done = len(bench.features())
+    bench.refresh()  # may wait for a session that does not know yet that its client is dead
+    assert 0 < done < 1630
+    bench.check()
+    bench.check_build()

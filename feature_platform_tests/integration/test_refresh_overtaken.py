@@ -1,0 +1,116 @@
+"""Guards against a refresh that mixes what it read before a writer's commit with what came after.
+
+Each test stops a refresh half-way, commits a change there, lets it go on, and refreshes once
+more. The
+rows must be right then, and neither refresh may fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from feature_platform_tests.fix_engine import STOPS, Bench, Stop
+from feature_platform_tests.histories import at, bar, write
+from feature_platform_tests.oracle import Bar
+
+# Days of the tests' time axis, in minutes.
+DAY = 1440
+OLDEST, NEWEST = 0, 2 * DAY
+
+
+def saw(lo: int, hi: int) -> Iterator[Bar]:
+    return (bar("A", m, 10 + m % 3, 1 + m % 60) for m in range(lo, hi, 10))
+
+
+@contextmanager
+def overtaken(bench: Bench, stop: Stop) -> Iterator[None]:
+    """Refresh the hour after two days, and have the body overtake that."""
+    bench.empty()
+    write(bench.conn, saw(OLDEST, NEWEST))
+    bench.refresh()
+    write(bench.conn, saw(NEWEST, NEWEST + 60))
+    with bench.refresh_stopped_at(stop):
+        yield
+    bench.refresh()
+    bench.check()
+    # What is remembered of the newest row must be right, too.
+    write(bench.conn, saw(NEWEST + 60, NEWEST + 90))
+    bench.refresh()
+    bench.check()
+
+
+stopped_anywhere = pytest.mark.parametrize("stop", STOPS)
+
+
+@stopped_anywhere
+@pytest.mark.parametrize("vol", [0.0, 7.5, 1e12])
+def test_a_bar_that_is_leaving_the_window_is_corrected(
+    bench: Bench, stop: Stop, vol: float
+) -> None:
+    with overtaken(bench, stop):
+        write(bench.conn, [bar("A", NEWEST - DAY + 30, vol=vol)])
+
+
+@stopped_anywhere
+def test_a_bar_that_is_leaving_the_window_is_deleted(bench: Bench, stop: Stop) -> None:
+    with overtaken(bench, stop):
+        bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [at(NEWEST - DAY + 30)])
+
+
+@stopped_anywhere
+def test_bars_arrive_late_where_there_was_a_gap(bench: Bench, stop: Stop) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 0), bar("A", DAY)])
+    bench.refresh()
+    write(bench.conn, [bar("A", 2 * DAY - 1)])
+    with bench.refresh_stopped_at(stop):
+        write(bench.conn, [bar("A", 1), bar("A", 2, vol=3)])
+    bench.refresh()
+    bench.check()
+    write(bench.conn, [bar("A", 2 * DAY + 5)])
+    bench.refresh()
+    bench.check()
+
+
+@stopped_anywhere
+@pytest.mark.parametrize("where", [NEWEST + 10, NEWEST - 10, NEWEST - DAY + 20])
+def test_the_first_row_inside_a_minute_arrives(bench: Bench, stop: Stop, where: int) -> None:
+    with overtaken(bench, stop):
+        write(bench.conn, [bar("A", where + 0.5, close=99, vol=4)])
+
+
+@stopped_anywhere
+def test_the_first_row_inside_a_minute_is_all_of_it(bench: Bench, stop: Stop) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", 0), bar("A", 9)])
+    with bench.refresh_stopped_at(stop):
+        write(bench.conn, [bar("A", 4.5, close=99)])
+    bench.refresh()
+    bench.check()
+
+
+@stopped_anywhere
+def test_the_bar_before_the_range_is_corrected(bench: Bench, stop: Stop) -> None:
+    with overtaken(bench, stop):
+        write(bench.conn, [bar("A", NEWEST - 10, close=1234)])
+
+
+@stopped_anywhere
+def test_the_first_bar_is_deleted(bench: Bench, stop: Stop) -> None:
+    with overtaken(bench, stop):
+        bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts < %s", [at(OLDEST + 700)])
+
+
+@stopped_anywhere
+def test_older_history_is_imported(bench: Bench, stop: Stop) -> None:
+    with overtaken(bench, stop):
+        write(bench.conn, [bar("A", OLDEST - 5 * DAY)])
+
+
+@stopped_anywhere
+def test_all_bars_are_deleted(bench: Bench, stop: Stop) -> None:
+    with overtaken(bench, stop):
+        bench.conn.execute("DELETE FROM ohlcv_1m")

@@ -1,0 +1,229 @@
+"""The checks: each must fail on what it is there for, name it, and pass otherwise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+
+from feature_platform.gaps import find_gaps
+from feature_platform.validation import CHECKS, SHOWN, CheckResult, evaluate
+from feature_platform_tests.fix_processes import value
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+MINUTES = 1600
+
+_BARS = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %(symbol)s, feature_platform.due_until() - (%(count)s - i) * interval '1 minute',
+           p, p + 0.75, p - 0.5, p + sin(i) / 4, 1 + i * 7919 %% 997 / 10.0
+      FROM generate_series(0, %(count)s - 1) AS i,
+           LATERAL (SELECT 100 + 10 * sin(i / 97.0)) AS price (p)
+"""
+
+
+@pytest.fixture
+def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """Return a database in which all is well up to the last closed minute."""
+    for symbol in ("ADA/USDT", "BTC/USDT", "ETH/USDT"):
+        conn.execute(_BARS, {"symbol": symbol, "count": MINUTES})
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute("SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))")
+    find_gaps(conn)
+    return conn
+
+
+def result(connection: psycopg.Connection[Any], name: str) -> CheckResult:
+    (found,) = evaluate(connection, {name})
+    return found
+
+
+def test_without_data_the_checks_say_so_and_do_not_fail(conn: psycopg.Connection[Any]) -> None:
+    # As just set up: the database that tests are copied from is as old as their session.
+    conn.execute("UPDATE feature_platform.policy SET changed_at = clock_timestamp()")
+    for one in evaluate(conn):
+        assert one.passed, one
+        if not one.check.no_data or one.check.name == "policy_healthy":
+            assert one.checked, one
+        else:
+            assert (one.checked, one.offending) == (0, 0), one
+            assert one.summary == f"{one.check.no_data}: nothing to check"
+
+
+def test_all_is_well_while_data_flow(live: psycopg.Connection[Any]) -> None:
+    for one in evaluate(live):
+        assert one.passed, one
+        assert one.checked, one
+        assert not one.rows
+
+
+# What is done to the data, and what the offending rows must say.
+_OFFENCES: dict[str, tuple[LiteralString, str]] = {
+    "bars_table": ("ALTER TABLE ohlcv_1m DISABLE TRIGGER ohlcv_1m_updated", "ohlcv_1m_updated"),
+    "features_table": ("DROP INDEX features_1m_bucket_idx", "features_1m_bucket_idx"),
+    "bars_fresh": (
+        """DELETE FROM ohlcv_1m
+            WHERE symbol = 'BTC/USDT' AND ts > now() - interval '10 minutes'""",
+        "BTC/USDT",
+    ),
+    "minute_gaps": (
+        """DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT'
+              AND ts BETWEEN now() - interval '90 minutes' AND now() - interval '80 minutes'""",
+        "BTC/USDT",
+    ),
+    "features_rows": (
+        """DELETE FROM features_1m WHERE symbol = 'ADA/USDT'
+              AND bucket = feature_platform.due_until() - interval '6 minutes'""",
+        "ADA/USDT",
+    ),
+    "features_not_null": (
+        "UPDATE features_1m SET volume_z = NULL WHERE symbol = 'ETH/USDT'",
+        "ETH/USDT",
+    ),
+    "features_fresh": (
+        """DELETE FROM features_1m
+            WHERE symbol = 'ETH/USDT' AND bucket > now() - interval '5 minutes'""",
+        "ETH/USDT",
+    ),
+    "volume_z_shape": (
+        """UPDATE features_1m SET volume_z = 1.5
+            WHERE symbol = 'ETH/USDT' AND bucket > now() - interval '20 minutes'""",
+        "the same value in",
+    ),
+    "dirty_age": (
+        """INSERT INTO feature_platform.dirty_log (symbol, buckets, marked_at)
+           VALUES ('BTC/USDT', '{[2020-01-01, 2100-01-01)}', now() - interval '1 hour')""",
+        "BTC/USDT",
+    ),
+    "stored_equals_recomputed": ("UPDATE features_1m SET volume_z = volume_z + 1e-9", "volume_z"),
+    "policy_present": ("SELECT remove_features_1m_policy()", "add_features_1m_policy"),
+    "policy_healthy": (
+        "UPDATE feature_platform.policy_run SET started_at = started_at - interval '10 minutes'",
+        "no run has begun for",
+    ),
+    "database_ready": (
+        "INSERT INTO feature_platform.schema_version (version) VALUES (999)",
+        "the schema has version 999",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(_OFFENCES))
+def test_an_offence_is_found_and_named(live: psycopg.Connection[Any], name: str) -> None:
+    statement, text = _OFFENCES[name]
+    live.execute(statement)
+    find_gaps(live)
+    found = result(live, name)
+    assert not found.passed, found
+    assert found.offending > 0
+    assert 0 < len(found.rows) <= SHOWN
+    assert text in str(found.rows)
+    assert "offend" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("close = 100, open = 100, high = 100, low = 100, vol = 7", "bars at one price"),
+        ("close = 200, high = 200", "a step from"),
+        ("vol = 0", "no volume"),
+    ],
+)
+def test_bars_that_no_market_makes(
+    live: psycopg.Connection[Any], change: LiteralString, text: str
+) -> None:
+    since = 40 if "at one" in text else 12
+    live.execute(
+        psycopg.sql.SQL(
+            "UPDATE ohlcv_1m SET {} WHERE symbol = 'ADA/USDT'"
+            " AND ts > now() - %s AND ts < now() - interval '2 minutes'"
+        ).format(psycopg.sql.SQL(change)),
+        (timedelta(minutes=since),),
+    )
+    found = result(live, "bars_sane")
+    assert not found.passed
+    assert text in str(found.rows)
+
+
+def test_minutes_without_trades_are_no_offence(live: psycopg.Connection[Any]) -> None:
+    live.execute(
+        "DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT' AND ts > now() - interval '9 minutes'"
+    )
+    live.execute("CALL refresh_features_1m(NULL, NULL)")
+    find_gaps(live)
+    assert not result(live, "bars_fresh").passed
+    # The venue has answered, and had nothing.
+    live.execute(
+        """SELECT feature_platform.gap_answered(
+               'BTC/USDT', now() - interval '20 minutes', now(), '0')"""
+    )
+    assert result(live, "bars_fresh").passed
+    assert result(live, "minute_gaps").passed
+    live.execute(
+        "UPDATE ohlcv_1m_gaps SET end_ts = feature_platform.due_until() WHERE state = 'quiet'"
+    )
+    assert result(live, "features_fresh").passed
+    assert result(live, "features_rows").passed
+
+
+def test_unavailable_minutes_offend(live: psycopg.Connection[Any]) -> None:
+    live.execute(
+        """DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT'
+              AND ts BETWEEN now() - interval '90 minutes' AND now() - interval '80 minutes'"""
+    )
+    find_gaps(live)
+    live.execute(
+        "SELECT feature_platform.gap_failed('BTC/USDT', now() - interval '1 day', now(), 'away', 1)"
+    )
+    found = result(live, "minute_gaps")
+    assert not found.passed
+    assert found.measures["unavailable_minutes"] in (10, 11)
+    assert "away" in str(found.rows)
+
+
+def test_what_the_database_refuses_is_a_failure_of_that_check_only(
+    live: psycopg.Connection[Any],
+) -> None:
+    live.execute("DROP TABLE feature_platform.gap_watermark CASCADE")
+    failed = {one.check.name for one in evaluate(live) if not one.passed}
+    assert failed == {"minute_gaps"}
+    assert "gap_watermark" in result(live, "minute_gaps").summary
+
+
+def test_the_cost_does_not_grow_with_history(live: psycopg.Connection[Any]) -> None:
+    """Each check touches as many rows with ten times the history."""
+    with_little = {check.name: _rows_touched(live, check.name) for check in CHECKS}
+    for symbol in ("ADA/USDT", "BTC/USDT", "ETH/USDT"):
+        live.execute(
+            "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
+            " SELECT symbol, ts - k * %s * interval '1 minute', open, high, low, close, vol"
+            "   FROM ohlcv_1m, generate_series(1, 9) AS k WHERE symbol = %s",
+            (MINUTES, symbol),
+        )
+    live.execute("CALL refresh_features_1m(NULL, NULL)")
+    find_gaps(live)
+    live.execute("VACUUM ANALYZE")
+    for name, few in with_little.items():
+        assert _rows_touched(live, name) <= 1.5 * few + 200, name
+
+
+def _rows_touched(connection: psycopg.Connection[Any], name: str) -> int:
+    """Return how many rows of tables a check read, by the server's own count."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    before = _read(connection)
+    evaluate(connection, {name})
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    return _read(connection) - before
+
+
+def _read(connection: psycopg.Connection[Any]) -> int:
+    return int(
+        value(
+            connection,
+            "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))"
+            "  FROM pg_stat_user_tables WHERE relname <> 'x'",
+        )
+    )

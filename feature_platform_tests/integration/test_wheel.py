@@ -1,0 +1,86 @@
+"""A built wheel has all it needs, and works where there is no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import psycopg
+import pytest
+
+from feature_platform_tests.fix_embedded import CHECKOUT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and return its path."""
+    target = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, CHECKOUT)
+    (built,) = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `feature-platform` of an environment that has the wheel, and not the checkout."""
+    place = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(place)
+    python = place / "bin" / "python"
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--disable-pip-version-check", "--no-index", "--no-deps", wheel)
+    # Dependencies come from the tests' own environment. Only its directory is added: the
+    # line that an editable install leaves there for the checkout is not followed.
+    here = sysconfig.get_path("purelib", vars={"base": str(place)})
+    (Path(here) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    found = run(python, "-c", "import feature_platform; print(feature_platform.__file__)")
+    assert Path(found.strip()).is_relative_to(place)
+    return place / "bin" / "feature-platform"
+
+
+def run(*command: str | Path, cwd: Path = Path("/"), **environment: str) -> str:
+    """Run a command and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_carries_the_sql(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    expected = {f"feature_platform/sql/{path.name}" for path in (CHECKOUT / "sql").iterdir()}
+    assert "feature_platform/sql/queries.sql" in expected
+    assert expected <= names
+    assert not {name for name in names if name.startswith(("sql/", "feature_platform_tests/"))}
+    assert "feature_platform/py.typed" in names
+
+
+def test_it_sets_up_the_embedded_database(program: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    home = {"FEATURE_PLATFORM_HOME": "platform"}
+    url = run(program, "db", "url", cwd=tmp_path, **home)
+    assert url.startswith("postgresql://postgres@/feature_platform?host=")
+    assert (tmp_path / "platform" / "postgres" / "PG_VERSION").exists()
+    run(program, "db", "apply", cwd=tmp_path, **home)
+    count = ["-At", "-c", "SELECT count(*) FROM features_1m"]
+    assert run(program, "db", "psql", "--", *count, cwd=tmp_path, **home) == "0\n"
+
+
+def test_it_sets_up_any_database(program: Path, empty_database: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(program, "db", "apply", cwd=tmp_path, FEATURE_PLATFORM_DATABASE_URL=empty_database)
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("SELECT count(*) FROM ohlcv_1m").fetchone() == (0,)
+    assert not (tmp_path / ".feature_platform").exists()

@@ -1,0 +1,355 @@
+"""The worker keeps to its schedule, finishes what it has in hand, and outlives what goes wrong."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from feature_platform.queries import queries
+from feature_platform.status import policy_status
+from feature_platform.verify import verify
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_processes import (
+    StartWorker,
+    a_worker_waits,
+    insert_bars,
+    insert_recent,
+    only_line,
+    value,
+    wait_until,
+)
+
+Conn = psycopg.Connection[Any]
+
+A = "AAA/USDT"
+MINUTE = timedelta(minutes=1)
+
+on_postgres = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+on_timescaledb = pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
+
+
+def every_second(connection: Conn) -> None:
+    connection.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
+
+
+def features(connection: Conn, symbol: str = A) -> int:
+    return int(value(connection, "SELECT count(*) FROM features_1m WHERE symbol = %s", symbol))
+
+
+def wait_for_features(connection: Conn, count: int, symbol: str = A) -> None:
+    wait_until(lambda: features(connection, symbol) == count, f"{count} feature rows of {symbol}")
+
+
+def assert_right(connection: Conn) -> None:
+    report = verify(connection)
+    assert (report.examples, report.pending) == ([], 0)
+
+
+def run_column(connection: Conn, column: str) -> list[Any]:
+    rows = connection.execute("SELECT to_jsonb(r) FROM feature_platform.policy_run r ORDER BY id")
+    return [row[0][column] for row in rows]
+
+
+@contextmanager
+def slices_held(url: str, connection: Conn) -> Iterator[None]:
+    """Let no slice store its rows while the body runs; wait until a worker has one in hand."""
+    with psycopg.connect(url) as holder:
+        holder.execute("LOCK TABLE features_1m IN SHARE MODE")
+        insert_recent(connection, A)
+        wait_until(lambda: a_worker_waits(connection), "a slice in hand")
+        yield
+
+
+def test_it_refreshes_on_its_schedule(database: str, conn: Conn, start_worker: StartWorker) -> None:
+    every_second(conn)
+    insert_recent(conn, A)
+    worker = start_worker(database)
+    wait_for_features(conn, 10)  # at once
+    for symbol in ("B", "C"):
+        insert_recent(conn, symbol)
+        wait_for_features(conn, 10, symbol)
+    assert_right(conn)
+    log = worker.stop()
+    assert log.startswith("feature-platform: at work\n")
+    assert "refreshed 10 rows in 1 slices" in log
+    assert log.endswith("feature-platform: stopped\n")
+    assert set(run_column(conn, "runner")) == {"worker"}
+    assert set(run_column(conn, "error")) == {None}
+    assert None not in run_column(conn, "finished_at")
+    assert sum(run_column(conn, "rows_written")) == 30
+    starts = [datetime.fromisoformat(text) for text in run_column(conn, "started_at")]
+    assert len({start.replace(microsecond=0) for start in starts}) == len(starts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_finishes_the_slice_in_hand_and_stops(
+    database: str, conn: Conn, start_worker: StartWorker, number: signal.Signals
+) -> None:
+    every_second(conn)
+    insert_bars(conn, A, datetime(2026, 1, 1, tzinfo=UTC), 5)  # what comes after the live slice
+    conn.execute("DELETE FROM feature_platform.policy_run")
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE features_1m IN SHARE MODE")
+        insert_recent(conn, A)
+        worker = start_worker(database)
+        wait_until(lambda: a_worker_waits(conn), "a slice in hand")
+        worker.process.send_signal(number)
+        worker.wait_for("stopping after the slice in hand")
+        assert worker.process.poll() is None
+        assert a_worker_waits(conn)
+        assert value(conn, "SELECT count(*) FROM features_1m") == 0
+    assert worker.wait() == 0
+    assert worker.log.endswith("feature-platform: stopped\n")
+    assert features(conn) == 10
+    (run,) = conn.execute(
+        "SELECT slices, rows_written, error, finished_at IS NOT NULL"
+        " FROM feature_platform.policy_run"
+    ).fetchall()
+    assert run == (1, 10, None, True)
+    report = verify(conn)
+    assert (report.rows, report.examples, report.pending) == (10, [], 5)
+
+
+@on_postgres
+def test_a_second_one_stands_by_and_takes_over(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    first = start_worker(database)
+    first.wait_for("at work")
+    second = start_worker(database)
+    second.wait_for("another worker is at work: standing by")
+    third = start_worker(database)
+    third.wait_for("standing by")
+    assert third.stop().endswith("stopped\n")
+    with slices_held(database, conn):
+        first.kill()
+    second.wait_for("feature-platform: at work\n")
+    insert_recent(conn, "B")
+    wait_for_features(conn, 10, "B")
+    assert_right(conn)
+    assert second.stop().count("standing by") == 1
+    assert "the run was interrupted" in run_column(conn, "error")
+    assert None not in run_column(conn, "finished_at")
+
+
+@on_postgres
+def test_it_waits_for_a_policy(database: str, conn: Conn, start_worker: StartWorker) -> None:
+    conn.execute("SELECT remove_features_1m_policy()")
+    insert_recent(conn, A)
+    worker = start_worker(database)
+    worker.wait_for("there is no refresh policy: waiting for add_features_1m_policy()")
+    assert features(conn) == 0
+    conn.execute("SELECT add_features_1m_policy(schedule_interval => '1 second')")
+    wait_for_features(conn, 10)
+    conn.execute("SELECT remove_features_1m_policy()")
+    worker.wait_for("there is no refresh policy", times=2)
+    worker.stop()
+    assert run_column(conn, "slices")[0] == 1  # none without a policy
+
+
+@on_postgres
+@pytest.mark.parametrize("schedule", ["1 month", "30 days", "7 hours"])
+def test_a_changed_schedule_is_followed_at_once(
+    database: str, conn: Conn, start_worker: StartWorker, schedule: str
+) -> None:
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => %s::interval)", [schedule])
+    insert_recent(conn, A)
+    worker = start_worker(database)
+    wait_for_features(conn, 10)
+    every_second(conn)
+    insert_recent(conn, "B")
+    wait_for_features(conn, 10, "B")
+    worker.stop()
+
+
+@on_postgres
+def test_runs_are_due_at_each_interval_and_late_ones_at_once(conn: Conn) -> None:
+    def seconds(began: str) -> float:
+        moment = value(conn, "SELECT feature_platform.clock() - %s::interval", began)
+        return float(value(conn, queries["worker_next_run"].replace("%(began)s", "%s"), moment))
+
+    assert 0 < seconds("0 s") <= 60
+    assert -60 < seconds("61 s") <= 0  # the run was longer than the interval
+    assert -3600 <= seconds("1 h") < -3500
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 hour')")
+    due = value(conn, "SELECT feature_platform.clock()") + timedelta(seconds=seconds("0 s"))
+    late = (due + timedelta(seconds=0.5)).replace(microsecond=0)
+    assert (late.minute, late.second) == (0, 5)  # when the last bars of the hour have come
+
+
+@on_postgres
+def test_an_error_is_recorded_and_it_goes_on(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    conn.execute("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION E'no room\\nfor this'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON features_1m EXECUTE FUNCTION refuse();
+    """)
+    insert_recent(conn, A)
+    worker = start_worker(database)
+    worker.wait_for("the refresh failed, its rows stay dirty: no room for this", times=2)
+    status = policy_status(conn)
+    assert status is not None
+    assert status.last_error is not None
+    assert status.last_error.startswith("no room for this")
+    assert status.rows_dirty == 10
+    assert features(conn) == 0
+    conn.execute("DROP TRIGGER refuse ON features_1m")
+    wait_for_features(conn, 10)
+    assert_right(conn)
+    log = worker.stop()
+    assert all(line.startswith("feature-platform: ") for line in log.splitlines())
+    status = policy_status(conn)
+    assert status is not None
+    assert status.last_error is not None  # the last one there was, and when
+    assert status.rows_dirty == 0
+
+
+@on_postgres
+def test_it_outlives_a_database_that_refuses_its_own_statements(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    conn.execute("ALTER TABLE feature_platform.policy_run RENAME TO mislaid")
+    worker.wait_for("the database refused: ", times=2)
+    conn.execute("ALTER TABLE feature_platform.mislaid RENAME TO policy_run")
+    insert_recent(conn, A)
+    wait_for_features(conn, 10)
+    log = worker.stop()
+    assert 'relation "feature_platform.policy_run" does not exist' in log
+    assert "Traceback" not in log
+
+
+@on_postgres
+def test_it_outlives_the_end_of_its_connection(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    for times in (1, 2):
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks"
+            " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        worker.wait_for("the database went away: ", times)
+        worker.wait_for("connected again", times)
+        worker.wait_for("at work", times + 1)
+    insert_recent(conn, A)
+    wait_for_features(conn, 10)
+    assert_right(conn)
+    worker.stop()
+
+
+@on_postgres
+def test_it_leaves_when_the_database_was_upgraded(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    conn.execute("INSERT INTO feature_platform.schema_version VALUES (999)")
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert worker.wait() == 2
+    last = worker.log.splitlines()[-1]
+    assert "has schema version 999, this code knows only up to" in last
+    assert "Traceback" not in worker.log
+
+
+@on_postgres
+def test_a_database_that_is_not_set_up_is_one_line(
+    empty_database: str, start_worker: StartWorker
+) -> None:
+    worker = start_worker(empty_database)
+    assert worker.wait() == 2
+    assert "is not set up: run `feature-platform db apply`" in only_line(worker.log)
+
+
+def test_a_database_out_of_reach_at_the_start_is_one_line(start_worker: StartWorker) -> None:
+    worker = start_worker("postgresql://me:s3cr3t@localhost:1/db")
+    assert worker.wait() == 2
+    assert only_line(worker.log).startswith("feature-platform: cannot connect to ")
+    assert "s3cr3t" not in worker.log
+
+
+@on_postgres
+def test_a_user_without_rights_is_told_in_one_line(
+    databases: Databases, start_worker: StartWorker
+) -> None:
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE fp_stranger LOGIN")
+        try:
+            parts = urlsplit(url)
+            host = parts.netloc.rpartition("@")[2]
+            worker = start_worker(parts._replace(netloc=f"fp_stranger@{host}").geturl())
+            assert worker.wait() == 1
+            assert "permission denied" in only_line(worker.log)
+        finally:
+            connection.execute("DROP ROLE fp_stranger")
+
+
+@on_timescaledb
+def test_beside_a_job_neither_waits_longer_than_a_slice(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    """The job has a slice in hand that does not end; the worker goes on with other symbols."""
+    insert_recent(conn, "the chunks are there", 20)  # who makes one keeps others waiting
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute("""
+        CREATE FUNCTION wait_with_a() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.symbol = 'A' THEN PERFORM pg_advisory_xact_lock_shared(42); END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER wait_with_a BEFORE INSERT ON features_1m
+            FOR EACH ROW EXECUTE FUNCTION wait_with_a();
+    """)
+    every_second(conn)
+
+    def run_job() -> None:
+        with psycopg.connect(database, autocommit=True) as session:
+            job = value(session, "SELECT job_id FROM feature_platform.policy")
+            session.execute("CALL run_job(%s)", [job])
+
+    with ThreadPoolExecutor() as pool, psycopg.connect(database) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(42)")
+        insert_recent(conn, "A")
+        job = pool.submit(run_job)
+        stuck = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            " AND objid = 42 AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        wait_until(lambda: value(conn, stuck) == 1, "the job has its slice in hand")
+        insert_recent(conn, "B")
+        worker = start_worker(database)
+        wait_for_features(conn, 10, "B")
+        # It has nothing left to do but what the job does, and waits for that one slice.
+        wait_until(lambda: a_worker_waits(conn), "the worker waits for the job")
+        insert_recent(conn, "C")
+        assert features(conn, "A") == 0
+        holder.commit()
+        wait_for_features(conn, 10, "A")
+        wait_for_features(conn, 10, "C")
+        job.result()
+    run_job()
+    worker.stop()
+    assert_right(conn)
+    assert set(run_column(conn, "error")) == {None}
+    assert run_column(conn, "runner").count("job") == 2

@@ -1,0 +1,208 @@
+"""Moments, durations, tables and lines as a reader sees them."""
+
+from __future__ import annotations
+
+import math
+import os
+import pty
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from rich.table import Table
+
+from feature_platform import console
+from feature_platform.status import Counts, PolicyStatus, SymbolStatus
+from feature_platform.verify import Mismatch, VerifyReport
+
+MOMENT = datetime(2026, 2, 1, 12, 30, tzinfo=UTC)
+
+
+def shown(table: Table) -> list[str]:
+    with console.out.capture() as capture:
+        console.out.print(table)
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (MOMENT, "2026-02-01 12:30"),
+        (MOMENT.replace(second=5), "2026-02-01 12:30:05"),
+        (MOMENT.astimezone(timezone(timedelta(hours=-5))), "2026-02-01 12:30"),
+    ],
+)
+def test_moments_are_in_utc(value: datetime | None, text: str) -> None:
+    assert console.moment(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.0004, "0 ms"),
+        (0.038, "38 ms"),
+        (1, "1 s"),
+        (42.4, "42.4 s"),
+        (60, "1 min"),
+        (3599, "60 min"),
+        (3600, "1 h"),
+        (3.5 * 3600, "3.5 h"),
+        (86400, "1 d"),
+        (268 * 86400, "268 d"),
+        (12_345 * 86400, "12,345 d"),
+        (-90, "-1.5 min"),
+    ],
+)
+def test_durations_have_their_largest_unit(seconds: float, text: str) -> None:
+    assert console.duration(timedelta(seconds=seconds)) == text
+
+
+def symbol(name: str) -> SymbolStatus:
+    return SymbolStatus(name, MOMENT, MOMENT, MOMENT, 1234, MOMENT, timedelta(seconds=30))
+
+
+def test_symbols_with_and_without_counts() -> None:
+    heading, line = shown(console.symbols_table([symbol("A")], {"A": Counts(56_789, 9)}))
+    assert heading.split() == [
+        *("symbol", "first", "bar", "(UTC)", "last", "bar", "(UTC)"),
+        *("bars", "features", "dirty", "lag"),
+    ]
+    assert line.split()[5:] == ["56,789", "9", "1,234", "30", "s"]
+    heading, line = shown(console.symbols_table([symbol("A")], {}))
+    assert "bars" not in heading
+    assert line.split()[5:] == ["1,234", "30", "s"]
+
+
+def test_a_symbol_without_counts_among_others_has_none() -> None:
+    _, a, b = shown(console.symbols_table([symbol("A"), symbol("B")], {"A": Counts(1, 2)}))
+    assert a.split()[5:7] == ["1", "2"]
+    assert b.split()[5:7] == ["0", "0"]
+
+
+@pytest.mark.parametrize(
+    "name", ["[bold]X[/]", "[/]", ":smile:", "BTC/USDT:USDT", "中文", "X" * 500]
+)
+def test_symbols_are_shown_as_they_are_and_whole(name: str) -> None:
+    assert shown(console.symbols_table([symbol(name)], {}))[1].startswith(name)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a\tb", "\u202eevil"])
+def test_symbols_that_would_disturb_the_terminal_are_spelt_out(name: str) -> None:
+    _, line = shown(console.symbols_table([symbol(name)], {}))
+    assert line.startswith(repr(name))
+
+
+def test_values_are_told_to_the_last_bit() -> None:
+    examples = [
+        Mismatch("A", "2026-01-01T00:00:00Z", "volume_z", 1 / 3, math.nextafter(1 / 3, 1)),
+        Mismatch("A", "2026-01-01T00:00:00Z", "n_1d", 1440.0, None),
+        Mismatch("A", "2026-01-01T00:00:00Z", "vwap_gap", math.nan, 1e-300),
+    ]
+    lines = shown(console.mismatch_table(VerifyReport(examples=examples)))[1:]
+    assert [line.split()[3:] for line in lines] == [
+        ["0.3333333333333333", "0.33333333333333337"],
+        ["1440", "NULL"],
+        ["nan", "1e-300"],
+    ]
+
+
+def policy(**changed: object) -> PolicyStatus:
+    values = {
+        "start_offset": timedelta(hours=1),
+        "end_offset": timedelta(minutes=1),
+        "schedule_interval": timedelta(minutes=1),
+        "runs_in": "worker",
+        "last_runner": None,
+        "last_start": None,
+        "last_duration": None,
+        "running": False,
+        "last_rows_written": None,
+        "last_slices": None,
+        "rows_dirty": 0,
+        "oldest_dirty_age": None,
+        "last_error": None,
+        "last_error_at": None,
+        "next_run": None,
+    }
+    return PolicyStatus(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def test_a_policy_that_never_ran() -> None:
+    assert console.policy_lines(policy()) == [
+        "policy: every 1 min, rows as old as 1 min, the last 1 h first; run by a worker",
+        "last run: none yet; `feature-platform worker` runs it",
+    ]
+    lines = console.policy_lines(policy(runs_in="database job 1000"))
+    assert lines[0].endswith("; run by a database job 1000")
+    assert lines[1] == "last run: none yet"
+
+
+def test_a_policy_that_ran() -> None:
+    ran = policy(
+        last_start=MOMENT, last_duration=timedelta(milliseconds=38), last_rows_written=1440
+    )
+    assert console.policy_lines(ran)[1:] == [
+        "last run: 2026-02-01 12:30 UTC, took 38 ms, 1,440 rows written"
+    ]
+
+
+def test_a_policy_with_troubles() -> None:
+    lines = console.policy_lines(
+        policy(
+            last_start=MOMENT,
+            last_duration=timedelta(seconds=3),
+            running=True,
+            rows_dirty=5000,
+            oldest_dirty_age=timedelta(days=2),
+            last_error="no room\nfor this",
+            last_error_at=MOMENT,
+        )
+    )
+    assert lines[1:] == [
+        "last run: 2026-02-01 12:30 UTC, running for 3 s, 0 rows written",
+        "dirty: 5,000 rows, the oldest for 2 d",
+        "last error: 2026-02-01 12:30 UTC, no room for this",
+    ]
+
+
+def test_no_policy() -> None:
+    assert console.policy_lines(None) == [
+        "policy: none, features change only by `feature-platform refresh`"
+    ]
+
+
+PROGRAM = """
+from feature_platform import console
+with console.progress_bar("refresh") as progress:
+    progress(0, 0)
+    progress(5, 10)
+    progress(10, 10)
+print("done")
+"""
+
+
+def test_progress_is_for_terminals() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_progress_on_a_terminal_goes_to_stderr() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        text=True,
+    ) as process:
+        os.close(theirs)
+        output, _ = process.communicate(timeout=60)
+    assert output == "done\n"
+    assert b"refresh" in os.read(ours, 65536)
+    os.close(ours)

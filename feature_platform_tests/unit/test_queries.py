@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import feature_platform
+from feature_platform.queries import parse_queries, queries, sql_dir
+
+
+def test_parse() -> None:
+    text = """-- A file of queries.
+
+-- first --
+-- What it is for.
+SELECT 1;
+
+-- ==== another block ====
+
+-- second --
+-- What it is for.
+SELECT x  -- why
+  -- a remark
+  FROM y
+ WHERE a = %(a)s;
+"""
+    assert parse_queries(text) == {
+        "first": "SELECT 1;",
+        "second": "SELECT x  -- why\n  -- a remark\n  FROM y\n WHERE a = %(a)s;",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("-- twice --\nSELECT 1;\n-- twice --\nSELECT 2;\n", "the query twice is defined twice"),
+        ("-- none --\n-- Nothing.\n", "the query none has no statement"),
+    ],
+)
+def test_a_bad_file_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_queries(text)
+
+
+def test_every_query_says_its_purpose() -> None:
+    text = (sql_dir() / "queries.sql").read_text()
+    with_purpose = re.findall(r"^-- (\w+) --\n-- \S", text, re.MULTILINE)
+    assert with_purpose == list(queries)
+
+
+def test_every_query_that_is_sent_exists() -> None:
+    package = Path(feature_platform.__file__).parent
+    sources = "".join(path.read_text() for path in package.glob("*.py"))
+    assert set(re.findall(r"\bqueries\[\"(\w+)\"\]", sources)) <= set(queries)
