@@ -1,0 +1,1 @@
+"""The speeds that are promised, each measured beside what it is compared with."""

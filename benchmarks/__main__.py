@@ -1,0 +1,138 @@
+"""Run the benchmarks on an embedded server of their own, and keep what they find as JSON.
+
+A missed target is told, and is no failure: times depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import correction, full_build, import_files, one_minute, verify_rows
+from benchmarks.harness import Ratio, Result, Workbench
+from benchmarks.machine import describe
+from feature_platform.embedded import EmbeddedServer
+
+BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
+    "one_minute": one_minute.run,
+    "full_build": full_build.run,
+    "correction": correction.run,
+    "import": import_files.run,
+    "verify": verify_rows.run,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmarks that the command line asks for."""
+    options = _parse(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Result] = {}
+    with _server() as server:
+        url = server.url("postgres")
+        _tell_machine(describe(url))
+        for name in options.only or BENCHMARKS:
+            machine = describe(url)
+            found[name] = _run(name, Workbench(url, options.scale, lambda what: print(f"  {what}")))
+            _keep(options.output / f"{name}.json", name, options.scale, machine, found[name])
+    print()
+    print(_table([ratio for result in found.values() for ratio in result.ratios]))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="may be repeated")
+    parser.add_argument("--scale", type=_scale, default=1.0, help="fewer symbols than promised")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).with_name("results"),
+        metavar="DIR",
+        help="where the JSON files go",
+    )
+    return parser.parse_args(arguments)
+
+
+def _scale(text: str) -> float:
+    scale = float(text)
+    if not 0 < scale <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 10")
+    return scale
+
+
+@contextmanager
+def _server() -> Iterator[EmbeddedServer]:
+    """Run an embedded server, as durable as it is by default, in a home that goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
+    folder.chmod(0o711)  # or root's server would have to, and say so
+    try:
+        with EmbeddedServer(folder / "home") as server:
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+def _run(name: str, bench: Workbench) -> Result:
+    print(f"{name} ...", flush=True)
+    began = time.monotonic()
+    result = BENCHMARKS[name](bench)
+    for ratio in result.ratios:
+        print(f"  {ratio.what}: {ratio.value:.2f}")
+    for what, figure in result.figures.items():
+        print(f"  {what}: {figure:,.0f}" if figure >= 100 else f"  {what}: {figure:.3g}")
+    for what, taken in result.seconds.items():
+        median = 1000 * statistics.median(taken)
+        print(f"  {what}: {median:,.1f} ms, median of {len(taken)}")
+    print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+    return result
+
+
+def _keep(path: Path, name: str, scale: float, machine: dict[str, Any], result: Result) -> None:
+    ratios = [
+        {**asdict(ratio), "value": round(ratio.value, 3), "met": ratio.met}
+        for ratio in result.ratios
+    ]
+    kept = {
+        "benchmark": name,
+        "scale": scale,
+        "machine": machine,
+        "ratios": ratios,
+        "figures": {what: round(figure, 3) for what, figure in result.figures.items()},
+        "seconds": {
+            what: [round(second, 5) for second in taken] for what, taken in result.seconds.items()
+        },
+    }
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _tell_machine(machine: Mapping[str, Any]) -> None:
+    load = ", ".join(str(average) for average in machine["load_average_at_start"])
+    print(
+        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB,"
+        f" PostgreSQL {machine['postgresql']}, load average {load}"
+    )
+
+
+def _table(ratios: Sequence[Ratio]) -> str:
+    """Lay out all ratios beside what is promised."""
+    words = {None: "", True: "ok", False: "short"}
+    rows = [("benchmark", "measured", "target", "")] + [
+        (ratio.what, f"{ratio.value:.2f}", ratio.target, words[ratio.met]) for ratio in ratios
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

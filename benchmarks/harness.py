@@ -1,0 +1,165 @@
+"""What all benchmarks share: databases, clocks, and the form of a result."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import sql
+
+from feature_platform import schema
+from feature_platform.queries import parse_queries
+from feature_platform.verify import verify
+
+Connection = psycopg.Connection[Any]
+Side = Callable[[], float]
+
+queries: Mapping[str, LiteralString] = parse_queries(
+    Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
+)
+
+
+class WrongResultError(Exception):
+    """Say that what was measured did not do what it should."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Hold one figure that does not depend on the machine much.
+
+    value: of two times, or two speeds, taken side by side.
+    at_most, at_least: the promised bound; neither where nothing is promised.
+    """
+
+    what: str
+    value: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def target(self) -> str:
+        """Return the bound in words."""
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}"
+        return "" if self.at_least is None else f"at least {self.at_least:g}"
+
+    @property
+    def met(self) -> bool | None:
+        """Tell whether the bound is kept; None where there is none."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return None if self.at_least is None else self.value >= self.at_least
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hold what one benchmark found.
+
+    figures: counts, and speeds with their unit in the name.
+    seconds: every time that was taken, by what took it, in the order they were taken.
+    """
+
+    ratios: list[Ratio]
+    figures: dict[str, float]
+    seconds: dict[str, list[float]]
+
+
+class Workbench:
+    """Give benchmarks fresh databases, and a size.
+
+    url: a superuser's URL of any database on the server.
+    scale: how large the benchmarks are to be; 1 is what is promised.
+    say: told what is being done.
+    """
+
+    def __init__(
+        self, url: str, scale: float = 1.0, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.url = url
+        self.scale = scale
+        self.say = say
+
+    def scaled(self, number: int, at_least: int = 1) -> int:
+        """Return `number` at this workbench's scale."""
+        return max(at_least, round(number * self.scale))
+
+    def rounds(self, number: int) -> int:
+        """Return how often to repeat: less only where the scale is too small to say anything."""
+        return number if self.scale >= 0.05 else 2
+
+    @contextmanager
+    def database(self, name: str) -> Iterator[Connection]:
+        """Create a database with the schema, give a connection to it, and drop it afterwards."""
+        identifier = sql.Identifier(f"benchmark_{name}")
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier)
+        with psycopg.connect(self.url, autocommit=True) as server:
+            server.execute(drop)
+            server.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+            try:
+                url = urlsplit(self.url)._replace(path=f"/benchmark_{name}").geturl()
+                with psycopg.connect(url, autocommit=True) as connection:
+                    schema.apply(connection)
+                    yield connection
+            finally:
+                server.execute(drop)
+
+
+@contextmanager
+def another_session(connection: Connection) -> Iterator[Connection]:
+    """Give a second connection to the same database."""
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:
+        yield other
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def interleave(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Take each side's time in turn, so that a slow moment of the machine meets all of them.
+
+    sides: each prepares what it needs, and returns the seconds of what is measured. Every other
+        round goes backwards, so that no side always follows the same other.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        names = list(sides)[:: 1 if number % 2 == 0 else -1]
+        for name in names:
+            seconds[name].append(sides[name]())
+    return seconds
+
+
+def ratio_of_medians(above: list[float], below: list[float]) -> float:
+    """Return how many times the typical time of one side the other's is."""
+    return statistics.median(above) / statistics.median(below)
+
+
+def value(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> int:
+    """Return the one number that a query gives."""
+    row = connection.execute(queries[query], parameters).fetchone()
+    if row is None:
+        raise WrongResultError(f"{query} gave no row")
+    return int(row[0])
+
+
+def require(expected: object, found: object, what: str) -> None:
+    """Raise WrongResultError unless what was found is what should be."""
+    if found != expected:
+        raise WrongResultError(f"{what}: {found}, and not {expected}")
+
+
+def require_exact(connection: Connection, **window: Any) -> int:
+    """Raise WrongResultError unless the stored rows are what the bars give; return their number."""
+    report = verify(connection, **window)
+    require((0, 0), (report.mismatches, report.pending), "mismatches and rows still dirty")
+    return report.rows

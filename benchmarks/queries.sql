@@ -1,0 +1,272 @@
+-- Every statement that the benchmarks send, by name, in one block for each module that sends it.
+
+
+-- ==== bars.py ====
+
+-- create_generator --
+-- Bars that are the same wherever and whenever they are generated, numbered by symbol and by minute.
+CREATE SCHEMA benchmark;
+
+CREATE FUNCTION benchmark.noise(symbol integer, minute bigint, seed bigint) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (hashint8extended(minute * 100000 + symbol, seed) & 2147483647) / 2147483648.0::double precision;
+
+CREATE FUNCTION benchmark.symbol_name(symbol integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN 'SYM' || lpad(symbol::text, 4, '0') || '/USDT';
+
+CREATE FUNCTION benchmark.moment(minute bigint) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN '2024-01-01 00:00:00+00'::timestamptz + minute * interval '1 minute';
+
+-- Prices have three decimals, as many a venue's.
+CREATE FUNCTION benchmark.price(symbol integer, minute bigint) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN round(((10 + symbol % 90) * exp(0.05 * sin(minute / 700.0 + symbol)
+                                           + 0.002 * benchmark.noise(symbol, minute, 1)))::numeric, 3)::double precision;
+
+-- Volumes have two decimals, and rise and fall with the hours.
+CREATE FUNCTION benchmark.bar(
+    symbol integer, minute bigint,
+    OUT open double precision, OUT high double precision, OUT low double precision, OUT close double precision,
+    OUT vol double precision)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT open, round((greatest(open, close) * (1 + 0.001 * benchmark.noise(symbol, minute, 2)))::numeric, 3)::double precision,
+           round((least(open, close) * (1 - 0.001 * benchmark.noise(symbol, minute, 3)))::numeric, 3)::double precision, close,
+           round(exp(3 + sin(minute / 200.0) + 2 * benchmark.noise(symbol, minute, 4))::numeric, 2)::double precision
+      FROM (SELECT benchmark.price(symbol, minute - 1) AS open, benchmark.price(symbol, minute) AS close OFFSET 0) AS price;
+END;
+
+-- insert_bars --
+-- Store the bars of some symbols over some minutes, last ones included.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT benchmark.symbol_name(s.symbol::integer), benchmark.moment(m.minute), b.*
+  FROM generate_series(%(first_symbol)s::bigint, %(last_symbol)s) AS s (symbol)
+ CROSS JOIN generate_series(%(first_minute)s::bigint, %(last_minute)s) AS m (minute)
+ CROSS JOIN LATERAL benchmark.bar(s.symbol::integer, m.minute) AS b;
+
+-- refresh --
+-- What is measured: bring everything up to date.
+CALL refresh_features_1m(NULL, NULL);
+
+-- settle --
+-- Leave nothing for autovacuum to do while something is measured.
+VACUUM (ANALYZE) public.ohlcv_1m, public.features_1m, feature_platform.dirty_log, feature_platform.symbol_state;
+
+-- checkpoint --
+-- Write out what was prepared, so that what is measured does not pay for it.
+CHECKPOINT;
+
+
+-- ==== one_minute.py ====
+
+-- window_functions_of_last_day --
+-- Recompute the features of the last day as everybody would without the platform.
+CREATE TEMPORARY TABLE last_day AS
+WITH newest AS (
+    SELECT benchmark.moment(%(newest_minute)s) AS ts
+), windowed AS (
+    SELECT symbol, ts AS bucket, close AS last_close, vol, high, low, (open + high + low + close) / 4 AS price,
+           lag(close) OVER (PARTITION BY symbol ORDER BY ts) AS previous_close, count(*) OVER one_day AS n,
+           sum(vol::text::numeric) OVER one_day AS total,
+           sum(vol::text::numeric * vol::text::numeric) OVER one_day AS total_sq
+      FROM public.ohlcv_1m
+     WHERE ts > (SELECT ts FROM newest) - interval '48 hours'
+    WINDOW one_day AS (PARTITION BY symbol ORDER BY ts RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW)
+), moments AS (
+    SELECT w.*, total::double precision / n AS mean, sqrt((n * total_sq - total * total)::double precision) / n AS deviation
+      FROM windowed w
+     WHERE bucket > (SELECT ts FROM newest) - interval '24 hours'
+)
+SELECT symbol, bucket, last_close, vol, ln(last_close / previous_close) AS log_return, n::integer AS n_1d,
+       mean AS ma_vol_1d, deviation AS std_vol_1d, CASE WHEN deviation > 0 THEN (vol - mean) / deviation END AS volume_z,
+       last_close - CASE WHEN vol > 0 THEN price * vol / vol ELSE price END AS vwap_gap, 0.5 * ln(high / low) ^ 2 AS parkinson_vol
+  FROM moments;
+
+-- count_last_day --
+-- How many rows were recomputed.
+SELECT count(*) FROM pg_temp.last_day;
+
+-- count_other_values --
+-- How many of the recomputed rows are not the stored ones, bit for bit.
+SELECT count(*)
+  FROM (TABLE pg_temp.last_day
+        EXCEPT
+        SELECT * FROM public.features_1m WHERE bucket >= (SELECT min(bucket) FROM pg_temp.last_day)) AS others;
+
+-- drop_last_day --
+-- Forget what was recomputed.
+DROP TABLE pg_temp.last_day;
+
+-- vacuum_small_tables --
+-- What autovacuum does every few minutes, which here pass in a second.
+VACUUM feature_platform.dirty_log, feature_platform.symbol_state;
+
+
+-- ==== full_build.py ====
+
+-- keep_marks --
+-- The marks that the load of the bars left, to build from them more than once.
+CREATE TABLE benchmark.mark AS TABLE feature_platform.dirty_log;
+
+-- keep_finished --
+-- The finished rows.
+CREATE TABLE benchmark.finished AS SELECT * FROM public.features_1m ORDER BY symbol, bucket;
+
+-- analyze_finished --
+-- Tell the planner of them.
+VACUUM (ANALYZE) benchmark.finished;
+
+-- forget_features --
+-- The state before the first refresh, but for the marks.
+TRUNCATE public.features_1m, feature_platform.symbol_state, feature_platform.dirty_log;
+
+-- mark_again --
+-- The marks as the load left them.
+INSERT INTO feature_platform.dirty_log TABLE benchmark.mark;
+
+-- insert_finished --
+-- The least that a build can cost: to store the finished rows.
+INSERT INTO public.features_1m SELECT * FROM benchmark.finished ORDER BY symbol, bucket;
+
+-- count_features --
+-- How many rows there are.
+SELECT count(*) FROM public.features_1m;
+
+
+-- ==== correction.py ====
+
+-- keep_original_rows --
+-- The rows that corrections will dirty, as they are before.
+CREATE TABLE benchmark.original AS
+SELECT * FROM public.features_1m
+ WHERE symbol BETWEEN benchmark.symbol_name(%(first_symbol)s) AND benchmark.symbol_name(%(last_symbol)s)
+   AND bucket >= benchmark.moment(%(minute)s) AND bucket < benchmark.moment(%(minute)s) + interval '24 hours'
+ ORDER BY symbol, bucket;
+
+-- work_out_corrected_rows --
+-- The same rows as they will be after, by plain window functions.
+CREATE TABLE benchmark.corrected AS
+WITH bar AS (
+    SELECT symbol, ts, open, high, low, close,
+           CASE WHEN ts = benchmark.moment(%(minute)s) THEN round((vol + 12.34)::numeric, 2)::double precision ELSE vol END AS vol
+      FROM public.ohlcv_1m
+     WHERE symbol BETWEEN benchmark.symbol_name(%(first_symbol)s) AND benchmark.symbol_name(%(last_symbol)s)
+       AND ts >= benchmark.moment(%(minute)s) - interval '24 hours' AND ts < benchmark.moment(%(minute)s) + interval '24 hours'
+), windowed AS (
+    SELECT symbol, ts AS bucket, close AS last_close, vol, high, low, (open + high + low + close) / 4 AS price,
+           lag(close) OVER (PARTITION BY symbol ORDER BY ts) AS previous_close, count(*) OVER one_day AS n,
+           sum(vol::text::numeric) OVER one_day AS total,
+           sum(vol::text::numeric * vol::text::numeric) OVER one_day AS total_sq
+      FROM bar
+    WINDOW one_day AS (PARTITION BY symbol ORDER BY ts RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW)
+), moments AS (
+    SELECT w.*, total::double precision / n AS mean, sqrt((n * total_sq - total * total)::double precision) / n AS deviation
+      FROM windowed w
+     WHERE bucket >= benchmark.moment(%(minute)s)
+)
+SELECT symbol, bucket, last_close, vol, ln(last_close / previous_close) AS log_return, n::integer AS n_1d,
+       mean AS ma_vol_1d, deviation AS std_vol_1d, CASE WHEN deviation > 0 THEN (vol - mean) / deviation END AS volume_z,
+       last_close - CASE WHEN vol > 0 THEN price * vol / vol ELSE price END AS vwap_gap, 0.5 * ln(high / low) ^ 2 AS parkinson_vol
+  FROM moments;
+
+-- index_prepared_rows --
+-- Find those of one symbol.
+CREATE INDEX ON benchmark.original (symbol);
+CREATE INDEX ON benchmark.corrected (symbol);
+
+-- correct_bar --
+-- Correct the volume of one bar, as a venue does, or take the correction back.
+UPDATE public.ohlcv_1m SET vol = round((vol + %(by)s::double precision)::numeric, 2)::double precision
+ WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);
+
+-- forget_marks --
+-- Nothing is dirty: what the correction dirtied is updated by hand.
+DELETE FROM feature_platform.dirty_log;
+
+-- prepare_corrected_rows --
+-- The finished rows behind one correction, ready to be joined.
+CREATE TEMPORARY TABLE finished AS
+SELECT * FROM benchmark.corrected WHERE symbol = benchmark.symbol_name(%(symbol)s) ORDER BY bucket;
+
+-- prepare_original_rows --
+-- The finished rows behind a correction that is taken back, ready to be joined.
+CREATE TEMPORARY TABLE finished AS
+SELECT * FROM benchmark.original WHERE symbol = benchmark.symbol_name(%(symbol)s) ORDER BY bucket;
+
+-- analyze_prepared_rows --
+-- Tell the planner of them.
+ANALYZE pg_temp.finished;
+
+-- bare_update --
+-- The least that a repair can cost: to update the rows that the correction dirtied to what is known already. The range is
+-- spelt out, or the planner reads the index from the table's first symbol on.
+UPDATE public.features_1m f
+   SET last_close = n.last_close, vol = n.vol, log_return = n.log_return, n_1d = n.n_1d, ma_vol_1d = n.ma_vol_1d,
+       std_vol_1d = n.std_vol_1d, volume_z = n.volume_z, vwap_gap = n.vwap_gap, parkinson_vol = n.parkinson_vol
+  FROM pg_temp.finished n
+ WHERE f.symbol = benchmark.symbol_name(%(symbol)s) AND f.bucket >= benchmark.moment(%(minute)s)
+   AND f.bucket < benchmark.moment(%(minute)s) + interval '24 hours'
+   AND f.symbol = n.symbol AND f.bucket = n.bucket;
+
+-- drop_prepared_rows --
+-- Forget them.
+DROP TABLE pg_temp.finished;
+
+-- vacuum_rows --
+-- Leave as little of one repair to the next as autovacuum would.
+VACUUM public.ohlcv_1m, public.features_1m;
+
+
+-- ==== import_files.py ====
+
+-- copy_klines --
+-- Lines of a Binance klines file: times in milliseconds, and columns that the platform has no use for.
+COPY (
+    SELECT extract(epoch FROM benchmark.moment(m.minute))::bigint * 1000, b.open, b.high, b.low, b.close, b.vol,
+           extract(epoch FROM benchmark.moment(m.minute))::bigint * 1000 + 59999, round((b.vol * b.close)::numeric, 5),
+           (b.vol / 3)::integer, round((b.vol / 2)::numeric, 2), round((b.vol * b.close / 2)::numeric, 5), 0
+      FROM generate_series(%(first_minute)s::bigint, %(last_minute)s) AS m (minute)
+     CROSS JOIN LATERAL benchmark.bar(1, m.minute) AS b
+     ORDER BY m.minute
+) TO STDOUT (FORMAT csv);
+
+-- copy_bars --
+-- The same bars in the form of the table.
+COPY (
+    SELECT benchmark.symbol_name(1), benchmark.moment(m.minute), b.*
+      FROM generate_series(%(first_minute)s::bigint, %(last_minute)s) AS m (minute)
+     CROSS JOIN LATERAL benchmark.bar(1, m.minute) AS b
+     ORDER BY m.minute
+) TO STDOUT (FORMAT csv);
+
+-- create_bare_table --
+-- The table of bars with its constraints, defaults and indexes, but no triggers.
+CREATE TABLE benchmark.bare (LIKE public.ohlcv_1m INCLUDING ALL);
+
+-- empty_bare_table --
+-- An empty table again.
+TRUNCATE benchmark.bare;
+
+-- empty_bars --
+-- An empty database again.
+TRUNCATE public.ohlcv_1m, feature_platform.dirty_log;
+
+-- bare_copy --
+-- The least that an import can cost: to copy the bars as they are.
+COPY benchmark.bare (symbol, ts, open, high, low, close, vol) FROM STDIN (FORMAT csv);
+
+-- count_other_bars --
+-- How many bars of the bare copy the import did not store alike.
+SELECT count(*)
+  FROM benchmark.bare c
+  FULL JOIN public.ohlcv_1m b ON b.symbol = c.symbol AND b.ts = c.ts
+ WHERE (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM (c.open, c.high, c.low, c.close, c.vol);
+
+
+-- ==== machine.py ====
+
+-- settings --
+-- Some of the server's settings.
+SELECT name, current_setting(name) FROM unnest(%(names)s::text[]) AS name;
