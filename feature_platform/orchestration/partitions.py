@@ -16,8 +16,11 @@ days = dg.DailyPartitionsDefinition(
     start_date=get_settings().start_date.isoformat(), timezone="UTC", end_offset=1
 )
 
-# The window of a feature looks back one day.
-day_and_day_before = dg.TimeWindowPartitionMapping()
+# The window of a feature looks back one day. The day before the first partition is none, and is not
+# asked for.
+day_and_day_before = dg.TimeWindowPartitionMapping(
+    start_offset=-1, allow_nonexistent_upstream_partitions=True
+)
 
 
 def days_of(window: dg.TimeWindow) -> Iterator[datetime]:
