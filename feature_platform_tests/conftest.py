@@ -7,5 +7,6 @@ pytest_plugins = (
     "feature_platform_tests.fix_embedded",
     "feature_platform_tests.fix_exchange",
     "feature_platform_tests.fix_engine",
+    "feature_platform_tests.fix_plans",
     "feature_platform_tests.fix_processes",
 )

@@ -7,26 +7,14 @@ On TimescaleDB the counters are those of the chunks, and of its catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 import pytest
 
-from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_plans import SYMBOLS, about_as_many, explain, nodes, pages_of
 
-SYMBOLS = 20
-HISTORY = 3  # days; bars are ten minutes apart, so that a day has 144
-
-BARS = """
-    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
-    SELECT 'S' || s, current_setting('tests.newest')::timestamptz - m * interval '1 minute',
-           10, 12, 9, 10 + m %% 3, 1 + (m + s) %% 7
-    FROM generate_series(1, %s) AS s, generate_series(0, %s * 1440 - 1, 10) AS m
-"""
 NEW_MINUTE = """
     INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
     SELECT 'S' || s, current_setting('tests.newest')::timestamptz + interval '10 minutes',
@@ -67,51 +55,6 @@ class Cost:
     seq_scans: int
     rows: int
     pages: int
-
-
-@pytest.fixture(scope="module")
-def histories(databases: Databases) -> Iterator[tuple[psycopg.Connection, psycopg.Connection]]:
-    """Yield databases of many symbols, with some days of bars and with ten times as many."""
-    with ExitStack() as stack:
-        conns = []
-        for days in (HISTORY, 10 * HISTORY):
-            url = stack.enter_context(databases.fresh())
-            conn = stack.enter_context(psycopg.connect(url, autocommit=True))
-            conn.execute(
-                "SELECT set_config('tests.newest', date_trunc('minute', now() - %s)::text, false)",
-                [timedelta(minutes=20)],
-            )
-            conn.execute(BARS, (SYMBOLS, days))
-            conn.execute("CALL refresh_features_1m(NULL, NULL)")
-            conn.execute("VACUUM (ANALYZE)")
-            conns.append(conn)
-        yield conns[0], conns[1]
-
-
-def explain(conn: psycopg.Connection, statement: LiteralString) -> dict[str, Any]:
-    row = conn.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement).fetchone()
-    assert row is not None
-    plan: dict[str, Any] = row[0][0]
-    return plan
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for part in plan.get("Plans", ()):
-        yield from nodes(part)
-
-
-def pages_of(plan: dict[str, Any]) -> int:
-    return sum(
-        part.get("Shared Hit Blocks", 0) + part.get("Shared Read Blocks", 0)
-        for part in (plan["Plan"], plan.get("Planning", {}))
-    )
-
-
-def about_as_many(pages: list[int]) -> bool:
-    """Tell whether the longer history costs no more than one more level of an index, or chunks."""
-    short, long = pages
-    return long <= short * 1.5 + 100
 
 
 def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
