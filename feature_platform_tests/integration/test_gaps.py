@@ -1,0 +1,329 @@
+"""Every minute is accounted for, whatever is written, deleted, asked for or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from feature_platform.gaps import Gap, State, due_gaps, find_gaps, list_gaps, note_answer
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_processes import insert_bars, value
+
+MINUTE = timedelta(minutes=1)
+SYMBOL = "BTC/USDT"
+
+# Minutes that are unexplained, that are explained twice, and that are explained and have a bar.
+WRONG = """
+    WITH minute AS (
+        SELECT s.symbol, m.minute,
+               EXISTS (SELECT FROM ohlcv_1m b
+                        WHERE b.symbol = s.symbol AND b.ts >= m.minute
+                          AND b.ts < m.minute + interval '1 minute') AS present,
+               (SELECT count(*) FROM ohlcv_1m_gaps g
+                 WHERE g.symbol = s.symbol AND g.state <> 'filled'
+                   AND g.start_ts <= m.minute AND g.end_ts > m.minute) AS explained
+          FROM (SELECT symbol, min(ts) AS first FROM ohlcv_1m GROUP BY symbol) AS s
+         CROSS JOIN LATERAL generate_series(s.first, %s::timestamptz - interval '1 minute',
+                                            interval '1 minute') AS m (minute))
+    SELECT count(*) FROM minute WHERE present = (explained > 0) OR explained > 1
+"""
+
+
+@pytest.fixture
+def now(conn: psycopg.Connection[Any]) -> datetime:
+    """Return the end of the minutes that are old enough to be accounted for."""
+    moment = value(
+        conn, "SELECT feature_platform.bucket_of(feature_platform.clock() - interval '2 minutes')"
+    )
+    assert isinstance(moment, datetime)
+    return moment.astimezone(UTC)
+
+
+def gaps(connection: psycopg.Connection[Any], *states: State) -> list[tuple[State, datetime, int]]:
+    """Return state, start and minutes of the gaps in these states, by default of all."""
+    return [
+        (gap.state, gap.start.astimezone(UTC), minutes(gap)) for gap in listed(connection, states)
+    ]
+
+
+def listed(connection: psycopg.Connection[Any], states: Sequence[State]) -> list[Gap]:
+    return list_gaps(connection, states=list(states) or None)
+
+
+def minutes(gap: Gap) -> int:
+    return int((gap.end - gap.start) / MINUTE)
+
+
+def cut(connection: psycopg.Connection[Any], start: datetime, count: int) -> None:
+    connection.execute(
+        "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s",
+        (SYMBOL, start, start + count * MINUTE),
+    )
+
+
+def fail(connection: psycopg.Connection[Any], start: datetime, count: int, attempts: int) -> None:
+    """Let the venue refuse these minutes, with a limit of attempts."""
+    connection.execute(
+        "SELECT feature_platform.gap_failed(%s, %s, %s, 'HTTP 503', %s)",
+        (SYMBOL, start, start + count * MINUTE, attempts),
+    )
+
+
+def test_without_bars_there_is_nothing_to_account_for(conn: psycopg.Connection[Any]) -> None:
+    assert find_gaps(conn) == 0
+    assert gaps(conn) == []
+
+
+def test_holes_and_the_tail_are_found(conn: psycopg.Connection[Any], now: datetime) -> None:
+    first = now - 60 * MINUTE
+    insert_bars(conn, SYMBOL, first, 50)  # the newest ten minutes have not come
+    cut(conn, first + 20 * MINUTE, 5)
+    assert find_gaps(conn) == 2
+    assert gaps(conn)[0] == ("open", first + 20 * MINUTE, 5)
+    state, start, count = gaps(conn)[1]
+    assert (state, start) == ("open", first + 50 * MINUTE)
+    assert count in (10, 11)  # a minute may have passed since
+    assert value(conn, WRONG, now) == 0
+
+
+def test_an_outage_that_goes_on_is_one_gap(conn: psycopg.Connection[Any], now: datetime) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 30)
+    for grace in (40, 20, 2):
+        conn.execute("SELECT feature_platform.find_gaps(%s * interval '1 minute')", (grace,))
+    ((state, start, count),) = gaps(conn)
+    assert (state, start) == ("open", now - 30 * MINUTE)
+    assert count in (30, 31)
+
+
+def test_a_deleted_bar_opens_a_minute_that_was_accounted_for(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    assert find_gaps(conn) == 0
+    cut(conn, now - 30 * MINUTE, 2)
+    assert find_gaps(conn) == 1
+    assert gaps(conn) == [("open", now - 30 * MINUTE, 2)]
+
+
+def test_a_bar_that_comes_later_closes_its_minute_only(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    cut(conn, now - 30 * MINUTE, 5)
+    find_gaps(conn)
+    insert_bars(conn, SYMBOL, now - 28 * MINUTE, 1)
+    assert find_gaps(conn) == 2
+    assert sorted(gaps(conn), key=lambda gap: gap[1]) == [
+        ("open", now - 30 * MINUTE, 2),
+        ("filled", now - 28 * MINUTE, 1),
+        ("open", now - 27 * MINUTE, 2),
+    ]
+
+
+@pytest.mark.parametrize("state", ["quiet", "unavailable"])
+def test_what_is_explained_is_not_asked_for_again_and_a_bar_closes_it(
+    conn: psycopg.Connection[Any], now: datetime, state: State
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    hole = now - 30 * MINUTE
+    cut(conn, hole, 3)
+    find_gaps(conn)
+    if state == "quiet":
+        assert note_answer(conn, SYMBOL, hole, hole + 3 * MINUTE) == 3
+    else:
+        fail(conn, hole, 3, attempts=1)
+    assert gaps(conn) == [(state, hole, 3)]
+    assert due_gaps(conn) == []
+    assert find_gaps(conn) == 0
+    insert_bars(conn, SYMBOL, hole, 3)
+    find_gaps(conn)
+    assert gaps(conn) == [("filled", hole, 3)]
+
+
+def test_a_venue_that_does_not_answer_is_asked_later_and_later_and_then_given_up(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    hole = now - 30 * MINUTE
+    cut(conn, hole, 3)
+    find_gaps(conn)
+    waits = []
+    for attempt in range(1, 5):
+        assert len(due_gaps(conn)) == 1
+        fail(conn, hole, 3, attempts=5)
+        (gap,) = listed(conn, ["open"])
+        assert (gap.attempts, gap.last_error, due_gaps(conn)) == (attempt, "HTTP 503", [])
+        assert gap.next_attempt_at is not None
+        waits.append((gap.next_attempt_at - gap.changed_at) / MINUTE)
+        conn.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = NULL")  # its time comes
+    for attempt, wait in enumerate(waits):
+        assert 0.5 * 2**attempt <= wait + 0.01
+        assert wait <= 1.5 * 2**attempt
+    fail(conn, hole, 3, attempts=5)
+    (gap,) = listed(conn, ["unavailable"])
+    assert (gap.attempts, gap.last_error, gap.next_attempt_at) == (5, "HTTP 503", None)
+
+
+def test_an_answer_for_young_minutes_is_not_the_last_word(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    """What is younger than ten minutes may still be published."""
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 40)
+    find_gaps(conn)
+    note_answer(conn, SYMBOL, now - 20 * MINUTE, now)
+    quiet, still_open = gaps(conn)
+    assert quiet[:2] == ("quiet", now - 20 * MINUTE)
+    assert still_open[:2] == ("open", now - 20 * MINUTE + quiet[2] * MINUTE)
+    assert quiet[2] in (12, 13)
+    assert due_gaps(conn) == []  # asked for again a little later
+
+
+def test_an_answer_for_a_part_explains_that_part(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    hole = now - 30 * MINUTE
+    cut(conn, hole, 10)
+    find_gaps(conn)
+    note_answer(conn, SYMBOL, hole + 4 * MINUTE, hole + 6 * MINUTE)
+    assert gaps(conn) == [
+        ("open", hole, 4),
+        ("quiet", hole + 4 * MINUTE, 2),
+        ("open", hole + 6 * MINUTE, 4),
+    ]
+
+
+def test_older_history_is_accounted_for_from_its_first_bar(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    assert find_gaps(conn) == 0
+    insert_bars(conn, SYMBOL, now - 200 * MINUTE, 100)
+    assert find_gaps(conn) == 1
+    assert gaps(conn) == [("open", now - 100 * MINUTE, 40)]
+
+
+def test_a_symbol_that_loses_all_bars_has_no_gaps(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 30)
+    assert find_gaps(conn) == 1
+    conn.execute("DELETE FROM ohlcv_1m")
+    assert find_gaps(conn) == 0
+    assert gaps(conn) == []
+
+
+def test_rows_inside_a_minute_are_a_minute(conn: psycopg.Connection[Any], now: datetime) -> None:
+    insert_bars(conn, SYMBOL, now - 10 * MINUTE, 13)
+    conn.execute("UPDATE ohlcv_1m SET ts = ts + interval '20 seconds'")
+    insert_bars(conn, SYMBOL, now - 10 * MINUTE, 5)
+    assert find_gaps(conn) == 0
+
+
+def test_a_long_new_history_is_accounted_for_in_parts(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 600 * MINUTE, 1)
+    found = []
+    for _ in range(4):
+        conn.execute("SELECT feature_platform.find_gaps('2 minutes', 200)")
+        ((_, start, count),) = gaps(conn)
+        assert start == now - 599 * MINUTE
+        found.append(count)
+    assert found[:2] == [199, 399]
+    assert found[3] in (599, 600)
+
+
+def test_the_audit_finds_what_no_tick_could(conn: psycopg.Connection[Any], now: datetime) -> None:
+    """A bar that went behind the triggers' back, as a restore without them may do it."""
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    assert find_gaps(conn) == 0
+    with conn.transaction():
+        conn.execute("SET LOCAL session_replication_role = replica")
+        cut(conn, now - 30 * MINUTE, 1)
+    assert find_gaps(conn) == 0
+    conn.execute("SELECT feature_platform.recheck_gaps()")
+    assert find_gaps(conn) == 1
+    assert gaps(conn) == [("open", now - 30 * MINUTE, 1)]
+
+
+def test_accountants_at_once_find_a_gap_once(
+    conn: psycopg.Connection[Any], now: datetime, database: str
+) -> None:
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    cut(conn, now - 30 * MINUTE, 2)
+    with psycopg.connect(database) as one, psycopg.connect(database, autocommit=True) as other:
+        find_gaps(one)  # in a transaction that is not over
+        other.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            find_gaps(other)
+        one.commit()
+        assert find_gaps(other) == 1
+    assert gaps(conn) == [("open", now - 30 * MINUTE, 2)]
+
+
+# ---- any history ----
+
+
+@pytest.fixture(scope="module")
+def shared_database(databases: Databases) -> Iterator[str]:
+    with databases.fresh() as url:
+        yield url
+
+
+_SPAN = 120
+_PLACE = st.integers(0, _SPAN - 1)
+_LENGTH = st.integers(1, 20)
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["insert", "cut", "answer", "fail", "give up", "look", "audit"]),
+        _PLACE,
+        _LENGTH,
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(steps=_STEPS)
+@settings(
+    max_examples=60,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_every_minute_is_accounted_for(
+    shared_database: str, steps: list[tuple[str, int, int]]
+) -> None:
+    with psycopg.connect(shared_database, autocommit=True) as conn:
+        conn.execute("TRUNCATE ohlcv_1m")
+        now = value(
+            conn, "SELECT feature_platform.bucket_of(feature_platform.clock() - interval '2 min')"
+        )
+        begin = now - _SPAN * MINUTE
+        for what, place, length in steps:
+            start = begin + place * MINUTE
+            length = min(length, _SPAN - place)
+            end = start + length * MINUTE
+            match what:
+                case "insert":
+                    cut(conn, start, length)
+                    insert_bars(conn, SYMBOL, start, length)
+                case "cut":
+                    cut(conn, start, length)
+                case "answer":
+                    note_answer(conn, SYMBOL, start, end)
+                case "fail" | "give up":
+                    fail(conn, start, length, attempts=10 if what == "fail" else 1)
+                case "look":
+                    find_gaps(conn)
+                case "audit":
+                    conn.execute("SELECT feature_platform.recheck_gaps()")
+        find_gaps(conn)
+        assert value(conn, WRONG, now) == 0
