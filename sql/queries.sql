@@ -725,6 +725,17 @@ SELECT s.symbol, has.rows, has.null_log_return, has.null_volume_z,
  CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
  ORDER BY missing DESC, s.symbol;
 
+-- whole_days --
+-- Of these UTC days, the newest first, those that have rows, no minute to be explained and none that is dirty.
+SELECT day.first
+  FROM unnest(%(days)s::timestamptz[]) AS day (first)
+ WHERE EXISTS (SELECT FROM public.features_1m f WHERE f.bucket >= day.first AND f.bucket < day.first + interval '24 hours')
+   AND NOT EXISTS (SELECT FROM public.ohlcv_1m_gaps g
+                    WHERE g.state = 'open' AND g.start_ts < day.first + interval '24 hours' AND g.end_ts > day.first)
+   AND NOT EXISTS (SELECT FROM feature_platform.dirty_log l
+                    WHERE l.buckets && tstzrange(day.first, day.first + interval '24 hours'))
+ ORDER BY day.first DESC;
+
 -- due_days --
 -- UTC days with open gaps that may be asked for now, newest first. `identity` changes when one of the gaps is asked for, and
 -- when one is found; it does not when an outage that goes on makes its gap longer.

@@ -5,6 +5,7 @@ A tick every 58 seconds is one a minute: Dagster's own loop adds the rest.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from feature_platform.gaps import find_gaps
 from feature_platform.orchestration.checks import evaluation
 from feature_platform.orchestration.jobs import rest_backfill
 from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
+from feature_platform.orchestration.partitions import days, has_partition, partition_key
 from feature_platform.orchestration.requests import (
     MOST_IN_FLIGHT,
     days_in_flight,
@@ -35,6 +37,9 @@ HEARTBEAT = timedelta(minutes=5)
 
 # What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
 _REFRESH_SECONDS = 20.0
+
+# Past days that a tick may tell of: years of imported history come a month at a time.
+_MOST_DAYS = 31
 
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -86,6 +91,7 @@ def validation_sensor(
         beats = now - reported.heartbeat >= HEARTBEAT.total_seconds()
         if beats:
             # A check counts for the newest materialisation only when it is reported after it.
+            events += _whole_days(connection, context.instance)
             events += _what_is_newer(symbol_status(connection), reported)
             reported.heartbeat = now
     for result in results:
@@ -170,6 +176,24 @@ def policy_sensor(
     )
 
 
+def _whole_days(
+    connection: psycopg.Connection[Any], instance: dg.DagsterInstance
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield a materialisation of each past day that came by stream or import, and is whole."""
+    for name in ("ohlcv_1m", "features_1m"):
+        told = instance.get_materialized_partitions(dg.AssetKey(name))
+        past = [key for key in days.get_partition_keys()[:-1] if key not in told]
+        rows = connection.execute(
+            queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
+        )
+        for (day,) in islice(rows, _MOST_DAYS):
+            yield dg.AssetMaterialization(
+                name,
+                partition=partition_key(day.astimezone(UTC)),
+                description="Every minute of the day is accounted for, and no row is dirty.",
+            )
+
+
 def _what_is_newer(statuses: list[SymbolStatus], reported: Reported) -> list[Event]:
     """Return a materialisation of each table whose newest row advanced since the last."""
     newest = {
@@ -179,15 +203,17 @@ def _what_is_newer(statuses: list[SymbolStatus], reported: Reported) -> list[Eve
         ),
     }
     events: list[Event] = []
-    for name, moment in newest.items():
-        if moment is None:
+    for name, newest_row in newest.items():
+        if newest_row is None:
             continue
-        text = moment.astimezone(UTC).isoformat()
+        moment = newest_row.astimezone(UTC)
+        text = moment.isoformat()
         if text > reported.newest.get(name, ""):
             reported.newest[name] = text
             events.append(
                 dg.AssetMaterialization(
                     name,
+                    partition=partition_key(moment) if has_partition(moment) else None,
                     description=f"Newer rows have come, up to {text}.",
                     metadata=_state_of(statuses, moment),
                 )

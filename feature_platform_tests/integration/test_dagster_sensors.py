@@ -10,14 +10,14 @@ import dagster as dg
 import psycopg
 import pytest
 
-from feature_platform.gaps import find_gaps
+from feature_platform.gaps import find_gaps, note_answer
 from feature_platform.orchestration.partitions import partition_key
 from feature_platform.orchestration.resources import Database
 from feature_platform.orchestration.sensors import Reported
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS
 from feature_platform_tests.fix_dagster import Platform
-from feature_platform_tests.fix_processes import insert_recent, value
+from feature_platform_tests.fix_processes import insert_bars, insert_recent, value
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -99,7 +99,37 @@ def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
     beat = live.tick("validation", heart_stopped(beat.cursor, 6))
     (materialized,) = [one for one in beat.asset_events if isinstance(one, dg.AssetMaterialization)]
     assert materialized.asset_key == dg.AssetKey("ohlcv_1m")
-    assert materialized.partition is None
+    assert materialized.partition == partition_key(datetime.now(UTC))
+
+
+def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> None:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    earlier = [today - timedelta(days=back) for back in (3, 2, 1)]
+    live.connection.execute("DELETE FROM ohlcv_1m WHERE ts < %s", (today,))
+    insert_bars(live.connection, "BTC/USDT", earlier[0], 3 * 1440)
+    insert_bars(live.connection, "ETH/USDT", earlier[1] + timedelta(hours=1), 30)
+    find_gaps(live.connection)
+    # Dirty, they are not what the bars say.
+    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": [], "features_1m": []}
+    live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    # Of the others, two have minutes of ETH/USDT that nobody has explained.
+    whole = [partition_key(earlier[0])]
+    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": whole, "features_1m": whole}
+    note_answer(live.connection, "ETH/USDT", earlier[1], today)
+    others = [partition_key(day) for day in (earlier[2], earlier[1])]
+    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": others, "features_1m": others}
+    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": [], "features_1m": []}
+
+
+def materialized_days(data: Any) -> dict[str, list[str]]:
+    """Return the past days that a tick told of, by the name of the table."""
+    today = partition_key(datetime.now(UTC))
+    found: dict[str, list[str]] = {"ohlcv_1m": [], "features_1m": []}
+    for event in data.asset_events:
+        if isinstance(event, dg.AssetMaterialization) and event.partition != today:
+            assert event.partition is not None
+            found[event.asset_key.to_user_string()].append(event.partition)
+    return found
 
 
 def test_an_old_cursor_is_no_reason_to_fail(live: Platform) -> None:
@@ -110,7 +140,8 @@ def test_an_old_cursor_is_no_reason_to_fail(live: Platform) -> None:
 def test_no_partition_is_named_by_a_runless_check(live: Platform) -> None:
     """Dagster refuses the second evaluation of a partition that no run reports."""
     for event in live.tick("validation").asset_events:
-        assert event.partition is None
+        if isinstance(event, dg.AssetCheckEvaluation):
+            assert event.partition is None
 
 
 def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
