@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, dict_row
 
+from feature_platform.clock import SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 from feature_platform.settings import Settings, get_settings, redact
@@ -47,6 +49,20 @@ def database_url(settings: Settings | None = None) -> str:
     return server.url()
 
 
+def with_clock(conninfo: str) -> str:
+    """Return the connection string with the platform's clock for feature_platform.clock() to tell.
+
+    Whoever does not connect by `connect` gives his sessions the clock so. It is the same string
+    where that is the wall clock, which the database has by itself.
+    Raises psycopg.ProgrammingError where it is no connection string.
+    """
+    clock = get_settings().clock
+    if not isinstance(clock, SimulatedClock):
+        return conninfo
+    options = conninfo_to_dict(conninfo).get("options") or ""
+    return make_conninfo(conninfo, options=f"{options} -c feature_platform.clock={clock}".strip())
+
+
 def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleRow]:
     """Connect to `url`, by default the platform's database, in autocommit mode.
 
@@ -57,7 +73,7 @@ def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleR
     conninfo = database_url() if url is None else url
     defaults = {"autocommit": True, "application_name": "feature_platform", "connect_timeout": 10}
     try:
-        connection = psycopg.connect(conninfo, **{**defaults, **options})
+        connection = psycopg.connect(with_clock(conninfo), **{**defaults, **options})
     except psycopg.ProgrammingError:
         raise UserError(f"{redact(conninfo)} is not a PostgreSQL URL") from None
     except psycopg.OperationalError as error:

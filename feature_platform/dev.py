@@ -7,7 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from honcho import manager as supervisor
@@ -41,7 +41,7 @@ def run_dev(port: int, exchange_port: int) -> int:
         prepare(connection)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
         environment.setdefault(f"{PREFIX}HOME", str(settings.home))
-        start = (datetime.now(UTC) - _HISTORY).date().isoformat()
+        start = (settings.clock.now() - _HISTORY).date().isoformat()
         environment.setdefault(f"{PREFIX}START_DATE", start)
         if simulated:
             environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"

@@ -18,7 +18,7 @@ from feature_platform._bar_rules import Ints
 from feature_platform._exchange_answer import Answer, Rejected, read_answer
 from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience
 from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
-from feature_platform.clock import Clock
+from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.settings import PREFIX, Settings, get_settings
 
@@ -93,8 +93,14 @@ class Exchange:
 
     @classmethod
     def configured(cls, settings: Settings | None = None, **options: Any) -> Self:
-        """Return the exchange that the settings name."""
+        """Return the exchange that the settings name.
+
+        Where the platform's clock is not the wall clock, it says which minutes are closed here,
+        too: what the exchange's own tells goes on at another speed than ours.
+        """
         chosen = settings or get_settings()
+        if isinstance(chosen.clock, SimulatedClock):
+            options.setdefault("clock", chosen.clock)
         return cls(chosen.exchange, chosen.symbols, url=chosen.exchange_url, **options)
 
     def __enter__(self) -> Self:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import psycopg
 
 from feature_platform.backfill import backfill
+from feature_platform.clock import Clock
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.exchange import Exchange, ExchangeUnavailable
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
-from feature_platform.settings import redact
+from feature_platform.settings import get_settings, redact
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +32,14 @@ class Poller:
     """Fetch what is new of the configured symbols, every minute, until asked to stop.
 
     history: how far back a symbol without bars is fetched at first.
+    clock: whose minutes these are.
     What a minute's attempt does not get, because the venue or the database is away, the next
     one gets: it begins at the newest bar that is stored.
     """
 
-    def __init__(self, exchange: Exchange, history: timedelta) -> None:
+    def __init__(self, exchange: Exchange, history: timedelta, clock: Clock) -> None:
         self._exchange = exchange
+        self._clock = clock
         self._history = history
         self._stop = threading.Event()
 
@@ -55,7 +57,7 @@ class Poller:
                     self.poll(connection)
             except (ExchangeUnavailable, psycopg.Error, UserError) as error:
                 _log.warning("%s; trying again", " ".join(redact(str(error)).split()))
-            self._stop.wait(_until_next(time.time()))
+            self._stop.wait(self._clock.wall_seconds_to_minute(_SECOND))
 
     def poll(self, connection: psycopg.Connection[Any]) -> int:
         """Fetch what is new of every symbol, once; return how many bars were new."""
@@ -78,15 +80,10 @@ class Poller:
         return now - self._history if row is None else row[0] - _OVERLAP
 
 
-def _until_next(now: float) -> float:
-    """Return the seconds until the next moment that is `_SECOND` into a minute."""
-    return 60 - (now - _SECOND) % 60
-
-
 def run_poller(history: timedelta) -> None:
     """Run a poller in this process until SIGTERM or SIGINT."""
     with Exchange.configured() as exchange:
-        poller = Poller(exchange, history)
+        poller = Poller(exchange, history, get_settings().clock)
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             _log.info("stopping")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from feature_platform.database import database_url
+from feature_platform.database import database_url, with_clock
 from feature_platform.embedded import bin_dir
 from feature_platform.errors import UserError
 
@@ -23,7 +23,7 @@ def run_psql(arguments: Sequence[str]) -> int:
     Returns psql's exit status, or 128 + n where signal n ended it.
     Raises UserError when there is no psql or no database.
     """
-    parts = conninfo_to_dict(database_url())
+    parts = conninfo_to_dict(with_clock(database_url()))
     # Everyone can read a command's arguments; its environment only its user.
     password = parts.pop("password", None)
     environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}

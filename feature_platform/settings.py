@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import SecretStr, ValidationError, field_validator
+from pydantic import InstanceOf, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feature_platform.clock import Clock, SimulatedClock, WallClock
 from feature_platform.errors import UserError
 
 PREFIX = "FEATURE_PLATFORM_"
@@ -30,6 +31,8 @@ class Settings(BaseSettings):
     exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
         one, goes before theirs.
     start_date: the first UTC day that the orchestration knows as a partition.
+    clock: what time it is on the platform, as SimulatedClock.parse reads it; by default the wall
+        clock's.
     """
 
     model_config = SettingsConfigDict(
@@ -52,6 +55,7 @@ class Settings(BaseSettings):
     )
     exchange_url: str | None = None
     start_date: date = date(2025, 1, 1)
+    clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
 
     @field_validator("database_url")
     @classmethod
@@ -86,6 +90,11 @@ class Settings(BaseSettings):
         if url is not None:
             check_exchange_url(url)
         return url
+
+    @field_validator("clock", mode="before")
+    @classmethod
+    def _is_a_clock(cls, clock: Any) -> Any:
+        return SimulatedClock.parse(clock) if isinstance(clock, str) else clock
 
 
 @cache

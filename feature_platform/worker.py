@@ -23,7 +23,7 @@ from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
-from feature_platform.settings import redact
+from feature_platform.settings import get_settings, redact
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._stop = Bell()
+        self._clock = get_settings().clock
 
     def stop(self) -> None:
         """Ask the worker to end after the slice in hand; a signal handler may do so."""
@@ -127,7 +128,8 @@ class Worker:
                 told = True
             elif seconds is not None and seconds <= 0:
                 return
-            self._sleep(_LOOK_SECONDS if seconds is None else min(seconds, _LOOK_SECONDS))
+            wait = _LOOK_SECONDS if seconds is None else self._clock.wall_seconds(seconds)
+            self._sleep(min(wait, _LOOK_SECONDS))
 
     def _run_now(self, connection: psycopg.Connection[TupleRow]) -> datetime:
         """Run the policy once, and return when the run began.

@@ -38,10 +38,39 @@ CREATE TABLE IF NOT EXISTS feature_platform.schema_version (
 );
 COMMENT ON TABLE feature_platform.schema_version IS 'Which versions of the schema were set up here, and when.';
 
+-- What a clock that runs at another speed tells when the wall clock tells `moment`. `setting` is START@SINCExSPEED, as in
+-- 2026-03-01T00:00Z@2026-11-25T13:30Zx60: the one told START when the wall clock told SINCE, and runs so many times as fast.
+CREATE OR REPLACE FUNCTION feature_platform.simulated_clock(setting text, moment timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    parts CONSTANT text[] := regexp_match(setting,
+        '^\s*([0-9]{4}-[^@]*(?:Z|[+-][0-9]{2}:[0-9]{2}))\s*@\s*([0-9]{4}-[^@]*(?:Z|[+-][0-9]{2}:[0-9]{2}))\s*x\s*([0-9]+(?:\.[0-9]+)?)\s*$');
+BEGIN
+    IF parts IS NULL OR parts[3]::double precision NOT BETWEEN 0.001 AND 10000 THEN
+        RAISE EXCEPTION 'feature_platform.clock is set to %, which is no clock', quote_literal(setting)
+            USING HINT = 'RESET it for the wall clock, or write START@SINCExSPEED, as in 2026-03-01T00:00Z@2026-11-25T13:30Zx60.';
+    END IF;
+    -- Not interval * speed: that makes days of it, which are not all 24 hours long.
+    RETURN parts[1]::timestamptz + make_interval(secs => extract(epoch FROM moment - parts[2]::timestamptz)::double precision * parts[3]::double precision);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.simulated_clock(text, timestamptz) IS 'What a clock of another speed tells at a moment of the wall clock''s.';
+
+-- What time it is on the platform when the wall clock tells `moment`: the same, unless the session has a clock of another
+-- speed in its setting feature_platform.clock, as the platform's processes do where FEATURE_PLATFORM_CLOCK is set.
+CREATE OR REPLACE FUNCTION feature_platform.clock_at(moment timestamptz) RETURNS timestamptz
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE WHEN coalesce(current_setting('feature_platform.clock', true), '') = '' THEN moment
+                ELSE feature_platform.simulated_clock(current_setting('feature_platform.clock', true), moment) END;
+COMMENT ON FUNCTION feature_platform.clock_at(timestamptz) IS 'The platform''s time at a moment of the wall clock''s.';
+
 -- The one clock of the platform: whether a minute is closed or a row due is decided by this, nowhere else.
 CREATE OR REPLACE FUNCTION feature_platform.clock() RETURNS timestamptz
     LANGUAGE sql VOLATILE PARALLEL SAFE
-    RETURN clock_timestamp();
+    RETURN CASE WHEN coalesce(current_setting('feature_platform.clock', true), '') = '' THEN clock_timestamp()
+                ELSE feature_platform.simulated_clock(current_setting('feature_platform.clock', true), clock_timestamp()) END;
 COMMENT ON FUNCTION feature_platform.clock() IS 'Now, as everything in the platform sees it.';
 
 -- The minute a moment lies in. Immutable and written out, so that an index can use it.

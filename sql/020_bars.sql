@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m (
     close       double precision  NOT NULL,
     vol         double precision  NOT NULL,
     source      text              NOT NULL DEFAULT 'stream',
-    inserted_at timestamptz       NOT NULL DEFAULT clock_timestamp(),
+    inserted_at timestamptz       NOT NULL DEFAULT feature_platform.clock(),
     CONSTRAINT ohlcv_1m_pkey PRIMARY KEY (symbol, ts),
     CONSTRAINT ohlcv_1m_symbol_check CHECK (symbol <> ''),
     CONSTRAINT ohlcv_1m_ts_check CHECK (ts >= '1970-01-01 00:00:00+00' AND ts < '10000-01-01 00:00:00+00'),

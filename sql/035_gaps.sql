@@ -6,8 +6,8 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
     start_ts        timestamptz      NOT NULL,      -- first missing minute
     end_ts          timestamptz      NOT NULL,      -- first minute after the last missing one
     state           text             NOT NULL DEFAULT 'open',
-    found_at        timestamptz      NOT NULL DEFAULT clock_timestamp(),
-    changed_at      timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    found_at        timestamptz      NOT NULL DEFAULT feature_platform.clock(),
+    changed_at      timestamptz      NOT NULL DEFAULT feature_platform.clock(),
     attempts        integer          NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,                    -- NULL: at once
     last_error      text,
@@ -91,7 +91,7 @@ BEGIN
 
     FOR fresh IN SELECT r FROM unnest(missing - known) AS r LOOP
         -- An outage that goes on is one gap.
-        UPDATE public.ohlcv_1m_gaps g SET end_ts = upper(fresh), changed_at = clock_timestamp()
+        UPDATE public.ohlcv_1m_gaps g SET end_ts = upper(fresh), changed_at = feature_platform.clock()
         WHERE g.symbol = account_symbol AND g.state = 'open' AND g.end_ts = lower(fresh);
         IF NOT FOUND THEN
             INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts) VALUES (account_symbol, lower(fresh), upper(fresh));
@@ -217,7 +217,7 @@ CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     UPDATE public.ohlcv_1m_gaps g
-    SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = clock_timestamp(),
+    SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = feature_platform.clock(),
         state = CASE WHEN g.attempts + 1 >= max_attempts THEN 'unavailable' ELSE 'open' END,
         next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
             THEN feature_platform.clock() + (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour') END

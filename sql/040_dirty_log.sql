@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
     reach_known boolean          NOT NULL DEFAULT false,
     -- Whether minutes may have lost their last bar, so that feature rows have to go.
     removed     boolean          NOT NULL DEFAULT false,
-    marked_at   timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    marked_at   timestamptz      NOT NULL DEFAULT feature_platform.clock(),
     CONSTRAINT dirty_log_pkey PRIMARY KEY (symbol, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000);

@@ -7,14 +7,14 @@ CREATE TABLE IF NOT EXISTS feature_platform.policy (
     end_offset        interval    NOT NULL CHECK (end_offset >= '0'),
     schedule_interval interval    NOT NULL CHECK (schedule_interval >= '1 second'),
     job_id            integer,    -- the database job that runs it, where there is one
-    changed_at        timestamptz NOT NULL DEFAULT clock_timestamp()
+    changed_at        timestamptz NOT NULL DEFAULT feature_platform.clock()
 );
 COMMENT ON TABLE feature_platform.policy IS 'The refresh policy of features_1m; empty where there is none.';
 
 CREATE TABLE IF NOT EXISTS feature_platform.policy_run (
     id           bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     runner       text        NOT NULL,      -- 'job' or 'worker'
-    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at   timestamptz NOT NULL DEFAULT feature_platform.clock(),
     finished_at  timestamptz,               -- NULL while it runs
     slices       integer     NOT NULL DEFAULT 0,
     rows_written bigint      NOT NULL DEFAULT 0,
@@ -61,7 +61,7 @@ BEGIN
     PERFORM feature_platform.check_policy(p.start_offset, p.end_offset, p.schedule_interval);
     UPDATE feature_platform.policy AS o
     SET start_offset = p.start_offset, end_offset = p.end_offset, schedule_interval = p.schedule_interval,
-        changed_at = clock_timestamp();
+        changed_at = feature_platform.clock();
     PERFORM feature_platform.schedule_job();
 END
 $$;
@@ -105,9 +105,9 @@ DECLARE
 BEGIN
     -- There is one run of a kind at a time: what is unfinished of it has died. Its work stayed dirty.
     UPDATE feature_platform.policy_run r
-    SET finished_at = clock_timestamp(), error = 'the run was interrupted'
+    SET finished_at = feature_platform.clock(), error = 'the run was interrupted'
     WHERE r.finished_at IS NULL AND r.runner = policy_begin.runner;
-    DELETE FROM feature_platform.policy_run r WHERE r.started_at < clock_timestamp() - interval '7 days';
+    DELETE FROM feature_platform.policy_run r WHERE r.started_at < feature_platform.clock() - interval '7 days';
     INSERT INTO feature_platform.policy_run (runner) VALUES (policy_begin.runner) RETURNING id INTO run_id;
     RETURN run_id;
 END
@@ -147,7 +147,7 @@ BEGIN
     SET slices = r.slices + sign(slice.symbols)::integer, rows_written = r.rows_written + slice.rows_written
     WHERE r.id = run_id AND slice.symbols > 0;
     RETURN more AND NOT EXISTS (SELECT FROM feature_platform.policy_run r
-                                WHERE r.id = run_id AND r.started_at + p.schedule_interval <= clock_timestamp());
+                                WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
 END
 $$;
 COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint) IS 'One slice of a run of the policy; returns whether there is more.';
@@ -155,6 +155,6 @@ COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint) IS 'One slice o
 CREATE OR REPLACE FUNCTION feature_platform.policy_end(run_id bigint, error text DEFAULT NULL) RETURNS void
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-    UPDATE feature_platform.policy_run r SET finished_at = clock_timestamp(), error = policy_end.error WHERE r.id = run_id;
+    UPDATE feature_platform.policy_run r SET finished_at = feature_platform.clock(), error = policy_end.error WHERE r.id = run_id;
 END;
 COMMENT ON FUNCTION feature_platform.policy_end(bigint, text) IS 'Ends a run of the policy, with the error that ended it if one did.';

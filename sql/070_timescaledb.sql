@@ -54,9 +54,10 @@ BEGIN
     END IF;
     SELECT * INTO p FROM feature_platform.policy;
     IF p.job_id IS NULL THEN
-        -- Five seconds into the minute: what that minute closed is due, and its bars had a moment to arrive.
+        -- Five seconds into the minute: what that minute closed is due, and its bars had a moment to arrive. The database's
+        -- jobs go by the wall clock, whatever the platform's tells.
         EXECUTE 'UPDATE feature_platform.policy SET job_id = add_job(''feature_platform.run_policy'', schedule_interval,
-                     initial_start => feature_platform.due_until() + interval ''5 seconds'', fixed_schedule => true)';
+                     initial_start => feature_platform.bucket_of(clock_timestamp()) + interval ''5 seconds'', fixed_schedule => true)';
     ELSE
         EXECUTE 'SELECT alter_job($1, schedule_interval => $2)' USING p.job_id, p.schedule_interval;
     END IF;
@@ -84,7 +85,7 @@ BEGIN
     IF job_id IS NOT NULL AND feature_platform.timescaledb() = 'community' THEN
         EXECUTE 'SELECT next_start FROM timescaledb_information.jobs WHERE job_id = $1' INTO next_start USING job_id;
     END IF;
-    RETURN CASE WHEN isfinite(next_start) THEN next_start END;
+    RETURN CASE WHEN isfinite(next_start) THEN feature_platform.clock_at(next_start) END;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.next_job_start(integer) IS 'When the database job of the policy runs next, where there are jobs.';

@@ -24,11 +24,11 @@ CREATE OR REPLACE VIEW feature_platform.policy_status AS
 SELECT p.start_offset, p.end_offset, p.schedule_interval,
        CASE WHEN p.job_id IS NULL THEN 'worker' ELSE 'database job ' || p.job_id END AS runs_in,
        run.runner AS last_runner, run.started_at AS last_start,
-       CASE WHEN alive.running THEN clock_timestamp() ELSE run.finished_at END - run.started_at AS last_duration,
+       CASE WHEN alive.running THEN feature_platform.clock() ELSE run.finished_at END - run.started_at AS last_duration,
        alive.running,
        run.rows_written AS last_rows_written, run.slices AS last_slices,
        coalesce(dirty.rows_dirty, 0)::bigint AS rows_dirty,
-       clock_timestamp() - dirty.marked_at AS oldest_dirty_age,
+       feature_platform.clock() - dirty.marked_at AS oldest_dirty_age,
        failed.error AS last_error, failed.started_at AS last_error_at,
        coalesce(feature_platform.next_job_start(p.job_id), run.started_at + p.schedule_interval) AS next_run
 FROM feature_platform.policy p

@@ -76,13 +76,13 @@ SELECT EXISTS (
 
 -- import_insert_in_order --
 -- Store the staged bars where none was, of one symbol and in the order of time: the common case, a fifth faster.
-INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source)
-SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s FROM pg_temp.import_bar;
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
+SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s, (SELECT feature_platform.clock()) FROM pg_temp.import_bar;
 
 -- import_insert --
 -- Store the staged bars where none was, in any order: half the time of an upsert.
-INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source)
-SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
+SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
   FROM pg_temp.import_bar i
   JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
  ORDER BY s.symbol COLLATE "C", i.ts;
@@ -94,8 +94,8 @@ ANALYZE pg_temp.import_bar;
 -- import_upsert --
 -- Store the staged bars that are new or differ from what is stored; count both. Equal rows are not even locked.
 WITH changed AS (
-    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source)
-    SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s
+    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)
+    SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
       FROM pg_temp.import_bar i
       JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
       LEFT JOIN public.ohlcv_1m o
@@ -107,7 +107,7 @@ WITH changed AS (
      ORDER BY s.symbol COLLATE "C", i.ts
     ON CONFLICT (symbol, ts) DO UPDATE
        SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-           vol = excluded.vol, source = excluded.source, inserted_at = clock_timestamp()
+           vol = excluded.vol, source = excluded.source, inserted_at = excluded.inserted_at
      WHERE (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
            (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
     RETURNING b.xmax = 0 AS is_new
@@ -326,8 +326,8 @@ WITH incoming AS (
       FROM unnest(%(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[], %(low)s::double precision[],
                   %(close)s::double precision[], %(vol)s::double precision[]) AS bar (us, open, high, low, close, vol)
 ), changed AS (
-    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source)
-    SELECT %(symbol)s, i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s
+    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)
+    SELECT %(symbol)s, i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
       FROM incoming i
       LEFT JOIN public.ohlcv_1m o
              ON o.symbol = %(symbol)s AND o.ts = i.ts
@@ -337,7 +337,7 @@ WITH incoming AS (
      ORDER BY i.ts
     ON CONFLICT (symbol, ts) DO UPDATE
        SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-           vol = excluded.vol, source = excluded.source, inserted_at = clock_timestamp()
+           vol = excluded.vol, source = excluded.source, inserted_at = excluded.inserted_at
      WHERE (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
            (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
     RETURNING b.xmax = 0 AS is_new

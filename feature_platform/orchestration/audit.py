@@ -1,7 +1,7 @@
 """The nightly audit: what the ticks believe is looked at again, and what is too old is purged."""
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import dagster as dg
 
@@ -10,6 +10,7 @@ from feature_platform.orchestration.metadata import table
 from feature_platform.orchestration.purge import connect_storage, purge
 from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
+from feature_platform.settings import get_settings
 from feature_platform.status import symbol_status
 from feature_platform.verify import verify
 
@@ -38,7 +39,7 @@ def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
 )
 def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
     """Compare what is stored with what the bars give."""
-    recent = datetime.now(UTC) - RECENT
+    recent = get_settings().clock.now() - RECENT
     with database.connection() as connection:
         reports = [verify(connection, start=recent)]
         older = [

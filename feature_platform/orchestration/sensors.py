@@ -29,10 +29,12 @@ from feature_platform.orchestration.requests import (
 )
 from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
+from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
 from feature_platform.validation import evaluate
 
 EVERY_MINUTE = 58
+# Of the wall clock, by which Dagster ticks, whatever the platform's own tells.
 HEARTBEAT = timedelta(minutes=5)
 
 # What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
@@ -129,7 +131,7 @@ def gaps_sensor(
         requests = list(
             islice(
                 chain(
-                    first_requests(connection, datetime.now(UTC), in_flight),
+                    first_requests(connection, get_settings().clock.now(), in_flight),
                     repair_requests(due_days(connection), in_flight),
                 ),
                 max(MOST_IN_FLIGHT - len(in_flight), 0),

@@ -17,7 +17,7 @@ from typing import Any, Self
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from feature_platform.clock import Clock, WallClock
+from feature_platform.clock import Clock
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 from feature_platform.simulator.binance_rest import abort_connection, create_app
@@ -40,7 +40,7 @@ class SimulatedExchange:
     truth: what there is to publish.
     faults: those of the start; `set_faults` has others later.
     seed: of what is random in faults.
-    clock: what decides which bars are over.
+    clock: what decides which bars are over; by default the platform's.
     port: 0 takes any that is free; `url` tells which.
     weight_limit: what one address may ask in a minute, by Binance's measure.
     Raises UserError where the address cannot be had.
@@ -59,7 +59,7 @@ class SimulatedExchange:
     ) -> None:
         self.truth = truth
         self.faults = Faults(faults, seed)
-        self.clock = clock or WallClock()
+        self.clock = clock or get_settings().clock
         self._socket = _listen(host, port)
         address, taken = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"

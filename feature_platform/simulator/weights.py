@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from feature_platform.clock import Clock
@@ -23,7 +24,7 @@ class Verdict:
     status: 200, or why it is refused: 429 for too much weight, 418 for a ban.
     used: the weight that is used in this minute.
     until: when the refusal ends, in milliseconds since 1970-01-01 UTC.
-    retry_after: the same in seconds from now, at least 1.
+    retry_after: the same in seconds of the wall clock from now, at least 1.
     """
 
     status: Literal[200, 418, 429]
@@ -83,5 +84,5 @@ class Weights:
         account.bans = min(account.bans + 1, 30)
 
     def _refusal(self, account: _Account, now: int) -> Verdict:
-        seconds = max(1, -(-(account.until - now) // 1000))
+        seconds = max(1, ceil(self._clock.wall_seconds((account.until - now) / 1000)))
         return Verdict(account.status, account.used, account.until, seconds)

@@ -1,0 +1,120 @@
+"""The database tells the same time as the processes, and stores it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from feature_platform.clock import SimulatedClock
+from feature_platform.database import connect, with_clock
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_processes import insert_recent, run, run_on, value
+from feature_platform_tests.unit.test_clock import CLOCK, SINCE, START
+
+CLOCK_SQL = "SELECT feature_platform.clock()"
+
+
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
+    """Set the platform's clock to one that runs an hour a second; return it."""
+    setting = SimulatedClock(START, datetime.now(UTC), 3600.0)
+    monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(setting))
+    get_settings.cache_clear()
+    clock = get_settings().clock
+    assert isinstance(clock, SimulatedClock)
+    return clock
+
+
+def test_without_a_setting_it_is_the_wall_clock(conn: psycopg.Connection) -> None:
+    for setting in (None, ""):
+        if setting is not None:
+            conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
+        before, told, after = conn.execute(
+            "SELECT clock_timestamp(), feature_platform.clock(), clock_timestamp()"
+        ).fetchone()
+        assert before <= told <= after
+
+
+def test_python_and_sql_tell_the_same_time(database: str, fast_clock: SimulatedClock) -> None:
+    with connect(database) as connection:
+        before = fast_clock.now()
+        told = value(connection, CLOCK_SQL)
+        after = fast_clock.now()
+    # A millisecond of the wall clock's is 3.6 seconds here; both read the same one.
+    assert before - timedelta(milliseconds=1) <= told <= after + timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_the_formula_is_the_same(conn: psycopg.Connection, zone: str) -> None:
+    conn.execute("SELECT set_config('TimeZone', %s, false)", [zone])  # 90 days on it is summer
+    told = value(
+        conn,
+        "SELECT feature_platform.simulated_clock(%s, %s)",
+        CLOCK,
+        SINCE + timedelta(hours=36, microseconds=500),
+    )
+    assert told == START + timedelta(days=90, microseconds=30_000)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "fast",
+        "now@nowx60",
+        "2026-03-01T00:00Z@2026-11-25T13:30Z",
+        "2026-03-01T00:00@2026-11-25T13:30Zx60",
+        "2026-03-01T00:00Z@2026-11-25T13:30Zx0",
+        "2026-03-01T00:00Z@2026-11-25T13:30Zx99999",
+    ],
+)
+def test_nonsense_is_refused(conn: psycopg.Connection, setting: str) -> None:
+    conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
+    with pytest.raises(psycopg.errors.RaiseException, match="is no clock"):
+        conn.execute(CLOCK_SQL)
+    conn.execute("RESET feature_platform.clock")
+    conn.execute(CLOCK_SQL)
+
+
+@pytest.mark.usefixtures("fast_clock")
+def test_the_url_keeps_its_own_options() -> None:
+    conninfo = with_clock("postgresql://me@host/db?options=-c%20work_mem%3D1MB")
+    clock = get_settings().clock
+    assert f"-c work_mem=1MB -c feature_platform.clock={clock}" in conninfo
+
+
+def test_moments_that_are_stored_are_the_platforms(
+    database: str, fast_clock: SimulatedClock
+) -> None:
+    with connect(database) as connection:
+        before = fast_clock.now()
+        insert_recent(connection, "BTC/USDT", 3)
+        begun = value(connection, "SELECT feature_platform.policy_begin('worker')")
+        connection.execute("SELECT feature_platform.policy_end(%s)", [begun])
+        connection.execute("SELECT alter_features_1m_policy(schedule_interval => '2 minutes')")
+        stored = connection.execute(
+            """SELECT min(at), max(at) FROM (
+               SELECT inserted_at FROM ohlcv_1m
+               UNION ALL SELECT marked_at FROM feature_platform.dirty_log
+               UNION ALL SELECT started_at FROM feature_platform.policy_run
+               UNION ALL SELECT finished_at FROM feature_platform.policy_run
+               UNION ALL SELECT changed_at FROM feature_platform.policy) AS moment (at)"""
+        ).fetchone()
+        after = fast_clock.now()
+    tick = timedelta(milliseconds=1)
+    assert stored is not None
+    assert before - tick <= stored[0] <= stored[1] <= after + tick
+
+
+def test_a_command_sees_that_time(database: str, tmp_path: Path) -> None:
+    clock = SimulatedClock(datetime(2031, 5, 1, tzinfo=UTC), datetime.now(UTC), 1.0)
+    environment = {
+        "FEATURE_PLATFORM_CLOCK": str(clock),
+        "FEATURE_PLATFORM_DATABASE_URL": database,
+        "FEATURE_PLATFORM_HOME": str(tmp_path),
+    }
+    done = run("db", "psql", "-XAtc", f"{CLOCK_SQL} AT TIME ZONE 'UTC'", **environment)
+    assert done.stdout.startswith("2031-05-01 00:0"), done.stderr
+    assert run_on(database, "db", "psql", "-XAtc", "SHOW feature_platform.clock").returncode != 0
