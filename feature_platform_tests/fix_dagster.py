@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from uuid import uuid4
 import dagster as dg
 import psycopg
 import pytest
-from dagster._core.storage.defs_state.base import _current_storage
 from psycopg import sql
 
 from feature_platform.orchestration.instance import instance_file, storage_url
@@ -129,11 +129,20 @@ def platform_with_venue(
 
 
 def definitions() -> dg.Definitions:
-    """Load the definitions as Dagster's processes do."""
+    """Load the definitions as Dagster's processes do: by themselves.
+
+    Loading looks into the storage of the instance that this context has entered last; one that is
+    gone comes back into it whenever the garbage of an instance is collected.
+    """
+    return Context().run(_load)
+
+
+def _load() -> dg.Definitions:
     from feature_platform.definitions import defs
 
     loaded = defs.load() if hasattr(defs, "load") else defs()
     assert isinstance(loaded, dg.Definitions)
+    loaded.get_repository_def()  # which is kept
     return loaded
 
 
@@ -144,12 +153,8 @@ def _instance(
     (home / "dagster.yaml").write_text(instance_file().read_text())
     patch.setenv("DAGSTER_HOME", str(home))
     patch.setenv("DAGSTER_POSTGRES_URL", storage_url(server_url, name))
-    try:
-        with dg.DagsterInstance.from_config(str(home)) as made:
-            yield made
-    finally:
-        # Dagster would load definitions with the storage of this instance ever after.
-        _current_storage.set(None)
+    with dg.DagsterInstance.from_config(str(home)) as made:
+        yield made
 
 
 def _drop(server_url: str, name: str) -> None:

@@ -236,7 +236,7 @@ def test_a_server_that_was_started_by_hand_is_left_alone(
     data = home / "postgres"
     owner = data.stat()
     conf = tmp_path / "other.conf"
-    conf.write_text("listen_addresses = ''\nunix_socket_directories = '/tmp'\nport = 54329\n")
+    conf.write_text(f"listen_addresses = ''\nunix_socket_directories = '{data}'\n")
     tmp_path.chmod(0o711)
     for parent in tmp_path.parents:
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
