@@ -83,6 +83,7 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
         lines.append(
             f"last run: {moment(policy.last_start)} UTC, {took},"
             f" {policy.last_rows_written or 0:,} rows written"
+            + (f"; {policy.last_wakes:,} times woken since" if policy.last_wakes else "")
         )
     if policy.oldest_dirty_age is not None:
         lines.append(

@@ -40,7 +40,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class PolicyStatus:
-    """The refresh policy, its last run and its last error; see the view `policy_status`."""
+    """The refresh policy, its last run and its last error; see the view `policy_status`.
+
+    last_wakes: how often a commit has had the worker refresh since that run, the last time at
+        last_wake; last_rows_written and last_slices count what came of it, too.
+    """
 
     start_offset: timedelta
     end_offset: timedelta
@@ -57,6 +61,8 @@ class PolicyStatus:
     last_error: str | None
     last_error_at: datetime | None
     next_run: datetime | None
+    last_wakes: int | None = None
+    last_wake: datetime | None = None
 
 
 def symbol_status(connection: psycopg.Connection[Any]) -> list[SymbolStatus]:

@@ -1,13 +1,14 @@
-"""The worker: the process that runs the refresh policy where the database has no jobs."""
+"""The worker: the process that refreshes what a commit made due, and runs the refresh policy."""
 
 from __future__ import annotations
 
 import logging
 import signal
+import time
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -31,6 +32,11 @@ _log = logging.getLogger(__name__)
 # added a policy or changed its schedule, the database may have gone away.
 _LOOK_SECONDS = 2.0
 
+# After a refresh that a commit asked for, it rests as long as that took, within these bounds, and
+# takes what was committed meanwhile together: a bar on its own is refreshed at once, a thousand
+# that come one by one are not refreshed one by one.
+_REST_SECONDS = (0.02, 0.25)
+
 # How long it leaves a database alone that went away or refused: what accepts connections may
 # still fail all that is sent over them.
 _PAUSE_SECONDS = 1.0
@@ -42,8 +48,21 @@ class _Stopped(Exception):
     """The worker was asked to stop while it waited."""
 
 
+@dataclass
+class _Run:
+    """The last run of the policy. rows: that it wrote by itself, without the wakes after it."""
+
+    id: int
+    began: datetime
+    rows: int = 0
+    failed: bool = False
+
+
 class Worker:
-    """Run the refresh policy on its schedule until asked to stop.
+    """Refresh what becomes due when it does, and run the policy on its schedule, until `stop`.
+
+    A commit that makes rows due wakes it, and so does the moment at which rows come due that were
+    written before. The policy's schedule finds what a lost wake-up left.
 
     Only one worker of a database is at work; further ones stand by and take over when it ends.
     A database that goes away is waited for, with back-off; what was being refreshed then stays
@@ -53,6 +72,7 @@ class Worker:
     def __init__(self) -> None:
         self._stop = Bell()
         self._clock = get_settings().clock
+        self._due = _LONG_AGO
 
     def stop(self) -> None:
         """Ask the worker to end after the slice in hand; a signal handler may do so."""
@@ -97,67 +117,106 @@ class Worker:
             prepare(connection)
             ready = True
             self._become_the_one(connection)
-            began = _LONG_AGO
+            connection.execute(queries["worker_listen"])
+            run = _Run(0, _LONG_AGO)
             while True:
-                self._wait_until_due(connection, began)
-                began = self._run_now(connection)
+                if self._wait_until_due(connection, run) or self._wake(connection, run):
+                    self._tell_wakes(connection, run)
+                    run = self._run_now(connection)
         except _Stopped:
             return
         except psycopg.Error as error:
             if first and not ready:
                 raise
             trouble = "the database went away" if connection.broken else "the database refused"
-            _log.warning("%s: %s", trouble, " ".join(redact(str(error)).split()))
+            _log.warning("%s: %s", trouble, _one_line(error))
 
     def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
         told = False
-        while not _value(connection, "worker_try_lock"):
+        while not _row(connection, "worker_try_lock")[0]:
             if not told:
                 _log.info("another worker is at work: standing by")
                 told = True
             self._sleep(_LOOK_SECONDS)
         _log.info("at work")
 
-    def _wait_until_due(self, connection: psycopg.Connection[TupleRow], began: datetime) -> None:
-        """Wait for the first moment of the schedule after the last run began, if not past."""
+    def _wait_until_due(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
+        """Wait until something is to be done; return whether that is the next run of the schedule.
+
+        Else a commit has made rows due, or time has.
+        """
         told = False
         while True:
-            seconds = _value(connection, "worker_next_run", {"began": began})
-            if seconds is None and not told:
-                _log.info("there is no refresh policy: waiting for add_features_1m_policy()")
+            next_run, now_due, next_due = _row(connection, "worker_next_run", {"began": run.began})
+            if next_run is None:
+                if not told:
+                    _log.info("there is no refresh policy: waiting for add_features_1m_policy()")
                 told = True
-            elif seconds is not None and seconds <= 0:
-                return
-            wait = _LOOK_SECONDS if seconds is None else self._clock.wall_seconds(seconds)
-            self._sleep(min(wait, _LOOK_SECONDS))
+                self._sleep(_LOOK_SECONDS)
+                continue
+            if next_run <= 0 or (now_due != self._due and not run.failed):
+                self._due = now_due
+                return bool(next_run <= 0)
+            seconds = self._clock.wall_seconds(min(next_run, next_due))
+            if self._hear(connection, min(seconds, _LOOK_SECONDS)) and not run.failed:
+                return False
 
-    def _run_now(self, connection: psycopg.Connection[TupleRow]) -> datetime:
-        """Run the policy once, and return when the run began.
+    def _hear(self, connection: psycopg.Connection[TupleRow], seconds: float) -> bool:
+        """Wait so long for notifications; return whether any came, now or since the last call."""
+        heard = bool(list(connection.notifies(timeout=0)))
+        if not heard:
+            if self._stop.wait(seconds, connection.fileno()):
+                raise _Stopped
+            heard = bool(list(connection.notifies(timeout=0)))
+        return heard
+
+    def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
+        """Refresh what is due by now, and rest; return whether there is more than one slice of it.
+
+        An error that leaves the connection whole is for the run that follows to meet and record.
+        """
+        began = time.monotonic()
+        try:
+            more = bool(_row(connection, "worker_wake", {"run_id": run.id})[0])
+        except psycopg.Error:
+            if connection.broken:
+                raise
+            return True
+        least, most = _REST_SECONDS
+        self._sleep(min(max(time.monotonic() - began, least), most))
+        return more
+
+    def _run_now(self, connection: psycopg.Connection[TupleRow]) -> _Run:
+        """Run the policy once.
 
         An error that leaves the connection whole ends the run only.
         """
-        row = connection.execute(queries["worker_begin"]).fetchone()
-        assert row is not None, "the statement always gives one row"
-        run_id, horizon, began = row
+        run_id, horizon, began = _row(connection, "worker_begin")
+        run = _Run(run_id, began)
         problem: str | None = None
         try:
             more = True
             while more and not self._stop.rung:
                 step = {"run_id": run_id, "horizon": horizon}
-                more = bool(_value(connection, "worker_step", step))
+                more = bool(_row(connection, "worker_step", step)[0])
         except psycopg.Error as error:
             if connection.broken:
                 raise
-            problem = " ".join(str(error).split())
+            problem = _one_line(error)
+            run.failed = True
             _log.error("the refresh failed, its rows stay dirty: %s", problem)
         connection.execute(queries["worker_end"], {"run_id": run_id, "error": problem})
-        done = connection.execute(queries["worker_run"], {"run_id": run_id}).fetchone()
-        if done is not None and done[0]:
-            _log.info("refreshed %d rows in %d slices, %s", done[1], done[0], done[2])
+        slices, run.rows, took, _ = _row(connection, "worker_run", {"run_id": run_id})
+        if slices:
+            _log.info("refreshed %d rows in %d slices, %s", run.rows, slices, took)
         if self._stop.rung:
             raise _Stopped
-        assert isinstance(began, datetime)
-        return began
+        return run
+
+    def _tell_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
+        _, rows, _, wakes = _row(connection, "worker_run", {"run_id": run.id})
+        if wakes:
+            _log.info("woken %d times since, refreshed %d rows", wakes, rows - run.rows)
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -181,13 +240,18 @@ def run_worker() -> None:
     _log.info("stopped")
 
 
-def _value(
+def _row(
     connection: psycopg.Connection[TupleRow],
     query: str,
     parameters: dict[str, object] | None = None,
-) -> Any:
-    row = connection.execute(queries[query], parameters).fetchone()
-    return None if row is None else row[0]
+) -> TupleRow:
+    """Return the one row that a query gives; all None where it gives none."""
+    cursor = connection.execute(queries[query], parameters)
+    return cursor.fetchone() or (None,) * len(cursor.description or ())
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join(redact(str(error)).split())
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -17,6 +17,20 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
         autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE feature_platform.dirty_log IS 'Minutes whose feature rows may no longer equal what the bars say.';
 
+-- Wakes the refresher once the writer's transaction is committed, where a row is due by now: what comes due later is looked
+-- for at that moment, so bars of the open minute cost no wake-up. Equal notifications of one transaction are one; those of
+-- others that come while a refresh is at work are taken together by the next.
+CREATE OR REPLACE FUNCTION feature_platform.wake_refresher(first timestamptz) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF first < (SELECT feature_platform.due_until(p.end_offset) FROM feature_platform.policy p) THEN
+        PERFORM pg_notify('feature_platform_dirty', '');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.wake_refresher(timestamptz) IS 'Notifies the refresher at commit, where the row of this moment is due.';
+
 -- Records the minutes of one statement, in the writer's transaction: as dirty, and where they are behind a watermark of the
 -- accounting for gaps, as to be looked at again.
 --
@@ -38,6 +52,8 @@ BEGIN ATOMIC
     FROM unnest(symbols, first, last) AS c (symbol, first, last)
     JOIN feature_platform.gap_watermark w ON w.symbol = c.symbol AND c.first < w.until_ts
     GROUP BY c.symbol ORDER BY c.symbol;
+
+    SELECT feature_platform.wake_refresher(min(c.first)) FROM unnest(first) AS c (first);
 END;
 COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
     'Records what one statement changed in ohlcv_1m.';
@@ -92,6 +108,7 @@ BEGIN
     DELETE FROM public.ohlcv_1m_gaps;
     DELETE FROM feature_platform.gap_watermark;
     DELETE FROM feature_platform.late_change;
+    PERFORM feature_platform.wake_refresher('-infinity');
     RETURN NULL;
 END
 $$;

@@ -1,5 +1,6 @@
 -- The refresh policy: what TimescaleDB's add_continuous_aggregate_policy() is to a continuous aggregate. A database job
--- (TimescaleDB Community) or the platform's worker runs it, both by the same three steps: begin, step ... step, end.
+-- (TimescaleDB Community) or the platform's worker runs it, both by the same three steps: begin, step ... step, end. Between
+-- two runs the worker does single steps, woken by what is committed; they are counted with the run before.
 
 CREATE TABLE IF NOT EXISTS feature_platform.policy (
     only_one          boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -20,6 +21,9 @@ CREATE TABLE IF NOT EXISTS feature_platform.policy_run (
     rows_written bigint      NOT NULL DEFAULT 0,
     error        text
 );
+-- How often a commit has woken the refresher since, up to the next run; their slices and rows are counted above, too.
+ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS wakes integer NOT NULL DEFAULT 0;
+ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS woken_at timestamptz;
 COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week.';
 
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(
@@ -116,8 +120,9 @@ COMMENT ON FUNCTION feature_platform.policy_begin(text) IS 'Begins a run of the 
 
 -- One slice of a run, in the caller's transaction: of the last start_offset where anything is dirty there, else of what is
 -- older, so that a bulk import never delays the live minute. Returns whether there is more for this run, which ends when all
--- is done or, at a slice's end, when the next run is due.
-CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint) RETURNS boolean
+-- is done or, at a slice's end, when the next run is due. `woken`: a commit asked for it, after the run.
+DROP FUNCTION IF EXISTS feature_platform.policy_step(bigint, bigint);
+CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint, woken boolean DEFAULT false) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -138,19 +143,24 @@ BEGIN
     live_from := least(feature_platform.bucket_from(feature_platform.clock() - p.start_offset), due);
     -- The live window takes what is marked by now; older ranges what was when the run began, so that a run ends.
     SELECT * INTO slice FROM feature_platform.refresh_slice(live_from, due, feature_platform.dirty_horizon());
-    more := true;
     IF slice.symbols = 0 AND NOT slice.more THEN
         SELECT * INTO slice FROM feature_platform.refresh_slice('-infinity', live_from, horizon);
         more := slice.more;
+    ELSE
+        more := slice.more OR EXISTS (
+            SELECT FROM feature_platform.dirty_log l
+            WHERE l.id <= horizon AND lower(l.buckets) < live_from
+              AND (NOT l.reach_known OR l.buckets && tstzrange(NULL, live_from)));
     END IF;
     UPDATE feature_platform.policy_run r
-    SET slices = r.slices + sign(slice.symbols)::integer, rows_written = r.rows_written + slice.rows_written
+    SET slices = r.slices + sign(slice.symbols)::integer, rows_written = r.rows_written + slice.rows_written,
+        wakes = r.wakes + woken::integer, woken_at = CASE WHEN woken THEN feature_platform.clock() ELSE r.woken_at END
     WHERE r.id = run_id AND slice.symbols > 0;
     RETURN more AND NOT EXISTS (SELECT FROM feature_platform.policy_run r
                                 WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
 END
 $$;
-COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint) IS 'One slice of a run of the policy; returns whether there is more.';
+COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint, boolean) IS 'One slice of a run of the policy; returns whether there is more.';
 
 CREATE OR REPLACE FUNCTION feature_platform.policy_end(run_id bigint, error text DEFAULT NULL) RETURNS void
     LANGUAGE sql VOLATILE

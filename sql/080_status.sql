@@ -30,7 +30,8 @@ SELECT p.start_offset, p.end_offset, p.schedule_interval,
        coalesce(dirty.rows_dirty, 0)::bigint AS rows_dirty,
        feature_platform.clock() - dirty.marked_at AS oldest_dirty_age,
        failed.error AS last_error, failed.started_at AS last_error_at,
-       coalesce(feature_platform.next_job_start(p.job_id), run.started_at + p.schedule_interval) AS next_run
+       coalesce(feature_platform.next_job_start(p.job_id), run.started_at + p.schedule_interval) AS next_run,
+       run.wakes AS last_wakes, run.woken_at AS last_wake
 FROM feature_platform.policy p
 LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r ORDER BY r.id DESC LIMIT 1) AS run ON true
 CROSS JOIN LATERAL (

@@ -259,7 +259,7 @@ SELECT symbol, coalesce(b.bars, 0) AS bars, coalesce(f.features, 0) AS features
 -- status_policy --
 -- The refresh policy, its last run, its last error, and how much is dirty.
 SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_start, last_duration, running,
-       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run
+       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes, last_wake
   FROM feature_platform.policy_status;
 
 
@@ -269,12 +269,20 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
 -- Be the one worker of this database, to the end of the session.
 SELECT pg_try_advisory_lock(hashtextextended('feature_platform.worker', 0));
 
+-- worker_listen --
+-- Be told of commits after which rows are due.
+LISTEN feature_platform_dirty;
+
 -- worker_next_run --
 -- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a multiple of
--- schedule_interval since the epoch, when the minute before is closed. No row where there is no policy.
-SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00') + step - feature_platform.clock())::double precision
+-- schedule_interval since the epoch, when the minute before is closed. Then which rows are due, and seconds until there are
+-- more. No row where there is no policy.
+SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00') + step - now.at)::double precision AS next_run,
+       due.until AS due, extract(epoch FROM due.until + greatest(end_offset, '1 minute') - now.at)::double precision AS next_due
   FROM feature_platform.policy
- CROSS JOIN LATERAL make_interval(secs => extract(epoch FROM schedule_interval)) AS step; -- months cannot be binned
+ CROSS JOIN LATERAL make_interval(secs => extract(epoch FROM schedule_interval)) AS step -- months cannot be binned
+ CROSS JOIN LATERAL feature_platform.due_until(end_offset) AS due (until)
+ CROSS JOIN feature_platform.clock() AS now (at);
 
 -- worker_begin --
 -- Begin a run of the policy.
@@ -284,13 +292,17 @@ SELECT feature_platform.policy_begin('worker') AS run_id, feature_platform.dirty
 -- One slice of a run; whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
 
+-- worker_wake --
+-- One slice of what is due by now, after a run; whether there is more than that.
+SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon(), woken => true);
+
 -- worker_end --
 -- End a run.
 SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
 
 -- worker_run --
 -- What a run did.
-SELECT slices, rows_written, finished_at - started_at AS duration FROM feature_platform.policy_run WHERE id = %(run_id)s;
+SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run WHERE id = %(run_id)s;
 
 
 -- ==== demo.py ====
@@ -764,11 +776,15 @@ SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.policy)
             ELSE (SELECT 'added' FROM public.add_features_1m_policy(%(start_offset)s::text::interval, %(end_offset)s::text::interval, %(schedule_interval)s::text::interval)) END;
 
 -- policy_runs_since --
--- What the policy's runs did after that run, and which was the newest that has ended.
-SELECT count(*) AS runs, coalesce(sum(rows_written), 0)::bigint AS rows_written, coalesce(sum(slices), 0)::bigint AS slices,
-       coalesce(max(extract(epoch FROM finished_at - started_at)), 0)::double precision AS longest_seconds,
-       count(error) AS failed, coalesce(max(id), %(last)s) AS last
-  FROM feature_platform.policy_run WHERE id > %(last)s AND finished_at IS NOT NULL;
+-- What the policy's runs did after that run, and what wakes added to that one: it had written so many rows in so many slices
+-- when it was reported. The newest that has ended, and what it has written so far.
+SELECT count(*) FILTER (WHERE id > %(last)s) AS runs,
+       coalesce(sum(rows_written - CASE WHEN id = %(last)s THEN %(rows)s ELSE 0 END), 0)::bigint AS rows_written,
+       coalesce(sum(slices - CASE WHEN id = %(last)s THEN %(slices)s ELSE 0 END), 0)::bigint AS slices,
+       coalesce(max(extract(epoch FROM finished_at - started_at)) FILTER (WHERE id > %(last)s), 0)::double precision AS longest_seconds,
+       count(error) FILTER (WHERE id > %(last)s) AS failed, coalesce(max(id), %(last)s) AS last,
+       coalesce((array_agg(rows_written ORDER BY id DESC))[1], 0) AS last_rows, coalesce((array_agg(slices ORDER BY id DESC))[1], 0) AS last_slices
+  FROM feature_platform.policy_run WHERE id >= %(last)s AND finished_at IS NOT NULL;
 
 -- policy_is_late --
 -- Whether neither a worker nor a database job has begun a run for two intervals.

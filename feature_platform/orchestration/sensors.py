@@ -156,24 +156,27 @@ def policy_sensor(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
     """Report runs of the policy, or do what nobody else does."""
-    last, heartbeat = json.loads(context.cursor or "[0, 0]")
+    last, heartbeat, *written = json.loads(context.cursor or "[0, 0]")
+    rows, slices = written or (0, 0)
     with database.connection() as connection:
         stood_in = _stand_in(connection)
         policy = policy_status(connection)
         with connection.cursor(row_factory=dict_row) as cursor:
-            runs = cursor.execute(queries["policy_runs_since"], {"last": last}).fetchone()
+            runs = cursor.execute(
+                queries["policy_runs_since"], {"last": last, "rows": rows, "slices": slices}
+            ).fetchone()
     assert runs is not None, "the statement always gives one row"
     if policy is None:
         return dg.SkipReason("there is no policy")
     beats = time.time() - heartbeat >= HEARTBEAT.total_seconds()
-    if not runs["runs"] or not (beats or runs["failed"]):
+    if not (runs["runs"] or runs["slices"]) or not (beats or runs["failed"]):
         return dg.SkipReason(
             f"{runs['runs']} runs since the last report"
             + (f"; refreshed in place of a worker: {stood_in} rows" if stood_in is not None else "")
         )
     return dg.SensorResult(
         asset_events=[_policy_observation(policy, runs)],
-        cursor=json.dumps([runs["last"], time.time()]),
+        cursor=json.dumps([runs["last"], time.time(), runs["last_rows"], runs["last_slices"]]),
         skip_reason=f"{runs['runs']} runs reported",
     )
 

@@ -14,6 +14,7 @@ from feature_platform.gaps import find_gaps, note_answer
 from feature_platform.orchestration.partitions import partition_key
 from feature_platform.orchestration.resources import Database
 from feature_platform.orchestration.sensors import Reported
+from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS
 from feature_platform_tests.fix_dagster import Platform
@@ -230,8 +231,24 @@ def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
     assert live.tick("policy", data.cursor).asset_events == []
 
 
+def test_what_wakes_add_to_a_reported_run_is_reported_once(live: Platform) -> None:
+    connection = live.connection
+    run_id = value(connection, "SELECT feature_platform.policy_begin('worker')")
+    connection.execute("SELECT feature_platform.policy_end(%s)", [run_id])
+    cursor = live.tick("policy").cursor
+    connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
+    connection.execute(queries["worker_wake"], {"run_id": run_id})
+    last, _, *written = json.loads(cursor or "")
+    data = live.tick("policy", json.dumps([last, 0, *written]))
+    (observed,) = data.asset_events
+    assert observed.metadata["runs"].value == 0
+    assert observed.metadata["rows written"].value > 0
+    last, _, *written = json.loads(data.cursor or "")
+    assert live.tick("policy", json.dumps([last, 0, *written])).asset_events == []
+
+
 def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
-    last, _ = json.loads(live.tick("policy").cursor or "[0, 0]")
+    last, *_ = json.loads(live.tick("policy").cursor or "[0, 0]")
     live.connection.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'), 'disk full')"
     )

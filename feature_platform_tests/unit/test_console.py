@@ -147,6 +147,8 @@ def test_a_policy_that_ran() -> None:
     assert console.policy_lines(ran)[1:] == [
         "last run: 2026-02-01 12:30 UTC, took 38 ms, 1,440 rows written"
     ]
+    ran = policy(last_start=MOMENT, last_duration=timedelta(0), last_rows_written=7, last_wakes=2)
+    assert console.policy_lines(ran)[1].endswith(", 7 rows written; 2 times woken since")
 
 
 def test_a_policy_with_troubles() -> None:

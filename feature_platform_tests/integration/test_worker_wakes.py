@@ -1,0 +1,178 @@
+"""A commit wakes the worker, once for many, and what nothing told of is found all the same."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg.sql import SQL
+
+from feature_platform.queries import queries
+from feature_platform.verify import verify
+from feature_platform_tests.fix_processes import (
+    PATIENCE,
+    StartWorker,
+    WorkerProcess,
+    insert_recent,
+    value,
+    wait_until,
+)
+
+Conn = psycopg.Connection[Any]
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+MINUTE_BAR = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %s, feature_platform.due_until() + %s * interval '1 minute', 10, 11, 9, 10, 5
+"""
+DEAF = """
+    CREATE OR REPLACE FUNCTION feature_platform.wake_refresher(first timestamptz) RETURNS void
+        LANGUAGE sql RETURN NULL
+"""
+
+
+@pytest.fixture
+def worker(database: str, conn: Conn, start_worker: StartWorker) -> WorkerProcess:
+    """Return a worker that has nothing to do, and will not by its schedule for long."""
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 year')")
+    worker = start_worker(database)
+    wait_for_runs(conn, 1)
+    return worker
+
+
+def wait_for_runs(conn: Conn, count: int) -> None:
+    ended = "SELECT count(*) FROM feature_platform.policy_run WHERE finished_at IS NOT NULL"
+    wait_until(lambda: value(conn, ended) == count, f"{count} runs of the policy")
+
+
+def wait_for_features(conn: Conn, count: int) -> None:
+    counted = "SELECT count(*) FROM features_1m"
+    wait_until(lambda: value(conn, counted) == count, f"{count} feature rows")
+
+
+def test_a_commit_wakes_it_before_its_schedule(conn: Conn, worker: WorkerProcess) -> None:
+    insert_recent(conn, "A")
+    wait_for_features(conn, 10)
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
+    wait_for_features(conn, 9)
+    conn.execute("TRUNCATE ohlcv_1m")
+    wait_for_features(conn, 0)
+    runs = conn.execute(
+        "SELECT slices, rows_written, wakes, woken_at > finished_at"
+        " FROM feature_platform.policy_run"
+    )
+    assert runs.fetchall() == [(3, 20, 3, True)]
+    worker.stop()
+
+
+def test_many_commits_are_refreshed_by_few_wakes(
+    database: str, conn: Conn, worker: WorkerProcess
+) -> None:
+    with psycopg.connect(database, autocommit=True) as other:
+        for symbol in range(200):
+            for writer in (conn, other):
+                writer.execute(MINUTE_BAR, (f"{writer.info.backend_pid}-{symbol}", -1))
+    wait_for_features(conn, 400)
+    assert verify(conn).mismatches == 0
+    assert 1 <= value(conn, "SELECT sum(wakes) FROM feature_platform.policy_run") <= 100
+    worker.stop()
+
+
+def test_what_a_lost_notification_left_is_found_on_schedule(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    conn.execute(DEAF)
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
+    start_worker(database)
+    wait_for_runs(conn, 1)
+    insert_recent(conn, "A")
+    wait_for_features(conn, 10)
+    assert value(conn, "SELECT sum(wakes) FROM feature_platform.policy_run") == 0
+
+
+def test_a_bar_of_the_open_minute_is_refreshed_when_it_comes_due(
+    conn: Conn, worker: WorkerProcess
+) -> None:
+    second = value(conn, "SELECT extract(second FROM clock_timestamp())::float8")
+    # The minute ends soon, without anybody being told.
+    conn.execute(
+        SQL(
+            "CREATE OR REPLACE FUNCTION feature_platform.clock() RETURNS timestamptz"
+            " LANGUAGE sql VOLATILE PARALLEL SAFE"
+            " RETURN clock_timestamp() + make_interval(secs => {})"
+        ).format(57 - second)
+    )
+    conn.execute(MINUTE_BAR, ("A", 0))
+    wait_for_features(conn, 1)
+    late = value(
+        conn, "SELECT extract(second FROM feature_platform.clock())::float8 FROM features_1m"
+    )
+    assert late < 50  # not before the minute was over
+    worker.stop()
+
+
+def test_it_hears_again_after_its_connection_was_lost(conn: Conn, worker: WorkerProcess) -> None:
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    worker.wait_for("connected again")
+    wait_for_runs(conn, 2)
+    insert_recent(conn, "A")
+    wait_for_features(conn, 10)
+    assert value(conn, "SELECT max(wakes) FROM feature_platform.policy_run") == 1
+    worker.stop()
+
+
+def test_a_wake_that_fails_is_recorded_and_tried_on_schedule(
+    conn: Conn, worker: WorkerProcess
+) -> None:
+    conn.execute("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION 'no room for this'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON features_1m EXECUTE FUNCTION refuse();
+    """)
+    insert_recent(conn, "A")
+    worker.wait_for("the refresh failed, its rows stay dirty: no room for this")
+    wait_for_runs(conn, 2)
+    insert_recent(conn, "B")
+    conn.execute("DROP TRIGGER refuse ON features_1m")
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
+    wait_for_features(conn, 20)
+    assert worker.stop().count("the refresh failed") <= 2  # not at each notification
+
+
+@pytest.mark.parametrize(
+    ("change", "notified"),
+    [
+        ("INSERT INTO ohlcv_1m SELECT 'B', ts, 1, 1, 1, 1, 1 FROM ohlcv_1m", True),
+        ("UPDATE ohlcv_1m SET vol = vol + 1", True),
+        ("UPDATE ohlcv_1m SET vol = vol", False),
+        ("DELETE FROM ohlcv_1m", True),
+        ("TRUNCATE ohlcv_1m", True),
+        (
+            "INSERT INTO ohlcv_1m SELECT 'B', feature_platform.due_until(), 1, 1, 1, 1, 1",
+            False,  # of the open minute
+        ),
+    ],
+)
+def test_only_what_makes_rows_due_is_told(
+    database: str, conn: Conn, change: LiteralString, notified: bool
+) -> None:
+    insert_recent(conn, "A", 3)
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute(queries["worker_listen"])
+        with conn.transaction():
+            conn.execute(change)
+        heard = list(listener.notifies(timeout=PATIENCE if notified else 0.2, stop_after=1))
+        assert len(heard) == notified
+
+
+def test_without_a_policy_nobody_is_told(database: str, conn: Conn) -> None:
+    conn.execute("SELECT remove_features_1m_policy()")
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute(queries["worker_listen"])
+        insert_recent(conn, "A")
+        assert list(listener.notifies(timeout=0.2)) == []
