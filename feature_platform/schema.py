@@ -55,9 +55,16 @@ def prepare(connection: psycopg.Connection[Any]) -> None:
     """Make sure that the database has this code's schema before it is used.
 
     The embedded server's database is set up on the spot, as it is the platform's own; any other
-    is its owner's to set up. Raises UserError when it is not, or is newer than this code.
+    is its owner's to set up. Raises UserError when it is not, or is newer than this code, or when
+    the user may not use it.
     """
-    version = _version(connection)
+    try:
+        version = _version(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        raise UserError(
+            f"the user {connection.info.user} may not use feature_platform in database"
+            f" {connection.info.dbname}: grant it one of the roles, such as feature_platform_reader"
+        ) from None
     if version == SCHEMA_VERSION:
         return
     if get_settings().database_url is None and (version is None or version < SCHEMA_VERSION):

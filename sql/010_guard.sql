@@ -30,7 +30,38 @@ BEGIN
 END
 $$;
 
-CREATE SCHEMA IF NOT EXISTS feature_platform;
+-- All that is made from here on belongs to one role: to that which has the schema already; on a new database to
+-- feature_platform_owner, where the user may act for it, else to the user.
+DO $$
+DECLARE
+    has_it CONSTANT text := (SELECT rolname FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner WHERE nspname = 'feature_platform');
+    owner CONSTANT text := coalesce(has_it, (SELECT rolname FROM pg_roles WHERE rolname = 'feature_platform_owner'));
+    may_act_for CONSTANT text := CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END;
+BEGIN
+    BEGIN
+        IF NOT pg_has_role(owner, may_act_for) THEN
+            EXECUTE format('GRANT %I TO CURRENT_USER', owner);
+        END IF;
+        -- A copy or a restored dump of a database does not have the rights to the database itself.
+        IF NOT has_database_privilege(owner, current_database(), 'CREATE') THEN
+            EXECUTE format('GRANT CREATE ON DATABASE %I TO %I', current_database(), owner);
+        END IF;
+        IF NOT has_schema_privilege(owner, 'public', 'CREATE') THEN
+            EXECUTE format('GRANT USAGE, CREATE ON SCHEMA public TO %I', owner);
+        END IF;
+    EXCEPTION
+        WHEN insufficient_privilege THEN
+            NULL;
+    END;
+    IF pg_has_role(owner, may_act_for) AND has_schema_privilege(owner, 'public', 'CREATE')
+       AND (has_it IS NOT NULL OR has_database_privilege(owner, current_database(), 'CREATE')) THEN
+        PERFORM set_config('role', owner, true);
+    END IF;
+    IF has_it IS NULL THEN
+        CREATE SCHEMA feature_platform;
+    END IF;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS feature_platform.schema_version (
     version    integer PRIMARY KEY,

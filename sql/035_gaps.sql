@@ -105,7 +105,7 @@ $$;
 -- long new history is accounted for in parts, `budget` minutes a tick. Returns how many gaps are open.
 CREATE OR REPLACE FUNCTION feature_platform.find_gaps(grace interval DEFAULT '2 minutes', budget bigint DEFAULT 200000)
     RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -169,7 +169,7 @@ COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS 'One tick of
 
 -- The nightly proof: looks at all history again, as if nothing had been accounted for yet, in find_gaps' parts.
 CREATE OR REPLACE FUNCTION feature_platform.recheck_gaps() RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     INSERT INTO feature_platform.late_change (symbol, minutes)
     SELECT w.symbol, tstzmultirange(tstzrange(w.since_ts, w.until_ts))
@@ -181,7 +181,7 @@ COMMENT ON FUNCTION feature_platform.recheck_gaps() IS 'Has the next find_gaps()
 -- may still be published and stays open.
 CREATE OR REPLACE FUNCTION feature_platform.gap_answered(
     answered_symbol text, from_ts timestamptz, to_ts timestamptz, settled interval DEFAULT '10 minutes') RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -214,7 +214,7 @@ COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz
 -- most an hour), and given up as `unavailable` after so many attempts.
 CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
     failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10) RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE public.ohlcv_1m_gaps g
     SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = feature_platform.clock(),

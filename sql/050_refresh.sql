@@ -58,7 +58,7 @@ COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS '
 
 -- What a refresh that starts now has to bring up to date: everything marked so far. Marks that come later are for the next.
 CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     RETURN coalesce(pg_sequence_last_value(
         pg_get_serial_sequence('feature_platform.dirty_log', 'id')::regclass), 0);
 COMMENT ON FUNCTION feature_platform.dirty_horizon() IS 'The newest mark of the dirty log, committed or not.';
@@ -71,7 +71,7 @@ COMMENT ON FUNCTION feature_platform.due_until(interval) IS 'Rows with an older 
 
 -- Marks every row of a window dirty, whether it is or not: what `force` means.
 CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz, window_end timestamptz) RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     INSERT INTO feature_platform.dirty_log (symbol, buckets, removed)
     SELECT s.symbol, tstzmultirange(w.buckets), true
@@ -242,7 +242,6 @@ CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(picked text[], refre
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
     SET enable_seqscan = off
-    SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0     -- a slice is bounded already
 AS $$
 DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
@@ -409,7 +408,7 @@ CREATE OR REPLACE FUNCTION feature_platform.refresh_slice(
     window_lo timestamptz, window_hi timestamptz, horizon bigint,
     slice_minutes bigint DEFAULT 200000, slice_symbols integer DEFAULT 1000,
     OUT symbols integer, OUT minutes bigint, OUT rows_written bigint, OUT more boolean)
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

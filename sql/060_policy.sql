@@ -29,7 +29,7 @@ COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh poli
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(
     start_offset interval DEFAULT '1 hour', end_offset interval DEFAULT '1 minute',
     schedule_interval interval DEFAULT '1 minute', if_not_exists boolean DEFAULT false)
-    RETURNS void LANGUAGE plpgsql
+    RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM feature_platform.policy) THEN
@@ -50,7 +50,7 @@ COMMENT ON FUNCTION public.add_features_1m_policy(interval, interval, interval, 
 
 CREATE OR REPLACE FUNCTION public.alter_features_1m_policy(
     start_offset interval DEFAULT NULL, end_offset interval DEFAULT NULL, schedule_interval interval DEFAULT NULL)
-    RETURNS void LANGUAGE plpgsql
+    RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     p feature_platform.policy;
@@ -72,7 +72,7 @@ $$;
 COMMENT ON FUNCTION public.alter_features_1m_policy(interval, interval, interval) IS 'Changes the refresh policy; NULL leaves a value as it is.';
 
 CREATE OR REPLACE FUNCTION public.remove_features_1m_policy(if_exists boolean DEFAULT false)
-    RETURNS void LANGUAGE plpgsql
+    RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM feature_platform.policy) AND NOT if_exists THEN
@@ -102,7 +102,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.check_policy(interval, interval, interval) IS 'Refuses a policy that makes no sense.';
 
 CREATE OR REPLACE FUNCTION feature_platform.policy_begin(runner text) RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     run_id bigint;
@@ -123,7 +123,7 @@ COMMENT ON FUNCTION feature_platform.policy_begin(text) IS 'Begins a run of the 
 -- is done or, at a slice's end, when the next run is due. `woken`: a commit asked for it, after the run.
 DROP FUNCTION IF EXISTS feature_platform.policy_step(bigint, bigint);
 CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint, woken boolean DEFAULT false) RETURNS boolean
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     p feature_platform.policy;
@@ -163,7 +163,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint, boolean) IS 'One slice of a run of the policy; returns whether there is more.';
 
 CREATE OR REPLACE FUNCTION feature_platform.policy_end(run_id bigint, error text DEFAULT NULL) RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE feature_platform.policy_run r SET finished_at = feature_platform.clock(), error = policy_end.error WHERE r.id = run_id;
 END;

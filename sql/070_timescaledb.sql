@@ -48,6 +48,7 @@ CREATE OR REPLACE FUNCTION feature_platform.schedule_job() RETURNS void
 AS $$
 DECLARE
     p feature_platform.policy;
+    extension CONSTANT regnamespace := (SELECT extnamespace FROM pg_extension WHERE extname = 'timescaledb');
 BEGIN
     IF feature_platform.timescaledb() <> 'community' THEN
         RETURN;
@@ -56,10 +57,10 @@ BEGIN
     IF p.job_id IS NULL THEN
         -- Five seconds into the minute: what that minute closed is due, and its bars had a moment to arrive. The database's
         -- jobs go by the wall clock, whatever the platform's tells.
-        EXECUTE 'UPDATE feature_platform.policy SET job_id = add_job(''feature_platform.run_policy'', schedule_interval,
-                     initial_start => feature_platform.bucket_of(clock_timestamp()) + interval ''5 seconds'', fixed_schedule => true)';
+        EXECUTE format('UPDATE feature_platform.policy SET job_id = %s.add_job(''feature_platform.run_policy'', schedule_interval,
+                            initial_start => feature_platform.bucket_of(clock_timestamp()) + interval ''5 seconds'', fixed_schedule => true)', extension);
     ELSE
-        EXECUTE 'SELECT alter_job($1, schedule_interval => $2)' USING p.job_id, p.schedule_interval;
+        EXECUTE format('SELECT %s.alter_job($1, schedule_interval => $2)', extension) USING p.job_id, p.schedule_interval;
     END IF;
 END
 $$;
@@ -70,7 +71,8 @@ CREATE OR REPLACE FUNCTION feature_platform.unschedule_job() RETURNS void
 AS $$
 BEGIN
     IF feature_platform.timescaledb() = 'community' THEN
-        EXECUTE 'SELECT delete_job(job_id) FROM feature_platform.policy WHERE job_id IS NOT NULL';
+        EXECUTE format('SELECT %s.delete_job(job_id) FROM feature_platform.policy WHERE job_id IS NOT NULL',
+                       (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'timescaledb'));
     END IF;
 END
 $$;
@@ -118,6 +120,9 @@ BEGIN
     IF edition = 'none' THEN
         RETURN;
     END IF;
+    -- A slice is bounded already. Only here, for elsewhere nobody but a superuser may set what is not known.
+    ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
+        SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     FOR tab IN SELECT * FROM (VALUES ('ohlcv_1m', 'ts'), ('features_1m', 'bucket')) AS t (name, time_column)
     LOOP
         CONTINUE WHEN EXISTS (SELECT FROM timescaledb_information.hypertables

@@ -9,6 +9,7 @@
 BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting behind a long transaction
+\ir 005_roles.sql
 \ir 010_guard.sql
 \ir 020_bars.sql
 \ir 030_features.sql
@@ -18,5 +19,6 @@ SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting beh
 \ir 060_policy.sql
 \ir 070_timescaledb.sql
 \ir 080_status.sql
+\ir 085_rights.sql
 \ir 090_version.sql
 COMMIT;

@@ -1,0 +1,79 @@
+-- What each role may do. Anything that is not granted here is refused: a new table or function needs a line here before a
+-- service can use it, and a test walks all of them.
+--
+-- Functions that write are SECURITY DEFINER: their callers need no right to the tables behind them, so nobody but the engine
+-- writes features, marks and gaps. Grants to other roles than these are left alone.
+DO $$
+DECLARE
+    ours CONSTANT text[] := '{recorder,refresher,orchestrator,reader}';
+    present CONSTANT text[] := (SELECT array_agg(r.rolname ORDER BY o.place)
+                                FROM unnest(ours) WITH ORDINALITY AS o (name, place)
+                                JOIN pg_roles r ON r.rolname = 'feature_platform_' || o.name);
+    list text;
+    made record;
+    right_of record;
+BEGIN
+    FOR made IN
+        SELECT CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind, p.oid::regprocedure::text AS name
+        FROM pg_proc p
+        WHERE p.pronamespace = 'feature_platform'::regnamespace
+           OR (p.pronamespace = 'public'::regnamespace AND p.proname LIKE '%features\_1m%'
+               AND p.proowner = (SELECT nspowner FROM pg_namespace WHERE nspname = 'feature_platform'))
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text
+        FROM pg_class c
+        WHERE (c.relnamespace = 'feature_platform'::regnamespace AND c.relkind IN ('r', 'v', 'S'))
+           OR c.oid IN ('public.ohlcv_1m'::regclass, 'public.features_1m'::regclass, 'public.ohlcv_1m_gaps'::regclass)
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM PUBLIC', made.kind, made.name);
+        IF present IS NOT NULL THEN
+            list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role);
+            EXECUTE format('REVOKE ALL ON %s %s FROM %s', made.kind, made.name, list);
+        END IF;
+    END LOOP;
+
+    -- What only computes, and a default of ohlcv_1m calls for whoever writes there.
+    GRANT EXECUTE ON FUNCTION feature_platform.clock, feature_platform.clock_at, feature_platform.simulated_clock,
+        feature_platform.bucket_of, feature_platform.bucket_from TO PUBLIC;
+
+    FOR right_of IN SELECT * FROM (VALUES
+        -- Everyone: to look whether the schema is the right one, and at the clock.
+        (ours, 'USAGE ON SCHEMA feature_platform'),
+        (ours, 'SELECT ON feature_platform.schema_version'),
+        (ours, 'EXECUTE ON FUNCTION feature_platform.due_until, feature_platform.timescaledb'),
+
+        -- Who writes bars: not who deletes them. What the venue said of minutes without a bar belongs to it.
+        ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
+        ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
+        ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.gap_answered, feature_platform.gap_failed'),
+
+        -- Who refreshes: by the engine's functions, which alone write features_1m.
+        ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m'),
+        ('{refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.mark_window, feature_platform.refresh_slice,
+                    feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
+
+        -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
+        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.recheck_gaps,
+                    public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy'),
+
+        -- Who reads: everything, which is also what verify needs.
+        ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
+                    feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.gap_watermark,
+                    feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
+                    feature_platform.symbol_state, feature_platform.policy, feature_platform.policy_run,
+                    feature_platform.policy_status'),
+        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon, feature_platform.next_job_start')
+    ) AS r (roles, what)
+    LOOP
+        list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role
+                 WHERE role = ANY (SELECT 'feature_platform_' || name FROM unnest(right_of.roles::text[]) AS name));
+        IF list IS NOT NULL THEN
+            EXECUTE format('GRANT %s TO %s', right_of.what, list);
+        END IF;
+    END LOOP;
+    IF cardinality(present) IS DISTINCT FROM cardinality(ours) THEN
+        RAISE NOTICE 'not all of the roles exist, nor may this user create them'
+            USING HINT = 'Have an administrator run 005_roles.sql, then set up again: that grants their rights.';
+    END IF;
+END
+$$;
