@@ -370,6 +370,18 @@ def worker_command() -> None:
     run_worker()
 
 
+@app.command("serve")
+def serve_command(
+    host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve features over HTTP until SIGTERM or Ctrl-C, which let the answers in hand finish."""
+    from feature_platform.service.server import run_service
+
+    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    run_service(host, port)
+
+
 @app.command("simulate")
 def simulate_command(
     host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import InstanceOf, SecretStr, ValidationError, field_validator
+from pydantic import Field, InstanceOf, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from feature_platform.clock import Clock, SimulatedClock, WallClock
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     start_date: the first UTC day that the orchestration knows as a partition.
     clock: what time it is on the platform, as SimulatedClock.parse reads it; by default the wall
         clock's.
+    api_key: what those who ask the model service must send; without one, anyone on this machine
+        may ask, and nobody else.
+    stale_after: seconds after its minute from which on the newest row of a symbol is stale.
     """
 
     model_config = SettingsConfigDict(
@@ -56,6 +59,10 @@ class Settings(BaseSettings):
     exchange_url: str | None = None
     start_date: date = date(2025, 1, 1)
     clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
+    api_key: SecretStr | None = None
+    # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one
+    # is as old as the next one is late, which is 135 s after its own minute at most.
+    stale_after: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0
 
     @field_validator("database_url")
     @classmethod
@@ -83,6 +90,14 @@ class Settings(BaseSettings):
         if not symbols:
             raise ValueError("no symbol; write them as BTC/USDT,ETH/USDT")
         return tuple(dict.fromkeys(symbols))
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        secret = "" if key is None else key.get_secret_value()
+        if key is not None and (len(secret) < 16 or not re.fullmatch(r"[!-~]+", secret)):
+            raise ValueError("it needs 16 characters or more, of ASCII and without spaces")
+        return key
 
     @field_validator("exchange_url")
     @classmethod

@@ -9,4 +9,5 @@ pytest_plugins = (
     "feature_platform_tests.fix_engine",
     "feature_platform_tests.fix_plans",
     "feature_platform_tests.fix_processes",
+    "feature_platform_tests.fix_service",
 )

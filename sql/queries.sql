@@ -855,3 +855,19 @@ DELETE FROM runs r USING old WHERE r.run_id = old.run_id;
 -- purge_size --
 -- How large the database is, in bytes.
 SELECT pg_database_size(current_database());
+
+
+-- ==== service ====
+
+-- service_session --
+-- Have a session of the service give up on time, write nothing, and tell time in UTC.
+SELECT set_config('statement_timeout', %(statement_timeout)s, false), set_config('default_transaction_read_only', 'on', false),
+       set_config('timezone', 'UTC', false);
+
+-- service_latest --
+-- The newest row of each of some symbols, and how many seconds ago its minute ended.
+SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
+       f.parkinson_vol, extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
+  FROM unnest(%(symbols)s::text[]) AS asked (symbol)
+ CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
+                      WHERE f.symbol = asked.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;

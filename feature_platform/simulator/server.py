@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, Self
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from feature_platform._listen import listen, url_of
 from feature_platform.clock import Clock
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
@@ -60,9 +60,8 @@ class SimulatedExchange:
         self.truth = truth
         self.faults = Faults(faults, seed)
         self.clock = clock or get_settings().clock
-        self._socket = _listen(host, port)
-        address, taken = self._socket.getsockname()[:2]
-        self.url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
+        self._socket = listen(host, port)
+        self.url = url_of(self._socket)
         venue = Venue(truth, self.faults, self.clock)
         self._server = _Server(create_app(venue, Weights(self.clock, weight_limit)))
         self._thread: threading.Thread | None = None
@@ -192,23 +191,3 @@ class _Server(uvicorn.Server):
             if getattr(connection, "client", None) == client:
                 abort_connection(connection.transport)
                 return
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Take an address; connections wait in line from then on."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        with contextlib.ExitStack() as undo:
-            undo.callback(listener.close)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(128)
-            undo.pop_all()
-    except OSError as error:
-        raise UserError(
-            f"cannot serve at {host}:{port}: {error.strerror or error}; name another by --port"
-        ) from None
-    return listener

@@ -1,0 +1,95 @@
+"""The service as an ASGI application: its routes, its errors, and who may ask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from feature_platform import __version__
+from feature_platform.service import health, latest
+from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
+from feature_platform.service.database import Database, DatabaseUnavailableError
+from feature_platform.service.guard import OPEN_PATHS, Guard
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(database: Database, *, stale_after: float, key: str | None = None) -> FastAPI:
+    """Make the application; it opens the database's connections when it starts.
+
+    stale_after: seconds from which on the newest row of a symbol is called stale.
+    key: what every request must send, but for those of health; None lets everyone in.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await database.open()
+        yield
+        await database.close()
+
+    app = FastAPI(
+        title="feature_platform",
+        version=__version__,
+        description="Exact one-minute features of markets.",
+        lifespan=lifespan,
+        # Their pages would load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        # A path that is wrong is told, not guessed.
+        redirect_slashes=False,
+        responses=refusals(413),
+    )
+    locked: dict[str, Any] = {}
+    if key is not None:
+        locked = {"responses": refusals(401)}
+        app.openapi = lambda: _with_lock(app)  # type: ignore[method-assign]
+    app.include_router(latest.make_router(database, stale_after), **locked)
+    app.include_router(health.make_router(database))
+    app.add_middleware(Guard, key=key)
+    app.add_exception_handler(RefusedError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_parameters)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(DatabaseUnavailableError, _refuse_for_now)
+    return app
+
+
+def _with_lock(app: FastAPI) -> dict[str, Any]:
+    """Describe the application, and that a key is needed where it is."""
+    described = FastAPI.openapi(app)
+    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in described["paths"].items():
+        for method in methods.values():
+            method["security"] = [] if path in OPEN_PATHS else [{"key": []}]
+    return described
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return answer_error(error.status, error.detail, RETRY_AFTER if error.status == 503 else None)
+
+
+async def _refuse_parameters(_request: Request, error: Exception) -> Response:
+    """Name the first parameter that is wrong. What it was is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return answer_error(422, f"{where}: {first['msg'].removeprefix('Value error, ')}")
+
+
+async def _refuse_route(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = None if error.headers is None else dict(error.headers)
+    return answer_error(error.status_code, error.detail, headers)
+
+
+async def _refuse_for_now(_request: Request, error: Exception) -> Response:
+    _log.warning("%s: %s", error, " ".join(str(error.__cause__).split()))
+    return answer_error(503, str(error), RETRY_AFTER)

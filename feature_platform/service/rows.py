@@ -1,0 +1,50 @@
+"""Feature rows as the service gives them, and how it names and bounds symbols."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+# PostgreSQL's text has no NUL.
+Symbol = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+
+COLUMNS = (
+    "symbol",
+    "bucket",
+    "last_close",
+    "vol",
+    "log_return",
+    "n_1d",
+    "ma_vol_1d",
+    "std_vol_1d",
+    "volume_z",
+    "vwap_gap",
+    "parkinson_vol",
+)
+
+
+class Row(BaseModel):
+    """One row of `features_1m`; null is what the first day of a symbol does not have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    symbol: str
+    bucket: datetime = Field(description="UTC start of the minute.")
+    last_close: float | None
+    vol: float | None
+    log_return: float | None
+    n_1d: int | None
+    ma_vol_1d: float | None
+    std_vol_1d: float | None
+    volume_z: float | None
+    vwap_gap: float | None
+    parkinson_vol: float | None
+
+
+class LatestRow(Row):
+    """A symbol's newest row, and how old it is."""
+
+    age_seconds: float = Field(description="Since the minute ended, by the database's clock.")
+    stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")

@@ -1,0 +1,138 @@
+"""Run the service: in this process until it is told to stop, or beside a test."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from feature_platform import database as sync_database
+from feature_platform._listen import listen, url_of
+from feature_platform.errors import UserError
+from feature_platform.schema import prepare
+from feature_platform.service.app import create_app
+from feature_platform.service.database import Database
+from feature_platform.service.guard import BoundedProtocol
+from feature_platform.settings import Settings, get_settings, is_loopback
+
+_GRACE_SECONDS = 10
+_MOST_CONNECTIONS = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """Serve features over HTTP, at `url`.
+
+    settings: the database, the API key and what is stale; by default those of the environment.
+    port: 0 takes a free one.
+    Raises UserError where the address is taken, or would be open to everyone.
+
+    As a context manager it serves from a thread of its own.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        settings = settings or get_settings()
+        if settings.api_key is None and not is_loopback(host):
+            raise UserError(
+                f"{host} can be reached from other machines: set FEATURE_PLATFORM_API_KEY first,"
+                " or serve at 127.0.0.1"
+            )
+
+        async def where() -> str:
+            # It may have to start the embedded server again, which takes its time.
+            url = await asyncio.to_thread(sync_database.database_url, settings)
+            return sync_database.with_clock(url)
+
+        self._socket = listen(host, port)
+        self.url = url_of(self._socket)
+        app = create_app(
+            Database(where),
+            stale_after=settings.stale_after,
+            key=None if settings.api_key is None else settings.api_key.get_secret_value(),
+        )
+        self._server = _Server(app)
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; the answers in hand are finished."""
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            _log.info("stopping signal=%s", signal.Signals(number).name)
+            self._server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        self._serve()
+        _log.info("stopped")
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._serve, name="service", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        assert self._thread is not None
+        self._server.should_exit = True
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with self._socket, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
+
+
+def run_service(host: str, port: int) -> None:
+    """Serve from this process until SIGTERM or SIGINT.
+
+    A database that is down is waited for. Raises UserError where its schema is not this code's.
+    """
+    service = Service(host=host, port=port)
+    _check_schema()
+    _log.info("serving at %s", service.url)
+    service.run()
+
+
+def _check_schema() -> None:
+    try:
+        connection = sync_database.connect()
+    except UserError as error:
+        if get_settings().database_url is None:
+            raise  # the embedded server cannot run, and will not by itself
+        _log.warning("%s; serving 503 until that changes", error)
+        return
+    with connection:
+        prepare(connection)
+
+
+class _Server(uvicorn.Server):
+    """Leave signals to whoever runs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        config = uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            # A header must not make somebody else of who asks.
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        super().__init__(config)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

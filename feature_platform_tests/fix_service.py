@@ -1,0 +1,62 @@
+"""The model service on loopback, over a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from feature_platform.service.server import Service
+from feature_platform.settings import Settings
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_engine import refresh
+from feature_platform_tests.fix_processes import PATIENCE, insert_bars, value
+
+# What a symbol may be called, whatever anybody thinks of it.
+STRANGE = 'Ö/$ "x", \';--\n%s {} \u202e😀'
+
+
+class ServedDatabase:
+    """A database, a service that reads it, and clients of both.
+
+    conn: an autocommit connection. http: an HTTP client whose paths are the service's.
+    """
+
+    def __init__(self, url: str, stack: ExitStack) -> None:
+        self.url = url
+        self.conn: psycopg.Connection[Any] = stack.enter_context(
+            psycopg.connect(url, autocommit=True)
+        )
+        self._stack = stack
+        self.service, self.http = self.serve()
+
+    def serve(self, **settings: Any) -> tuple[Service, httpx.Client]:
+        """Serve the database with other settings, too."""
+        service = Service(Settings(database_url=SecretStr(self.url), **settings))
+        self._stack.enter_context(service)
+        client = httpx.Client(base_url=service.url, timeout=PATIENCE, trust_env=False)
+        return service, self._stack.enter_context(client)
+
+    def add(self, symbol: str, count: int, *, minutes_ago: int = 0) -> datetime:
+        """Write so many minutes of bars, and their features; return the first minute."""
+        first: datetime = value(
+            self.conn,
+            "SELECT feature_platform.due_until() - %s * interval '1 minute'",
+            count + minutes_ago,
+        )
+        insert_bars(self.conn, symbol, first, count)
+        refresh(self.conn)
+        return first
+
+
+@pytest.fixture(scope="module")
+def served(databases: Databases) -> Iterator[ServedDatabase]:
+    """Yield a served database for all tests of a module, which add symbols of their own."""
+    with databases.fresh() as url, ExitStack() as stack:
+        yield ServedDatabase(url, stack)

@@ -1,0 +1,114 @@
+"""The newest rows, as a model gets them: exact, with their age, and all or an error."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from feature_platform_tests.fix_service import STRANGE, ServedDatabase
+
+LATEST = "/v1/features/latest"
+COLUMNS = (
+    "last_close",
+    "vol",
+    "log_return",
+    "n_1d",
+    "ma_vol_1d",
+    "std_vol_1d",
+    "volume_z",
+    "vwap_gap",
+    "parkinson_vol",
+)
+STORED = """
+    SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap,
+           parkinson_vol
+    FROM features_1m WHERE symbol = %s ORDER BY bucket DESC LIMIT 1
+"""
+
+
+def rows_of(served: ServedDatabase, *symbols: str) -> list[dict[str, Any]]:
+    answer = served.http.get(LATEST, params={"symbol": symbols})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    rows: list[dict[str, Any]] = answer.json()["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("minutes", [1, 10, 1500])
+def test_it_is_the_stored_row_bit_for_bit(served: ServedDatabase, minutes: int) -> None:
+    symbol = f"EXACT{minutes}"
+    served.add(symbol, minutes)
+    (row,) = rows_of(served, symbol)
+    stored = served.conn.execute(STORED, [symbol]).fetchone()
+    assert stored is not None
+    assert row["symbol"] == symbol
+    assert datetime.fromisoformat(row["bucket"]) == stored[0]
+    assert row["bucket"].endswith("Z")
+    # repr tells -0.0 and every last bit; None is null.
+    assert [repr(row[name]) for name in COLUMNS] == [repr(value) for value in stored[1:]]
+    assert (row["log_return"] is None) == (minutes == 1)
+    assert (row["volume_z"] is None) == (minutes < 1440)
+
+
+def test_many_symbols_come_in_the_order_of_the_question(served: ServedDatabase) -> None:
+    for symbol in ("B/1", "a", STRANGE):
+        served.add(symbol, 3)
+    asked = (STRANGE, "a", "B/1", "a")
+    assert [row["symbol"] for row in rows_of(served, *asked)] == [STRANGE, "a", "B/1"]
+
+
+def test_a_row_says_how_old_it_is_and_whether_that_is_too_old(served: ServedDatabase) -> None:
+    served.add("NEW", 3)
+    served.add("OLD", 3, minutes_ago=7)
+    new, old = rows_of(served, "NEW", "OLD")
+    assert 0 <= new["age_seconds"] < 120
+    assert 420 <= old["age_seconds"] < 540
+    assert (new["stale"], old["stale"]) == (False, True)
+    age = (datetime.now(UTC) - datetime.fromisoformat(old["bucket"])).total_seconds() - 60
+    assert abs(old["age_seconds"] - age) < 10
+
+
+def test_the_limit_of_staleness_is_a_setting(served: ServedDatabase) -> None:
+    served.add("LIMIT", 3, minutes_ago=7)
+    _, http = served.serve(stale_after=3600)
+    (row,) = http.get(LATEST, params={"symbol": "LIMIT"}).json()["rows"]
+    assert row["stale"] is False
+
+
+def test_a_symbol_without_features_fails_the_question(served: ServedDatabase) -> None:
+    served.add("KNOWN", 3)
+    answer = served.http.get(LATEST, params={"symbol": ["KNOWN", "none", "no'ne"]})
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": "no features of 'none', \"no'ne\""}
+
+
+def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
+    """Nobody but a refresh writes there; but who does must not break the readers' JSON."""
+    served.add("NAN", 3)
+    served.conn.execute(
+        "UPDATE features_1m SET volume_z = 'NaN', vwap_gap = 'Infinity', vol = '-0',"
+        " log_return = 5e-324 WHERE symbol = 'NAN'"
+    )
+    answer = served.http.get(LATEST, params={"symbol": "NAN"})
+    (row,) = answer.json()["rows"]
+    assert (row["volume_z"], row["vwap_gap"]) == (None, None)
+    assert (repr(row["vol"]), row["log_return"]) == ("-0.0", 5e-324)
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("", "symbol: Field required"),
+        ("symbol=", "symbol.0: String should have at least 1 character"),
+        ("symbol=a%00b", "symbol.0: String should match pattern"),
+        ("symbol=" + "x" * 201, "symbol.0: String should have at most 200 characters"),
+        ("symbols=KNOWN&symbol=a", "symbols: Extra inputs are not permitted"),
+        ("&".join(f"symbol={i}" for i in range(101)), "symbol: List should have at most 100 items"),
+    ],
+)
+def test_a_mistake_is_named(served: ServedDatabase, query: str, complaint: str) -> None:
+    answer = served.http.get(f"{LATEST}?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(complaint)

@@ -1,0 +1,131 @@
+"""Who may ask the service, and what it does with what nobody should send."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from feature_platform.errors import UserError
+from feature_platform.service.server import Service
+from feature_platform.settings import Settings, get_settings
+from feature_platform_tests.fix_processes import PATIENCE
+from feature_platform_tests.fix_service import ServedDatabase
+
+KEY = "a-key-of-the-tests"
+LATEST = "/v1/features/latest?symbol=KEY"
+
+
+@pytest.fixture(scope="module")
+def locked(served: ServedDatabase) -> httpx.Client:
+    """Return a client, without the key, of a service that has one."""
+    served.add("KEY", 3)
+    _, http = served.serve(api_key=KEY)
+    return http
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", KEY, "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}"],
+)
+def test_without_the_key_nothing_is_told(locked: httpx.Client, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    for path in (LATEST, "/openapi.json", "/nothing"):
+        answer = locked.get(path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert KEY not in answer.text
+
+
+@pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer  {KEY}"])
+def test_with_the_key_it_is(locked: httpx.Client, header: str) -> None:
+    assert locked.get(LATEST, headers={"Authorization": header}).status_code == 200
+
+
+def test_health_needs_no_key(locked: httpx.Client) -> None:
+    assert locked.get("/healthz").json() == {"status": "alive"}
+    assert locked.get("/readyz").json() == {"status": "ready"}
+
+
+def test_openapi_tells_of_the_key_where_there_is_one(
+    served: ServedDatabase, locked: httpx.Client
+) -> None:
+    told = locked.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert told["paths"]["/v1/features/latest"]["get"]["security"] == [{"key": []}]
+    assert told["paths"]["/healthz"]["get"]["security"] == []
+    assert "securitySchemes" not in served.http.get("/openapi.json").json()["components"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_without_a_key_it_serves_this_machine_alone(host: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Service(host=host)
+    assert str(caught.value) == (
+        f"{host} can be reached from other machines: set FEATURE_PLATFORM_API_KEY first,"
+        " or serve at 127.0.0.1"
+    )
+
+
+def test_with_a_key_it_serves_every_machine() -> None:
+    with Service(Settings(api_key=SecretStr(KEY)), host="0.0.0.0") as service:
+        assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["short", "with a space in it", "schlüssel-schlüssel"])
+def test_a_weak_key_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_API_KEY", key)
+    with pytest.raises(UserError) as caught:
+        get_settings()
+    assert str(caught.value) == (
+        "FEATURE_PLATFORM_API_KEY: it needs 16 characters or more, of ASCII and without spaces"
+    )
+
+
+def exchange(served: ServedDatabase, sent: bytes) -> bytes:
+    """Send bytes, and return all that comes back until the service hangs up."""
+    address = urlsplit(served.service.url)
+    with socket.create_connection((address.hostname, address.port), PATIENCE) as line:
+        received = b""
+        try:
+            line.sendall(sent)
+            while part := line.recv(65536):
+                received += part
+        except ConnectionError:  # it hung up before it had all
+            pass
+        return received
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET /" + b"x" * 1_000_000, id="a path without an end"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, id="a header without an end"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"X: x\r\n" * 200_000, id="headers without an end"),
+        pytest.param(b"\0" * 100, id="no HTTP"),
+        pytest.param(b"GET /v1/symbols?\xff\x01 HTTP/1.1\r\n\r\n", id="bytes that are no URL"),
+        pytest.param(b"GET http://[::1 HTTP/1.1\r\n\r\n", id="a URL that is none"),
+    ],
+)
+def test_what_is_no_request_is_cut_off(served: ServedDatabase, sent: bytes) -> None:
+    answer = exchange(served, sent)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    assert served.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content": b"x"},
+        {"json": {"symbol": "KEY"}},
+        {"content": iter([b"x" * 1000] * 1000)},  # in chunks: its length is not told
+    ],
+    ids=["bytes", "JSON", "chunks"],
+)
+def test_a_body_is_refused(served: ServedDatabase, options: dict[str, Any]) -> None:
+    answer = served.http.request("GET", "/healthz", **options)
+    assert answer.status_code == 413
+    assert answer.json() == {"detail": "a body has no use here"}
