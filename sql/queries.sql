@@ -871,3 +871,44 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
   FROM unnest(%(symbols)s::text[]) AS asked (symbol)
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
                       WHERE f.symbol = asked.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+
+
+-- ==== frames.py ====
+-- Sent over ADBC, whose parameters are $1, $2, …; what stands in braces are identifiers.
+
+-- frames_unknown --
+-- Which of some symbols a table has no row of.
+SELECT wanted.symbol
+  FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
+ WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.symbol = wanted.symbol)
+ ORDER BY wanted.number;
+
+-- frames_known --
+-- All symbols of a table.
+SELECT symbol FROM {view};
+
+-- frames_window --
+-- Keep the parameters of frames_read, which COPY takes none of, until the end of the transaction.
+SELECT set_config('feature_platform.read_symbols', $1::text[]::text, true),
+       set_config('feature_platform.read_start', $2::timestamptz::text, true),
+       set_config('feature_platform.read_end', $3::timestamptz::text, true);
+
+-- frames_read --
+-- The rows of some symbols in a window, in order.
+SELECT {columns}
+  FROM {table}
+ WHERE symbol = ANY (current_setting('feature_platform.read_symbols')::text[])
+   AND {time} >= current_setting('feature_platform.read_start')::timestamptz
+   AND {time} < current_setting('feature_platform.read_end')::timestamptz
+ ORDER BY symbol, {time};
+
+-- frames_latest --
+-- The newest features of each of some symbols, or of all, by one index look-up each.
+SELECT f.*
+  FROM unnest(coalesce($1::text[], (SELECT array_agg(symbol) FROM feature_platform.feature_symbol))) AS wanted (symbol)
+ CROSS JOIN LATERAL (SELECT symbol, bucket, {columns}
+                       FROM public.features_1m f
+                      WHERE f.symbol = wanted.symbol
+                      ORDER BY bucket DESC
+                      LIMIT 1) AS f
+ ORDER BY f.symbol;

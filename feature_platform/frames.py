@@ -1,0 +1,347 @@
+"""Features and bars as frames, for notebooks: `from feature_platform import read_features`.
+
+Arrow comes from the database over ADBC; nothing is copied row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from psycopg.sql import SQL, Identifier
+
+from feature_platform._adbc import MOMENT, TEXTS, Reader, one, reader
+from feature_platform.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Form = Literal["pandas", "arrow", "polars"]
+Moment = datetime | str
+Symbols = str | Iterable[str]
+
+_NEAR = 3  # how many names an error proposes
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table of rows by symbol and minute.
+
+    name, time: of the table and of its column of minutes, in schema public.
+    columns: its numbers.
+    known: the view of all symbols that it has.
+    """
+
+    name: str
+    time: str
+    columns: tuple[str, ...]
+    known: str
+    what: str
+
+
+_FEATURES = _Table(
+    "features_1m",
+    "bucket",
+    (
+        "last_close",
+        "vol",
+        "log_return",
+        "n_1d",
+        "ma_vol_1d",
+        "std_vol_1d",
+        "volume_z",
+        "vwap_gap",
+        "parkinson_vol",
+    ),
+    "feature_symbol",
+    "features",
+)
+_BARS = _Table("ohlcv_1m", "ts", ("open", "high", "low", "close", "vol"), "bar_symbol", "bars")
+
+
+@overload
+def read_features(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    as_: Literal["pandas"] = "pandas",
+) -> pd.DataFrame: ...
+
+
+@overload
+def read_features(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["arrow"],
+) -> pa.Table: ...
+
+
+@overload
+def read_features(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["polars"],
+) -> pl.DataFrame: ...
+
+
+def read_features(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    as_: Form = "pandas",
+) -> Any:
+    """Read the features of the minutes start <= bucket < end.
+
+    symbols: one name gives a frame indexed by `bucket`; several, in a list, one indexed by
+        (`symbol`, `bucket`), sorted. Arrow and polars have columns of these names instead.
+    start, end: with a time zone, as a datetime or in ISO-8601 such as "2026-02-01T12:00Z".
+    columns: some of those of features_1m, by default all; every one of them is float64, and NULL
+        is NaN (in Arrow and polars null). A minute that has no row in the table has none here.
+    as_: "pandas", "arrow" or "polars".
+    Raises UserError for a time without a zone, start after end, a symbol or column that is not
+    there (it names the nearest), and a database that cannot be reached.
+    """
+    return _read(_FEATURES, symbols, start, end, columns, as_)
+
+
+@overload
+def read_bars(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    as_: Literal["pandas"] = "pandas",
+) -> pd.DataFrame: ...
+
+
+@overload
+def read_bars(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["arrow"],
+) -> pa.Table: ...
+
+
+@overload
+def read_bars(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["polars"],
+) -> pl.DataFrame: ...
+
+
+def read_bars(
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None = None,
+    as_: Form = "pandas",
+) -> Any:
+    """Read the bars of start <= ts < end: open, high, low, close in the quote currency, vol in
+    the base currency; all else as in `read_features`, with `ts` in the place of `bucket`.
+    """
+    return _read(_BARS, symbols, start, end, columns, as_)
+
+
+@overload
+def latest(
+    symbols: Symbols | None = None,
+    columns: Sequence[str] | None = None,
+    as_: Literal["pandas"] = "pandas",
+) -> pd.DataFrame: ...
+
+
+@overload
+def latest(
+    symbols: Symbols | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["arrow"],
+) -> pa.Table: ...
+
+
+@overload
+def latest(
+    symbols: Symbols | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    as_: Literal["polars"],
+) -> pl.DataFrame: ...
+
+
+def latest(
+    symbols: Symbols | None = None,
+    columns: Sequence[str] | None = None,
+    as_: Form = "pandas",
+) -> Any:
+    """Read the newest feature row of each symbol, by default of all that have one.
+
+    The frame is indexed by `symbol`, its first column is `bucket`; one index look-up a symbol,
+    however long the history. How old a row is, is for its reader to judge. Columns, forms and
+    errors as in `read_features`.
+    """
+    wanted_columns = _check_columns(_FEATURES, columns)
+    names = None if symbols is None else _check_symbols(symbols)
+    to_form = _converter(as_)
+    with reader() as source:
+        if names is not None:
+            _check_known(source, _FEATURES, names)
+        rows = source.ask("frames_latest", one(names, TEXTS), columns=_columns(wanted_columns))
+    return to_form(_as_float64(rows, wanted_columns), ["symbol"])
+
+
+def _read(
+    table: _Table,
+    symbols: Symbols,
+    start: Moment,
+    end: Moment,
+    columns: Sequence[str] | None,
+    form: Form,
+) -> Any:
+    names = _check_symbols(symbols)
+    wanted_columns = _check_columns(table, columns)
+    first, after = _check_moment("start", start), _check_moment("end", end)
+    if first > after:
+        raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
+    to_form = _converter(form)
+    index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
+    with reader() as source:
+        _check_known(source, table, names)
+        # COPY takes no parameters, so they go ahead of it, as settings of the transaction.
+        source.ask("frames_window", one(names, TEXTS), one(first, MOMENT), one(after, MOMENT))
+        rows = source.stream(
+            "frames_read",
+            columns=_columns((*index, *wanted_columns)),
+            table=Identifier("public", table.name),
+            time=Identifier(table.time),
+        )
+    return to_form(_as_float64(rows, wanted_columns), index)
+
+
+def _columns(names: Iterable[str]) -> Any:
+    return SQL(", ").join(map(Identifier, names))
+
+
+def _check_symbols(symbols: Symbols) -> list[str]:
+    names = [symbols] if isinstance(symbols, str) else list(symbols)
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or not name:
+            raise UserError(f"{name!r} is no symbol; give names such as 'BTC/USDT'")
+    if not names:
+        raise UserError("no symbol is asked for; give names such as 'BTC/USDT'")
+    return list(dict.fromkeys(names))
+
+
+def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return table.columns
+    if isinstance(columns, str):
+        raise UserError(f"columns is a list of names, such as [{columns!r}]")
+    for name in columns:
+        if name not in table.columns:
+            raise UserError(
+                f"{table.name} has no column {name!r}{_proposal(str(name), table.columns)};"
+                f" it has {', '.join(table.columns)}"
+            )
+    return tuple(dict.fromkeys(columns))
+
+
+def _check_moment(what: str, moment: Moment) -> datetime:
+    example = 'write it as "2026-02-01T12:00Z" or datetime(2026, 2, 1, 12, tzinfo=UTC)'
+    try:
+        read = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+        if not isinstance(read, datetime) or pd.isna(read):  # pandas' NaT is a datetime
+            raise ValueError
+        if read.utcoffset() is None:
+            raise UserError(f"{what}, {moment}, has no time zone; {example}")
+        return read.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UserError(f"{what}, {moment!r}, is no time; {example}") from None
+
+
+def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:
+    """Raise UserError unless the table has rows, at any time, of each symbol."""
+    asked = {"table": Identifier("public", table.name)}
+    unknown = source.ask("frames_unknown", one(names, TEXTS), **asked)["symbol"].to_pylist()
+    if not unknown:
+        return
+    view = Identifier("feature_platform", table.known)
+    known = source.stream("frames_known", view=view)["symbol"].to_pylist()
+    if not known:
+        raise UserError(f"there are no {table.what} yet; `feature-platform status` shows what is")
+    told = ", ".join(f"{name!r}{_proposal(name, known)}" for name in unknown)
+    raise UserError(f"there are no {table.what} of {told}")
+
+
+def _proposal(name: str, known: Sequence[str]) -> str:
+    """Return the known names that are nearest, in words; case and punctuation count little."""
+    bare = {_bare(one): one for one in known}
+    sought = _bare(name)
+    near = [one for one in bare if sought in one][:_NEAR] or get_close_matches(sought, bare, _NEAR)
+    told = " or ".join(repr(bare[one]) for one in near)
+    return f" (did you mean {told}?)" if told else ""
+
+
+def _bare(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).casefold() or name
+
+
+def _as_float64(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    for number, field in enumerate(rows.schema):
+        if field.name in columns and field.type != pa.float64():
+            rows = rows.set_column(number, field.name, rows.column(number).cast(pa.float64()))
+    return rows
+
+
+def _converter(form: Form) -> Any:
+    if form == "pandas":
+        return _to_pandas
+    if form == "arrow":
+        return lambda rows, _: rows
+    if form == "polars":
+        try:
+            import polars
+        except ImportError:
+            raise UserError(
+                'polars is not installed: pip install "feature_platform[polars]"'
+            ) from None
+        return lambda rows, _: polars.from_arrow(rows)
+    raise UserError(f"as_ is 'pandas', 'arrow' or 'polars', and not {form!r}")
+
+
+def _to_pandas(rows: pa.Table, index: Sequence[str]) -> pd.DataFrame:
+    numbers = [field.name for field in rows.schema if field.type == pa.float64()]
+    # One block, of the frame's own: Arrow's memory is read-only.
+    block = np.empty((len(numbers), rows.num_rows))
+    for number, name in enumerate(numbers):
+        block[number] = rows[name].to_numpy()
+    frame = pd.DataFrame(block.T, columns=numbers, index=_index(rows, index), copy=False)
+    for place, name in enumerate(rows.column_names):
+        if name not in numbers and name not in index:
+            frame.insert(place - len(index), name, rows[name].to_pandas().array)
+    return frame
+
+
+def _index(rows: pa.Table, names: Sequence[str]) -> pd.Index[Any]:
+    levels = [pd.Index(rows[name].to_pandas(), name=name) for name in names]
+    return levels[0] if len(levels) == 1 else pd.MultiIndex.from_arrays(levels)

@@ -1,0 +1,258 @@
+"""Frames hold what the tables do, bit for bit, and refuse with one clear line what cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any, LiteralString
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import psycopg
+import pyarrow as pa
+import pytest
+
+from feature_platform import latest, read_bars, read_features
+from feature_platform.database import connect
+from feature_platform.errors import UserError
+from feature_platform.refresh import refresh
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_database import Databases
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+AFTER = FIRST + 4 * 1440 * MINUTE
+HOLE = range(2000, 2090)
+FEATURES = (
+    "last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol"
+)
+
+_BARS = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT symbol, %(first)s::timestamptz + minute * interval '1 minute',
+           10 + sin(minute), 12 + sin(minute), 8 + sin(minute), 9 + sin(minute) + number,
+           CASE WHEN symbol = 'FLAT/USDT' THEN 5 ELSE 1 + minute %% 7 END
+      FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, number)
+     CROSS JOIN generate_series(0, 3 * 1440) AS minute
+     WHERE minute NOT BETWEEN %(hole)s AND %(hole_end)s
+"""
+SYMBOLS = ["BTC/USDT", "ETH/USDT", "FLAT/USDT"]
+
+
+@pytest.fixture(scope="module")
+def filled(databases: Databases) -> Any:
+    """Yield the URL of a database with three days of three symbols, 90 minutes missing."""
+    with databases.fresh() as url, connect(url) as connection:
+        connection.execute(
+            _BARS,
+            {"first": FIRST, "symbols": SYMBOLS, "hole": HOLE[0], "hole_end": HOLE[-1]},
+        )
+        refresh(connection)
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def configured(filled: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make it the platform's database."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", filled)
+    get_settings.cache_clear()
+    return filled
+
+
+def rows(url: str, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def test_one_symbol_gives_a_frame_by_bucket_with_the_very_bits(filled: str) -> None:
+    frame = read_features("BTC/USDT", FIRST, AFTER)
+    stored = rows(
+        filled,
+        """SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z,
+                  vwap_gap, parkinson_vol
+             FROM features_1m WHERE symbol = 'BTC/USDT' ORDER BY bucket""",
+    )
+    assert frame.index.name == "bucket"
+    assert str(frame.index.dtype) == "datetime64[us, UTC]"
+    assert frame.index.is_monotonic_increasing
+    assert list(frame.columns) == FEATURES.split(", ")
+    assert set(frame.dtypes) == {np.dtype("float64")}
+    assert len(frame) == len(stored) == 3 * 1440 + 1 - len(HOLE)
+    assert [moment.to_pydatetime() for moment in frame.index] == [row[0] for row in stored]
+    expected = np.array([row[1:] for row in stored], dtype=float)  # NULL is NaN
+    assert np.array_equal(frame.to_numpy(), expected, equal_nan=True)
+    assert np.isnan(expected).any()
+
+
+def test_several_symbols_give_a_frame_by_symbol_and_bucket() -> None:
+    both = read_features(["ETH/USDT", "BTC/USDT", "ETH/USDT"], FIRST, AFTER, ["vol", "n_1d"])
+    assert both.index.names == ["symbol", "bucket"]
+    assert both.index.is_monotonic_increasing
+    assert list(both.columns) == ["vol", "n_1d"]
+    for symbol in ("BTC/USDT", "ETH/USDT"):
+        alone = read_features(symbol, FIRST, AFTER, ["vol", "n_1d"])
+        pd.testing.assert_frame_equal(both.loc[symbol], alone)
+    assert read_features(["ETH/USDT"], FIRST, AFTER).index.names == ["symbol", "bucket"]
+
+
+def test_the_window_is_from_start_to_before_end() -> None:
+    frame = read_features("BTC/USDT", FIRST + MINUTE, FIRST + 3 * MINUTE)
+    assert list(frame.index) == [FIRST + MINUTE, FIRST + 2 * MINUTE]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        FIRST + MINUTE,
+        "2026-01-01T00:01Z",
+        "2026-01-01T02:01+02:00",
+        pd.Timestamp("2026-01-01T00:01Z"),
+        (FIRST + MINUTE).astimezone(timezone(timedelta(hours=-5))),
+    ],
+    ids=repr,
+)
+def test_a_time_may_be_written_in_any_zone(start: Any) -> None:
+    assert read_bars("BTC/USDT", start, FIRST + 5 * MINUTE).index[0] == FIRST + MINUTE
+
+
+def test_an_empty_window_gives_an_empty_frame_of_the_same_form() -> None:
+    empty = read_features("BTC/USDT", AFTER, AFTER)
+    assert empty.shape == (0, 9)
+    assert str(empty.index.dtype) == "datetime64[us, UTC]"
+    assert read_features(["BTC/USDT"], AFTER, AFTER).index.names == ["symbol", "bucket"]
+
+
+def test_a_frame_is_its_readers_to_change() -> None:
+    frame = read_features("BTC/USDT", FIRST, FIRST + 3 * MINUTE)
+    frame.iloc[0, 0] = 1.5
+    frame["vol"] *= 2
+    assert frame.iloc[0, 0] == 1.5
+
+
+@pytest.mark.parametrize("symbols", ["BTC/USDT", ["BTC/USDT", "ETH/USDT"]], ids=str)
+def test_arrow_and_polars_hold_the_same(symbols: Any) -> None:
+    frame = read_features(symbols, FIRST, AFTER).reset_index()
+    table = read_features(symbols, FIRST, AFTER, as_="arrow")
+    polars = read_features(symbols, FIRST, AFTER, as_="polars")
+    assert isinstance(table, pa.Table)
+    assert table.column_names == list(frame.columns) == polars.columns
+    assert table.schema.field("bucket").type == pa.timestamp("us", "UTC")
+    assert polars.schema["bucket"] == pl.Datetime("us", "UTC")
+    assert table["volume_z"].null_count == polars["volume_z"].null_count() > 0
+    for name in FEATURES.split(", "):
+        assert table.schema.field(name).type == pa.float64()
+        assert polars.schema[name] == pl.Float64
+        assert np.array_equal(table[name].to_numpy(), frame[name], equal_nan=True)
+        assert polars[name].equals(pl.Series(name, table[name]))
+
+
+def test_bars_are_read_alike(filled: str) -> None:
+    frame = read_bars("ETH/USDT", FIRST, AFTER)
+    stored = rows(
+        filled,
+        "SELECT open, high, low, close, vol FROM ohlcv_1m WHERE symbol = %s ORDER BY ts",
+        "ETH/USDT",
+    )
+    assert frame.index.name == "ts"
+    assert list(frame.columns) == ["open", "high", "low", "close", "vol"]
+    assert np.array_equal(frame.to_numpy(), np.array(stored))
+    both = read_bars(SYMBOLS[:2], FIRST, AFTER, ["close"])
+    assert both.index.names == ["symbol", "ts"]
+
+
+def test_latest_is_the_newest_row_of_each_symbol() -> None:
+    newest = latest()
+    assert list(newest.index) == SYMBOLS
+    assert newest.index.name == "symbol"
+    assert list(newest.columns) == ["bucket", *FEATURES.split(", ")]
+    for symbol in SYMBOLS:
+        last = read_features(symbol, FIRST, AFTER).iloc[-1]
+        assert newest.loc[symbol, "bucket"] == last.name
+        assert np.array_equal(newest.loc[symbol].drop("bucket").astype(float), last, equal_nan=True)
+    assert np.isnan(newest.loc["FLAT/USDT", "volume_z"])  # a deviation of 0
+    assert list(latest("ETH/USDT", ["vol"]).columns) == ["bucket", "vol"]
+    assert latest(["ETH/USDT"], as_="arrow").column_names[:2] == ["symbol", "bucket"]
+    assert latest(as_="polars").height == len(SYMBOLS)
+
+
+HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}", "\\", "NULL"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"symbols": "BTC"}, "there are no features of 'BTC' (did you mean 'BTC/USDT'?)"),
+        ({"symbols": ["ethusdt"]}, "no features of 'ethusdt' (did you mean 'ETH/USDT'?)"),
+        ({"symbols": ["BTC/USDT", "EHT/USDT", "X"]}, "'EHT/USDT' (did you mean 'ETH/USDT'"),
+        ({"symbols": []}, "no symbol is asked for"),
+        ({"symbols": ""}, "'' is no symbol"),
+        ({"symbols": "A\0B"}, "is no symbol"),
+        ({"symbols": "\ud800"}, "is no symbol"),
+        ({"symbols": [None]}, "None is no symbol"),
+        ({"columns": ["volumez"]}, "no column 'volumez' (did you mean 'volume_z'?); it"),
+        ({"columns": ["spread"]}, "no column 'spread'; it has last_close, vol, log_return"),
+        ({"columns": "vol"}, "a list of names, such as ['vol']"),
+        ({"columns": ['vol" FROM pg_user --']}, "has no column"),
+        ({"start": AFTER, "end": FIRST}, "start, 2026-01-05T00:00:00+00:00, is after end, 2026-"),
+        ({"start": FIRST.replace(tzinfo=None)}, "start, 2026-01-01 00:00:00, has no time zone; wr"),
+        ({"end": "2026-01-01"}, "end, 2026-01-01, has no time zone; write it as"),
+        ({"start": "'; --"}, "is no time; write it as"),
+        ({"end": date(2026, 2, 1)}, "end, datetime.date(2026, 2, 1), is no time"),
+        ({"end": pd.NaT}, "end, NaT, is no time"),
+        ({"start": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "is no time"),
+        ({"as_": "numpy"}, "as_ is 'pandas', 'arrow' or 'polars', and not 'numpy'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_in_one_line(changed: dict[str, Any], told: str) -> None:
+    asked: dict[str, Any] = {"symbols": "BTC/USDT", "start": FIRST, "end": AFTER} | changed
+    with pytest.raises(UserError) as refused:
+        read_features(**asked)
+    assert told in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_latest_refuses_alike() -> None:
+    with pytest.raises(UserError, match=r"no features of 'BTC' \(did you mean 'BTC/USDT'\?\)"):
+        latest("BTC")
+    with pytest.raises(UserError, match="no column 'close'"):
+        latest(columns=["close"])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_a_value(name: str, filled: str) -> None:
+    with pytest.raises(UserError, match="there are no bars of "):
+        read_bars(["BTC/USDT", name], FIRST, AFTER)
+    bar = (name, FIRST, 1, 1, 1, 1, 1)
+    with psycopg.connect(filled, autocommit=True) as connection:
+        connection.execute(
+            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+               VALUES (%s, %s, %s, %s, %s, %s, %s)""",
+            bar,
+        )
+        try:
+            assert list(
+                read_bars([name, "ETH/USDT"], FIRST, FIRST + MINUTE)["close"].loc[name]
+            ) == [1]
+        finally:
+            connection.execute("DELETE FROM ohlcv_1m WHERE symbol = %s", [name])
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = """
+import sys, feature_platform
+from feature_platform import cli
+heavy = {"pandas", "numpy", "pyarrow", "polars", "adbc_driver_postgresql", "psycopg", "matplotlib"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+from feature_platform import read_features, read_bars, latest
+assert "pandas" in sys.modules and "matplotlib" not in sys.modules
+assert {"read_features", "read_bars", "latest"} <= set(feature_platform.__all__)
+try:
+    feature_platform.nothing
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "module 'feature_platform' has no attribute 'nothing'\n"
