@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from feature_platform.errors import UserError
 from feature_platform.settings import is_loopback
 from feature_platform.simulator._noise import uniform
+from feature_platform.simulator.binance_events import taker_columns
 from feature_platform.simulator.faults import (
     Banned,
     Damage,
@@ -438,8 +439,7 @@ _ROW = '[%d,"%.8f","%.8f","%.8f","%.8f","%.8f",%d,"%.8f",%d,"%.8f","%.8f","0"]'
 def _rows(bars: MinuteBars) -> list[str]:
     """Return bars as the rows of an answer: 12 fields each, numbers with eight decimals."""
     start = bars.minute * MINUTE_MS
-    quote = bars.volume * (bars.open + bars.high + bars.low + bars.close) / 4
-    bought = np.where(bars.close >= bars.open, 0.58, 0.42)  # by takers, who drive the price
+    quote, bought, bought_quote = taker_columns(bars)
     columns = (
         start,
         bars.open,
@@ -450,8 +450,8 @@ def _rows(bars: MinuteBars) -> list[str]:
         start + MINUTE_MS - 1,
         quote,
         bars.trades,
-        bars.volume * bought,
-        quote * bought,
+        bought,
+        bought_quote,
     )
     return [_ROW % row for row in zip(*(column.tolist() for column in columns), strict=True)]
 

@@ -21,7 +21,9 @@ from feature_platform.clock import Clock
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 from feature_platform.simulator.binance_rest import abort_connection, create_app
+from feature_platform.simulator.binance_streams import add_streams
 from feature_platform.simulator.faults import Fault, Faults, parse_faults
+from feature_platform.simulator.feed import Feed
 from feature_platform.simulator.truth import GeneratedTruth, RecordedTruth, Truth
 from feature_platform.simulator.venue import Venue
 from feature_platform.simulator.weights import LIMIT, Weights
@@ -33,7 +35,7 @@ _GRACE_SECONDS = 2
 
 
 class SimulatedExchange:
-    """Serve a truth over HTTP, with faults.
+    """Serve a truth over HTTP and WebSockets, with faults.
 
     As a context manager it runs in a thread of this process.
 
@@ -43,6 +45,7 @@ class SimulatedExchange:
     clock: what decides which bars are over; by default the platform's.
     port: 0 takes any that is free; `url` tells which.
     weight_limit: what one address may ask in a minute, by Binance's measure.
+    update_seconds: of the wall clock, between what streams send of the minute that goes on.
     Raises UserError where the address cannot be had.
     """
 
@@ -56,6 +59,7 @@ class SimulatedExchange:
         host: str = "127.0.0.1",
         port: int = 0,
         weight_limit: int = LIMIT,
+        update_seconds: float = 1.0,
     ) -> None:
         self.truth = truth
         self.faults = Faults(faults, seed)
@@ -63,7 +67,9 @@ class SimulatedExchange:
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
         venue = Venue(truth, self.faults, self.clock)
-        self._server = _Server(create_app(venue, Weights(self.clock, weight_limit)))
+        app = create_app(venue, Weights(self.clock, weight_limit))
+        add_streams(app, Feed(venue, update_seconds))
+        self._server = _Server(app)
         self._thread: threading.Thread | None = None
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
@@ -155,7 +161,10 @@ class _Server(uvicorn.Server):
             app_with_abort,
             interface="asgi3",
             http="h11",
-            ws="none",
+            ws="websockets-sansio",
+            ws_ping_interval=20.0,  # as Binance does
+            ws_ping_timeout=60.0,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

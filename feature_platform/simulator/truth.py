@@ -37,7 +37,7 @@ class MinuteBars:
     """Hold bars of one market, one entry each, ascending.
 
     minute: of the bar's start, in minutes since 1970-01-01 UTC.
-    trades: their number; 0 where volume is.
+    trades: their number; 0 where volume is, and at least four elsewhere.
     """
 
     minute: Ints
@@ -145,7 +145,7 @@ class GeneratedTruth(Truth):
         volume = _volumes(market, keys, minute, activity) * traded
 
         usual = market.volume * 10**market.volume_decimals
-        trades = np.where(traded, np.maximum(1, volume * 120.0 / usual), 0).astype(np.int64)
+        trades = np.where(traded, np.clip(volume * 24.0 / usual, 4, 96), 0).astype(np.int64)
         ticks, steps = 10.0**market.price_decimals, 10.0**market.volume_decimals
         # A whole number divided by a power of ten is the very float that its decimals read as.
         return MinuteBars(
@@ -179,7 +179,7 @@ class RecordedTruth(Truth):
         )
         if not len(ts) or (ts % (MINUTE_MS * 1000) != 0).any() or (np.diff(ts) <= 0).any():
             raise UserError(f"{path}: not bars of minutes in ascending order, which is wanted here")
-        trades = (volume > 0).astype(np.int64)
+        trades = 4 * (volume > 0).astype(np.int64)
         minute = ts // (MINUTE_MS * 1000)
         self._bars = MinuteBars(minute, opening, high, low, close, volume, trades)
         self.markets = {symbol: market_of(symbol)}

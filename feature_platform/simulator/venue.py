@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from feature_platform.simulator.faults import (
     Outage,
     QuietLeftOut,
 )
+from feature_platform.simulator.trades import NO_TRADES, Trades, bar_so_far, trades_of
 from feature_platform.simulator.truth import MINUTE_MS, MinuteBars, Truth, minute_from
 
 _Mask = NDArray[np.bool_]
@@ -110,31 +110,19 @@ class Venue:
                     bars = _wrong(bars, wrong & _before_correction(fault, bars.minute, now))
         return bars.take(np.flatnonzero(~hidden))
 
+    def trades(self, symbol: str, minute: int) -> Trades:
+        """Return the trades of a minute, over or not, since 1970-01-01 UTC."""
+        bar = self.truth.minutes(symbol, minute, minute + 1)
+        return trades_of(self.truth.markets[symbol], bar) if len(bar) else NO_TRADES
+
     def _so_far(self, symbol: str, bars: MinuteBars, now: int) -> MinuteBars:
         """Cut the bar of the minute that is not over to what has been traded of it."""
         if not len(bars) or bars.minute[-1] != now // MINUTE_MS:
             return bars
-        market = self.truth.markets[symbol]
-        share = now % MINUTE_MS / MINUTE_MS
-        opening, high, low, close = (
-            float(column[-1]) for column in (bars.open, bars.high, bars.low, bars.close)
-        )
-        last = round(opening + (close - opening) * share, market.price_decimals)
-        return replace(
-            bars,
-            close=_with_last(bars.close, last),
-            high=_with_last(
-                bars.high,
-                max(last, round(opening + (high - opening) * share, market.price_decimals)),
-            ),
-            low=_with_last(
-                bars.low, min(last, round(opening + (low - opening) * share, market.price_decimals))
-            ),
-            volume=_with_last(
-                bars.volume, round(float(bars.volume[-1]) * share, market.volume_decimals)
-            ),
-            trades=_with_last(bars.trades, int(bars.trades[-1] * share)),
-        )
+        last = bars.take(slice(len(bars) - 1, None))
+        trades = trades_of(self.truth.markets[symbol], last)
+        cut = bar_so_far(last, trades, trades.until(now + 1))
+        return MinuteBars.join([bars.take(slice(0, len(bars) - 1)), cut])
 
 
 def _bounds(fault: BarFault) -> tuple[int, int]:
@@ -165,9 +153,3 @@ def _wrong(bars: MinuteBars, which: _Mask) -> MinuteBars:
         close=np.where(which, bars.open, bars.close),
         volume=np.where(which, np.round(bars.volume * 0.6, 8), bars.volume),
     )
-
-
-def _with_last(column: NDArray[Any], value: float) -> NDArray[Any]:
-    changed = column.copy()
-    changed[-1] = value
-    return changed

