@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
-from honcho import manager as supervisor
-
+from feature_platform._supervisor import Supervisor
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.orchestration.instance import instance_file, prepare_instance
@@ -20,15 +18,13 @@ from feature_platform.settings import PREFIX, get_settings
 
 _HOST = "127.0.0.1"
 _HISTORY = timedelta(days=2)
-# Seconds that processes have to stop in order: Dagster's take some.
-_PATIENCE = 20
 
 
 def run_dev(port: int, exchange_port: int) -> int:
     """Run everything under one supervisor until Ctrl-C; return its exit status.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
-    the poller, the worker, and Dagster with its UI on `port`. Where one process ends, all do.
+    the poller, the worker, and Dagster with its UI on `port`. A process that ends is started again.
     Raises UserError where a port is taken or the database cannot be used.
     """
     settings = get_settings()
@@ -50,11 +46,10 @@ def run_dev(port: int, exchange_port: int) -> int:
 
 
 def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]) -> int:
-    supervisor.KILL_WAIT = _PATIENCE
-    manager = supervisor.Manager()
+    supervisor = Supervisor()
 
     def add(name: str, *command: str) -> None:
-        manager.add_process(name, shlex.join(command), env=environment)
+        supervisor.add(name, command, environment)
 
     platform = _script("feature-platform")
     if exchange_port is not None:
@@ -63,9 +58,7 @@ def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")
     add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))
-    manager.loop()
-    # 130: what a Ctrl-C makes of everything, and no failure of it.
-    return int(manager.returncode or 0)
+    return supervisor.run()
 
 
 def _script(name: str) -> str:

@@ -1,0 +1,151 @@
+"""What runs under the supervisor stays up, ends with it, and never holds a Ctrl-C up."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Self
+
+import psutil
+import pytest
+
+from feature_platform_tests.fix_processes import PATIENCE, refusal, run, wait_until
+
+SUPERVISE = """
+import os, sys
+from feature_platform._supervisor import Supervisor
+
+if __name__ == "__main__":
+    supervisor = Supervisor()
+    for name, code in zip(sys.argv[1::2], sys.argv[2::2]):
+        supervisor.add(name, (sys.executable, "-uc", code), os.environ)
+    sys.exit(supervisor.run())
+"""
+WAITS = "import os, time; print('pid', os.getpid()); time.sleep(1000)"
+# As Dagster's: it starts another process, and stops it when it is asked to stop.
+HAS_A_CHILD = """
+import os, signal, subprocess, sys
+child = subprocess.Popen(['sleep', '1000'])
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))
+print('pid', os.getpid(), child.pid)
+child.wait()
+"""
+NEEDS_HELP = "print('no such exchange'); raise SystemExit(2)"
+
+
+class Supervised:
+    """A supervisor, and what it says. processes: name and code of each."""
+
+    def __init__(self, **processes: str) -> None:
+        arguments = [word for pair in processes.items() for word in pair]
+        self.process = subprocess.Popen(
+            [sys.executable, "-uc", SUPERVISE, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def pids(self, name: str, times: int = 1) -> list[int]:
+        """Return the process ids that a process has told, once it has told so many times."""
+
+        def told() -> list[str]:
+            pattern = re.compile(rf"\d\d:\d\d:\d\d {name} *\| pid (.*)")
+            return [found[1] for found in map(pattern.search, list(self.lines)) if found]
+
+        wait_until(lambda: len(told()) >= times, f"{name} has been started {times} times")
+        return [int(word) for word in told()[times - 1].split()]
+
+    def wait(self) -> int:
+        """Wait until it has ended; return its exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def close(self) -> None:
+        """Leave nothing of it."""
+        with closing(self.process.stdout):  # type: ignore[type-var]
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+
+@pytest.fixture
+def both() -> Iterator[Supervised]:
+    """Yield a supervisor of two processes, of which `parent` has a child."""
+    with ExitStack() as stack:
+        yield stack.enter_context(Supervised(waits=WAITS, parent=HAS_A_CHILD))
+
+
+def gone(*pids: int) -> bool:
+    return not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in pids
+    )
+
+
+def test_one_that_is_killed_is_started_again_and_the_other_goes_on(both: Supervised) -> None:
+    (waiting,), (parent, child) = both.pids("waits"), both.pids("parent")
+    os.kill(parent, signal.SIGKILL)
+    again = both.pids("parent", times=2)
+    assert gone(parent, child)  # what it left behind would hold its port
+    assert not gone(waiting, *again)
+    assert any("parent is started again in 1 s" in line for line in both.lines)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_stops_everything_in_order(
+    both: Supervised, number: signal.Signals, status: int
+) -> None:
+    pids = (*both.pids("waits"), *both.pids("parent"))
+    both.process.send_signal(number)
+    assert both.wait() == status
+    assert gone(*pids)
+    assert not any("SIGKILL" in line or "again" in line for line in both.lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_nothing_outlives_its_kill(both: Supervised) -> None:
+    pids = (*both.pids("waits"), *both.pids("parent"))
+    both.process.kill()
+    wait_until(lambda: gone(*pids), "all processes are gone")
+
+
+def test_a_mistake_at_the_start_ends_everything() -> None:
+    with Supervised(waits=WAITS, wrong=NEEDS_HELP) as supervised:
+        assert supervised.wait() == 2
+        said = "".join(supervised.lines)
+    assert "wrong  | no such exchange" in said
+    assert "wrong cannot start: stopping everything" in said
+
+
+@pytest.mark.parametrize("option", ["--port", "--exchange-port"])
+def test_a_port_that_is_taken_is_one_line_at_once(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        other = "--exchange-port" if option == "--port" else "--port"
+        line = refusal(run("dev", option, str(port), other, "0"))
+    assert line == (
+        f"port {port} of 127.0.0.1 cannot be used, Address already in use: take another"
+        f" with {option}"
+    )
