@@ -16,8 +16,27 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
 );
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state <> 'filled';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
+CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_filled_idx ON public.ohlcv_1m_gaps (changed_at) WHERE state = 'filled';
 COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet or unavailable.';
 COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the venue answered and had no trades; unavailable: the venue would not answer.';
+
+-- What is missing of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so that of those before the
+-- range only the last can reach into it: the others are not read.
+CREATE OR REPLACE FUNCTION feature_platform.gaps_between(of_symbol text, from_ts timestamptz, to_ts timestamptz)
+    RETURNS TABLE (symbol text, start_ts timestamptz, end_ts timestamptz, state text, attempts integer,
+                   next_attempt_at timestamptz, last_error text)
+    LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT g.symbol, cut.start_ts, cut.end_ts, g.state, g.attempts, g.next_attempt_at, g.last_error
+    FROM public.ohlcv_1m_gaps g
+    CROSS JOIN LATERAL (SELECT greatest(g.start_ts, feature_platform.bucket_of(from_ts)) AS start_ts,
+                               least(g.end_ts, feature_platform.bucket_of(to_ts)) AS end_ts) AS cut
+    WHERE g.symbol = of_symbol AND g.state <> 'filled' AND cut.start_ts < cut.end_ts AND g.start_ts < to_ts
+      AND g.start_ts >= coalesce((SELECT p.start_ts FROM public.ohlcv_1m_gaps p
+                                  WHERE p.symbol = of_symbol AND p.state <> 'filled' AND p.start_ts <= from_ts
+                                  ORDER BY p.start_ts DESC LIMIT 1), from_ts);
+END;
+COMMENT ON FUNCTION feature_platform.gaps_between(text, timestamptz, timestamptz) IS 'The gaps of a symbol in a range, cut to it, but for those that were filled.';
 
 -- How far each symbol's minutes are accounted for: every minute of [since_ts, until_ts).
 CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (

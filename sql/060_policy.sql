@@ -24,6 +24,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.policy_run (
 -- How often a commit has woken the refresher since, up to the next run; their slices and rows are counted above, too.
 ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS wakes integer NOT NULL DEFAULT 0;
 ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS woken_at timestamptz;
+CREATE INDEX IF NOT EXISTS policy_run_started_idx ON feature_platform.policy_run (started_at);
+CREATE INDEX IF NOT EXISTS policy_run_failed_idx ON feature_platform.policy_run (id) WHERE error IS NOT NULL;
 COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week.';
 
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(

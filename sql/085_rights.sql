@@ -62,7 +62,8 @@ BEGIN
                     feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.policy, feature_platform.policy_run,
                     feature_platform.policy_status'),
-        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon, feature_platform.next_job_start')
+        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon, feature_platform.next_job_start,
+                    feature_platform.gaps_between')
     ) AS r (roles, what)
     LOOP
         list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role
