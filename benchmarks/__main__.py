@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import correction, full_build, import_files, one_minute, verify_rows
+from benchmarks import correction, full_build, import_files, one_minute, read_year, verify_rows
 from benchmarks.harness import Ratio, Result, Workbench
 from benchmarks.machine import describe
 from feature_platform.embedded import EmbeddedServer
@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "full_build": full_build.run,
     "correction": correction.run,
     "import": import_files.run,
+    "read_year": read_year.run,
     "verify": verify_rows.run,
 }
 

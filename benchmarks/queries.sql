@@ -270,3 +270,21 @@ SELECT count(*)
 -- settings --
 -- Some of the server's settings.
 SELECT name, current_setting(name) FROM unnest(%(names)s::text[]) AS name;
+
+
+-- ==== read_year.py ====
+
+-- copy_year --
+-- All rows of the one symbol, raw.
+COPY (SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
+        FROM public.features_1m WHERE symbol = 'SYM0001/USDT' ORDER BY bucket) TO STDOUT (FORMAT binary);
+
+-- read_year --
+-- The same rows, for pd.read_sql over psycopg.
+SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
+  FROM public.features_1m WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s ORDER BY bucket;
+
+-- read_year_sqlalchemy --
+-- The same rows, for pd.read_sql over SQLAlchemy.
+SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
+  FROM public.features_1m WHERE symbol = :symbol AND bucket >= :start AND bucket < :end ORDER BY bucket;

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from psycopg.sql import SQL, Identifier
@@ -330,16 +329,15 @@ def _converter(form: Form) -> Any:
 
 
 def _to_pandas(rows: pa.Table, index: Sequence[str]) -> pd.DataFrame:
-    numbers = [field.name for field in rows.schema if field.type == pa.float64()]
-    # One block, of the frame's own: Arrow's memory is read-only.
-    block = np.empty((len(numbers), rows.num_rows))
-    for number, name in enumerate(numbers):
-        block[number] = rows[name].to_numpy()
-    frame = pd.DataFrame(block.T, columns=numbers, index=_index(rows, index), copy=False)
-    for place, name in enumerate(rows.column_names):
-        if name not in numbers and name not in index:
-            frame.insert(place - len(index), name, rows[name].to_pandas().array)
-    return frame
+    values = {name: _array(rows[name]) for name in rows.column_names if name not in index}
+    return pd.DataFrame(values, index=_index(rows, index), copy=False)
+
+
+def _array(column: pa.ChunkedArray) -> Any:
+    if column.type != pa.float64():
+        return column.to_pandas().array
+    array = column.to_numpy()
+    return array if array.flags.writeable else array.copy()  # Arrow's own memory is not
 
 
 def _index(rows: pa.Table, names: Sequence[str]) -> pd.Index[Any]:
