@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from feature_platform import __version__
-from feature_platform.service import health, latest
+from feature_platform.service import health, history, latest, metrics, symbols
 from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
 from feature_platform.service.database import Database, DatabaseUnavailableError
 from feature_platform.service.guard import OPEN_PATHS, Guard
@@ -51,9 +51,17 @@ def create_app(database: Database, *, stale_after: float, key: str | None = None
     if key is not None:
         locked = {"responses": refusals(401)}
         app.openapi = lambda: _with_lock(app)  # type: ignore[method-assign]
-    app.include_router(latest.make_router(database, stale_after), **locked)
+    measured = metrics.Metrics(database)
+    for router in (
+        latest.make_router(database, stale_after),
+        history.make_router(database),
+        symbols.make_router(database, stale_after),
+        metrics.make_router(measured),
+    ):
+        app.include_router(router, **locked)
     app.include_router(health.make_router(database))
     app.add_middleware(Guard, key=key)
+    app.add_middleware(measured.timed)
     app.add_exception_handler(RefusedError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -1,0 +1,124 @@
+"""The forms in which many rows are given: JSON, CSV and Arrow, each written part by part."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+
+from feature_platform.service.answers import dump_json
+from feature_platform.service.rows import COLUMNS
+
+Format = Literal["json", "csv", "arrow"]
+
+MEDIA_TYPES: Mapping[Format, str] = MappingProxyType(
+    {"json": "application/json", "csv": "text/csv", "arrow": "application/vnd.apache.arrow.stream"}
+)
+
+SCHEMA = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("bucket", pa.timestamp("s", "UTC")),
+        *((name, pa.int32() if name == "n_1d" else pa.float64()) for name in COLUMNS[2:]),
+    ]
+)
+
+_Rows = Sequence[Sequence[Any]]
+
+
+class Writer(Protocol):
+    """Write rows: `begin`, `add` for each part, `end`; together they give the whole."""
+
+    def begin(self) -> bytes:
+        """Write what goes before the rows."""
+        ...
+
+    def add(self, rows: _Rows) -> bytes:
+        """Write some rows, one or more, whose values are in the order of COLUMNS."""
+        ...
+
+    def end(self) -> bytes:
+        """Write what goes after the rows."""
+        ...
+
+
+class _JsonWriter:
+    def __init__(self, next_page: str | None) -> None:
+        self._next_page = next_page
+        self._comma = b""
+
+    def begin(self) -> bytes:
+        return b'{"rows":['
+
+    def add(self, rows: _Rows) -> bytes:
+        objects = dump_json([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+        comma, self._comma = self._comma, b","
+        return comma + objects[1:-1]
+
+    def end(self) -> bytes:
+        return b'],"next":' + dump_json(self._next_page) + b"}"
+
+
+class _TableWriter:
+    """Write by one of pyarrow's writers, whose every batch is passed on at once."""
+
+    def __init__(self, make: Callable[[io.BytesIO, pa.Schema], Any]) -> None:
+        self._sink = io.BytesIO()
+        self._writer = make(self._sink, SCHEMA)
+
+    def begin(self) -> bytes:
+        return self._take()
+
+    def add(self, rows: _Rows) -> bytes:
+        columns = zip(zip(*rows, strict=True), SCHEMA.types, strict=True)
+        arrays = [pa.array(values, kind) for values, kind in columns]
+        self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        return self._take()
+
+    def end(self) -> bytes:
+        self._writer.close()
+        return self._take()
+
+    def _take(self) -> bytes:
+        written = self._sink.getvalue()
+        self._sink.seek(0)
+        self._sink.truncate()
+        return written
+
+
+def make_writer(form: Format, next_page: str | None) -> Writer:
+    """Return a new writer; of the formats, only JSON has a place for where the next page is."""
+    if form == "json":
+        return _JsonWriter(next_page)
+    return _TableWriter(pyarrow.csv.CSVWriter if form == "csv" else pyarrow.ipc.new_stream)
+
+
+def choose(accept: str) -> Format | None:
+    """Return the format that a header Accept likes best, None where it likes none of ours.
+
+    Of those that it likes as much, JSON before CSV before Arrow; all, where it says nothing.
+    """
+    liked = {form: _liking(accept, media) for form, media in MEDIA_TYPES.items()}
+    best = max(liked, key=lambda form: liked[form])
+    return best if liked[best] > 0 else None
+
+
+def _liking(accept: str, media_type: str) -> float:
+    """Return the q of the most specific range that a media type lies in (RFC 9110, 12.5.1)."""
+    if not accept.strip():
+        return 1.0
+    by_range: dict[str, float] = {}
+    for one in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in one.split(";"))
+        q = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        try:
+            by_range[name] = min(1.0, max(0.0, float(q)))
+        except ValueError:
+            by_range[name] = 0.0
+    ranges = (media_type, media_type.split("/")[0] + "/*", "*/*")
+    return next((by_range[name] for name in ranges if name in by_range), 0.0)

@@ -1,0 +1,194 @@
+"""The rows of one symbol over a range of time, page by page, and each page part by part.
+
+A part is one short query, and no connection or snapshot is held between two: whoever reads
+slowly keeps nobody waiting, and costs the memory of one part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from psycopg.rows import TupleRow
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
+
+from feature_platform.service.answers import RefusedError, refusals
+from feature_platform.service.database import Database, DatabaseUnavailableError
+from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
+from feature_platform.service.rows import Row, Symbol
+
+MOST_DAYS = 366
+MOST_ROWS = 100_000
+_DEFAULT_ROWS = 10_000
+_PART = 1000  # rows; to write them takes a few milliseconds, during which nobody else is served
+
+_PATH = "/v1/features"
+_MINUTE = timedelta(minutes=1)
+
+_log = logging.getLogger(__name__)
+
+
+def _parse_time(text: object) -> datetime:
+    """Read an ISO-8601 date or time; without an offset it is UTC."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
+    except ValueError:
+        raise ValueError("not an ISO-8601 time such as 2026-02-01T12:00Z") from None
+    except OverflowError:
+        raise ValueError("it lies outside of the years 1 to 9999") from None
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(_parse_time),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+    ),
+]
+
+
+class HistoryQuery(BaseModel):
+    """Which rows to give, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    symbol: Symbol
+    start: Annotated[Time, Field(description="First minute.")]
+    end: Annotated[
+        Time, Field(description=f"First minute after the last; at most {MOST_DAYS} days later.")
+    ]
+    limit: Annotated[int, Field(ge=1, le=MOST_ROWS, description="Rows on a page.")] = _DEFAULT_ROWS
+    format: Annotated[Format | None, Field(description="Without, the header Accept decides.")] = (
+        None
+    )
+
+
+class Page(BaseModel):
+    """Rows in the order of time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[Row]
+    next: str | None = Field(description="Where the next page is; null on the last.")
+
+
+_DESCRIPTION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A page of rows.",
+        "content": {
+            MEDIA_TYPES["csv"]: {"schema": {"type": "string"}},
+            MEDIA_TYPES["arrow"]: {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "Link": {
+                "description": '`<PATH>; rel="next"`: where the next page is, if there is one.',
+                "schema": {"type": "string"},
+            }
+        },
+    },
+    **refusals(400, 404, 406, 422, 503),
+}
+
+
+def make_router(database: Database) -> APIRouter:
+    """Return the route of rows over time."""
+    router = APIRouter()
+
+    @router.get(_PATH, response_model=Page, responses=_DESCRIPTION)
+    async def history(request: Request, query: Annotated[HistoryQuery, Query()]) -> Response:
+        """Give the rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
+
+        A page that ends early, its connection cut, was not all: the database went away.
+        """
+        form = query.format or choose(",".join(request.headers.getlist("accept")))
+        if form is None:
+            raise RefusedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
+        _check_range(query)
+        next_start = await _next_start(database, query)
+        end = next_start or query.end
+        first = await _part(database, query.symbol, query.start, end)
+        if not first:
+            await _check_symbol(database, query.symbol)
+        next_page = None if next_start is None else _link(query, next_start)
+        return _Parts(
+            _write(make_writer(form, next_page), database, query.symbol, first, end),
+            media_type=MEDIA_TYPES[form],
+            headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
+        )
+
+    return router
+
+
+class _Parts(StreamingResponse):
+    """Cut an answer off where the database goes away, so that nobody takes it for whole."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except DatabaseUnavailableError as error:
+            _log.warning("an answer was cut off: %s", error)
+
+
+async def _write(
+    writer: Writer,
+    database: Database,
+    symbol: str,
+    rows: list[TupleRow],
+    end: datetime,
+) -> AsyncIterator[bytes]:
+    """Write the rows before `end`, of which the first are there already."""
+    yield writer.begin()
+    while rows:
+        yield writer.add(rows)
+        start = rows[-1][1] + _MINUTE
+        rows = await _part(database, symbol, start, end) if len(rows) == _PART else []
+    yield writer.end()
+
+
+async def _part(database: Database, symbol: str, start: datetime, end: datetime) -> list[TupleRow]:
+    window = {"symbol": symbol, "start": start, "end": end, "rows": _PART}
+    return await database.fetch("service_rows", window)
+
+
+async def _next_start(database: Database, query: HistoryQuery) -> datetime | None:
+    """Return where the page after this one begins, None where this is the last."""
+    window = {"symbol": query.symbol, "start": query.start, "end": query.end, "rows": query.limit}
+    found = await database.fetch("service_next_start", window)
+    return found[0][0] if found else None
+
+
+async def _check_symbol(database: Database, symbol: str) -> None:
+    """Raise RefusedError for a symbol that has no rows at any time."""
+    ((known,),) = await database.fetch("service_symbol_is_known", {"symbol": symbol})
+    if not known:
+        raise RefusedError(404, f"no features of {symbol!r}")
+
+
+def _check_range(query: HistoryQuery) -> None:
+    if query.start >= query.end:
+        raise RefusedError(400, "start is not before end")
+    if query.end - query.start > timedelta(days=MOST_DAYS):
+        raise RefusedError(400, f"from start to end is more than {MOST_DAYS} days")
+
+
+def _link(query: HistoryQuery, start: datetime) -> str:
+    moved = {
+        "symbol": query.symbol,
+        "start": _text(start),
+        "end": _text(query.end),
+        "limit": query.limit,
+        **({} if query.format is None else {"format": query.format}),
+    }
+    return f"{_PATH}?{urlencode(moved)}"
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

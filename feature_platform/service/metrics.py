@@ -1,0 +1,174 @@
+"""Metrics in Prometheus' form: how the service is asked, and how the platform does.
+
+What the database says is read at most once in a few seconds, however often it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from psycopg.rows import TupleRow
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from feature_platform.service.database import Database, DatabaseUnavailableError
+
+_FRESH = 2.0  # seconds
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlatformState:
+    """What the database says; each a list of rows of the query of its name."""
+
+    symbols: list[TupleRow]
+    dirty: list[TupleRow]
+    gaps: list[TupleRow]
+    policy: list[TupleRow]
+    runs: list[TupleRow]
+
+
+class Metrics:
+    """Keep the metrics of one service."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "feature_platform_http_request_seconds",
+            "Time from a request to the end of its answer.",
+            ("route", "status"),
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._platform = _PlatformCollector()
+        self._registry.register(self._platform)
+        ProcessCollector(registry=self._registry)
+        self._reading = asyncio.Lock()
+        self._read_at = float("-inf")
+
+    def timed(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that notes how long each request to `app` takes."""
+        children: dict[tuple[str, int], Histogram] = {}
+
+        async def timed_app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            status = 500
+
+            async def noting_send(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            began = time.perf_counter()
+            try:
+                await app(scope, receive, noting_send)
+            finally:
+                # Paths that lead nowhere are of any number, and share one name.
+                key = (getattr(scope.get("route"), "path", "none"), status)
+                child = children.get(key)
+                if child is None:
+                    child = children[key] = self._requests.labels(*map(str, key))
+                child.observe(time.perf_counter() - began)
+
+        return timed_app
+
+    async def exposition(self) -> bytes:
+        """Return all metrics; those of the platform are left out while its database is down."""
+        async with self._reading:
+            if time.monotonic() - self._read_at >= _FRESH:
+                self._platform.state = await self._read()
+                self._read_at = time.monotonic()
+        return generate_latest(self._registry)
+
+    async def _read(self) -> PlatformState | None:
+        try:
+            return PlatformState(
+                symbols=await self._database.fetch("service_symbols"),
+                dirty=await self._database.fetch("service_dirty"),
+                gaps=await self._database.fetch("service_gaps"),
+                policy=await self._database.fetch("service_policy"),
+                runs=await self._database.fetch("service_policy_runs"),
+            )
+        except DatabaseUnavailableError as error:
+            _log.warning("metrics without those of the database: %s", error)
+            return None
+
+
+class _PlatformCollector(Collector):
+    """Give what the database last said."""
+
+    state: PlatformState | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        state = self.state
+        yield _gauge("database_up", "Whether the database answers.", float(state is not None))
+        if state is None:
+            return
+        yield _gauges(
+            "lag_seconds",
+            "Since the minute of a symbol's newest feature row ended.",
+            "symbol",
+            [(symbol, age) for symbol, _first, _last, age in state.symbols],
+        )
+        ((rows, age),) = state.dirty
+        yield _gauge("dirty_rows", "Closed minutes whose feature row may be wrong.", rows)
+        yield _gauge("dirty_age_seconds", "Since the oldest of them was marked.", age)
+        yield _gauges(
+            "missing_minutes", "Of the last 24 hours, by why there is no bar.", "state", state.gaps
+        )
+        yield _gauge("policy_present", "Whether there is a refresh policy.", state.policy[0][0])
+        yield _gauges(
+            "policy_runs",
+            "Of the last hour and the last thousand, by how they ended.",
+            "outcome",
+            state.runs,
+        )
+        _present, started_at, seconds, written = state.policy[0]
+        if started_at is not None:
+            yield _gauge("policy_last_start_timestamp_seconds", "When it last began.", started_at)
+            yield _gauge("policy_last_rows_written", "What that run has written.", written)
+        if seconds is not None:
+            yield _gauge("policy_last_run_seconds", "How long that run took.", seconds)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"feature_platform_{name}", meaning, value)
+
+
+def _gauges(name: str, meaning: str, label: str, values: list[TupleRow]) -> Metric:
+    family = GaugeMetricFamily(f"feature_platform_{name}", meaning, labels=[label])
+    for labelled, value in values:
+        family.add_metric([labelled], value)
+    return family
+
+
+def make_router(metrics: Metrics) -> APIRouter:
+    """Return the route of metrics."""
+    router = APIRouter()
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def give_metrics() -> Response:
+        """Give all metrics in Prometheus' text form."""
+        return Response(await metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,216 @@
+"""Rows over time, as pages and streams: all of them, once, exact, in any format."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+
+from feature_platform.service.formats import choose
+from feature_platform.service.rows import COLUMNS
+from feature_platform_tests.fix_service import STRANGE, ServedDatabase
+
+FEATURES = "/v1/features"
+ROWS = 2500  # more than two parts of an answer
+STORED = """
+    SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z,
+           vwap_gap, parkinson_vol
+    FROM features_1m WHERE symbol = %s AND bucket >= %s AND bucket < %s ORDER BY bucket
+"""
+Stored = list[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def stored(served: ServedDatabase) -> Stored:
+    """Store the features of a symbol with a strange name, with a gap, and return them."""
+    first = served.add(STRANGE, ROWS)
+    served.conn.execute(
+        "DELETE FROM features_1m WHERE symbol = %s AND bucket >= %s AND bucket < %s",
+        [STRANGE, first + timedelta(minutes=1100), first + timedelta(minutes=1107)],
+    )
+    rows = served.conn.execute(STORED, [STRANGE, first, first + timedelta(days=9)]).fetchall()
+    assert len(rows) == ROWS - 7
+    return rows
+
+
+def window(stored: Stored, **more: Any) -> dict[str, Any]:
+    """Return the parameters that ask for all of the stored rows."""
+    end = stored[-1][1] + timedelta(minutes=1)
+    return {
+        "symbol": STRANGE,
+        "start": stored[0][1].isoformat(),
+        "end": end.isoformat(),
+        **more,
+    }
+
+
+def ask(served: ServedDatabase, parameters: dict[str, Any], accept: str = "*/*") -> httpx.Response:
+    answer = served.http.get(FEATURES, params=parameters, headers={"Accept": accept})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def values(row: dict[str, Any]) -> tuple[Any, ...]:
+    assert tuple(row) == COLUMNS
+    return (row["symbol"], datetime.fromisoformat(row["bucket"]), *list(row.values())[2:])
+
+
+def parsed(line: list[str]) -> tuple[Any, ...]:
+    """Return the values of a line of CSV."""
+    numbers = [None if text == "" else float(text) for text in line[2:]]
+    numbers[COLUMNS.index("n_1d") - 2] = int(line[COLUMNS.index("n_1d")])
+    return (line[0], datetime.fromisoformat(line[1]), *numbers)
+
+
+def exact(rows: Any) -> list[str]:
+    """Return rows as texts that tell every last bit; times in UTC."""
+    return [repr((row[0], row[1].astimezone(UTC), *row[2:])) for row in rows]
+
+
+def test_json_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
+    answer = ask(served, window(stored))
+    assert answer.headers["content-type"] == "application/json"
+    page = answer.json()
+    assert exact(map(values, page["rows"])) == exact(stored)
+    assert page["next"] is None
+    assert "link" not in answer.headers
+
+
+def test_arrow_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
+    answer = ask(served, window(stored), "application/vnd.apache.arrow.stream")
+    with pa.ipc.open_stream(answer.content) as stream:
+        batches = list(stream)
+    assert len(batches) == 3
+    table = pa.Table.from_batches(batches)
+    assert table.column_names == list(COLUMNS)
+    assert exact(zip(*(column.to_pylist() for column in table.columns), strict=True)) == exact(
+        stored
+    )
+
+
+def test_csv_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
+    answer = ask(served, window(stored), "text/csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    names, *lines = csv.reader(io.StringIO(answer.text, newline=""))
+    assert names == list(COLUMNS)
+    assert exact(map(parsed, lines)) == exact(stored)
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "arrow"])
+def test_what_is_asked_for_by_name_counts_more(
+    served: ServedDatabase, stored: Stored, form: str
+) -> None:
+    answer = ask(served, window(stored, format=form, limit=1), "text/nonsense")
+    assert {"json": "json", "csv": "csv", "arrow": "arrow"}[form] in answer.headers["content-type"]
+
+
+@pytest.mark.parametrize("limit", [1, 999, 1000, 1001, ROWS - 8, ROWS - 7])
+def test_pages_follow_each_other_to_the_end(
+    served: ServedDatabase, stored: Stored, limit: int
+) -> None:
+    start = stored[0][1] if limit > 1 else stored[-5][1]
+    page = ask(served, window(stored, limit=limit, start=start.isoformat())).json()
+    rows, pages = page["rows"], 1
+    while page["next"]:
+        answer = served.http.get(page["next"])
+        page = answer.json()
+        assert len(page["rows"]) <= limit
+        rows, pages = rows + page["rows"], pages + 1
+    expected = [row for row in stored if row[1] >= start]
+    assert exact(map(values, rows)) == exact(expected)
+    assert pages == -(-len(expected) // limit)
+
+
+def test_every_format_says_where_the_next_page_is(served: ServedDatabase, stored: Stored) -> None:
+    for form in ("csv", "arrow", "json"):
+        answer = ask(served, window(stored, limit=1000, format=form))
+        link = answer.links["next"]["url"]
+        asked = parse_qs(urlsplit(link).query)
+        assert asked["format"] == [form]
+        assert asked["symbol"] == [STRANGE]
+        assert datetime.fromisoformat(asked["start"][0]) == stored[1000][1]
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
+    empty = {"symbol": STRANGE, "start": "1970-01-01", "end": "1970-01-02"}
+    assert ask(served, empty).json() == {"rows": [], "next": None}
+    csv = ask(served, {**empty, "format": "csv"}).text
+    assert csv == ",".join(f'"{name}"' for name in COLUMNS) + "\n"
+    with pa.ipc.open_stream(ask(served, {**empty, "format": "arrow"}).content) as stream:
+        assert stream.read_all().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "complaint"),
+    [
+        ({"symbol": "none"}, 404, "no features of 'none'"),
+        ({"start": "2026-02-02", "end": "2026-02-01"}, 400, "start is not before end"),
+        ({"start": "2026-02-01", "end": "2026-02-01"}, 400, "start is not before end"),
+        ({"start": "2024-01-01", "end": "2025-01-02"}, 400, "from start to end is more than 366"),
+        ({"start": "now"}, 422, "start: not an ISO-8601 time such as 2026-02-01T12:00Z"),
+        ({"start": "2026-13-01"}, 422, "start: not an ISO-8601 time"),
+        ({"start": "1700000000"}, 422, "start: not an ISO-8601 time"),
+        ({"start": "0001-01-01T00:00:00+14:00"}, 422, "start: it lies outside"),
+        ({"end": "9999-12-31T23:59:59-14:00"}, 422, "end: it lies outside"),
+        ({"limit": 0}, 422, "limit: Input should be greater than or equal to 1"),
+        ({"limit": 100_001}, 422, "limit: Input should be less than or equal to 100000"),
+        ({"limit": "x"}, 422, "limit: Input should be a valid integer"),
+        ({"format": "xml"}, 422, "format: Input should be 'json', 'csv' or 'arrow'"),
+        ({"columns": "vol"}, 422, "columns: Extra inputs are not permitted"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_named(
+    served: ServedDatabase, change: dict[str, Any], status: int, complaint: str
+) -> None:
+    parameters = {"symbol": "X", "start": "2026-02-01", "end": "2026-02-02", **change}
+    answer = served.http.get(FEATURES, params=parameters)
+    assert answer.status_code == status
+    assert answer.json()["detail"].startswith(complaint)
+
+
+def test_no_format_that_is_accepted_is_an_error(served: ServedDatabase, stored: Stored) -> None:
+    answer = served.http.get(
+        FEATURES, params=window(stored), headers={"Accept": "text/html, image/*"}
+    )
+    assert answer.status_code == 406
+    assert "text/csv" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("", "json"),
+        ("*/*", "json"),
+        ("application/*", "json"),
+        ("text/*, */*;q=0.1", "csv"),
+        ("TEXT/CSV", "csv"),
+        ("text/csv;q=0.5, application/vnd.apache.arrow.stream", "arrow"),
+        ("application/json;q=0, */*", "csv"),
+        ("text/csv;q=x", None),
+        ("text/html", None),
+        (",;,q=;", None),
+    ],
+)
+def test_accept_is_understood(accept: str, form: str | None) -> None:
+    assert choose(accept) == form
+
+
+def test_symbols_say_what_there_is(served: ServedDatabase, stored: Stored) -> None:
+    served.add("STALE", 3, minutes_ago=9)
+    answer = served.http.get("/v1/symbols")
+    told = {one["symbol"]: one for one in answer.json()["symbols"]}
+    assert list(told) == sorted(told)
+    assert datetime.fromisoformat(told[STRANGE]["first_bucket"]) == stored[0][1]
+    assert datetime.fromisoformat(told[STRANGE]["last_bucket"]) == stored[-1][1]
+    assert told[STRANGE]["stale"] is False
+    assert told["STALE"]["stale"] is True
+    assert 540 <= told["STALE"]["age_seconds"] < 660
