@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,16 @@ def window_png(
 ) -> bytes:
     """Draw the minutes start <= bucket < end as `plot_features` does, the symbols one below the
     other, and return the PNG; small enough to be kept with each day.
+
+    A minute before a symbol's first, or one that is not over, is not missing.
     """
-    minutes = pd.date_range(start, end - timedelta(minutes=1), freq="min", tz="UTC")
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.6 * len(symbols)), layout="constrained")
         axes = figure.subplots(
             2 * len(symbols), 1, squeeze=False, height_ratios=(3, 2) * len(symbols)
         )
         for number, symbol in enumerate(symbols):
-            window = {"symbol": symbol, "start": start, "end": end}
-            frame = _frame(connection.execute(queries["plot_window"], window).fetchall())
-            frame = frame.reindex(minutes)
+            frame = _window(connection, symbol, start, end)
             close, score = axes[2 * number, 0], axes[2 * number + 1, 0]
             _draw_close(close, symbol, frame)
             _draw_score(score, frame)
@@ -86,7 +85,7 @@ def window_png(
             close.tick_params(labelbottom=False)
             for axis in (close, score):
                 _shade_missing(axis, frame)
-                axis.set_xlim(minutes[0], minutes[-1])
+                axis.set_xlim(start, end)
         drawn, small = BytesIO(), BytesIO()
         figure.savefig(drawn, format="png", dpi=80)
     # A quarter of the size: a few lines need few colours. (The octree keeps the rare ones.)
@@ -103,6 +102,20 @@ def _by_the_minute(connection: psycopg.Connection[Any], symbol: str, days: int) 
     if frame.empty:
         raise UserError(f"there are no features of {symbol!r} to plot")
     return frame.reindex(pd.date_range(frame.index[0], frame.index[-1], freq="min"))
+
+
+def _window(
+    connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
+) -> pd.DataFrame:
+    """Return one row for every minute of a window that a symbol could have one for."""
+    window = {"symbol": symbol, "start": start, "end": end}
+    bounds = connection.execute(queries["plot_window_bounds"], window).fetchone()
+    assert bounds is not None, "the statement always gives one row"
+    rows = connection.execute(queries["plot_window"], window).fetchall()
+    first, after = bounds
+    return _frame(rows).reindex(
+        pd.date_range(first, after, freq="min", tz="UTC", inclusive="left").as_unit("us")
+    )
 
 
 def _frame(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:

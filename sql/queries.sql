@@ -328,6 +328,18 @@ SELECT bucket, last_close, volume_z
    AND bucket > (SELECT max(bucket) FROM public.features_1m WHERE symbol = %(symbol)s) - make_interval(hours => 24 * %(days)s)
  ORDER BY bucket;
 
+-- plot_window_bounds --
+-- The minutes of a window that a symbol could have rows for: from its first on, up to the last that is over.
+SELECT greatest(%(start)s, (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = %(symbol)s ORDER BY f.bucket LIMIT 1)),
+       least(%(end)s, feature_platform.due_until());
+
+-- plot_window --
+-- Close and volume_z of one symbol in a window.
+SELECT bucket, last_close, volume_z
+  FROM public.features_1m
+ WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
+ ORDER BY bucket;
+
 
 -- ==== bars.py ====
 
@@ -393,16 +405,6 @@ SELECT coalesce(sum(extract(epoch FROM least(end_ts, %(end)s) - greatest(start_t
 -- gaps_failed --
 -- The venue would not answer for these minutes.
 SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s);
-
-
--- ==== plot.py, one day ====
-
--- plot_window --
--- Close and volume_z of one symbol in a window.
-SELECT bucket, last_close, volume_z
-  FROM public.features_1m
- WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
- ORDER BY bucket;
 
 
 -- ==== validation.py ====
