@@ -1,0 +1,343 @@
+"""A backfill while the venue fails: in the end bars are what was traded, and all else has a reason.
+
+Time is the venue's: it stands still but for what a test or a client's waiting lets pass, and the
+database is told the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform.backfill import BackfillReport, backfill, backfill_gaps
+from feature_platform.clock import ManualClock
+from feature_platform.exchange import Exchange
+from feature_platform.gaps import find_gaps, list_gaps
+from feature_platform.simulator.server import SimulatedExchange
+from feature_platform.simulator.truth import RecordedTruth, Truth
+from feature_platform.verify import verify
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_exchange import MakeExchange, quick
+from feature_platform_tests.fix_processes import value
+from feature_platform_tests.integration.test_exchange_client import (
+    FULL,
+    MINUTE,
+    THIN,
+    THIN_FILE,
+    Fault,
+    stored,
+    traded,
+)
+
+NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+START = datetime(2026, 3, 9, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+# What has no bar is explained after this time, unless the venue does not answer for it: it is asked
+# for a last time when it is ten minutes old or, as attempts back off, up to twice that.
+SETTLED = timedelta(minutes=25)
+
+Tick = Callable[[], list[BackfillReport]]
+
+
+@pytest.fixture
+def venue_clock() -> ManualClock:
+    return ManualClock(NOW)
+
+
+@pytest.fixture(scope="module")
+def module_database(databases: Databases) -> Iterator[str]:
+    with databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def conn(module_database: str, venue_clock: ManualClock) -> Iterator[psycopg.Connection[Any]]:
+    """Yield a connection to a database without bars, where it is as late as at the venue."""
+    with psycopg.connect(module_database, autocommit=True) as connection:
+        tell_time(connection, venue_clock)
+        # Rows too: those of another test may be of minutes that are still to come in this one.
+        connection.execute("TRUNCATE ohlcv_1m, features_1m")
+        yield connection
+
+
+@pytest.fixture
+def patient(make_exchange: MakeExchange, venue_clock: ManualClock) -> Exchange:
+    """Return a client that waits as the venue asks for, in the venue's time."""
+    patience = quick(
+        sleep=venue_clock.advance, first_wait=0.01, jitter=0.001, longest_retry_after=600
+    )
+    return make_exchange(patience=patience, clock=venue_clock)
+
+
+@pytest.fixture
+def tick(
+    conn: psycopg.Connection[Any], patient: Exchange, venue_clock: ManualClock
+) -> Callable[[], list[BackfillReport]]:
+    """Return what a minute of the platform does: find gaps, and ask for those that are due."""
+
+    def run() -> list[BackfillReport]:
+        venue_clock.advance(60)
+        tell_time(conn, venue_clock)
+        find_gaps(conn)
+        return backfill_gaps(conn, patient)
+
+    return run
+
+
+def tell_time(connection: psycopg.Connection[Any], clock: ManualClock) -> None:
+    """Let the database's clock tell what the venue's does, and go on from there."""
+    setting = value(
+        connection,
+        "SELECT set_config('feature_platform.clock', %s || '@' || to_char("
+        "  clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"x1'), false)",
+        f"{clock.now():%Y-%m-%dT%H:%M:%S.%fZ}",
+    )
+    assert setting
+
+
+def settle(tick: Tick, clock: ManualClock) -> datetime:
+    """Let minutes pass until all that were over at the beginning must be explained."""
+    end = clock.now().replace(second=0, microsecond=0)
+    while clock.now() < end + SETTLED:
+        tick()
+    return end
+
+
+def unexplained(connection: psycopg.Connection[Any], symbol: str, end: datetime) -> int:
+    """Count the minutes up to `end` that have neither a bar nor a gap that is not filled."""
+    count = value(
+        connection,
+        "SELECT count(*) FROM generate_series((SELECT min(ts) FROM ohlcv_1m WHERE symbol = %s),"
+        "                                     %s - interval '1 minute', '1 minute') AS m (minute)"
+        " WHERE NOT EXISTS (SELECT FROM ohlcv_1m b WHERE b.symbol = %s AND b.ts = m.minute)"
+        "   AND NOT EXISTS (SELECT FROM ohlcv_1m_gaps g WHERE g.symbol = %s AND g.state <> 'filled'"
+        "                      AND g.start_ts <= m.minute AND g.end_ts > m.minute)",
+        symbol,
+        end,
+        symbol,
+        symbol,
+    )
+    assert isinstance(count, int)
+    return count
+
+
+def missing(connection: psycopg.Connection[Any], symbol: str, end: datetime) -> dict[str, int]:
+    """Count the missing minutes up to `end` by what is said of them."""
+    found: dict[str, int] = {}
+    for gap in list_gaps(connection, symbol, ["open", "quiet", "unavailable"]):
+        minutes = int((min(gap.end, end) - gap.start) / MINUTE)
+        if minutes > 0:
+            found[gap.state] = found.get(gap.state, 0) + minutes
+    return found
+
+
+def assert_features_follow(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    report = verify(connection)
+    assert (report.mismatches, report.pending) == (0, 0)
+    assert report.rows > 0
+
+
+# What passes: each while a day and a half is being fetched.
+PASSING: dict[str, list[Fault]] = {
+    "latency": [{"kind": "latency", "seconds": 0.05}],
+    "429": [{"kind": "too_many_requests", "retry_after": 20, "after": 1, "count": 3}],
+    "418": [{"kind": "banned", "retry_after": 120, "after": 1, "count": 1}],
+    "500": [{"kind": "server_error", "status": 500, "probability": 0.4}],
+    "503 for a time": [
+        {"kind": "server_error", "status": 503, "after": 1, "count": 9, "symbol": FULL}
+    ],
+    "a proxy's 502": [{"kind": "server_error", "status": 502, "probability": 0.4}],
+    "resets": [{"kind": "reset", "at": 0.5, "probability": 0.4}],
+    "garbled": [{"kind": "garbled", "probability": 0.4}],
+    "short pages": [{"kind": "short_page", "rows": 300}],
+    "the open candle": [{"kind": "open_candle", "position": "last"}],
+    "disorder": [{"kind": "shuffled"}, {"kind": "repeated", "rows": 5}],
+    "late": [{"kind": "late", "seconds": 240, "probability": 0.5}],
+    "malformed": [{"kind": "malformed", "rows": 3, "count": 4}],
+    "all at once": [
+        {"kind": "server_error", "status": 503, "probability": 0.15},
+        {"kind": "reset", "at": 0.3, "probability": 0.15},
+        {"kind": "short_page", "rows": 400, "probability": 0.3},
+        {"kind": "late", "seconds": 240, "probability": 0.2},
+        {"kind": "malformed", "rows": 1, "count": 2},
+        {"kind": "open_candle", "position": "middle"},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_passes_leaves_nothing_behind(
+    conn: psycopg.Connection[Any],
+    simulator: SimulatedExchange,
+    patient: Exchange,
+    tick: Tick,
+    venue_truth: Truth,
+    venue_clock: ManualClock,
+    name: str,
+) -> None:
+    simulator.set_faults({"kind": "quiet_left_out"}, *PASSING[name])
+    for symbol in (FULL, THIN):
+        backfill(conn, patient, symbol, START, venue_clock.now())
+    if name == "503 for a time":  # longer than a client's patience: the gaps remember
+        find_gaps(conn)
+        assert missing(conn, FULL, NOW)["open"] > 1000
+    end = settle(tick, venue_clock)
+    for symbol in (FULL, THIN):
+        bars = venue_truth.bars(symbol, START, end)
+        quiet = int((bars["trades"] == 0).sum())
+        assert [row for row in stored(conn, symbol) if row[0] < end] == traded(
+            venue_truth, symbol, START, end, quiet=False
+        )
+        # The first minutes of a symbol may be quiet, too: nothing is known to be missing there.
+        before_first = int((stored(conn, symbol)[0][0] - START) / MINUTE)
+        assert missing(conn, symbol, end) == ({"quiet": quiet - before_first} if quiet else {})
+        assert unexplained(conn, symbol, end) == 0
+    for fault in PASSING[name]:
+        assert simulator.faults.fired(fault["kind"]) > 0 or fault["kind"] == "late"
+    assert_features_follow(conn)
+
+
+def test_corrections_come_with_the_next_fetch_of_their_day(
+    conn: psycopg.Connection[Any],
+    simulator: SimulatedExchange,
+    patient: Exchange,
+    venue_truth: Truth,
+    venue_clock: ManualClock,
+) -> None:
+    until = (NOW + HOUR).isoformat()
+    simulator.set_faults({"kind": "corrected", "until": until, "probability": 0.2})
+    end = NOW.replace(second=0)
+    first = backfill(conn, patient, FULL, START, end)
+    assert_features_follow(conn)
+    venue_clock.advance(3600)
+    second = backfill(conn, patient, FULL, START, end)
+    assert second.stored.inserted == 0
+    assert 0.1 < second.stored.updated / first.stored.inserted < 0.3
+    assert stored(conn, FULL) == traded(venue_truth, FULL, START, end)
+    assert_features_follow(conn)
+
+
+@pytest.mark.parametrize("status", [503, None])
+def test_an_outage_that_ends_is_filled(
+    conn: psycopg.Connection[Any],
+    simulator: SimulatedExchange,
+    patient: Exchange,
+    tick: Tick,
+    venue_truth: Truth,
+    venue_clock: ManualClock,
+    status: int | None,
+) -> None:
+    """A venue that leaves bars out without a word says that nothing was traded.
+
+    Nobody asks for such minutes again by himself; whoever fetches the day finds the bars.
+    """
+    lost = (START + 3 * HOUR, START + 5 * HOUR)
+    backfill(conn, patient, FULL, START, lost[0])
+    begins, ends = (moment.isoformat() for moment in lost)
+    outage = {"kind": "outage", "start": begins, "end": ends, "status": status}
+    simulator.set_faults(outage)
+    backfill(conn, patient, FULL, lost[0], venue_clock.now())
+    tick()
+    expected = "quiet" if status is None else "open"
+    assert missing(conn, FULL, NOW)[expected] >= 120
+    simulator.set_faults()
+    if status is None:
+        backfill(conn, patient, FULL, *lost)
+    end = settle(tick, venue_clock)
+    assert [row for row in stored(conn, FULL) if row[0] < end] == traded(
+        venue_truth, FULL, START, end
+    )
+    assert missing(conn, FULL, end) == {}
+    assert any(gap.start <= lost[0] < gap.end for gap in list_gaps(conn, FULL, ["filled"]))
+    assert_features_follow(conn)
+
+
+def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
+    conn: psycopg.Connection[Any],
+    simulator: SimulatedExchange,
+    patient: Exchange,
+    venue_truth: Truth,
+    venue_clock: ManualClock,
+) -> None:
+    lost = (START + 3 * HOUR, START + 5 * HOUR)
+    backfill(conn, patient, FULL, START, lost[0])
+    backfill(conn, patient, FULL, lost[1], venue_clock.now())
+    begins, ends = (moment.isoformat() for moment in lost)
+    simulator.set_faults({"kind": "outage", "start": begins, "end": ends, "status": 503})
+    rounds = 0
+    while not list_gaps(conn, FULL, ["unavailable"]):
+        venue_clock.advance(2 * 3600)  # longer than any wait between two attempts
+        tell_time(conn, venue_clock)
+        find_gaps(conn)
+        backfill_gaps(conn, patient)
+        rounds += 1
+        assert rounds <= 10
+    (gap,) = list_gaps(conn, FULL, ["unavailable"])
+    assert (gap.start, gap.end, gap.attempts) == (*lost, 10)
+    assert gap.last_error is not None
+    assert "asked 4 times: OperationFailed: binance" in gap.last_error
+    asked = simulator.faults.fired("outage")
+    find_gaps(conn)
+    backfill_gaps(conn, patient)
+    assert simulator.faults.fired("outage") == asked  # it is not asked for again
+    around = traded(venue_truth, FULL, START, NOW.replace(second=0))
+    assert [row for row in stored(conn, FULL) if row[0] < NOW.replace(second=0)] == [
+        row for row in around if not lost[0] <= row[0] < lost[1]
+    ]
+    assert unexplained(conn, FULL, NOW.replace(second=0)) == 0
+    # A bar that appears all the same closes its minute.
+    simulator.set_faults()
+    backfill(conn, patient, FULL, *lost)
+    assert missing(conn, FULL, NOW) == {}
+    assert_features_follow(conn)
+
+
+@pytest.mark.skipif(not THIN_FILE.exists(), reason=f"{THIN_FILE.name} is not here")
+class TestRealThinMarket:
+    END = datetime(2019, 10, 13, 17, 20, tzinfo=UTC)
+
+    @pytest.fixture
+    def venue_truth(self) -> Truth:
+        return RecordedTruth(THIN, THIN_FILE)
+
+    @pytest.fixture
+    def venue_clock(self, venue_truth: Truth) -> ManualClock:
+        first = datetime.fromtimestamp(venue_truth.first * 60, UTC)
+        return ManualClock(first + 3560 * MINUTE)
+
+    def test_every_missing_minute_is_quiet_and_asked_for_once(
+        self,
+        conn: psycopg.Connection[Any],
+        simulator: SimulatedExchange,
+        patient: Exchange,
+        tick: Tick,
+        venue_truth: Truth,
+        venue_clock: ManualClock,
+    ) -> None:
+        simulator.set_faults({"kind": "latency", "seconds": 0})  # which counts the requests
+        start = datetime.fromtimestamp(venue_truth.first * 60, UTC)
+        end = venue_clock.now()
+        backfill(conn, patient, THIN, start, end)
+        assert len(stored(conn, THIN)) == 2469
+        settled = settle(tick, venue_clock)
+        assert missing(conn, THIN, settled) == {"quiet": 1091}
+        quiet = [(gap.start, gap.end) for gap in list_gaps(conn, THIN, ["quiet"])]
+        joined = sum(start not in {end for _, end in quiet} for start, _ in quiet if start < end)
+        assert joined == 676
+        pages = -(-3560 // 1000)
+        # Each minute since then was asked for by itself, as it turned out to be missing; what lies
+        # before was asked for once.
+        asked = simulator.faults.fired("latency")
+        assert pages <= asked <= pages + 2 * int(SETTLED / MINUTE)
+        for _ in range(3):
+            tick()
+        # The youngest minutes might have been published late, and were asked for again.
+        young = end - timedelta(minutes=10)
+        listed = [gap for gap in list_gaps(conn, THIN, ["quiet"]) if gap.end <= young]
+        assert {gap.attempts for gap in listed} <= {0, 1}
