@@ -127,8 +127,12 @@ BEGIN
     LOOP
         CONTINUE WHEN EXISTS (SELECT FROM timescaledb_information.hypertables
                               WHERE hypertable_schema = 'public' AND hypertable_name = tab.name);
+        -- Bars that are moved into chunks are truncated where they were: nothing is lost, and nothing is to be marked.
+        DROP TRIGGER ohlcv_1m_truncated ON public.ohlcv_1m;
         PERFORM create_hypertable(format('public.%I', tab.name)::regclass, by_range(tab.time_column, interval '7 days'),
                                   create_default_indexes => false, migrate_data => true);
+        CREATE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
+            FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
         IF edition = 'community' THEN
             EXECUTE format('ALTER TABLE public.%I SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, timescaledb.orderby = %L)',
                            tab.name, 'symbol', tab.time_column);

@@ -30,10 +30,10 @@ def psql(url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def dump(url: str) -> str:
+def dump(url: str, *options: str) -> str:
     """Return the whole schema as text, without what differs from one dump to the next."""
     done = subprocess.run(
-        [bin_dir() / "pg_dump", "--schema-only", "-d", url],
+        [bin_dir() / "pg_dump", "--schema-only", *options, "-d", url],
         capture_output=True,
         text=True,
         check=True,

@@ -1,0 +1,109 @@
+"""Guards against a set-up that cannot follow an older one: a database of version 1 goes on."""
+
+from __future__ import annotations
+
+import lzma
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform import schema
+from feature_platform.embedded import bin_dir
+from feature_platform.verify import verify
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_processes import insert_recent, run_on, value
+from feature_platform_tests.integration.test_schema_apply import dump
+
+Conn = psycopg.Connection[Any]
+
+# `pg_dump --no-owner --no-privileges` of a database of that version, with 1,803 bars of three
+# markets, gaps of every state, a policy that was changed, a run of it, and marks not yet refreshed.
+VERSION_1 = Path(__file__).parents[1] / "data" / "schema_1.sql.xz"
+
+KEPT = """
+    SELECT symbol, ts, open, high, low, close, vol, source, inserted_at
+      FROM ohlcv_1m ORDER BY symbol, ts;
+    SELECT * FROM features_1m ORDER BY symbol, bucket;
+    SELECT * FROM ohlcv_1m_gaps ORDER BY id;
+    SELECT start_offset, end_offset, schedule_interval FROM feature_platform.policy;
+    SELECT id, runner, started_at, finished_at, slices, rows_written
+      FROM feature_platform.policy_run ORDER BY id;
+    SELECT symbol, id, buckets, reach_known, removed, marked_at
+      FROM feature_platform.dirty_log ORDER BY symbol, id;
+    SELECT * FROM feature_platform.late_change ORDER BY symbol, id;
+    SELECT * FROM feature_platform.gap_watermark ORDER BY symbol
+"""
+
+
+@pytest.fixture
+def version_1(empty_database: str) -> str:
+    """Yield the URL of a database of version 1."""
+    subprocess.run(
+        [bin_dir() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
+        input=lzma.decompress(VERSION_1.read_bytes()),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return empty_database
+
+
+def kept(connection: Conn) -> list[list[tuple[Any, ...]]]:
+    return [connection.execute(select.encode()).fetchall() for select in KEPT.split(";")]
+
+
+def test_version_1_is_brought_up_to_date_and_goes_on(version_1: str) -> None:
+    with psycopg.connect(version_1, autocommit=True) as connection:
+        before = kept(connection)
+        assert [len(rows) for rows in before] == [1803, 1803, 8, 1, 1, 2, 2, 3]
+        done = run_on(version_1, "status")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "run `feature-platform db apply`" in done.stderr
+
+        assert run_on(version_1, "db", "apply").returncode == 0
+        assert kept(connection) == before
+        versions = connection.execute(
+            "SELECT version FROM feature_platform.schema_version ORDER BY version"
+        ).fetchall()
+        assert versions == [(1,), (schema.SCHEMA_VERSION,)]
+
+        pending = verify(connection)
+        assert (pending.mismatches, pending.pending > 0) == (0, True)
+        insert_recent(connection, "BTC/USDT", 5)
+        done = run_on(version_1, "refresh")
+        assert (done.returncode, done.stderr) == (0, "")
+        after = verify(connection)
+        assert (after.mismatches, after.pending) == (0, 0)
+        assert after.rows == value(
+            connection, "SELECT count(*) FROM ohlcv_1m WHERE ts = date_trunc('minute', ts)"
+        )
+        connection.execute("SELECT feature_platform.find_gaps()")
+        assert not value(connection, "SELECT count(*) FROM feature_platform.late_change")
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_an_upgrade_makes_what_a_new_set_up_makes(version_1: str, databases: Databases) -> None:
+    with psycopg.connect(version_1, autocommit=True) as connection:
+        owner = value(
+            connection,
+            "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'",
+        )
+        schema.apply(connection)
+        schema.apply(connection)
+    with databases.fresh() as new:
+        of_new = statements(new)
+    of_upgraded = statements(version_1)
+    assert of_upgraded == of_new
+    with psycopg.connect(version_1, autocommit=True) as connection:
+        assert owner == value(
+            connection,
+            "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'",
+        )
+
+
+def statements(url: str) -> list[str]:
+    """Return what a database is made of, whoever owns it and in whatever order it came."""
+    text = dump(url, "--no-owner", "--no-privileges")
+    return sorted(line.strip().rstrip(",") for line in text.splitlines())
