@@ -446,10 +446,30 @@ def db_apply() -> None:
     """Set up the database, or bring its set-up up to date; it may be done again at any time."""
     from feature_platform import schema
     from feature_platform.database import connect, server_description
+    from feature_platform.logins import missing_roles
 
     with connect() as connection:
         schema.apply(connection)
         typer.echo(f"set up: {server_description(connection)}")
+        missing = missing_roles(connection)
+    if missing:
+        typer.echo(
+            f"feature-platform: {connection.info.user} may not create roles, so there is no"
+            f" {', '.join(missing)}: have an administrator run {schema.schema_files()[0]}, then"
+            " apply again",
+            err=True,
+        )
+
+
+@db.command("logins")
+def db_logins() -> None:
+    """Let the roles log in, each with its password from FEATURE_PLATFORM_<ROLE>_PASSWORD."""
+    from feature_platform.database import connect
+    from feature_platform.logins import set_logins
+
+    with connect() as connection:
+        names = set_logins(connection)
+    typer.echo(f"can log in: {', '.join(names)}")
 
 
 if __name__ == "__main__":

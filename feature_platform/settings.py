@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
         one, goes before theirs.
     start_date: the first UTC day that the orchestration knows as a partition.
+    owner_password, ..., reader_password: of the role of that name, for `db logins` to set.
     clock: what time it is on the platform, as SimulatedClock.parse reads it; by default the wall
         clock's.
     api_key: what those who ask the model service must send; without one, anyone on this machine
@@ -58,6 +59,11 @@ class Settings(BaseSettings):
     )
     exchange_url: str | None = None
     start_date: date = date(2025, 1, 1)
+    owner_password: SecretStr | None = None
+    recorder_password: SecretStr | None = None
+    refresher_password: SecretStr | None = None
+    orchestrator_password: SecretStr | None = None
+    reader_password: SecretStr | None = None
     clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
     api_key: SecretStr | None = None
     # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one

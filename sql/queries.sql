@@ -126,6 +126,14 @@ SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
 SELECT max(version) FROM feature_platform.schema_version;
 
 
+-- ==== logins.py ====
+
+-- roles_missing --
+-- Which of these roles the server does not have.
+SELECT name FROM unnest(%(names)s::text[]) WITH ORDINALITY AS r (name, place)
+ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r.name) ORDER BY place;
+
+
 -- ==== refresh.py ====
 
 -- refresh_read_committed --

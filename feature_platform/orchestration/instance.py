@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -26,7 +27,8 @@ def prepare_instance(settings: Settings | None = None) -> dict[str, str]:
     """
     settings = settings or get_settings()
     server = database_url(settings)
-    _ensure_database(server)
+    with connect(server) as connection:
+        ensure_database(connection, connection.info.user)
     home = settings.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text(instance_file().read_text(encoding="utf-8"))
@@ -61,17 +63,22 @@ def instance_file() -> Path:
     return installed if installed.is_file() else package.parent / "dagster.yaml"
 
 
-def _ensure_database(server: str) -> None:
-    with connect(server) as connection:
-        if connection.execute(queries["database_exists"], {"name": DATABASE}).fetchone():
-            return
-        try:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
-        except psycopg.errors.DuplicateDatabase:
-            return  # another process was quicker
-        except psycopg.errors.InsufficientPrivilege:
-            user = connection.info.user
-            raise UserError(
-                f"the user {user} may not make the database {DATABASE}, which Dagster keeps its"
-                f" events in: CREATE DATABASE {DATABASE} OWNER {user}, as a superuser"
-            ) from None
+def ensure_database(connection: psycopg.Connection[Any], owner: str) -> None:
+    """Make Dagster's database on the server of a connection, unless it is there.
+
+    Raises UserError when the user may not.
+    """
+    if connection.execute(queries["database_exists"], {"name": DATABASE}).fetchone():
+        return
+    statement = sql.SQL("CREATE DATABASE {} OWNER {}").format(
+        sql.Identifier(DATABASE), sql.Identifier(owner)
+    )
+    try:
+        connection.execute(statement)
+    except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+        return  # another process was quicker
+    except psycopg.errors.InsufficientPrivilege:
+        raise UserError(
+            f"the user {connection.info.user} may not make the database {DATABASE}, which Dagster"
+            f" keeps its events in: CREATE DATABASE {DATABASE} OWNER {owner}, as a superuser"
+        ) from None

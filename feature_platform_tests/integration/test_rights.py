@@ -1,0 +1,387 @@
+"""Guards against rights that nobody decided: what each role may do with what, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from feature_platform import schema
+from feature_platform.gaps import note_answer, note_failure
+from feature_platform.logins import ROLES, role_name
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_dagster import Platform
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_engine import refresh
+from feature_platform_tests.fix_processes import (
+    WorkerProcess,
+    insert_recent,
+    only_line,
+    run_on,
+    value,
+    wait_until,
+)
+
+Conn = psycopg.Connection[Any]
+
+SERVICES = ROLES[1:]
+READ = "S"
+WRITE = "SIU"
+
+# Everything that is made, and who may do what with it: S select, I insert, U update, D delete, and
+# whatever else there is. Nobody but the owner where a role is not named.
+READERS = {"refresher": READ, "orchestrator": READ, "reader": READ}
+RELATIONS: dict[str, dict[str, str]] = {
+    "ohlcv_1m": {"recorder": WRITE, "refresher": READ, "orchestrator": WRITE, "reader": READ},
+    "features_1m": READERS,
+    "ohlcv_1m_gaps": {"recorder": READ, **READERS},
+    "feature_platform.bar_symbol": {"recorder": READ, **READERS},
+    "feature_platform.dirty": READERS,
+    "feature_platform.dirty_log": READERS,
+    "feature_platform.feature_symbol": READERS,
+    "feature_platform.gap_watermark": READERS,
+    "feature_platform.late_change": READERS,
+    "feature_platform.policy": READERS,
+    "feature_platform.policy_run": READERS,
+    "feature_platform.policy_status": READERS,
+    "feature_platform.schema_version": {"recorder": READ, **READERS},
+    "feature_platform.symbol_state": READERS,
+}
+ANYBODY = {*SERVICES, "stranger"}
+ALL = set(SERVICES)
+RECORDERS = {"recorder", "orchestrator"}
+REFRESHERS = {"refresher", "orchestrator"}
+ORCHESTRATOR = {"orchestrator"}
+NOBODY: set[str] = set()
+ROUTINES: dict[str, set[str]] = {
+    "add_features_1m_policy": ORCHESTRATOR,
+    "alter_features_1m_policy": ORCHESTRATOR,
+    "refresh_features_1m": REFRESHERS,
+    "remove_features_1m_policy": ORCHESTRATOR,
+    "feature_platform.account_minutes": NOBODY,
+    "feature_platform.bucket_from": ANYBODY,
+    "feature_platform.bucket_of": ANYBODY,
+    "feature_platform.check_policy": NOBODY,
+    "feature_platform.clock": ANYBODY,
+    "feature_platform.clock_at": ANYBODY,
+    "feature_platform.compute_features": NOBODY,
+    "feature_platform.dirty_horizon": {"refresher", "orchestrator", "reader"},
+    "feature_platform.due_until": ALL,
+    "feature_platform.find_gaps": ORCHESTRATOR,
+    "feature_platform.gap_answered": RECORDERS,
+    "feature_platform.gap_failed": RECORDERS,
+    "feature_platform.gaps_between": {"refresher", "orchestrator", "reader"},
+    "feature_platform.mark_dirty": NOBODY,
+    "feature_platform.mark_dirty_row": NOBODY,
+    "feature_platform.mark_dirty_truncate": NOBODY,
+    "feature_platform.mark_minutes": NOBODY,
+    "feature_platform.mark_window": REFRESHERS,
+    "feature_platform.newest_minutes": NOBODY,
+    "feature_platform.next_job_start": {"refresher", "orchestrator", "reader"},
+    "feature_platform.pick_symbols": NOBODY,
+    "feature_platform.policy_begin": REFRESHERS,
+    "feature_platform.policy_end": REFRESHERS,
+    "feature_platform.policy_step": REFRESHERS,
+    "feature_platform.recheck_gaps": ORCHESTRATOR,
+    "feature_platform.refresh_slice": REFRESHERS,
+    "feature_platform.refresh_symbols": NOBODY,
+    "feature_platform.run_policy": NOBODY,
+    "feature_platform.schedule_job": NOBODY,
+    "feature_platform.simulated_clock": ANYBODY,
+    "feature_platform.split_gap": NOBODY,
+    "feature_platform.timescaledb": ALL,
+    "feature_platform.unschedule_job": NOBODY,
+    "feature_platform.wake_refresher": NOBODY,
+}
+
+_MADE = """
+    WITH made AS (
+        SELECT 'relation' AS what, 'pg_class'::regclass AS classid, oid, relnamespace AS namespace,
+               relname AS name, relowner AS owner, relacl AS acl
+          FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        UNION ALL
+        SELECT 'routine', 'pg_proc'::regclass, oid, pronamespace, proname, proowner, proacl
+          FROM pg_proc
+        UNION ALL
+        SELECT 'type', 'pg_type'::regclass, oid, typnamespace, typname, typowner, typacl
+          FROM pg_type WHERE typtype = 'c' AND typname = 'refresh_item'
+    )
+    SELECT what, oid, CASE namespace::regnamespace::text WHEN 'public' THEN name
+                      ELSE namespace::regnamespace || '.' || name END AS name, owner::regrole::text
+      FROM made
+     WHERE namespace IN ('public'::regnamespace, 'feature_platform'::regnamespace)
+       AND NOT EXISTS (SELECT FROM pg_depend d
+                        WHERE d.classid = made.classid AND d.objid = made.oid AND d.deptype = 'e')
+     ORDER BY 1, 3
+"""
+_TABLE_RIGHTS = """
+    SELECT coalesce(string_agg(left(privilege, 1), '' ORDER BY place), '')
+      FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[])
+           WITH ORDINALITY AS p (privilege, place)
+     WHERE has_table_privilege(%s, %s::oid, privilege)
+"""
+_MAY_EXECUTE = "SELECT has_function_privilege(%s, %s::oid, 'EXECUTE')"
+
+# A role of PostgreSQL's own, which nothing is granted to here: what PUBLIC may do, it may.
+STRANGER = "pg_signal_backend"
+
+
+def in_database(who: str) -> str:
+    return STRANGER if who == "stranger" else role_name(who)
+
+
+def as_role(url: str, role: str) -> str:
+    """Return what connects to a database with the rights of a role alone."""
+    return make_conninfo(url, options=f"-c role={role_name(role)}")
+
+
+@pytest.fixture
+def connections(database: str) -> Iterator[dict[str, Conn]]:
+    """Yield a connection as each role."""
+    opened = {role: psycopg.connect(as_role(database, role), autocommit=True) for role in SERVICES}
+    yield opened
+    for connection in opened.values():
+        connection.close()
+
+
+def made(connection: Conn, what: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for kind, oid, name, _owner in connection.execute(_MADE):
+        if kind == what:
+            found.setdefault(name, []).append(oid)
+    return found
+
+
+def test_every_table_and_view_has_the_rights_that_were_decided(conn: Conn) -> None:
+    found = {
+        name: {
+            who: rights
+            for who in sorted(ANYBODY)
+            for oid in oids
+            if (rights := value(conn, _TABLE_RIGHTS, in_database(who), oid))
+        }
+        for name, oids in made(conn, "relation").items()
+    }
+    sequences = {name: rights for name, rights in found.items() if name.endswith("_id_seq")}
+    assert not any(sequences.values())
+    assert {name: rights for name, rights in found.items() if name not in sequences} == RELATIONS
+
+
+def test_every_function_and_procedure_has_the_rights_that_were_decided(conn: Conn) -> None:
+    found = {
+        name: {
+            who
+            for who in ANYBODY
+            for oid in oids
+            if value(conn, _MAY_EXECUTE, in_database(who), oid)
+        }
+        for name, oids in made(conn, "routine").items()
+    }
+    assert found == ROUTINES
+
+
+def test_all_belongs_to_the_owner_who_is_no_superuser(conn: Conn) -> None:
+    owners = {owner for *_, owner in conn.execute(_MADE)}
+    assert owners == {role_name("owner")}
+    attributes = conn.execute(
+        "SELECT DISTINCT rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication"
+        " FROM pg_roles WHERE rolname = ANY (%s)",
+        [[role_name(role) for role in ROLES]],
+    ).fetchall()
+    assert attributes == [(False, False, False, False, False)]
+
+
+def test_nobody_but_the_owner_may_make_anything(conn: Conn) -> None:
+    for who in ANYBODY:
+        for place in ("public", "feature_platform"):
+            may = "SELECT has_schema_privilege(%s, %s, 'CREATE')"
+            assert not value(conn, may, in_database(who), place)
+        usage = "SELECT has_schema_privilege(%s, 'feature_platform', 'USAGE')"
+        assert value(conn, usage, in_database(who)) == (who != "stranger")
+
+
+def test_what_runs_as_the_owner_looks_nothing_up_where_others_write(conn: Conn) -> None:
+    paths = conn.execute(
+        """SELECT proname, proconfig FROM pg_proc
+            WHERE prosecdef AND pronamespace IN ('public'::regnamespace,
+                                                 'feature_platform'::regnamespace)"""
+    ).fetchall()
+    assert len(paths) > 10
+    for name, settings in paths:
+        assert "search_path=pg_catalog, pg_temp" in (settings or []), name
+
+
+def refused(connection: Conn, statement: str, *parameters: object) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement.encode(), parameters or None)
+
+
+REFUSED = {
+    "recorder": (
+        "DELETE FROM ohlcv_1m",
+        "TRUNCATE ohlcv_1m",
+        "TABLE features_1m",
+        "TABLE feature_platform.dirty_log",
+        "CALL refresh_features_1m(NULL, NULL)",
+        "SELECT alter_features_1m_policy(start_offset => '2 hours')",
+        "UPDATE ohlcv_1m_gaps SET state = 'quiet'",
+        "CREATE TABLE mine (x integer)",
+        "ALTER TABLE ohlcv_1m DISABLE TRIGGER ALL",
+        "SET session_replication_role = replica",
+    ),
+    "refresher": (
+        "INSERT INTO ohlcv_1m VALUES ('A', '2026-01-01Z', 1, 1, 1, 1, 1)",
+        "UPDATE features_1m SET vol = 1",
+        "DELETE FROM feature_platform.dirty_log",
+        "DELETE FROM feature_platform.symbol_state",
+        "SELECT feature_platform.find_gaps()",
+        "SELECT remove_features_1m_policy()",
+        "CREATE TABLE mine (x integer)",
+    ),
+    "orchestrator": (
+        "DELETE FROM ohlcv_1m",
+        "UPDATE features_1m SET vol = 1",
+        "DELETE FROM feature_platform.dirty_log",
+        "UPDATE feature_platform.policy SET start_offset = '1 day'",
+        "DROP TABLE features_1m",
+        "CREATE TABLE mine (x integer)",
+    ),
+    "reader": (
+        "INSERT INTO ohlcv_1m VALUES ('A', '2026-01-01Z', 1, 1, 1, 1, 1)",
+        "DELETE FROM features_1m",
+        "CALL refresh_features_1m(NULL, NULL)",
+        "SELECT feature_platform.refresh_slice('-infinity', 'infinity', 1)",
+        "SELECT feature_platform.gap_answered('A', '2026-01-01Z', '2026-01-02Z')",
+        "SELECT feature_platform.policy_begin('worker')",
+        "CREATE TABLE mine (x integer)",
+    ),
+}
+
+
+def test_each_is_refused_what_is_not_its_own(connections: dict[str, Conn]) -> None:
+    for role, statements in REFUSED.items():
+        for statement in statements:
+            refused(connections[role], statement)
+
+
+def test_the_recorder_stores_bars_and_says_what_the_venue_said(
+    database: str, conn: Conn, connections: dict[str, Conn], tmp_path: Path
+) -> None:
+    file = tmp_path / "bars.csv"
+    rows = (f"{1_769_904_000_000 + i * 60_000},10,12,9,{10 + i},5" for i in range(3))
+    file.write_text("open_time,open,high,low,close,volume\n" + "\n".join(rows))
+    recorder = as_role(database, "recorder")
+    done = run_on(recorder, "import", file, "--symbol", "A")
+    assert (done.returncode, done.stderr) == (0, "")
+    file.write_text(file.read_text().replace(",5\n", ",6\n"))
+    assert run_on(recorder, "import", file, "--symbol", "A").returncode == 0
+    assert value(conn, "SELECT sum(vol) FROM ohlcv_1m") == 6 + 6 + 5
+
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = '2026-02-01 00:01Z'")
+    conn.execute("SELECT feature_platform.find_gaps()")
+    gap = moment(conn, "2026-02-01 00:01Z"), moment(conn, "2026-02-01 00:02Z")
+    note_failure(connections["recorder"], "A", *gap, "no answer")
+    assert note_answer(connections["recorder"], "A", *gap) == 1
+    done = run_on(recorder, "refresh")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert only_line(done.stderr).startswith("feature-platform: permission denied for ")
+
+
+def moment(connection: Conn, text: str) -> Any:
+    return value(connection, "SELECT %s::timestamptz", text)
+
+
+def test_the_refresher_refreshes_and_the_reader_proves_it(database: str, conn: Conn) -> None:
+    insert_recent(conn, "A", 20)
+    refresher, reader = (as_role(database, role) for role in ("refresher", "reader"))
+    done = run_on(refresher, "refresh", "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20 rows written" in done.stdout
+    done = run_on(reader, "verify")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20 rows of 1 symbols, 0 mismatches, 0 pending" in done.stdout
+    done = run_on(reader, "status")
+    assert (done.returncode, done.stderr) == (0, "")
+    with psycopg.connect(refresher, autocommit=True) as connection:
+        insert_recent(conn, "B", 5)
+        refresh(connection)
+    assert value(conn, "SELECT count(*) FROM features_1m") == 25
+
+
+def test_the_worker_works_as_refresher(database: str, conn: Conn) -> None:
+    insert_recent(conn, "A", 5)
+    with WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=as_role(database, "refresher")) as worker:
+        worker.wait_for("at work")
+        wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 5, "rows")
+        insert_recent(conn, "B", 5)
+        wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 10, "rows, woken")
+        assert "refused" not in worker.stop()
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_dagster_works_as_orchestrator(
+    platform_with_venue: Platform, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_role(database, "orchestrator"))
+    get_settings.cache_clear()
+    platform = platform_with_venue
+    day = value(platform.connection, "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
+    run_config = {"ops": {"ohlcv_1m": {"config": {"only_gaps": False, "symbols": ["BTC/USDT"]}}}}
+    assert platform.run("rest_backfill", day, run_config=run_config).success
+    for sensor in ("gaps", "validation", "policy"):
+        platform.tick(sensor)
+    assert platform.run("refresh_features", day).success
+    assert platform.run("audit").success
+    with psycopg.connect(as_role(database, "orchestrator"), autocommit=True) as connection:
+        connection.execute("SELECT alter_features_1m_policy(start_offset => '2 hours')")
+        connection.execute("SELECT remove_features_1m_policy()")
+        connection.execute("SELECT add_features_1m_policy()")
+
+
+@pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
+def test_the_jobs_of_the_database_run_as_the_owner(conn: Conn) -> None:
+    owners = conn.execute(
+        "SELECT DISTINCT owner::text FROM timescaledb_information.jobs"
+        " WHERE hypertable_name LIKE '%_1m' OR proc_name = 'run_policy'"
+    )
+    assert owners.fetchall() == [(role_name("owner"),)]
+
+
+def test_other_roles_keep_what_they_were_granted(databases: Databases) -> None:
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"GRANT SELECT ON features_1m TO {STRANGER}")
+        connection.execute(f"GRANT DELETE ON ohlcv_1m TO {role_name('recorder')}")
+        schema.apply(connection)
+        granted = "SELECT has_table_privilege(%s, %s, %s)"
+        assert value(connection, granted, STRANGER, "features_1m", "SELECT")
+        assert not value(connection, granted, role_name("recorder"), "ohlcv_1m", "DELETE")
+
+
+USER = "fp_without_roles"
+
+
+@pytest.fixture
+def administered(empty_database: str) -> Iterator[str]:
+    """Yield what connects as a user who owns the database and may not create roles."""
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        user, database = sql.Identifier(USER), sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(user))
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, user))
+        yield make_conninfo(empty_database, user=USER)
+        connection.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(user))
+        connection.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(user, user))
+
+
+def test_without_the_right_to_create_roles_the_user_owns_all(administered: str) -> None:
+    with psycopg.connect(administered, autocommit=True) as connection:
+        for _ in range(2):
+            schema.apply(connection)
+        assert {owner for *_, owner in connection.execute(_MADE)} == {USER}
+        insert_recent(connection, "A", 5)
+        refresh(connection)
+        assert value(connection, "SELECT count(*) FROM features_1m") == 5
