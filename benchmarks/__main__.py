@@ -17,7 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import correction, full_build, import_files, one_minute, read_year, verify_rows
+from benchmarks import (
+    correction,
+    full_build,
+    import_files,
+    lag,
+    one_minute,
+    read_year,
+    verify_rows,
+)
 from benchmarks.harness import Ratio, Result, Workbench
 from benchmarks.machine import describe
 from feature_platform.embedded import EmbeddedServer
@@ -29,6 +37,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "import": import_files.run,
     "read_year": read_year.run,
     "verify": verify_rows.run,
+    "lag": lag.run,
 }
 
 

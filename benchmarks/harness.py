@@ -103,12 +103,18 @@ class Workbench:
             server.execute(drop)
             server.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
             try:
-                url = urlsplit(self.url)._replace(path=f"/benchmark_{name}").geturl()
-                with psycopg.connect(url, autocommit=True) as connection:
+                with psycopg.connect(self._url(f"benchmark_{name}"), autocommit=True) as connection:
                     schema.apply(connection)
                     yield connection
             finally:
                 server.execute(drop)
+
+    def url_of(self, connection: Connection) -> str:
+        """Return the URL of a connection's database, for another process."""
+        return self._url(connection.info.dbname)
+
+    def _url(self, database: str) -> str:
+        return urlsplit(self.url)._replace(path=f"/{database}").geturl()
 
 
 @contextmanager

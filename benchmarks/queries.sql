@@ -288,3 +288,35 @@ SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_
 -- The same rows, for pd.read_sql over SQLAlchemy.
 SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
   FROM public.features_1m WHERE symbol = :symbol AND bucket >= :start AND bucket < :end ORDER BY bucket;
+
+
+-- ==== lag.py ====
+
+-- remove_policy --
+-- Nobody refreshes what is prepared but who is told to.
+SELECT remove_features_1m_policy(if_exists => true);
+
+-- set_schedule --
+-- A policy that a worker runs every so many seconds.
+SELECT add_features_1m_policy(schedule_interval => make_interval(secs => %(seconds)s));
+
+-- deafen --
+-- Let no commit wake the worker: what is left is the schedule.
+CREATE OR REPLACE FUNCTION feature_platform.wake_refresher(first timestamptz) RETURNS void LANGUAGE sql RETURN NULL;
+
+-- ended_runs --
+-- How many runs of the policy have ended.
+SELECT count(*) FROM feature_platform.policy_run WHERE finished_at IS NOT NULL;
+
+-- woken_slices --
+-- How many slices commits have led to.
+SELECT sum(wakes) FROM feature_platform.policy_run;
+
+-- rows_of_minute --
+-- Whose rows of a minute can be read.
+SELECT symbol FROM public.features_1m WHERE bucket = %(bucket)s;
+
+-- write_bar --
+-- Store a bar's volume, as a writer of single bars does.
+UPDATE public.ohlcv_1m SET vol = %(by)s
+ WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);

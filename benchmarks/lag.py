@@ -1,0 +1,246 @@
+"""How long after a bar's commit its feature row can be read, beside a policy on schedule alone.
+
+Bars are committed as a recorder does: those of one minute over its first second, in batches. A
+reader that polls sees each row come. Where commits wake the worker, minutes follow each other
+every few seconds, which is more than a market asks; on schedule alone, at the pace of the clock.
+The workers are those that users run, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from benchmarks.bars import DAY, FIRST, create_generator, insert_bars, moment, refresh, settle
+from benchmarks.harness import (
+    Connection,
+    Ratio,
+    Result,
+    Workbench,
+    WrongResultError,
+    another_session,
+    queries,
+    require_exact,
+    value,
+)
+
+SYMBOLS = (1, 100, 1000)
+ROUNDS = {1: 40, 100: 20, 1000: 15}
+BATCHES = 5
+BATCH_SECONDS = 0.2
+PAUSE = 1.0  # after a minute's rows have come
+READY = 70  # closed minutes that are left for the rounds
+PROMISED = {100: ("p50", 0.1), 1000: ("p99", 1.0)}
+PATIENCE = 120.0
+
+WRITERS = 8
+WRITING_SECONDS = 2.0
+
+
+@dataclass
+class Side:
+    """A database with a worker, and the next closed minute that has no bars yet."""
+
+    connection: Connection
+    next_minute: int
+    lags: dict[int, list[float]] = field(default_factory=dict)
+
+
+def run(bench: Workbench) -> Result:
+    """Measure the lag at each number of symbols, on both sides at once, and what a wake costs."""
+    small = bench.scale < 0.05
+    sizes = {size: bench.scaled(size) for size in SYMBOLS}
+    interval = 2 if small else 60
+    with ExitStack() as stack:
+        most = max(*sizes.values(), WRITERS)
+        woken, scheduled = (
+            _prepare(bench, stack.enter_context(bench.database(name)), most)
+            for name in ("lag_woken", "lag_scheduled")
+        )
+        scheduled.connection.execute(queries["deafen"])
+        for side in (woken, scheduled):
+            side.connection.execute(queries["set_schedule"], {"seconds": interval})
+        commits = _commits_per_second(bench, woken, scheduled)
+        for side in (woken, scheduled):
+            refresh(side.connection)
+            stack.enter_context(_worker(bench, side.connection))
+        for size, symbols in sizes.items():
+            bench.say(f"{symbols} symbols a minute")
+            with ThreadPoolExecutor(1) as pool:
+                late = pool.submit(_on_schedule, scheduled, size, symbols, interval)
+                for _ in range(2 if small else ROUNDS[size]):
+                    _measure(woken, size, symbols, woken.next_minute)
+                    time.sleep(0 if small else PAUSE)
+                late.result()
+        for side in (woken, scheduled):
+            require_exact(side.connection, start=moment(side.next_minute - READY))
+        slices = value(woken.connection, "woken_slices")
+    return Result(
+        ratios=[*_ratios(sizes, woken, scheduled), *commits],
+        figures=_figures(sizes, woken, scheduled)
+        | {"seconds between runs of the schedule": interval, "slices of woken refreshes": slices},
+        seconds={
+            f"{name}, {sizes[size]} of {size} symbols": lags
+            for name, side in (("woken", woken), ("on schedule", scheduled))
+            for size, lags in side.lags.items()
+        },
+    )
+
+
+def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
+    """Store what the windows of the coming minutes reach: the bars that leave, and the newest."""
+    bench.say(f"{symbols} symbols, the last day")
+    create_generator(connection)
+    first_new = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - READY
+    connection.execute(queries["remove_policy"])
+    for minutes in (
+        range(first_new - DAY, first_new - DAY + 2 * READY),
+        range(first_new - READY, first_new),
+    ):
+        insert_bars(connection, range(1, symbols + 1), minutes)
+    refresh(connection)
+    settle(connection)
+    return Side(connection, first_new)
+
+
+@contextmanager
+def _worker(bench: Workbench, connection: Connection) -> Iterator[None]:
+    """Run a worker on a database while the body runs."""
+    environment = {**os.environ, "FEATURE_PLATFORM_DATABASE_URL": bench.url_of(connection)}
+    command = (sys.executable, "-m", "feature_platform.cli", "worker")
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not value(connection, "ended_runs"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise WrongResultError("the worker does not run")
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+
+
+def _on_schedule(side: Side, size: int, symbols: int, interval: int) -> None:
+    """Measure the minute that ends next, when its bars come: just after its end."""
+    if interval == 60:
+        time.sleep(60.2 - time.time() % 60)
+        minute = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - 1
+    else:
+        minute = side.next_minute
+    _measure(side, size, symbols, minute)
+
+
+def _measure(side: Side, size: int, symbols: int, minute: int) -> None:
+    """Commit the bars of one minute, and note when each row can be read."""
+    side.next_minute += 1
+    committed: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    with another_session(side.connection) as reader:
+        thread = threading.Thread(target=_watch, args=(reader, minute, symbols, seen))
+        thread.start()
+        began = time.monotonic()
+        for number, batch in enumerate(_batches(symbols)):
+            time.sleep(max(0.0, began + number * BATCH_SECONDS - time.monotonic()))
+            insert_bars(side.connection, batch, range(minute, minute + 1))
+            now = time.monotonic()
+            committed |= {_name(symbol): now for symbol in batch}
+        thread.join()
+    if seen.keys() != committed.keys():
+        raise WrongResultError(f"{len(seen)} rows of {symbols} came within {PATIENCE:.0f} s")
+    # Seen before the writer has heard that it was committed: less than can be measured.
+    lags = [max(seen[symbol] - committed[symbol], 1e-4) for symbol in committed]
+    side.lags.setdefault(size, []).extend(lags)
+
+
+def _watch(reader: Connection, minute: int, symbols: int, seen: dict[str, float]) -> None:
+    """Poll for the rows of one minute until all have come."""
+    deadline = time.monotonic() + PATIENCE
+    pause = 0.002 + symbols * 2e-5  # a reader that takes a core for itself would be in the way
+    while len(seen) < symbols and time.monotonic() < deadline:
+        rows = reader.execute(queries["rows_of_minute"], {"bucket": moment(minute)}).fetchall()
+        now = time.monotonic()
+        for (symbol,) in rows:
+            seen.setdefault(symbol, now)
+        time.sleep(pause)
+
+
+def _batches(symbols: int) -> list[range]:
+    count = min(BATCHES, symbols)
+    ends = [symbols * number // count for number in range(count + 1)]
+    return [range(ends[i] + 1, ends[i + 1] + 1) for i in range(count)]
+
+
+def _name(symbol: int) -> str:
+    return f"SYM{symbol:04d}/USDT"
+
+
+def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> list[Ratio]:
+    """Let several writers commit bars one by one, with notifications and without."""
+    bench.say(f"{WRITERS} writers at once")
+    seconds = WRITING_SECONDS if bench.scale >= 0.05 else 0.1
+    speeds: dict[str, list[float]] = {"told": [], "silent": []}
+    for number in range(bench.rounds(4)):
+        for name, side in (("told", woken), ("silent", scheduled))[:: 1 if number % 2 else -1]:
+            with ThreadPoolExecutor(WRITERS) as pool:
+                counts = pool.map(
+                    lambda writer, side=side: _commit_bars(side, writer, seconds), range(WRITERS)
+                )
+                speeds[name].append(sum(counts) / seconds)
+    told, silent = (statistics.median(speeds[name]) for name in ("told", "silent"))
+    return [
+        Ratio(
+            f"commits a second of {WRITERS} writers: share left with notifications", told / silent
+        )
+    ]
+
+
+def _commit_bars(side: Side, writer: int, seconds: float) -> int:
+    """Correct a bar of the writer's own, again and again; return how often."""
+    until = time.monotonic() + seconds
+    count = 0
+    bar = {"symbol": writer + 1, "minute": side.next_minute - 1}
+    with another_session(side.connection) as session:
+        while time.monotonic() < until:
+            session.execute(queries["write_bar"], {**bar, "by": count % 2 + 1})
+            count += 1
+    return count
+
+
+def _quantiles(lags: list[float]) -> dict[str, float]:
+    ordered = sorted(lags)
+    return {
+        "p50": statistics.median(ordered),
+        "p99": ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+        "max": ordered[-1],
+    }
+
+
+def _ratios(sizes: dict[int, int], woken: Side, scheduled: Side) -> list[Ratio]:
+    ratios = []
+    for size, symbols in sizes.items():
+        fast, slow = _quantiles(woken.lags[size]), _quantiles(scheduled.lags[size])
+        name = f"lag at {symbols} symbols a minute"
+        if size in PROMISED:
+            which, promised = PROMISED[size]
+            what = f"{name}: {which}, of the promised {promised:g} s"
+            ratios.append(Ratio(what, fast[which] / promised, at_most=1))
+        ratios.append(Ratio(f"{name}: times less than on schedule", slow["p50"] / fast["p50"]))
+    return ratios
+
+
+def _figures(sizes: dict[int, int], woken: Side, scheduled: Side) -> dict[str, float]:
+    return {
+        f"lag {name}, {symbols} of {size} symbols, {which} (ms)": 1000 * seconds
+        for size, symbols in sizes.items()
+        for name, side in (("woken", woken), ("on schedule", scheduled))
+        for which, seconds in _quantiles(side.lags[size]).items()
+    }
