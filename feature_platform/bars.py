@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import psycopg
@@ -91,6 +92,49 @@ def store_bars(
     assert row is not None, "the statement always gives one row"
     inserted, updated = int(row[0]), int(row[1])
     return Stored(inserted, updated, len(bars) - inserted - updated)
+
+
+class StreamBar(NamedTuple):
+    """Be one bar of a market; `ts` is as in Bars."""
+
+    symbol: str
+    ts: int
+    open: float
+    high: float
+    low: float
+    close: float
+    vol: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStored(Stored):
+    """Say what became of bars of a stream.
+
+    contested: symbol and ts of those that differ from what the exchange said over REST, or a
+        file; they count as unchanged.
+    """
+
+    contested: tuple[tuple[str, int], ...] = ()
+
+
+def store_stream(connection: psycopg.Connection[Any], bars: Sequence[StreamBar]) -> StreamStored:
+    """Store bars of any markets that came by a stream, none twice, in one statement.
+
+    A bar that a stream brought before is corrected; one from elsewhere is left as it is, as what
+    a stream says may be older than that.
+
+    Raises psycopg's CheckViolation where one is no bar; nothing is stored then.
+    """
+    if not bars:
+        return StreamStored()
+    columns = dict(zip(StreamBar._fields, map(list, zip(*bars, strict=True)), strict=True))
+    ends = {"first": moment(min(columns["ts"])), "last": moment(max(columns["ts"]))}
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(queries["recorder_store"], {**columns, **ends}).fetchone()
+    assert row is not None, "the statement always gives one row"
+    inserted, updated, symbols, times = row
+    contested = tuple(zip(symbols, times, strict=True))
+    return StreamStored(inserted, updated, len(bars) - inserted - updated, contested)
 
 
 class _ArrayDumper(Dumper):

@@ -335,6 +335,20 @@ def poll_command(
     run_poller(timedelta(days=days))
 
 
+@app.command("record")
+def record_command(
+    days: Annotated[
+        int, typer.Option(min=0, help="How far back a symbol without bars is fetched.")
+    ] = 2,
+) -> None:
+    """Write the configured symbols' bars as they are closed, by the exchange's stream."""
+    from feature_platform.recorder import run_recorder
+
+    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    if not run_recorder(timedelta(days=days)):
+        raise typer.Exit(1)
+
+
 @app.command("dev")
 def dev_command(
     port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,

@@ -112,6 +112,7 @@ def gaps_table(gaps: Sequence[Gap]) -> Table:
         "until (UTC)",
         ">minutes",
         "state",
+        "feed",
         ">attempts",
         "last error",
     )
@@ -122,6 +123,7 @@ def gaps_table(gaps: Sequence[Gap]) -> Table:
             moment(gap.end),
             f"{_minutes(gap):,}",
             gap.state,
+            gap.feed or "-",
             str(gap.attempts),
             gap.last_error or "",
         )

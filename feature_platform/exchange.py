@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from types import ModuleType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ __all__ = ["Exchange", "ExchangeUnavailable", "Fetched", "Patience", "Rejected"]
 
 _log = logging.getLogger(__name__)
 
-_TIMEFRAME = "1m"
+TIMEFRAME = "1m"
 _USUAL_LIMIT = 500  # of bars in an answer, where ccxt does not say
 
 # How long the exchange's clock is followed by ours before it is asked again, in seconds.
@@ -83,7 +84,10 @@ class Exchange:
         self.symbols = symbols
         self._clock = clock
         self._calls = Calls(name, patience or Patience())
-        self._client = _make_client(name, symbols, url, rate_limit=rate_limit)
+        self._client = make_client(name, symbols, url, rate_limit=rate_limit)
+        if not has_minutes(self._client):
+            self._client.close()
+            raise UserError(f"{PREFIX}EXCHANGE: {name} has no bars of one minute over REST")
         self._client.parse_ohlcvs = self._keep_rows
         self._parse_json = self._client.parse_json
         self._client.parse_json = self._watch_json
@@ -174,7 +178,7 @@ class Exchange:
             rows = self._request(
                 self._client.fetch_ohlcv,
                 symbol,
-                _TIMEFRAME,
+                TIMEFRAME,
                 start // 1000,
                 (end - start) // MINUTE_US,
                 # The last millisecond, because some take `until` to be included, some do not.
@@ -257,17 +261,32 @@ class Exchange:
         return int(limit) if limit else _USUAL_LIMIT
 
 
-def _make_client(name: str, symbols: tuple[str, ...], url: str | None, *, rate_limit: bool) -> Any:
-    if name not in ccxt.exchanges:
-        close = difflib.get_close_matches(name.lower(), ccxt.exchanges, 1)
+def has_minutes(client: Any) -> bool:
+    """Tell whether an exchange has bars of one minute over REST."""
+    return client.has.get("fetchOHLCV") is True and TIMEFRAME in (client.timeframes or {})
+
+
+def make_client(
+    name: str,
+    symbols: tuple[str, ...],
+    url: str | None,
+    *,
+    rate_limit: bool = True,
+    library: ModuleType = ccxt,
+) -> Any:
+    """Return ccxt's client of an exchange.
+
+    name, symbols, url, rate_limit: as Exchange takes them.
+    library: which of ccxt's clients: `ccxt` asks over REST, `ccxt.pro` listens to streams.
+    Raises UserError where there is no such exchange.
+    """
+    if name not in library.exchanges:
+        close = difflib.get_close_matches(name.lower(), library.exchanges, 1)
         raise UserError(
             f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}"
             + (f"; is it {close[0]}?" if close else "")
         )
-    client = getattr(ccxt, name)({"enableRateLimit": rate_limit})
-    if client.has.get("fetchOHLCV") is not True or _TIMEFRAME not in (client.timeframes or {}):
-        client.close()
-        raise UserError(f"{PREFIX}EXCHANGE: {name} has no bars of one minute over REST")
+    client = getattr(library, name)({"enableRateLimit": rate_limit})
     kinds = client.options.get("fetchMarkets")
     by_kind = isinstance(kinds, dict) and "spot" in kinds.get("types", ())
     # Lists of swaps, futures and options are long, and their symbols have a colon.
@@ -278,16 +297,20 @@ def _make_client(name: str, symbols: tuple[str, ...], url: str | None, *, rate_l
     return client
 
 
+_SCHEMES = {"http": {"ws": "ws", "wss": "ws"}, "https": {"ws": "wss", "wss": "wss"}}
+
+
 def _redirected(urls: Any, base: str) -> Any:
     """Replace scheme and host of all URLs in what may be a tree of them."""
     if isinstance(urls, dict):
         return {key: _redirected(value, base) for key, value in urls.items()}
-    if not isinstance(urls, str) or not urls.startswith("http"):
+    if not isinstance(urls, str) or not urls.startswith(("http", "ws")):
         return urls
     here = urlsplit(base)
     there = urlsplit(urls)
+    scheme = _SCHEMES[here.scheme].get(there.scheme, here.scheme)
     path = here.path.rstrip("/") + there.path
-    return there._replace(scheme=here.scheme, netloc=here.netloc, path=path).geturl()
+    return there._replace(scheme=scheme, netloc=here.netloc, path=path).geturl()
 
 
 def _accounted(answer: Answer, start: int, end: int) -> tuple[int, int]:

@@ -29,7 +29,10 @@ class DueGap:
 
 @dataclass(frozen=True)
 class Gap:
-    """One row of `ohlcv_1m_gaps`."""
+    """One row of `ohlcv_1m_gaps`.
+
+    feed: what the recorder heard in these minutes: `alive`, `dead`, None where there was none.
+    """
 
     symbol: str
     start: datetime
@@ -40,6 +43,7 @@ class Gap:
     attempts: int
     next_attempt_at: datetime | None
     last_error: str | None
+    feed: Literal["alive", "dead"] | None
 
 
 def parse_states(names: Sequence[str]) -> list[State]:

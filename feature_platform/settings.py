@@ -32,6 +32,9 @@ class Settings(BaseSettings):
         one, goes before theirs.
     start_date: the first UTC day that the orchestration knows as a partition.
     owner_password, ..., reader_password: of the role of that name, for `db logins` to set.
+    recorder_grace: how long after a minute's end the recorder waits for its last trades; seconds.
+    recorder_stall: how long its stream may be silent before it is taken for dead; seconds.
+    recorder_memory: how many bars it keeps in memory while the database is away; more go on disk.
     clock: what time it is on the platform, as SimulatedClock.parse reads it; by default the wall
         clock's.
     api_key: what those who ask the model service must send; without one, anyone on this machine
@@ -64,6 +67,9 @@ class Settings(BaseSettings):
     refresher_password: SecretStr | None = None
     orchestrator_password: SecretStr | None = None
     reader_password: SecretStr | None = None
+    recorder_grace: Annotated[float, Field(ge=0, le=30)] = 0.5
+    recorder_stall: Annotated[float, Field(ge=1)] = 75.0
+    recorder_memory: Annotated[int, Field(ge=0)] = 10_000
     clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
     api_key: SecretStr | None = None
     # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one

@@ -21,7 +21,7 @@ from feature_platform.schema import SCHEMA_VERSION
 from feature_platform.verify import verify_window
 
 Severity = Literal["ERROR", "WARN"]
-Table = Literal["ohlcv_1m", "features_1m", "features_1m_policy"]
+Table = Literal["exchange_feed", "ohlcv_1m", "features_1m", "features_1m_policy"]
 Value = int | float | str
 
 SHOWN = 10  # offending rows
@@ -73,6 +73,8 @@ SETTLE = timedelta(seconds=75)
 # A missing minute that is younger may still be on its way.
 GAP_AGE = timedelta(minutes=5)
 DIRTY_AGE = timedelta(minutes=5)
+# A recorder that lost its stream is back, and has asked for what it missed, within this time.
+BEAT_AGE = timedelta(minutes=2)
 PRICE_STEP = 0.3
 STALE_BARS = 30
 FLAT_ROWS = 10
@@ -119,6 +121,17 @@ _NO_BARS = "there are no bars yet"
 _NO_ROWS = "there are no features yet"
 
 CHECKS: tuple[Check, ...] = (
+    Check(
+        "recorder_alive",
+        "exchange_feed",
+        "ERROR",
+        "The recorder, where one was ever at work, has said within"
+        f" {BEAT_AGE.seconds // 60} minutes that it hears every market, and that nothing it"
+        " missed is still to be asked for.",
+        "markets",
+        "no recorder was ever at work",
+        {"limit": BEAT_AGE},
+    ),
     Check(
         "database_ready",
         "ohlcv_1m",

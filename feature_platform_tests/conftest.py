@@ -10,4 +10,5 @@ pytest_plugins = (
     "feature_platform_tests.fix_plans",
     "feature_platform_tests.fix_processes",
     "feature_platform_tests.fix_service",
+    "feature_platform_tests.fix_recorder",
 )

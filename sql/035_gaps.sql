@@ -11,13 +11,16 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
     attempts        integer          NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,                    -- NULL: at once
     last_error      text,
+    feed            text,
     CONSTRAINT ohlcv_1m_gaps_range_check CHECK (start_ts < end_ts),
     CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable'))
 );
+ALTER TABLE public.ohlcv_1m_gaps ADD COLUMN IF NOT EXISTS feed text;    -- of a database that was set up before there was a recorder
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state <> 'filled';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_filled_idx ON public.ohlcv_1m_gaps (changed_at) WHERE state = 'filled';
 COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet or unavailable.';
+COMMENT ON COLUMN public.ohlcv_1m_gaps.feed IS 'What the recorder heard in these minutes when they were found to be missing: alive, all was heard, so that nothing was traded or the venue is late; dead; NULL: no recorder was at work.';
 COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the venue answered and had no trades; unavailable: the venue would not answer.';
 
 -- What is missing of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so that of those before the
@@ -60,12 +63,12 @@ CREATE OR REPLACE FUNCTION feature_platform.split_gap(gap public.ohlcv_1m_gaps, 
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     DELETE FROM public.ohlcv_1m_gaps g WHERE g.id = (gap).id;
-    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, attempts)
-    SELECT (gap).symbol, lower(r), upper(r), part_state, (gap).found_at, (gap).attempts
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, attempts, feed)
+    SELECT (gap).symbol, lower(r), upper(r), part_state, (gap).found_at, (gap).attempts, (gap).feed
     FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) * part) AS r;
-    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at, last_error)
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at, last_error, feed)
     SELECT (gap).symbol, lower(r), upper(r), (gap).state, (gap).found_at, (gap).changed_at, (gap).attempts,
-           (gap).next_attempt_at, (gap).last_error
+           (gap).next_attempt_at, (gap).last_error, (gap).feed
     FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) - part) AS r;
 END;
 COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS 'Gives a part of one gap another state.';
@@ -82,7 +85,7 @@ DECLARE
     known tstzmultirange := '{}';
     present tstzmultirange;
     gap public.ohlcv_1m_gaps;
-    fresh tstzrange;
+    fresh record;
 BEGIN
     -- What lies between a bar and the next one, and towards both ends.
     SELECT coalesce(range_agg(tstzrange(step.after_previous, step.bucket)), '{}') INTO missing
@@ -108,12 +111,15 @@ BEGIN
         END IF;
     END LOOP;
 
-    FOR fresh IN SELECT r FROM unnest(missing - known) AS r LOOP
+    FOR fresh IN
+        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, f.feed
+        FROM unnest(missing - known) AS r CROSS JOIN LATERAL feature_platform.feed_in(account_symbol, r) AS f ORDER BY 1
+    LOOP
         -- An outage that goes on is one gap.
-        UPDATE public.ohlcv_1m_gaps g SET end_ts = upper(fresh), changed_at = feature_platform.clock()
-        WHERE g.symbol = account_symbol AND g.state = 'open' AND g.end_ts = lower(fresh);
+        UPDATE public.ohlcv_1m_gaps g SET end_ts = fresh.end_ts, changed_at = feature_platform.clock()
+        WHERE g.symbol = account_symbol AND g.state = 'open' AND g.end_ts = fresh.start_ts AND g.feed IS NOT DISTINCT FROM fresh.feed;
         IF NOT FOUND THEN
-            INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts) VALUES (account_symbol, lower(fresh), upper(fresh));
+            INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, feed) VALUES (account_symbol, fresh.start_ts, fresh.end_ts, fresh.feed);
         END IF;
     END LOOP;
 END

@@ -45,7 +45,11 @@ BEGIN
         -- Who writes bars: not who deletes them. What the venue said of minutes without a bar belongs to it.
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
         ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
-        ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.gap_answered, feature_platform.gap_failed'),
+        ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
+                    feature_platform.gap_failed'),
+
+        -- Who records: says what is heard.
+        ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),
 
         -- Who refreshes: by the engine's functions, which alone write features_1m.
         ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m'),
@@ -53,7 +57,7 @@ BEGIN
                     feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
 
         -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
-        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.recheck_gaps,
+        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps,
                     public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy'),
 
         -- Who reads: everything, which is also what verify needs.
@@ -61,7 +65,7 @@ BEGIN
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.gap_watermark,
                     feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.policy, feature_platform.policy_run,
-                    feature_platform.policy_status'),
+                    feature_platform.policy_status, feature_platform.heartbeat, feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon, feature_platform.next_job_start,
                     feature_platform.gaps_between')
     ) AS r (roles, what)

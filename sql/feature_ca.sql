@@ -14,6 +14,7 @@ SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting beh
 \ir 020_bars.sql
 \ir 030_features.sql
 \ir 035_gaps.sql
+\ir 037_heartbeat.sql
 \ir 040_dirty_log.sql
 \ir 050_refresh.sql
 \ir 060_policy.sql

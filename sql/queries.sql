@@ -395,7 +395,7 @@ SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.f
 
 -- gaps_list --
 -- Gaps by symbol and time, of some symbols and states or of all.
-SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, attempts, next_attempt_at, last_error
+SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, attempts, next_attempt_at, last_error, feed
   FROM public.ohlcv_1m_gaps
  WHERE (%(symbol)s::text IS NULL OR symbol = %(symbol)s) AND (%(states)s::text[] IS NULL OR state = ANY (%(states)s))
  ORDER BY symbol, start_ts;
@@ -509,10 +509,10 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE age > extract(epoch FROM %(li
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), gap AS MATERIALIZED (
-    SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error
+    SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error, g.feed
       FROM public.ohlcv_1m_gaps g WHERE g.state = 'open'
     UNION ALL
-    SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error
+    SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error, g.feed
       FROM now CROSS JOIN feature_platform.gap_watermark w
      CROSS JOIN LATERAL (SELECT * FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.state = 'unavailable'
@@ -526,10 +526,11 @@ SELECT (SELECT count(*) FROM feature_platform.gap_watermark) AS checked,
        (SELECT count(DISTINCT symbol) FROM judged WHERE offends) AS offending,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'start', to_char(start_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'minutes', minutes::bigint, 'state', state, 'attempts', attempts,
-                                            'last_error', coalesce(last_error, '')) ORDER BY start_ts DESC)
+                                            'feed', coalesce(feed, 'no recorder'), 'last_error', coalesce(last_error, '')) ORDER BY start_ts DESC)
           FROM (SELECT * FROM judged WHERE offends ORDER BY start_ts DESC LIMIT %(show)s) AS newest) AS rows,
        (SELECT count(*) FROM judged WHERE state = 'open') AS open_gaps,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open') AS open_minutes,
+       (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open' AND feed = 'dead') AS open_minutes_of_a_dead_feed,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'unavailable') AS unavailable_minutes;
 
 -- check_bars_sane --
@@ -619,6 +620,25 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
                                             'lag_seconds', round(lag)) ORDER BY lag DESC)
           FROM (SELECT * FROM judged WHERE offends ORDER BY lag DESC LIMIT %(show)s) AS worst) AS rows,
        max(lag) AS worst_lag_seconds
+  FROM judged;
+
+-- check_recorder_alive --
+-- Markets whose heartbeat is old, or whose feed has been anything but live for too long; none where no recorder was ever at work.
+WITH judged AS MATERIALIZED (
+    SELECT h.symbol, h.state, h.heard_at, h.last_error, h.refused,
+           extract(epoch FROM feature_platform.clock() - h.beat_at)::double precision AS age,
+           extract(epoch FROM feature_platform.clock() - h.state_at)::double precision AS since,
+           h.beat_at < feature_platform.clock() - %(limit)s::interval
+               OR (h.state <> 'live' AND h.state_at < feature_platform.clock() - %(limit)s::interval) AS offends
+      FROM feature_platform.heartbeat h
+)
+SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since), 'beat_seconds', round(age),
+                                            'heard_at', coalesce(to_char(heard_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), ''),
+                                            'last_error', coalesce(last_error, '')) ORDER BY age DESC, symbol)
+          FROM (SELECT * FROM judged WHERE offends ORDER BY age DESC, symbol LIMIT %(show)s) AS worst) AS rows,
+       count(*) FILTER (WHERE state = 'live') AS live, count(*) FILTER (WHERE state = 'catching_up') AS catching_up,
+       count(*) FILTER (WHERE state IN ('down', 'stopped')) AS down, max(age) AS oldest_beat_seconds, sum(refused)::bigint AS rows_refused
   FROM judged;
 
 -- check_volume_z_shape --
@@ -994,3 +1014,84 @@ SELECT f.*
                       ORDER BY bucket DESC
                       LIMIT 1) AS f
  ORDER BY f.symbol;
+
+
+-- ==== recorder ====
+
+-- recorder_store --
+-- Store bars of a stream, of any markets, none twice: new ones, and corrections of what a stream said before. What the exchange
+-- said over REST, or a file, is left as it is; where it differs, symbol and time are returned for the exchange to be asked again.
+WITH incoming AS (
+    SELECT symbol COLLATE "C" AS symbol, '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, us, open, high, low, close, vol
+      FROM unnest(%(symbol)s::text[], %(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[],
+                  %(low)s::double precision[], %(close)s::double precision[], %(vol)s::double precision[])
+           AS bar (symbol, us, open, high, low, close, vol)
+), differing AS MATERIALIZED (
+    SELECT i.*, o.source
+      FROM incoming i
+      LEFT JOIN public.ohlcv_1m o
+             ON o.symbol = i.symbol AND o.ts = i.ts AND o.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+     WHERE o.symbol IS NULL
+        OR (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+), changed AS (
+    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source)
+    SELECT d.symbol, d.ts, d.open, d.high, d.low, d.close, d.vol, 'stream'
+      FROM differing d WHERE d.source IS NULL OR d.source = 'stream'
+     ORDER BY d.symbol, d.ts
+    ON CONFLICT (symbol, ts) DO UPDATE
+       SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+           vol = excluded.vol, inserted_at = excluded.inserted_at
+     WHERE b.source = 'stream'
+       AND (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
+           (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
+    RETURNING b.xmax = 0 AS is_new
+)
+SELECT (SELECT count(*) FILTER (WHERE is_new) FROM changed), (SELECT count(*) FILTER (WHERE NOT is_new) FROM changed),
+       coalesce(array_agg(d.symbol), '{}'), coalesce(array_agg(d.us), '{}')
+  FROM differing d WHERE d.source <> 'stream';
+
+-- recorder_newest --
+-- When the newest bar of a symbol before a moment began.
+SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s AND ts < %(before)s ORDER BY ts DESC LIMIT 1;
+
+-- heartbeat_begin --
+-- A recorder begins: what the last one left counts as dead from its last beat until now.
+WITH last AS (
+    SELECT max(beat_at) AS at FROM feature_platform.heartbeat
+), outage AS (
+    INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
+    SELECT last.at, feature_platform.clock(), 'no recorder was running' FROM last WHERE last.at < feature_platform.clock()
+), gone AS (
+    DELETE FROM feature_platform.heartbeat WHERE symbol <> ALL (%(symbols)s)
+)
+INSERT INTO feature_platform.heartbeat AS h (symbol, state, state_at, first_at, beat_at)
+SELECT symbol, 'down', now.at, now.at, now.at FROM unnest(%(symbols)s::text[]) AS symbol CROSS JOIN feature_platform.clock() AS now (at)
+ ORDER BY symbol
+ON CONFLICT (symbol) DO UPDATE
+   SET state = 'down', state_at = excluded.state_at, connected_at = NULL, beat_at = excluded.beat_at, refused = 0;
+
+-- heartbeat_outages --
+-- Note outages that are over, and forget what is long past.
+WITH gone AS (
+    DELETE FROM feature_platform.feed_outage WHERE to_at < feature_platform.clock() - interval '30 days'
+)
+INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
+SELECT least(from_at, to_at), to_at, reason FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[]) AS o (from_at, to_at, reason);
+
+-- heartbeat_write --
+-- What is heard of each market now.
+UPDATE feature_platform.heartbeat h
+   SET state = b.state, state_at = b.state_at, connected_at = b.connected_at, heard_at = coalesce(b.heard_at, h.heard_at),
+       bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error, last_error_at = b.last_error_at,
+       beat_at = feature_platform.clock()
+  FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
+              %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(refused)s::bigint[], %(last_error)s::text[],
+              %(last_error_at)s::timestamptz[])
+       AS b (symbol, state, state_at, connected_at, heard_at, bar_at, refused, last_error, last_error_at)
+ WHERE h.symbol = b.symbol;
+
+-- heartbeat_list --
+-- What the recorder hears of each market.
+SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused, last_error,
+       extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS age
+  FROM feature_platform.heartbeat ORDER BY symbol;

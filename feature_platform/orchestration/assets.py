@@ -38,6 +38,24 @@ _DEAD_MANS_SWITCH = dg.FreshnessPolicy.time_window(
 )
 
 
+exchange_feed = dg.AssetSpec(
+    "exchange_feed",
+    description=(
+        "The exchange's stream of bars, as the recorder hears it: `feature-platform record` writes"
+        " them into `ohlcv_1m` as they are closed. Nothing here materialises it; the sensor"
+        " `validation` reports its heartbeats."
+    ),
+    group_name=GROUP,
+    kinds={"websocket"},
+    metadata={
+        "dagster/table_name": "feature_platform.heartbeat",
+        **metadata.sql_references(
+            ("037_heartbeat.sql", "CREATE TABLE IF NOT EXISTS feature_platform.heartbeat")
+        ),
+    },
+)
+
+
 class BarsConfig(dg.Config):
     """What to ask the venue for."""
 
@@ -57,6 +75,7 @@ class BarsConfig(dg.Config):
         " for all of it, over REST: afterwards every minute has its bar, or a row in"
         " `ohlcv_1m_gaps` that says why not."
     ),
+    deps=[exchange_feed],
     group_name=GROUP,
     kinds={"postgres", "table"},
     partitions_def=days,
@@ -224,4 +243,9 @@ def _log(context: dg.AssetExecutionContext, reports: Sequence[BackfillReport]) -
             context.log.error(f"{report.symbol}: {report.error}")
 
 
-assets = [ohlcv_1m, features_1m, features_1m_policy]
+assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
+    exchange_feed,
+    ohlcv_1m,
+    features_1m,
+    features_1m_policy,
+]

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from feature_platform.gaps import find_gaps
+from feature_platform.heartbeat import Feed, list_feeds
 from feature_platform.orchestration.checks import evaluation
 from feature_platform.orchestration.jobs import rest_backfill
 from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
@@ -92,6 +93,7 @@ def validation_sensor(
         results = evaluate(connection)
         beats = now - reported.heartbeat >= HEARTBEAT.total_seconds()
         if beats:
+            events += _heartbeats(list_feeds(connection))
             # A check counts for the newest materialisation only when it is reported after it.
             events += _whole_days(connection, context.instance)
             events += _what_is_newer(symbol_status(connection), reported)
@@ -197,6 +199,36 @@ def _whole_days(
                 partition=partition_key(day.astimezone(UTC)),
                 description="Every minute of the day is accounted for, and no row is dirty.",
             )
+
+
+def _heartbeats(feeds: list[Feed]) -> list[Event]:
+    """Return an observation of what the recorder hears, where there ever was one."""
+    if not feeds:
+        return []
+    rows = [
+        {
+            "symbol": feed.symbol,
+            "state": feed.state,
+            "heard_at": "" if feed.heard_at is None else f"{feed.heard_at.astimezone(UTC):%F %T}",
+            "bar_at": "" if feed.bar_at is None else f"{feed.bar_at.astimezone(UTC):%F %T}",
+            "rows_refused": feed.refused,
+            "last_error": feed.last_error or "",
+        }
+        for feed in sorted(feeds, key=lambda feed: (feed.state == "live", feed.symbol))
+    ]
+    return [
+        dg.AssetObservation(
+            "exchange_feed",
+            description="What the recorder hears.",
+            metadata={
+                "live": sum(feed.state == "live" for feed in feeds),
+                "number of symbols": len(feeds),
+                "oldest heartbeat (s)": max(feed.age for feed in feeds),
+                "rows refused": sum(feed.refused for feed in feeds),
+                "symbols": table(rows[:SYMBOLS_SHOWN]),
+            },
+        )
+    ]
 
 
 def _what_is_newer(statuses: list[SymbolStatus], reported: Reported) -> list[Event]:

@@ -44,7 +44,9 @@ RELATIONS: dict[str, dict[str, str]] = {
     "feature_platform.dirty": READERS,
     "feature_platform.dirty_log": READERS,
     "feature_platform.feature_symbol": READERS,
+    "feature_platform.feed_outage": {"recorder": "SIUD", **READERS},
     "feature_platform.gap_watermark": READERS,
+    "feature_platform.heartbeat": {"recorder": "SIUD", **READERS},
     "feature_platform.late_change": READERS,
     "feature_platform.policy": READERS,
     "feature_platform.policy_run": READERS,
@@ -72,7 +74,8 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.compute_features": NOBODY,
     "feature_platform.dirty_horizon": {"refresher", "orchestrator", "reader"},
     "feature_platform.due_until": ALL,
-    "feature_platform.find_gaps": ORCHESTRATOR,
+    "feature_platform.feed_in": NOBODY,
+    "feature_platform.find_gaps": RECORDERS,
     "feature_platform.gap_answered": RECORDERS,
     "feature_platform.gap_failed": RECORDERS,
     "feature_platform.gaps_between": {"refresher", "orchestrator", "reader"},
@@ -283,7 +286,7 @@ def test_the_recorder_stores_bars_and_says_what_the_venue_said(
     assert value(conn, "SELECT sum(vol) FROM ohlcv_1m") == 6 + 6 + 5
 
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = '2026-02-01 00:01Z'")
-    conn.execute("SELECT feature_platform.find_gaps()")
+    connections["recorder"].execute("SELECT feature_platform.find_gaps()")
     gap = moment(conn, "2026-02-01 00:01Z"), moment(conn, "2026-02-01 00:02Z")
     note_failure(connections["recorder"], "A", *gap, "no answer")
     assert note_answer(connections["recorder"], "A", *gap) == 1

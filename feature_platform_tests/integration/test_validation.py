@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
 
 from feature_platform.gaps import find_gaps
+from feature_platform.heartbeat import Heartbeat, begin_heartbeats, write_heartbeats
 from feature_platform.validation import CHECKS, SHOWN, CheckResult, evaluate
 from feature_platform_tests.fix_processes import value
 
@@ -33,6 +34,9 @@ def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     conn.execute("SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))")
     find_gaps(conn)
+    symbols = [row[0] for row in conn.execute("SELECT symbol FROM feature_platform.bar_symbol")]
+    begin_heartbeats(conn, symbols)
+    write_heartbeats(conn, [Heartbeat(name, "live", datetime.now(UTC)) for name in symbols], [])
     return conn
 
 
@@ -64,6 +68,11 @@ def test_all_is_well_while_data_flow(live: psycopg.Connection[Any]) -> None:
 _OFFENCES: dict[str, tuple[LiteralString, str]] = {
     "bars_table": ("ALTER TABLE ohlcv_1m DISABLE TRIGGER ohlcv_1m_updated", "ohlcv_1m_updated"),
     "features_table": ("DROP INDEX features_1m_bucket_idx", "features_1m_bucket_idx"),
+    "recorder_alive": (
+        """UPDATE feature_platform.heartbeat SET state = 'down',
+                  state_at = now() - interval '3 minutes' WHERE symbol = 'BTC/USDT'""",
+        "BTC/USDT",
+    ),
     "bars_fresh": (
         """DELETE FROM ohlcv_1m
             WHERE symbol = 'BTC/USDT' AND ts > now() - interval '10 minutes'""",

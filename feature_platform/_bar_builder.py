@@ -1,0 +1,190 @@
+"""From what a stream says of minutes to bars of minutes that are over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+
+from feature_platform._bar_columns import PRICES
+from feature_platform._exchange_answer import judge_rows
+from feature_platform.bars import MINUTE_US, StreamBar
+
+_log = logging.getLogger(__name__)
+
+# How long what was said of a minute is remembered, to tell a correction from an old message.
+_REMEMBERED = 15 * MINUTE_US
+# How long trades that come late still find those of their minute.
+_TRADES_KEPT = 2 * MINUTE_US
+
+Values = tuple[float, float, float, float, float]
+
+
+class Refused(NamedTuple):
+    """Be what a stream said and cannot be a bar, and why not."""
+
+    symbol: str
+    reason: str
+    text: str
+
+
+@dataclass
+class Due:
+    """Hold what has become due.
+
+    bars: of minutes that are over; also those that say something new of an older minute.
+    doubts: bars that were handed out, of which the stream then said something else that may be
+        an old message: the exchange is to be asked. Symbol and minute.
+    refused: what cannot be a bar.
+    """
+
+    bars: list[StreamBar] = field(default_factory=list)
+    doubts: list[tuple[str, int]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class BarBuilder:
+    """Collect what a stream says of each minute, and hand it out once the minute is over.
+
+    grace: how long after its end a minute is over, for its last trades to arrive; microseconds.
+
+    A stream repeats itself, and may do so out of order: what says less of a minute than is known,
+    a smaller volume within the known range of prices, is taken for an old message.
+    """
+
+    def __init__(self, grace: int) -> None:
+        self._grace = grace
+        self._minutes: dict[int, dict[str, Values]] = {}
+        self._handed: dict[int, dict[str, Values]] = {}
+        self._due = Due()
+
+    def say(self, rows: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Take in rows as ccxt gives them, in the order in which they came.
+
+        Each is a symbol with its minute in milliseconds, open, high, low, close and volume.
+        """
+        judged = judge_rows([row for _, row in rows])
+        for bad in judged.bad:
+            symbol, row = rows[bad.line]
+            self._due.refused.append(Refused(symbol, bad.reason, str(row)[:200]))
+        columns = [getattr(judged, name).tolist() for name in ("line", "ts", *PRICES)]
+        for line, ts, *values in zip(*columns, strict=True):
+            opening, high, low, close, vol = values
+            self._say(rows[line][0], ts, (opening, high, low, close, vol))
+
+    def forget_open(self) -> None:
+        """Forget the minutes that were not handed out: the stream broke off within them."""
+        self._minutes.clear()
+
+    def next_due(self) -> int | None:
+        """Return when the oldest minute is over, in microseconds; None where there is none."""
+        return min(self._minutes) + MINUTE_US + self._grace if self._minutes else None
+
+    def take(self, now: int, heard: int) -> Due:
+        """Return what is due at `now`, and forget it.
+
+        heard: when the stream was last heard of. A stream that has said nothing since the end of
+            a minute may be dead, and have broken off within it; times are in microseconds.
+        """
+        for ts in sorted(self._minutes):
+            if now < ts + MINUTE_US + self._grace or heard < ts + MINUTE_US:
+                break
+            values_of = self._minutes.pop(ts)
+            self._due.bars += [
+                StreamBar(symbol, ts, *values) for symbol, values in values_of.items()
+            ]
+            self._handed.setdefault(ts, {}).update(values_of)
+        for ts in [ts for ts in self._handed if ts < now - _REMEMBERED]:
+            del self._handed[ts]
+        due, self._due = self._due, Due()
+        return due
+
+    def _say(self, symbol: str, ts: int, values: Values) -> None:
+        handed = self._handed.get(ts, {}).get(symbol)
+        known = self._minutes.get(ts, {}).get(symbol, handed)
+        if known == values:
+            return
+        if known is None or not _says_less(values, known):
+            self._minutes.setdefault(ts, {})[symbol] = values
+        elif handed is not None:
+            self._due.doubts.append((symbol, ts))
+
+
+def _says_less(values: Values, known: Values) -> bool:
+    """Tell whether values may be what was known of the minute at an earlier time."""
+    opening, high, low, _, vol = values
+    return opening == known[0] and high <= known[1] and low >= known[2] and vol < known[4]
+
+
+@dataclass
+class _Trades:
+    """Sum up the trades of one market in one minute."""
+
+    first: tuple[int, float]
+    last: tuple[int, float]
+    high: float
+    low: float
+    volume: Decimal
+    ids: set[str]
+
+
+class TradeSums:
+    """Build rows of minutes from single trades, as a venue would that has no stream of bars.
+
+    since: minutes that began earlier are left out, as their first trades were not heard;
+        microseconds.
+    """
+
+    def __init__(self, since: int) -> None:
+        self._since = since
+        self._newest = since
+        self._sums: dict[tuple[str, int], _Trades | None] = {}
+
+    def add(self, symbol: str, trade: Mapping[str, Any]) -> list[float] | None:
+        """Add a trade as ccxt gives it; return its minute's row so far, None where it has none.
+
+        A trade that was heard before changes nothing. One that cannot be read spoils its minute,
+        which is never told of again: the exchange has its bar.
+        """
+        time, price, amount = (trade.get(name) for name in ("timestamp", "price", "amount"))
+        if not isinstance(time, int):
+            _log.warning("%s: a trade without a time: %.200s", symbol, trade)
+            return None
+        minute = time * 1000 // MINUTE_US * MINUTE_US
+        if minute < self._since:
+            return None
+        self._forget(minute)
+        key = symbol, minute
+        try:
+            size = Decimal(repr(float(amount)))  # type: ignore[arg-type]
+            paid = float(price)  # type: ignore[arg-type]
+        except (TypeError, ValueError, InvalidOperation):
+            _log.warning("%s: a trade that cannot be read: %.200s", symbol, trade)
+            self._sums[key] = None
+            return None
+        sums = self._sums.setdefault(
+            key, _Trades((time, paid), (time, paid), paid, paid, Decimal(0), set())
+        )
+        name = trade.get("id")
+        if sums is None or name in sums.ids:
+            return None
+        if name is not None:
+            sums.ids.add(name)
+        if time < sums.first[0]:
+            sums.first = time, paid
+        if time >= sums.last[0]:
+            sums.last = time, paid
+        sums.high, sums.low = max(sums.high, paid), min(sums.low, paid)
+        sums.volume += size
+        row = [sums.first[1], sums.high, sums.low, sums.last[1], float(sums.volume)]
+        return [minute // 1000, *row]
+
+    def _forget(self, minute: int) -> None:
+        """Forget what is long over, once a minute."""
+        if minute <= self._newest:
+            return
+        self._newest = minute
+        for key in [key for key in self._sums if key[1] < minute - _TRADES_KEPT]:
+            del self._sums[key]

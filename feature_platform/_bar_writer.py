@@ -1,0 +1,214 @@
+"""The writer of a recorder: it stores bars in order, whatever becomes of the database meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from feature_platform._spool import Spool
+from feature_platform.bars import StreamBar, store_stream
+from feature_platform.database import connect
+from feature_platform.errors import UserError
+from feature_platform.heartbeat import Heartbeat, Outage, begin_heartbeats, write_heartbeats
+from feature_platform.schema import prepare
+from feature_platform.settings import redact
+
+_log = logging.getLogger(__name__)
+
+# What the database says of a row that it will never take.
+_OF_A_ROW = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.CardinalityViolation,
+    psycopg.errors.RaiseException,
+)
+# The longest wait between attempts to reach the database, in seconds.
+_LONGEST_WAIT = 5.0
+
+Contested = Callable[[Sequence[tuple[str, int]]], None]
+
+
+class BarWriter:
+    """Store what it is given, from a thread of its own.
+
+    While the database is away, bars are kept in memory, and on disk when they are more than
+    `in_memory`; when it is back, they are stored in the order in which they came. What the disk
+    does not take stays in memory, and that is told of again and again.
+
+    symbols: the markets that are recorded.
+    contested: told, on the writer's thread, which bars differ from what the exchange said.
+    """
+
+    def __init__(
+        self, spool: Spool, symbols: Sequence[str], *, in_memory: int, contested: Contested
+    ) -> None:
+        self._spool = spool
+        self._symbols = symbols
+        self._in_memory = in_memory
+        self._contested = contested
+        self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._bars: deque[list[StreamBar]] = deque()
+        self._beats: Sequence[Heartbeat] = ()
+        self._outages: list[Outage] = []
+        self._stopping = self._begun = False
+        self._connection: psycopg.Connection[TupleRow] | None = None
+
+    def put(self, bars: list[StreamBar]) -> None:
+        """Have bars stored, none of them twice; from any thread."""
+        self._items.put(lambda: self._bars.append(bars))
+
+    def beat(self, beats: Sequence[Heartbeat], outages: Sequence[Outage]) -> None:
+        """Have heartbeats written; from any thread."""
+
+        def keep() -> None:
+            self._beats = beats
+            self._outages += outages
+
+        self._items.put(keep)
+
+    def stop(self) -> None:
+        """Have `run` end, when all that was put before is stored or on disk; from any thread."""
+        self._items.put(None)
+
+    def run(self) -> bool:
+        """Write until `stop`; return whether everything has been kept."""
+        if self._spool.bars:
+            _log.info("%d bars are on disk, from an earlier time", self._spool.bars)
+        while not self._stopping:
+            if not self._spool.bars:
+                self._take_in(None)
+            self._write_patiently()
+        if self._connection is not None:
+            self._connection.close()
+        return self._keep_the_rest()
+
+    def _write_patiently(self) -> None:
+        """Write all there is; wait for a database that is away, unless asked to stop."""
+        retrying = Retrying(
+            retry=retry_if_exception_type((psycopg.Error, UserError)),
+            wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT),
+            stop=lambda _state: self._stopping,
+            sleep=self._pause,
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        with suppress(psycopg.Error, UserError):
+            retrying(self._write)
+
+    def _write(self) -> None:
+        """Write all there is, the oldest first."""
+        connection = self._connected()
+        if self._spool.bars:
+            count = self._spool.bars
+            for bars in self._spool.batches():
+                self._store(connection, bars)
+            self._spool.clear()
+            _log.info("stored %d bars that were on disk", count)
+        while self._bars:
+            self._store(connection, self._bars[0])
+            self._bars.popleft()
+        if self._beats:
+            write_heartbeats(connection, self._beats, self._outages)
+            self._beats, self._outages = (), []
+
+    def _store(self, connection: psycopg.Connection[Any], bars: list[StreamBar]) -> None:
+        """Store bars; one that the database refuses costs no other."""
+        try:
+            stored = store_stream(connection, bars)
+        except _OF_A_ROW as error:
+            if len(bars) > 1:
+                middle = len(bars) // 2
+                self._store(connection, bars[:middle])
+                self._store(connection, bars[middle:])
+            else:
+                _log.error("a bar that the database refuses: %s: %s", bars[0], _said(error))
+            return
+        _log.info("%d bars stored, %d corrected", stored.inserted, stored.updated)
+        if stored.contested:
+            self._contested(stored.contested)
+
+    def _connected(self) -> psycopg.Connection[TupleRow]:
+        if self._connection is not None and not self._connection.broken:
+            return self._connection
+        self._connection = None
+        connection = connect()
+        try:
+            prepare(connection)
+            if not self._begun:
+                begin_heartbeats(connection, self._symbols)
+                self._begun = True
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def _take_in(self, seconds: float | None) -> None:
+        """Wait so long for something to write, and take all there is."""
+        try:
+            item = self._items.get(timeout=seconds)
+            while True:
+                if item is None:
+                    self._stopping = True
+                else:
+                    item()
+                item = self._items.get_nowait()
+        except queue.Empty:
+            return
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, and go on taking in what comes."""
+        deadline = time.monotonic() + seconds
+        while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            self._take_in(left)
+            if sum(map(len, self._bars)) > self._in_memory:
+                self._spill()
+
+    def _spill(self) -> bool:
+        """Put all bars that are in memory on disk; tell whether that was possible."""
+        count = sum(map(len, self._bars))
+        try:
+            while self._bars:
+                self._spool.append(self._bars[0])
+                self._bars.popleft()
+        except OSError as error:
+            _log.error(
+                "%s cannot be written, %s: %d bars are kept in memory, and are lost if this"
+                " process ends before the database is back",
+                self._spool.path,
+                error.strerror,
+                sum(map(len, self._bars)),
+            )
+            return False
+        _log.warning("put %d bars on disk, where there are %d now", count, self._spool.bars)
+        return True
+
+    def _keep_the_rest(self) -> bool:
+        if not self._bars:
+            return True
+        return self._spill()
+
+    def _tell(self, state: RetryCallState) -> None:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        kept = sum(map(len, self._bars))
+        _log.warning(
+            "the database is away, %d bars are in memory and %d on disk: %s",
+            kept,
+            self._spool.bars,
+            _said(error),
+        )
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(redact(str(error)).split())

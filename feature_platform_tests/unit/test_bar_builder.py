@@ -1,0 +1,125 @@
+"""A stream repeats itself, out of order, and stops within a minute: bars must come out whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from feature_platform._bar_builder import BarBuilder, TradeSums
+from feature_platform.bars import StreamBar
+
+MINUTE = 60_000_000
+T = 1_772_323_200_000_000  # a minute of 2026
+GRACE = 500_000
+EARLY = [T // 1000, 10.0, 11.0, 9.5, 10.5, 3.0]
+FINAL = [T // 1000, 10.0, 12.0, 9.0, 11.5, 7.0]
+BAR = StreamBar("A/B", T, 10.0, 12.0, 9.0, 11.5, 7.0)
+OVER = T + MINUTE + GRACE
+
+
+@pytest.fixture
+def builder() -> BarBuilder:
+    return BarBuilder(GRACE)
+
+
+def test_a_minute_is_handed_out_once_its_grace_is_over(builder: BarBuilder) -> None:
+    builder.say([("A/B", EARLY), ("A/B", FINAL), ("C/D", EARLY)])
+    assert builder.next_due() == OVER
+    assert builder.take(OVER - 1, OVER).bars == []
+    assert builder.take(OVER, OVER).bars == [BAR, StreamBar("C/D", T, *EARLY[1:])]
+    assert builder.take(OVER, OVER).bars == []
+    assert builder.next_due() is None
+
+
+def test_no_minute_is_over_for_a_stream_that_was_not_heard_after_it(builder: BarBuilder) -> None:
+    builder.say([("A/B", EARLY)])
+    assert builder.take(OVER + MINUTE, T + MINUTE - 1).bars == []
+    builder.forget_open()
+    assert builder.take(OVER + MINUTE, OVER).bars == []
+
+
+def test_an_old_message_that_comes_late_changes_nothing(builder: BarBuilder) -> None:
+    builder.say([("A/B", FINAL), ("A/B", EARLY)])
+    assert builder.take(OVER, OVER).bars == [BAR]
+
+
+def test_after_the_end_a_smaller_bar_is_doubted_and_a_larger_one_is_a_correction(
+    builder: BarBuilder,
+) -> None:
+    builder.say([("A/B", FINAL)])
+    builder.take(OVER, OVER)
+    builder.say([("A/B", FINAL)])
+    due = builder.take(OVER, OVER)
+    assert (due.bars, due.doubts) == ([], [])
+    builder.say([("A/B", EARLY)])
+    due = builder.take(OVER, OVER)
+    assert (due.bars, due.doubts) == ([], [("A/B", T)])
+    builder.say([("A/B", [*FINAL[:5], 8.0])])
+    due = builder.take(OVER, OVER)
+    assert (due.bars, due.doubts) == ([BAR._replace(vol=8.0)], [])
+
+
+def test_a_bar_that_comes_minutes_late_is_handed_out_at_once(builder: BarBuilder) -> None:
+    later = OVER + 5 * MINUTE
+    builder.say([("A/B", FINAL)])
+    assert builder.take(later, later).bars == [BAR]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([None, 10.0, 12.0, 9.0, 11.0, 1.0], "ts is missing"),
+        ([T // 1000 + 1, 10.0, 12.0, 9.0, 11.0, 1.0], "is not the start of a minute"),
+        ([T * 1000, 10.0, 12.0, 9.0, 11.0, 1.0], "is not in the years"),
+        ([T // 1000, 10.0, 8.0, 9.0, 11.0, 1.0], "high 8.0 is below"),
+        ([T // 1000, None, 12.0, 9.0, 11.0, 1.0], "open is missing"),
+        ([T // 1000, 10.0, float("nan"), 9.0, 11.0, 1.0], "high is nan"),
+        ([T // 1000, 10.0, 12.0, 9.0, 11.0, -1.0], "vol is -1.0"),
+        ([T // 1000, 10.0], "not five numbers"),
+    ],
+)
+def test_what_is_no_bar_is_told_and_costs_no_other(
+    builder: BarBuilder, row: list[Any], reason: str
+) -> None:
+    builder.say([("A/B", FINAL), ("C/D", row), ("A/B", row), ("C/D", FINAL)])
+    due = builder.take(OVER, OVER)
+    assert due.bars == [BAR, BAR._replace(symbol="C/D")]
+    assert [one.symbol for one in due.refused] == ["C/D", "A/B"]
+    assert all(reason in one.reason for one in due.refused), due.refused
+
+
+def test_what_was_said_is_forgotten_after_a_while(builder: BarBuilder) -> None:
+    for at in range(100):
+        now = OVER + at * MINUTE
+        builder.say([("A/B", [T // 1000 + at * 60_000, *FINAL[1:]])])
+        builder.take(now, now)
+    assert len(builder._handed) < 20
+
+
+def trade(name: str, second: float, price: float, amount: float) -> dict[str, Any]:
+    time = T // 1000 + round(second * 1000)
+    return {"id": name, "timestamp": time, "price": price, "amount": amount}
+
+
+def test_trades_make_bars_exactly_in_any_order_and_once_each() -> None:
+    sums = TradeSums(T)
+    trades = [trade("1", 1, 10.0, 0.1), trade("2", 20, 12.0, 0.2), trade("3", 59.9, 11.0, 0.3)]
+    for order in (trades, trades[::-1], [trades[1], *trades, trades[0]]):
+        rows = [row for one in order if (row := TradeSums.add(sums, "A/B", one)) is not None]
+        assert rows[-1] == [T // 1000, 10.0, 12.0, 10.0, 11.0, 0.6]  # 0.1 + 0.2 + 0.3 is not
+        sums = TradeSums(T)
+
+
+def test_trades_of_a_minute_that_was_not_heard_whole_make_no_bar() -> None:
+    sums = TradeSums(T + MINUTE)
+    assert sums.add("A/B", trade("1", 59, 10.0, 1.0)) is None
+    assert sums.add("A/B", trade("2", 60, 10.0, 1.0)) is not None
+
+
+def test_a_trade_that_cannot_be_read_spoils_its_minute_only() -> None:
+    sums = TradeSums(T)
+    assert sums.add("A/B", trade("1", 1, 10.0, 1.0)) is not None
+    assert sums.add("A/B", {**trade("2", 2, 10.0, 1.0), "price": None}) is None
+    assert sums.add("A/B", trade("3", 3, 10.0, 1.0)) is None
+    assert sums.add("A/B", trade("4", 61, 10.0, 1.0)) is not None

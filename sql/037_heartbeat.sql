@@ -1,0 +1,56 @@
+-- What the recorder says of itself, so that a market without trades and a feed that is dead can be told apart.
+CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
+    symbol        text COLLATE "C" PRIMARY KEY,
+    state         text        NOT NULL,
+    state_at      timestamptz NOT NULL,     -- since when it is in this state
+    first_at      timestamptz NOT NULL,     -- when a recorder first listened to it
+    connected_at  timestamptz,              -- since when the present connection is up
+    heard_at      timestamptz,              -- when something was last heard of this market
+    bar_at        timestamptz,              -- the newest minute that came by the stream
+    beat_at       timestamptz NOT NULL,     -- when the recorder last wrote this row
+    refused       bigint      NOT NULL DEFAULT 0,
+    last_error    text,
+    last_error_at timestamptz,
+    CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped'))
+) WITH (fillfactor = 50);
+COMMENT ON TABLE feature_platform.heartbeat IS 'What the recorder hears of each market, and when it last said so.';
+COMMENT ON COLUMN feature_platform.heartbeat.state IS 'live: heard, and nothing is missing; catching_up: heard, and the exchange is being asked for what was missed; down: not heard; stopped: the recorder ended in order.';
+COMMENT ON COLUMN feature_platform.heartbeat.refused IS 'How many rows of the stream were no bars, since the recorder started.';
+
+-- When no recorder heard the exchange, and why; kept for 30 days.
+CREATE TABLE IF NOT EXISTS feature_platform.feed_outage (
+    id      bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    from_at timestamptz NOT NULL,
+    to_at   timestamptz NOT NULL,
+    reason  text        NOT NULL,
+    CONSTRAINT feed_outage_range_check CHECK (from_at <= to_at)
+);
+CREATE INDEX IF NOT EXISTS feed_outage_to_idx ON feature_platform.feed_outage (to_at);
+COMMENT ON TABLE feature_platform.feed_outage IS 'When the exchange was not heard, and why.';
+
+-- Parts minutes by what the feed did in them: `alive` where it was heard all the time, `dead` where it was not, NULL where no
+-- recorder was at work yet.
+CREATE OR REPLACE FUNCTION feature_platform.feed_in(feed_symbol text, minutes tstzrange, OUT part tstzrange, OUT feed text) RETURNS SETOF record
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH beat AS (
+        SELECT feature_platform.bucket_of(h.first_at) AS since,
+               CASE WHEN h.state IN ('down', 'stopped') THEN least(h.state_at, h.beat_at)
+                    WHEN h.beat_at < feature_platform.clock() - interval '1 minute' THEN h.beat_at END AS silent_from
+        FROM feature_platform.heartbeat h WHERE h.symbol = feed_symbol
+    ), known AS (
+        SELECT tstzmultirange(minutes * tstzrange(b.since, NULL)) AS span FROM beat b
+    ), dead AS (
+        SELECT range_agg(tstzrange(feature_platform.bucket_of(o.from_at), feature_platform.bucket_of(o.to_at) + interval '1 minute')) AS span
+        FROM (SELECT o.from_at, o.to_at FROM feature_platform.feed_outage o WHERE o.to_at >= lower(minutes) AND o.from_at < upper(minutes)
+              UNION ALL
+              SELECT b.silent_from, upper(minutes) FROM beat b WHERE b.silent_from < upper(minutes)) AS o
+    ), parted AS (
+        SELECT coalesce(k.span * d.span, '{}') AS dead, coalesce(k.span - coalesce(d.span, '{}'), '{}') AS alive
+        FROM (SELECT) AS one LEFT JOIN known k ON true LEFT JOIN dead d ON true
+    )
+    SELECT r, 'alive' FROM parted p CROSS JOIN LATERAL unnest(p.alive) AS r
+    UNION ALL SELECT r, 'dead' FROM parted p CROSS JOIN LATERAL unnest(p.dead) AS r
+    UNION ALL SELECT r, NULL FROM parted p CROSS JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead) AS r;
+END;
+COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Parts minutes by whether the feed was alive in them.';
