@@ -112,9 +112,11 @@ class WorkerProcess:
     environment: what its environment has beside the test's own.
     """
 
+    arguments: tuple[str, ...] = ("worker",)
+
     def __init__(self, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, "worker"],
+            [*COMMAND, *self.arguments],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from feature_platform.service.server import Service
 from feature_platform.settings import Settings
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import refresh
-from feature_platform_tests.fix_processes import PATIENCE, insert_bars, value
+from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, insert_bars, value
 
 # What a symbol may be called, whatever anybody thinks of it.
 STRANGE = 'Ö/$ "x", \';--\n%s {} \u202e😀'
@@ -53,6 +53,18 @@ class ServedDatabase:
         insert_bars(self.conn, symbol, first, count)
         refresh(self.conn)
         return first
+
+
+class ServiceProcess(WorkerProcess):
+    """A `feature-platform serve` at a free port, and what it says."""
+
+    arguments = ("serve", "--port", "0")
+
+    def client(self) -> httpx.Client:
+        """Return a client, once it serves."""
+        self.wait_for("serving at ")
+        url = self.log.partition("serving at ")[2].split()[0]
+        return httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
 
 
 @pytest.fixture(scope="module")

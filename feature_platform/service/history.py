@@ -61,9 +61,13 @@ class HistoryQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     symbol: Symbol
-    start: Annotated[Time, Field(description="First minute.")]
+    start: Annotated[Time, Field(description="First minute.", examples=["2026-02-01T12:00:00Z"])]
     end: Annotated[
-        Time, Field(description=f"First minute after the last; at most {MOST_DAYS} days later.")
+        Time,
+        Field(
+            description=f"First minute after the last; at most {MOST_DAYS} days later.",
+            examples=["2026-02-02"],
+        ),
     ]
     limit: Annotated[int, Field(ge=1, le=MOST_ROWS, description="Rows on a page.")] = _DEFAULT_ROWS
     format: Annotated[Format | None, Field(description="Without, the header Accept decides.")] = (

@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from psycopg.rows import TupleRow
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_platform.service.database import Database, DatabaseUnavailableError
@@ -166,7 +166,9 @@ def make_router(metrics: Metrics) -> APIRouter:
     """Return the route of metrics."""
     router = APIRouter()
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @router.get("/metrics", response_class=Response, responses={200: text})
     async def give_metrics() -> Response:
         """Give all metrics in Prometheus' text form."""
         return Response(await metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -8,7 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 # PostgreSQL's text has no NUL.
-Symbol = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+Symbol = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$"),
+    Field(examples=["BTC/USDT"]),
+]
 
 COLUMNS = (
     "symbol",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from feature_platform.errors import UserError
@@ -18,6 +20,12 @@ from feature_platform_tests.fix_service import ServedDatabase
 
 KEY = "a-key-of-the-tests"
 LATEST = "/v1/features/latest?symbol=KEY"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(served: ServedDatabase) -> None:
+    """Have a symbol to ask for."""
+    served.add("H", 3)
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +137,66 @@ def test_a_body_is_refused(served: ServedDatabase, options: dict[str, Any]) -> N
     answer = served.http.request("GET", "/healthz", **options)
     assert answer.status_code == 413
     assert answer.json() == {"detail": "a body has no use here"}
+
+
+# What breaks programs that put input into SQL, paths, headers, logs and terminals.
+HOSTILE = (
+    "'; DROP TABLE features_1m; --",
+    "' OR '1'='1",
+    "X' UNION SELECT current_user --",
+    "$1 %s %(symbol)s {symbol} {0}",
+    "{a,b}",
+    "\"; COPY features_1m TO PROGRAM 'id'; --",
+    "\x00",
+    "\x1b[2J\r\nSet-Cookie: a=b",
+    "\u202eTDSU\u0000/CTB",
+    "😀" * 200,
+    "../../etc/passwd",
+    "${jndi:ldap://127.0.0.1/a}",
+    "<script>alert(1)</script>",
+    "9" * 4000,
+    "-1e400",
+    "NaN",
+    "infinity",
+    "x" * 60_000,
+)
+PARAMETERS = ("symbol", "start", "end", "limit", "format", "cursor")
+
+
+def harmless(served: ServedDatabase, answer: httpx.Response) -> None:
+    """Fail where an answer is not that of a service that knows what it does."""
+    assert answer.status_code in (200, 400, 404, 406, 422), answer.text
+    assert "set-cookie" not in answer.headers
+    if answer.status_code != 200:
+        told = answer.json()["detail"]
+        assert told.isprintable()
+        assert not any(word in told for word in ("psycopg", "Traceback", "syntax"))
+    assert served.conn.execute("SELECT count(*) > 0 FROM features_1m").fetchone() == (True,)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda text: repr(text[:20]))
+def test_hostile_parameters_are_values_and_no_more(served: ServedDatabase, hostile: str) -> None:
+    harmless(served, served.http.get("/v1/features/latest", params={"symbol": ["H", hostile]}))
+    window = {"symbol": "H", "start": "2026-02-01", "end": "2026-02-02"}
+    for name in PARAMETERS:
+        harmless(served, served.http.get("/v1/features", params={**window, name: hostile}))
+    header = hostile.encode("utf-8").translate(None, b"\0\r\n\x1b").strip()
+    harmless(served, served.http.get("/v1/features", params=window, headers={"Accept": header}))
+    harmless(served, served.http.get(f"/v1/{quote(hostile, safe='')}"))
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(texts=st.lists(st.text(max_size=300), min_size=3, max_size=3))
+def test_any_text_is_a_value_and_no_more(served: ServedDatabase, texts: list[str]) -> None:
+    symbol, start, end = texts
+    harmless(served, served.http.get("/v1/features/latest", params={"symbol": symbol}))
+    window = {"symbol": symbol, "start": start, "end": end}
+    harmless(served, served.http.get("/v1/features", params=window))
+    harmless(
+        served,
+        served.http.get(
+            "/v1/features", params={**window, "start": "1970-01-01", "end": "1970-01-02"}
+        ),
+    )

@@ -1,0 +1,140 @@
+"""Without its database the service says so within a second, and goes on by itself afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_processes import wait_until
+from feature_platform_tests.fix_service import ServedDatabase
+
+PATHS = (
+    "/v1/features/latest?symbol=X",
+    "/v1/features?symbol=X&start=2026-02-01&end=2026-02-02",
+    "/v1/symbols",
+    "/readyz",
+)
+# A busy machine is late; what is promised is a second.
+SOON = 2.5
+
+
+@pytest.fixture(autouse=True)
+def warm(served: ServedDatabase) -> None:
+    """Have the service connected, and a symbol to ask for."""
+    if served.http.get(PATHS[0]).status_code == 404:
+        served.add("X", 3)
+    wait_until(lambda: served.http.get(PATHS[0]).status_code == 200, "the service answers")
+
+
+def refused(served: ServedDatabase, path: str) -> float:
+    """Ask, and return how long it took to be told to come again."""
+    began = time.monotonic()
+    answer = served.http.get(path)
+    seconds = time.monotonic() - began
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json() == {"detail": "the database does not answer"}
+    return seconds
+
+
+@pytest.fixture
+def gone(served: ServedDatabase, databases: Databases) -> Iterator[psycopg.Connection]:
+    """Take the database away: it ends all sessions, and lets nobody in."""
+    name = served.conn.info.dbname
+    alter = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    with psycopg.connect(databases.url, autocommit=True) as server:
+        server.execute(alter.format(sql.Identifier(name), sql.Literal(False)))
+        server.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = %s AND application_name = 'feature_platform serve'",
+            [name],
+        )
+        yield server
+        server.execute(alter.format(sql.Identifier(name), sql.Literal(True)))
+
+
+def test_a_database_that_is_gone_is_told_at_once(
+    served: ServedDatabase, gone: psycopg.Connection
+) -> None:
+    assert all(refused(served, path) < SOON for path in PATHS)
+    assert served.http.get("/healthz").status_code == 200
+    metrics = served.http.get("/metrics").text
+    assert "feature_platform_database_up 0.0" in metrics
+    assert "feature_platform_lag_seconds" not in metrics
+    gone.execute(
+        sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(
+            sql.Identifier(served.conn.info.dbname)
+        )
+    )
+    began = time.monotonic()
+    wait_until(lambda: served.http.get("/readyz").status_code == 200, "it has recovered")
+    assert time.monotonic() - began < 2 * SOON
+    assert all(served.http.get(path).status_code == 200 for path in PATHS)
+
+
+def test_sessions_that_ended_meanwhile_are_nobodys_business(served: ServedDatabase) -> None:
+    """As after a restart of the server: the next request finds it up, not its old connections."""
+    for _ in range(3):
+        served.conn.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'feature_platform serve'"
+        )
+        assert served.http.get(PATHS[0]).status_code == 200
+
+
+def test_a_database_that_is_slow_is_not_waited_for(served: ServedDatabase) -> None:
+    with served.conn.transaction():
+        served.conn.execute("LOCK TABLE features_1m IN ACCESS EXCLUSIVE MODE")
+        seconds = [refused(served, path) for path in PATHS[:3]]
+    assert max(seconds) < SOON
+    assert min(seconds) > 0.5
+    # Nor does the server go on with what nobody waits for.
+    running = served.conn.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'feature_platform serve' AND state <> 'idle'"
+    ).fetchone()
+    assert running == (0,)
+    assert served.http.get(PATHS[0]).status_code == 200
+
+
+def test_a_database_that_is_not_set_up_is_waited_for(databases: Databases) -> None:
+    url = databases.create_empty()
+    try:
+        with ExitStack() as stack:
+            bare = ServedDatabase(url, stack)
+            answer = bare.http.get(PATHS[0])
+            assert answer.status_code == 503
+            assert answer.json() == {"detail": "the database is not set up"}
+            bare.conn.execute("CREATE SCHEMA feature_platform")
+            bare.conn.execute("CREATE TABLE feature_platform.schema_version AS SELECT 1 AS version")
+            answer = bare.http.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json()["detail"].startswith("the database has schema version 1, ")
+    finally:
+        databases.drop(url)
+
+
+def test_an_answer_that_cannot_be_finished_is_cut_off(served: ServedDatabase) -> None:
+    """Nobody may take for whole what is not."""
+    first = served.add("LONG", 30_000)
+    window = {
+        "symbol": "LONG",
+        "start": first.isoformat(),
+        "end": (first + timedelta(minutes=30_000)).isoformat(),
+        "limit": 30_000,
+    }
+    with served.http.stream("GET", "/v1/features", params=window) as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        with served.conn.transaction():
+            served.conn.execute("LOCK TABLE features_1m IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(parts)

@@ -1,0 +1,108 @@
+"""Metrics say how the service is asked and how the platform does, and cost little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_processes import value
+from feature_platform_tests.fix_service import STRANGE, ServedDatabase
+
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+@pytest.fixture
+def served(databases: Databases) -> Iterator[ServedDatabase]:
+    """Yield a served database of the test's own, whose metrics nobody has read yet."""
+    with databases.fresh() as url, ExitStack() as stack:
+        yield ServedDatabase(url, stack)
+
+
+def samples(served: ServedDatabase) -> Samples:
+    answer = served.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name.removeprefix("feature_platform_"), tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_they_say_how_the_platform_does(served: ServedDatabase) -> None:
+    first = served.add(STRANGE, 30, minutes_ago=10)
+    served.conn.execute(
+        "INSERT INTO feature_platform.gap_watermark VALUES (%s, %s, now())", [STRANGE, first]
+    )
+    # A gap that began before the day, of which two hours count; one in it; and one before it.
+    served.conn.execute(
+        """
+        INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state)
+        SELECT %s, now() - start, now() - stop, state
+          FROM (VALUES (interval '25 hours', interval '22 hours', 'quiet'),
+                       (interval '30 minutes', interval '20 minutes', 'open'),
+                       (interval '20 minutes', interval '18 minutes', 'filled'),
+                       (interval '60 hours', interval '50 hours', 'unavailable'))
+            AS gap (start, stop, state)
+        """,
+        [STRANGE],
+    )
+    served.conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts = %s", [first])
+    served.conn.execute(
+        "INSERT INTO feature_platform.policy_run"
+        " (runner, started_at, finished_at, rows_written, error)"
+        " VALUES ('worker', now() - interval '9 s', now() - interval '8 s', 5, 'no'),"
+        " ('worker', now() - interval '7 s', now() - interval '4 s', 77, NULL)"
+    )
+    told = samples(served)
+    assert told["database_up", ()] == 1
+    assert 600 <= told["lag_seconds", (STRANGE,)] < 720
+    assert told["dirty_rows", ()] == 30
+    assert 0 <= told["dirty_age_seconds", ()] < 60
+    assert told["missing_minutes", ("quiet",)] == pytest.approx(120, abs=1)
+    assert told["missing_minutes", ("open",)] == pytest.approx(10)
+    assert told["missing_minutes", ("unavailable",)] == 0
+    assert told["policy_present", ()] == 1
+    assert told["policy_runs", ("ok",)] == 1
+    assert told["policy_runs", ("failed",)] == 1
+    assert told["policy_runs", ("unfinished",)] == 0
+    assert told["policy_last_rows_written", ()] == 77
+    assert told["policy_last_run_seconds", ()] == pytest.approx(3)
+    assert told["process_resident_memory_bytes", ()] > 0
+
+
+def test_nothing_is_no_error(served: ServedDatabase) -> None:
+    served.conn.execute("SELECT remove_features_1m_policy()")
+    told = samples(served)
+    assert told["database_up", ()] == 1
+    assert told["policy_present", ()] == 0
+    assert ("policy_last_run_seconds", ()) not in told
+
+
+def test_requests_are_counted_by_route_and_status(served: ServedDatabase) -> None:
+    served.add("X", 3)
+    for path in (*["/v1/features/latest?symbol=X"] * 3, "/v1/features/latest", "/a", "/b"):
+        served.http.get(path)
+    told = samples(served)
+    count = "http_request_seconds_count"
+    assert told[count, ("/v1/features/latest", "200")] == 3
+    assert told[count, ("/v1/features/latest", "422")] == 1
+    assert told[count, ("none", "404")] == 2
+    assert 0 < told["http_request_seconds_sum", ("/v1/features/latest", "200")] < 60
+
+
+def test_the_database_is_not_asked_each_time(served: ServedDatabase) -> None:
+    """However often they are asked for: a cache of seconds, so that few reads reach it."""
+    calls = "SELECT sum(numbackends + xact_commit) FROM pg_stat_database WHERE datname = %s"
+    samples(served)
+    name = served.conn.info.dbname
+    served.conn.execute("SELECT pg_stat_force_next_flush()")
+    before = value(served.conn, calls, name)
+    for _ in range(50):
+        served.http.get("/metrics")
+    served.conn.execute("SELECT pg_stat_force_next_flush()")
+    assert value(served.conn, calls, name) - before < 50

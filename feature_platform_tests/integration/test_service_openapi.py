@@ -1,0 +1,63 @@
+"""What OpenAPI says of the service is what it does: schemathesis tries to find where it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from feature_platform_tests.fix_engine import refresh
+from feature_platform_tests.fix_processes import PATIENCE, insert_bars
+from feature_platform_tests.fix_service import ServedDatabase
+
+KEY = "a-key-of-the-tests"
+# Start and end may each be fine, and the one not before the other; symbols, and not stored.
+CONFIGURATION = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "404"]
+"""
+AUTHENTICATION = f"""
+[auth.openapi.key]
+bearer = "{KEY}"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples(served: ServedDatabase) -> None:
+    """Store rows of the symbol and the day that the description has as examples."""
+    insert_bars(served.conn, "BTC/USDT", datetime(2026, 2, 1, 12, tzinfo=UTC), 3)
+    refresh(served.conn)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["open", "with a key"])
+def test_schemathesis_finds_nothing(
+    served: ServedDatabase, key: str | None, tmp_path: Path
+) -> None:
+    service, _ = served.serve(api_key=key)
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION + (AUTHENTICATION if key else ""))
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            f"--config-file={configuration}",
+            "run",
+            f"{service.url}/openapi.json",
+            "--phases=examples,coverage,fuzzing",
+            "--max-examples=20",
+            "--generation-deterministic",
+            "--no-color",
+            *([f"--header=Authorization: Bearer {key}"] if key else []),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # It did look, and got rows to look at.
+    assert "Tested: 6" in done.stdout
+    assert "Missing test data" not in done.stdout
