@@ -86,9 +86,14 @@ class Service:
         assert self._thread is not None
         self._server.should_exit = True
         self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the address."""
+        self._socket.close()
 
     def _serve(self) -> None:
-        with self._socket, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._server.serve(sockets=[self._socket]))
 
 
@@ -98,9 +103,12 @@ def run_service(host: str, port: int) -> None:
     A database that is down is waited for. Raises UserError where its schema is not this code's.
     """
     service = Service(host=host, port=port)
-    _check_schema()
-    _log.info("serving at %s", service.url)
-    service.run()
+    try:
+        _check_schema()
+        _log.info("serving at %s", service.url)
+        service.run()
+    finally:
+        service.close()
 
 
 def _check_schema() -> None:
