@@ -412,13 +412,23 @@ def simulate_command(
         Path | None, typer.Option(metavar="FILE", help="Serve these bars, of --symbol, instead.")
     ] = None,
     symbol: Annotated[str | None, typer.Option(help="Whose bars those of --bars are.")] = None,
+    update_seconds: Annotated[
+        float, typer.Option(min=0.01, help="Between what streams send of the minute that goes on.")
+    ] = 1.0,
 ) -> None:
-    """Run a simulated exchange, which speaks Binance's REST, until SIGTERM or Ctrl-C."""
+    """Run a simulated exchange, in Binance's REST and streams, until SIGTERM or Ctrl-C."""
     from feature_platform.simulator.server import make_exchange
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
     exchange = make_exchange(
-        host=host, port=port, seed=seed, symbols=symbols, faults=faults, bars=bars, symbol=symbol
+        host=host,
+        port=port,
+        seed=seed,
+        symbols=symbols,
+        faults=faults,
+        bars=bars,
+        symbol=symbol,
+        update_seconds=update_seconds,
     )
     typer.echo(f"simulating Binance at {exchange.url}: {', '.join(exchange.truth.markets)}")
     exchange.run()

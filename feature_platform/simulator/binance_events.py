@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from feature_platform.simulator._noise import Floats
+from feature_platform.simulator.damage import damaged
+from feature_platform.simulator.faults import Damage
 from feature_platform.simulator.markets import Market
 from feature_platform.simulator.trades import IDS_PER_MINUTE, UNITS, Trades
 from feature_platform.simulator.truth import MINUTE_MS, MinuteBars
+
+# A bar's six fields, by their names in an event.
+_FIELDS = ("t", "o", "h", "l", "c", "v")
 
 _TRADE = '{"e":"trade","E":%d,"s":"%s","t":%d,"p":"%.8f","q":"%d.%08d","T":%d,"m":%s,"M":true}'
 _AGG_TRADE = (
@@ -46,6 +53,18 @@ def kline_event(market: Market, bar: MinuteBars, now: int, *, closed: bool) -> s
         *prices,
         *(count, "true" if closed else "false", quote, bought, bought_quote),
     )
+
+
+def damaged_kline(event: str, damage: Damage) -> str:
+    """Return the event of a bar with a damage."""
+    value = json.loads(event)
+    kline = value["k"]
+    fields = damaged([kline.pop(name) for name in _FIELDS], damage)
+    if isinstance(fields, list):
+        kline.update(zip(_FIELDS, fields, strict=False))  # what a short row lacks is not there
+    else:
+        value["k"] = fields
+    return json.dumps(value, separators=(",", ":"))
 
 
 def taker_columns(bars: MinuteBars) -> tuple[Floats, Floats, Floats]:

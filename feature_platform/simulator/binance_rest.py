@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +28,9 @@ from feature_platform.errors import UserError
 from feature_platform.settings import is_loopback
 from feature_platform.simulator._noise import uniform
 from feature_platform.simulator.binance_events import taker_columns
+from feature_platform.simulator.damage import damaged
 from feature_platform.simulator.faults import (
     Banned,
-    Damage,
     Endpoint,
     Garbled,
     Hit,
@@ -238,12 +239,12 @@ class _Rest:
             case Repeated():
                 again = [rows[at] for at in np.argsort(chance)[: fault.rows]]
                 if fault.differing:
-                    again = [_changed(row, 5, "1234567.00000000") for row in again]
+                    again = [_changed(row, _with_other_volume) for row in again]
                 return rows + again
             case Malformed():
                 for number, at in enumerate(np.argsort(chance)[: fault.rows]):
                     damage = fault.damages[number % len(fault.damages)]
-                    rows[at] = _DAMAGE[damage](rows[at])
+                    rows[at] = _changed(rows[at], partial(damaged, damage=damage))
         return rows
 
     def _market(self, market_id: str) -> Market:
@@ -456,36 +457,9 @@ def _rows(bars: MinuteBars) -> list[str]:
     return [_ROW % row for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _changed(row: str, at: int, value: Any) -> str:
-    fields = json.loads(row)
-    fields[at] = value
-    return json.dumps(fields, separators=(",", ":"))
+def _changed(row: str, change: Callable[[list[Any]], Any]) -> str:
+    return json.dumps(change(json.loads(row)), separators=(",", ":"))
 
 
-def _field(at: int, value: Any) -> Callable[[str], str]:
-    return lambda row: _changed(row, at, value)
-
-
-def _time_changed(change: Callable[[int], int]) -> Callable[[str], str]:
-    return lambda row: _changed(row, 0, change(json.loads(row)[0]))
-
-
-def _high_below_low(row: str) -> str:
-    return _changed(row, 2, f"{float(json.loads(row)[3]) / 2:.8f}")
-
-
-_DAMAGE: dict[Damage, Callable[[str], str]] = {
-    "missing_price": _field(1, None),
-    "text_price": _field(4, "n/a"),
-    "nan_price": _field(4, "NaN"),
-    "zero_price": _field(3, "0.00000000"),
-    "absurd_price": _field(2, "1e150"),
-    "high_below_low": _high_below_low,
-    "negative_volume": _field(5, "-1.00000000"),
-    "infinite_volume": _field(5, "Infinity"),
-    "missing_time": _field(0, None),
-    "odd_time": _time_changed(lambda ms: ms + 1234),
-    "far_time": _time_changed(lambda ms: ms * 1000),
-    "short_row": lambda row: json.dumps(json.loads(row)[:3]),
-    "not_a_row": lambda _row: '"oops"',
-}
+def _with_other_volume(fields: list[Any]) -> list[Any]:
+    return [*fields[:5], "1234567.00000000", *fields[6:]]

@@ -11,12 +11,21 @@ import asyncio
 import json
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from feature_platform.simulator.faults import (
+    Banned,
+    Latency,
+    Reset,
+    ServerError,
+    TooManyRequests,
+)
 from feature_platform.simulator.feed import KINDS, Feed
+from feature_platform.simulator.venue import Venue
 
 _log = logging.getLogger(__name__)
 
@@ -32,20 +41,54 @@ class _RefusedError(Exception):
     """Answer a request with Binance's form of an error."""
 
 
-def add_streams(app: FastAPI, feed: Feed) -> None:
-    """Add the streams of a feed to a web application."""
+def add_streams(app: FastAPI, venue: Venue, feed: Feed) -> None:
+    """Add the streams of a venue to a web application."""
 
     async def raw(websocket: WebSocket) -> None:
         names = websocket.path_params.get("names", "").split("/")
-        await _Connection(websocket, feed, combined=False).serve(names)
+        if await _is_welcome(websocket, venue):
+            await _Connection(websocket, feed, combined=False).serve(names)
 
     async def combined(websocket: WebSocket) -> None:
         names = websocket.query_params.get("streams", "").split("/")
-        await _Connection(websocket, feed, combined=True).serve(names)
+        if await _is_welcome(websocket, venue):
+            await _Connection(websocket, feed, combined=True).serve(names)
 
     app.add_api_websocket_route("/ws", raw)
     app.add_api_websocket_route("/ws/{names:path}", raw)
     app.add_api_websocket_route("/stream", combined)
+
+
+async def _is_welcome(websocket: WebSocket, venue: Venue) -> bool:
+    """Let faults hit the opening of a WebSocket; refuse it where they do."""
+    for hit in venue.faults.hitting("stream", None):
+        match hit.fault:
+            case Latency():
+                await asyncio.sleep(hit.fault.seconds)
+            case TooManyRequests() | Banned():
+                status = 418 if isinstance(hit.fault, Banned) else 429
+                headers = {"retry-after": str(hit.fault.retry_after)}
+                await websocket.send_denial_response(Response("", status, headers))
+                return False
+            case ServerError():
+                await websocket.send_denial_response(Response("", hit.fault.status))
+                return False
+            case Reset():
+                _abort(websocket)
+                return False
+    return True
+
+
+def _abort(websocket: WebSocket) -> None:
+    websocket.scope["state"]["abort"](tuple(websocket.scope["client"]))
+
+
+@dataclass(frozen=True)
+class _Close:
+    """Stand in the outbox for the end of it."""
+
+    code: int
+    reason: str = ""
 
 
 class _Connection:
@@ -56,9 +99,10 @@ class _Connection:
         self._feed = feed
         self._combined = combined
         self._streams: dict[str, None] = {}
-        self._outbox: deque[str] = deque()
+        self._outbox: deque[str | _Close] = deque()
         self._more = asyncio.Event()
         self._asked: deque[float] = deque(maxlen=_MOST_REQUESTS)
+        self._stalled = self._deaf = False
 
     async def serve(self, names: list[str]) -> None:
         """Serve until either side ends it."""
@@ -76,10 +120,42 @@ class _Connection:
 
     def take(self, stream: str, event: str) -> None:
         """Take an event of a stream for sending."""
-        if len(self._outbox) < _LONGEST_BACKLOG:
-            wrapped = f'{{"stream":"{stream}","data":{event}}}' if self._combined else event
-            self._outbox.append(wrapped)
-            self._more.set()
+        self._put(f'{{"stream":"{stream}","data":{event}}}' if self._combined else event)
+
+    def drop(self, code: int | None) -> None:
+        """Close the connection with a code, or reset it."""
+        _log.info("stream dropped client=%s code=%s", self._client, code)
+        if code is None:
+            _abort(self._websocket)
+        else:
+            self._put(_Close(code))
+
+    def stall(self, *, pongs: bool) -> None:
+        """Keep the connection open and send nothing; with pongs, answer pings all the same."""
+        _log.info("stream stalled client=%s", self._client)
+        self._stalled = True
+        self._outbox.clear()
+        if not pongs and not self._deaf:
+            self._deafen(True)
+
+    def resume(self) -> None:
+        """End a stall."""
+        self._stalled = False
+        if self._deaf:
+            self._deafen(False)
+
+    def _deafen(self, deaf: bool) -> None:
+        self._deaf = deaf
+        self._websocket.scope["state"]["deafen"](tuple(self._websocket.scope["client"]), deaf)
+
+    def _put(self, item: str | _Close) -> None:
+        if self._stalled:
+            return
+        if len(self._outbox) == _LONGEST_BACKLOG:
+            self._outbox.clear()
+            item = _Close(_POLICY, "Too slow")
+        self._outbox.append(item)
+        self._more.set()
 
     @property
     def _client(self) -> str:
@@ -91,18 +167,21 @@ class _Connection:
             await self._more.wait()
             self._more.clear()
             while self._outbox:
-                await self._websocket.send_text(self._outbox.popleft())
+                item = self._outbox.popleft()
+                if isinstance(item, _Close):
+                    await self._websocket.close(item.code, item.reason)
+                    return
+                await self._websocket.send_text(item)
 
     async def _answer_requests(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             text = await self._websocket.receive_text()
             if len(self._asked) == _MOST_REQUESTS and loop.time() - self._asked[0] < 1:
-                await self._websocket.close(_POLICY, "Too many requests")
-                raise WebSocketDisconnect(_POLICY)
+                self._put(_Close(_POLICY, "Too many requests"))
+                continue
             self._asked.append(loop.time())
-            self._outbox.append(json.dumps(self._answer(text), separators=(",", ":")))
-            self._more.set()
+            self._put(json.dumps(self._answer(text), separators=(",", ":")))
 
     def _answer(self, text: str) -> dict[str, Any]:
         number = None

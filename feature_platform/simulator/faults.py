@@ -1,13 +1,15 @@
 """What goes wrong at the simulated exchange: each fault a model, and the set that is at work.
 
-There are two kinds. A request fault hits answers: some, or the next so many. A bar fault is a
+There are three kinds. A request fault hits answers: some, or the next so many. A bar fault is a
 state of the world: what the venue publishes of some minutes, or when, for as long as it is set.
+A stream fault hits what is sent of some minutes over WebSockets, while REST knows better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -24,7 +26,8 @@ from pydantic import (
 from feature_platform.errors import UserError
 from feature_platform.simulator._noise import key_of, uniform_at
 
-Endpoint = Literal["ping", "time", "exchangeInfo", "klines"]
+# A stream is asked for once: when its WebSocket is opened.
+Endpoint = Literal["ping", "time", "exchangeInfo", "klines", "stream"]
 
 Damage = Literal[
     "missing_price",
@@ -232,6 +235,89 @@ class Outage(BarFault):
     status: Annotated[int, Field(ge=500, le=599)] | None = None
 
 
+class StreamFault(_Fault):
+    """Hit what streams send of the minutes of [start, end), by default of all.
+
+    probability: the share of these minutes that is hit; which, follows from seed and minute.
+    count: hit so many, then no more; None for all to come.
+    """
+
+    start: _Moment | None = None
+    end: _Moment | None = None
+    probability: _Share = 1.0
+    count: _Count | None = None
+
+    def concerns(self, minute: int) -> bool:
+        """Tell whether a minute is between start and end."""
+        moment = datetime.fromtimestamp(minute * 60, UTC)
+        return (self.start is None or self.start <= moment) and (
+            self.end is None or moment < self.end
+        )
+
+
+class ConnectionFault(StreamFault):
+    """Hit connections at a moment of a minute; with a `symbol`, those that have streams of it.
+
+    second: of the minute; None for any.
+    """
+
+    second: Annotated[float, Field(ge=0, lt=60)] | None = None
+
+
+class Dropped(ConnectionFault):
+    """End connections.
+
+    code: what the WebSocket is closed with; None to reset the connection.
+    """
+
+    kind: Literal["dropped"] = "dropped"
+    code: Annotated[int, Field(ge=1000, le=4999)] | None = None
+
+
+class Stalled(ConnectionFault):
+    """Keep connections open and send nothing; what there is to send meanwhile is lost.
+
+    seconds: for how long.
+    pongs: whether pings are answered all the same.
+    """
+
+    kind: Literal["stalled"] = "stalled"
+    seconds: _Seconds = 3600.0
+    pongs: bool = False
+
+
+class Duplicated(StreamFault):
+    """Send trades and closed bars so many times more."""
+
+    kind: Literal["duplicated"] = "duplicated"
+    times: _Count = 1
+
+
+class Reordered(StreamFault):
+    """Send closed bars of even minutes after those of the next, and trades in pairs swapped.
+
+    A stale update of the bar, when it was open, follows the closed one.
+    """
+
+    kind: Literal["reordered"] = "reordered"
+
+
+class Lost(StreamFault):
+    """Send neither trades nor the closed bar."""
+
+    kind: Literal["lost"] = "lost"
+
+
+class Impossible(StreamFault):
+    """Send closed bars that cannot be, in place of the right ones.
+
+    damages: in which ways, in turn.
+    """
+
+    kind: Literal["impossible"] = "impossible"
+    damages: Annotated[tuple[Damage, ...], Field(min_length=1)] = DAMAGES
+
+
 Fault = (
     Latency
     | TooManyRequests
@@ -250,6 +336,12 @@ Fault = (
     | Late
     | Corrected
     | Outage
+    | Dropped
+    | Stalled
+    | Duplicated
+    | Reordered
+    | Lost
+    | Impossible
 )
 
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Annotated[Fault, Discriminator("kind")]])
@@ -274,19 +366,23 @@ class Faults:
     """Hold the faults that are at work, and decide which of them hit a request.
 
     All that is random in them follows from the seed and from how many requests there were.
+    generation: goes up when they change.
     """
 
     def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
         self._seed = seed
+        self.generation = 0
         self._entries: tuple[_Entry, ...] = ()
         self.replace(faults)
 
     def replace(self, faults: Iterable[Fault]) -> None:
         """Have these faults and no others; counts begin anew."""
+        self.generation += 1
         self._entries = tuple(_Entry(fault, self._seed, at) for at, fault in enumerate(faults))
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Have these faults beside those that are at work."""
+        self.generation += 1
         there = len(self._entries)
         self._entries += tuple(
             _Entry(fault, self._seed, there + at) for at, fault in enumerate(faults)
@@ -300,7 +396,7 @@ class Faults:
         ]
 
     def fired(self, kind: str) -> int:
-        """Return how many requests the faults of a kind have hit since they were set."""
+        """Return how many requests, or minutes of streams, the faults of a kind have hit."""
         return sum(entry.fired for entry in self._entries if entry.fault.kind == kind)
 
     def hitting(self, endpoint: Endpoint, symbol: str | None) -> Sequence[Hit]:
@@ -322,6 +418,37 @@ class Faults:
             if isinstance(entry.fault, BarFault) and entry.fault.symbol in (None, symbol)
         ]
 
+    def of_stream(self, symbol: str, minute: int) -> list[StreamFault]:
+        """Return the faults that hit what is sent of a minute of a market, which counts for each.
+
+        Those that hit connections are not among them.
+        """
+        return [
+            entry.fault
+            for entry in self._entries
+            if isinstance(entry.fault, StreamFault)
+            and not isinstance(entry.fault, ConnectionFault)
+            and entry.fault.symbol in (None, symbol)
+            and entry.hits_minute(minute, symbol)
+        ]
+
+    def of_connections(self, start: int, end: int) -> list[tuple[int, ConnectionFault]]:
+        """Return the faults that hit connections within a minute, and when, in order of time.
+
+        start, end: [start, end) of a part of a minute, in milliseconds since 1970-01-01 UTC.
+        """
+        minute = start // 60_000
+        return sorted(
+            (
+                (at, entry.fault)
+                for entry in self._entries
+                if isinstance(entry.fault, ConnectionFault)
+                and start <= (at := entry.moment(entry.fault, minute)) < end
+                and entry.hits_minute(minute)
+            ),
+            key=itemgetter(0),
+        )
+
 
 class Hit:
     """Be one fault at one request, with random numbers of its own."""
@@ -341,8 +468,28 @@ class _Entry:
         self._seen = 0
 
     def name_and_count(self) -> dict[str, Any]:
-        fired = {"fired": self.fired} if isinstance(self.fault, RequestFault) else {}
+        counts = isinstance(self.fault, RequestFault | StreamFault)
+        fired = {"fired": self.fired} if counts else {}
         return {"kind": self.fault.kind, **fired}
+
+    def hits_minute(self, minute: int, symbol: str = "") -> bool:
+        """Tell whether a stream fault hits a minute, and count it if so."""
+        fault = self.fault
+        assert isinstance(fault, StreamFault)
+        if fault.count is not None and self.fired >= fault.count:
+            return False
+        key = key_of(self.key, symbol)
+        if not fault.concerns(minute) or uniform_at(key, minute) >= fault.probability:
+            return False
+        self.fired += 1
+        return True
+
+    def moment(self, fault: ConnectionFault, minute: int) -> int:
+        """Return when in a minute a fault hits connections, in milliseconds since 1970."""
+        second = fault.second
+        if second is None:
+            second = 60 * uniform_at(key_of(self.key, "second"), minute)
+        return minute * 60_000 + int(second * 1000)
 
     def hit(self, endpoint: Endpoint, symbol: str | None) -> Hit | None:
         fault = self.fault

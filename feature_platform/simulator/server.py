@@ -66,9 +66,10 @@ class SimulatedExchange:
         self.clock = clock or get_settings().clock
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
-        venue = Venue(truth, self.faults, self.clock)
-        app = create_app(venue, Weights(self.clock, weight_limit))
-        add_streams(app, Feed(venue, update_seconds))
+        self.venue = Venue(truth, self.faults, self.clock)
+        self.feed = Feed(self.venue, update_seconds)
+        app = create_app(self.venue, Weights(self.clock, weight_limit))
+        add_streams(app, self.venue, self.feed)
         self._server = _Server(app)
         self._thread: threading.Thread | None = None
 
@@ -115,6 +116,7 @@ def make_exchange(
     faults: str | None,
     bars: Path | None,
     symbol: str | None,
+    update_seconds: float = 1.0,
 ) -> SimulatedExchange:
     """Make what the options of `feature-platform simulate` ask for.
 
@@ -135,7 +137,12 @@ def make_exchange(
     else:
         truth = GeneratedTruth([name for one in symbols.split(",") if (name := one.strip())], seed)
     return SimulatedExchange(
-        truth, parse_faults(_text_of(faults or "[]")), seed=seed, host=host, port=port
+        truth,
+        parse_faults(_text_of(faults or "[]")),
+        seed=seed,
+        host=host,
+        port=port,
+        update_seconds=update_seconds,
     )
 
 
@@ -154,7 +161,8 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp) -> None:
         async def app_with_abort(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["state"] = {**scope.get("state", {}), "abort": self._abort}
+            hooks = {"abort": self._abort, "deafen": self._deafen}
+            scope["state"] = {**scope.get("state", {}), **hooks}
             await app(scope, receive, send)
 
         config = uvicorn.Config(
@@ -196,7 +204,22 @@ class _Server(uvicorn.Server):
         yield
 
     def _abort(self, client: tuple[str, int]) -> None:
-        for connection in self.server_state.connections:
-            if getattr(connection, "client", None) == client:
-                abort_connection(connection.transport)
-                return
+        for connection in self._connections(client):
+            abort_connection(connection.transport)
+
+    def _deafen(self, client: tuple[str, int], deaf: bool) -> None:
+        """Have a WebSocket neither read nor ping, as if the way to it was cut; or do again."""
+        for connection in self._connections(client):
+            if deaf:
+                connection.stop_keepalive()
+                connection.transport.pause_reading()
+            else:
+                connection.transport.resume_reading()
+                connection.start_keepalive()
+
+    def _connections(self, client: tuple[str, int]) -> list[Any]:
+        return [
+            connection
+            for connection in self.server_state.connections
+            if getattr(connection, "client", None) == client
+        ]

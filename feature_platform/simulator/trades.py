@@ -47,9 +47,6 @@ class Trades:
         return int(np.searchsorted(self.at, now))
 
 
-NO_TRADES = Trades(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
-
-
 def trades_of(market: Market, bar: MinuteBars) -> Trades:
     """Return the trades that make up one bar: as many as it says, but for none at least four.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,16 @@ from feature_platform.simulator.faults import (
     Outage,
     QuietLeftOut,
 )
-from feature_platform.simulator.trades import NO_TRADES, Trades, bar_so_far, trades_of
+from feature_platform.simulator.trades import bar_so_far, trades_of
 from feature_platform.simulator.truth import MINUTE_MS, MinuteBars, Truth, minute_from
 
 _Mask = NDArray[np.bool_]
 
 # How many minutes to look through at once where few have bars.
 _LARGEST_PIECE = 50_000
+
+# In minutes: a listener does not learn of bars that are later than that, but asks over REST.
+_LONGEST_DELAY = 1440
 
 
 class OutageHitError(Exception):
@@ -33,6 +37,23 @@ class OutageHitError(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Be one bar as it is published at a moment, in milliseconds since 1970-01-01 UTC."""
+
+    at: int
+    bar: MinuteBars
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Say for each bar whether it is never published, from when it is, and from when rightly."""
+
+    hidden: _Mask
+    from_ms: Ints
+    right_ms: Ints
 
 
 class Venue:
@@ -90,9 +111,51 @@ class Venue:
                 if lo < ends and begins < hi:
                     raise OutageHitError(fault.status)
 
+    def publications(self, symbol: str, bars: MinuteBars) -> list[Publication]:
+        """Return when a minute's bar is published, and when again with other values, in order.
+
+        bars: one bar of the truth.
+        """
+        plan = self._plan(symbol, bars)
+        if plan.hidden[0]:
+            return []
+        at = max(int(plan.from_ms[0]), int(_ends_of(bars.minute)[0]))
+        right = int(plan.right_ms[0])
+        if at >= right:
+            return [Publication(at, bars)]
+        return [Publication(at, _wrong(bars, np.ones(1, np.bool_))), Publication(right, bars)]
+
+    def is_open_shown(self, symbol: str, bars: MinuteBars) -> bool:
+        """Tell whether a bar, one of the truth, is published while its minute goes on."""
+        plan = self._plan(symbol, bars)
+        return not plan.hidden[0] and not plan.from_ms[0]
+
+    def longest_delay(self, symbol: str) -> int:
+        """Return how many minutes ago a bar may have ended that is still to be published."""
+        delays = [
+            fault.seconds
+            for fault, _ in self.faults.of_bars(symbol)
+            if isinstance(fault, Late | Corrected) and fault.seconds is not None
+        ]
+        return min(ceil(max(delays, default=0) / 60), _LONGEST_DELAY)
+
+    def is_out(self, symbol: str, minute: int) -> bool:
+        """Tell whether the venue is out in a minute: then it tells of no trades, either."""
+        return any(
+            isinstance(fault, Outage) and _bounds(fault)[0] <= minute < _bounds(fault)[1]
+            for fault, _ in self.faults.of_bars(symbol)
+        )
+
     def _published(self, symbol: str, first: int, end: int, now: int) -> MinuteBars:
         bars = self._so_far(symbol, self.truth.minutes(symbol, first, end), now)
+        plan = self._plan(symbol, bars)
+        bars = _wrong(bars, (_ends_of(bars.minute) <= now) & (now < plan.right_ms))
+        return bars.take(np.flatnonzero(~plan.hidden & (plan.from_ms <= now)))
+
+    def _plan(self, symbol: str, bars: MinuteBars) -> _Plan:
+        """Say when bars of the truth are published, as the faults have it."""
         hidden = np.zeros(len(bars), np.bool_)
+        from_ms, right_ms = np.zeros((2, len(bars)), np.int64)
         for fault, key in self.faults.of_bars(symbol):
             lo, hi = _bounds(fault)
             concerned = (bars.minute >= lo) & (bars.minute < hi)
@@ -104,16 +167,12 @@ class Venue:
                 case Outage():
                     hidden |= concerned
                 case Late():
-                    hidden |= concerned & (now < _ends_of(bars.minute) + fault.seconds * 1000)
+                    late = _ends_of(bars.minute) + int(fault.seconds * 1000)
+                    from_ms = np.where(concerned, np.maximum(from_ms, late), from_ms)
                 case Corrected():
-                    wrong = concerned & (_ends_of(bars.minute) <= now)
-                    bars = _wrong(bars, wrong & _before_correction(fault, bars.minute, now))
-        return bars.take(np.flatnonzero(~hidden))
-
-    def trades(self, symbol: str, minute: int) -> Trades:
-        """Return the trades of a minute, over or not, since 1970-01-01 UTC."""
-        bar = self.truth.minutes(symbol, minute, minute + 1)
-        return trades_of(self.truth.markets[symbol], bar) if len(bar) else NO_TRADES
+                    right = _corrected_at(fault, bars.minute)
+                    right_ms = np.where(concerned, np.maximum(right_ms, right), right_ms)
+        return _Plan(hidden, from_ms, right_ms)
 
     def _so_far(self, symbol: str, bars: MinuteBars, now: int) -> MinuteBars:
         """Cut the bar of the minute that is not over to what has been traded of it."""
@@ -138,12 +197,11 @@ def _ends_of(minute: Ints) -> Ints:
     return (minute + 1) * MINUTE_MS
 
 
-def _before_correction(fault: Corrected, minute: Ints, now: int) -> _Mask:
+def _corrected_at(fault: Corrected, minute: Ints) -> Ints:
     if fault.until is not None:
-        return np.full(len(minute), now < fault.until.timestamp() * 1000)
+        return np.full(len(minute), int(fault.until.timestamp() * 1000))
     assert fault.seconds is not None
-    early: _Mask = now < _ends_of(minute) + fault.seconds * 1000
-    return early
+    return _ends_of(minute) + int(fault.seconds * 1000)
 
 
 def _wrong(bars: MinuteBars, which: _Mask) -> MinuteBars:
