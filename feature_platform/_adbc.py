@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import LiteralString
 
 import pyarrow as pa
 from adbc_driver_manager import Error
@@ -38,13 +37,13 @@ class Reader:
         """
         batch = pa.record_batch(list(parameters), list(map(str, range(len(parameters)))))
         with self._connection.cursor() as cursor:
-            cursor.execute(_text(queries[query], identifiers), batch)
+            cursor.execute(text_of(query, **identifiers), batch)
             return cursor.fetch_arrow_table()
 
     def stream(self, query: str, **identifiers: Composable) -> pa.Table:
         """Return the answer to a query without parameters, by COPY: the fast way for many rows."""
         with self._connection.cursor() as cursor:
-            cursor.execute(_text(queries[query], identifiers))
+            cursor.execute(text_of(query, **identifiers))
             return cursor.fetch_arrow_table()
 
 
@@ -68,8 +67,9 @@ def one(value: object, kind: pa.DataType) -> pa.Array:
     return pa.array([value], kind)
 
 
-def _text(statement: LiteralString, identifiers: dict[str, Composable]) -> str:
-    return SQL(statement).format(**identifiers).as_string().rstrip(";")  # COPY takes no ;
+def text_of(query: str, **identifiers: Composable) -> str:
+    """Return the text of a query by its name, in which identifiers take the place of braces."""
+    return SQL(queries[query]).format(**identifiers).as_string().rstrip(";")  # COPY takes no ;
 
 
 def _reason(error: Error) -> str:

@@ -1,14 +1,22 @@
-"""A generated month of three markets: what `make demo` shows where no files are given."""
+"""A generated month of three markets: what `make demo` and the notebooks show without files."""
 
 from __future__ import annotations
 
 import gzip
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from feature_platform.database import connect
+from feature_platform.importer import import_bars
+from feature_platform.queries import queries
+from feature_platform.refresh import refresh
+from feature_platform.schema import prepare
+from feature_platform.settings import get_settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTES = 31 * 1440
@@ -49,6 +57,25 @@ class Files:
 def write_files(directory: Path) -> list[Files]:
     """Write the month of every market into a directory; the same files every time."""
     return [_write_market(directory, number, market) for number, market in enumerate(MARKETS)]
+
+
+def fill_where_empty() -> bool:
+    """Store the month and what comes late, with features, and tell whether that was needed.
+
+    Only in the embedded database, and only while it has no bars at all: generated bars are never
+    mixed with real ones.
+    """
+    if get_settings().database_url is not None:
+        return False
+    with connect() as connection:
+        prepare(connection)
+        if connection.execute(queries["demo_any_bar"]).fetchone() is not None:
+            return False
+        with tempfile.TemporaryDirectory() as directory:
+            for files in write_files(Path(directory)):
+                import_bars(connection, [files.month, files.late], symbol=files.symbol)
+        refresh(connection)
+    return True
 
 
 def _write_market(directory: Path, seed: int, market: Market) -> Files:

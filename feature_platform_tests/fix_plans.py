@@ -46,8 +46,14 @@ def histories(databases: Databases) -> Iterator[tuple[psycopg.Connection, psycop
         yield conns[0], conns[1]
 
 
-def explain(conn: psycopg.Connection, statement: LiteralString) -> dict[str, Any]:
-    row = conn.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement).fetchone()
+def explain(
+    conn: psycopg.Connection, statement: LiteralString, *parameters: object
+) -> dict[str, Any]:
+    """Return the plan of a statement that has run; its parameters are $1, $2, …"""
+    cursor = psycopg.RawCursor(conn)
+    row = cursor.execute(
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, parameters or None
+    ).fetchone()
     assert row is not None
     plan: dict[str, Any] = row[0][0]
     return plan

@@ -315,6 +315,10 @@ SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM fe
 
 -- ==== demo.py ====
 
+-- demo_any_bar --
+-- A row if there is any bar.
+SELECT FROM public.ohlcv_1m LIMIT 1;
+
 -- demo_newest --
 -- The newest feature rows of each symbol.
 SELECT f.*

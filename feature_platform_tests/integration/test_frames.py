@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, LiteralString
 
 import numpy as np
@@ -13,9 +15,12 @@ import polars as pl
 import psycopg
 import pyarrow as pa
 import pytest
+import sqlalchemy
+from psycopg.conninfo import make_conninfo
 
-from feature_platform import latest, read_bars, read_features
+from feature_platform import latest, read_bars, read_features, schema
 from feature_platform.database import connect
+from feature_platform.embedded import embedded_server
 from feature_platform.errors import UserError
 from feature_platform.refresh import refresh
 from feature_platform.settings import get_settings
@@ -238,6 +243,88 @@ def test_a_hostile_name_is_a_value(name: str, filled: str) -> None:
             ) == [1]
         finally:
             connection.execute("DELETE FROM ohlcv_1m WHERE symbol = %s", [name])
+
+
+PLAIN = """
+    SELECT bucket, log_return, volume_z, vwap_gap, parkinson_vol FROM features_1m
+     WHERE bucket BETWEEN %s AND %s
+"""
+
+
+def test_the_plain_way_reads_the_same(filled: str) -> None:
+    window = (FIRST + 1500 * MINUTE, FIRST + 1510 * MINUTE)
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connect)
+    over_sqlalchemy = pd.read_sql(PLAIN, engine, params=window)  # without a warning
+    engine.dispose()
+    warning = pytest.warns(UserWarning, match="pandas only supports SQLAlchemy")
+    with psycopg.connect(filled) as connection, warning:
+        over_psycopg = pd.read_sql(PLAIN, connection, params=window)
+    columns = list(over_psycopg.columns[1:])
+    ours = read_features(SYMBOLS, window[0], window[1] + MINUTE, columns).droplevel("symbol")
+    for plain in (over_psycopg, over_sqlalchemy):
+        assert len(plain) == 11 * len(SYMBOLS)
+        there = plain.set_index(pd.DatetimeIndex(plain.pop("bucket")))
+        for moment, rows_of_minute in ours.groupby("bucket"):
+            left, right = (
+                frame.sort_values(columns).to_numpy()
+                for frame in (rows_of_minute, there.loc[[moment]])
+            )
+            assert np.array_equal(left, right, equal_nan=True)
+
+
+def test_the_embedded_server_is_read_over_its_socket(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEATURE_PLATFORM_DATABASE_URL")
+    monkeypatch.setenv("FEATURE_PLATFORM_HOME", str(home))
+    get_settings.cache_clear()
+    try:
+        with pytest.raises(UserError, match="run `feature-platform db apply`"):
+            latest()
+        with connect() as connection:
+            schema.apply(connection)
+        assert latest().empty
+        assert list(latest().columns) == ["bucket", *FEATURES.split(", ")]
+        with pytest.raises(UserError, match="there are no features yet"):
+            read_features("BTC/USDT", FIRST, AFTER)
+    finally:
+        embedded_server(home).release()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://reader:s3cret-w0rd@127.0.0.1:1/nothing",
+        "host=127.0.0.1 port=1 user=reader password='s3cret-w0rd with spaces' dbname=nothing",
+        "postgresql://reader@%2Fnowhere/nothing?password=s3cret-w0rd&sslpassword=s3cret-w0rd",
+    ],
+)
+def test_an_unreachable_database_is_told_without_its_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
+    get_settings.cache_clear()
+    with pytest.raises(UserError, match=r"cannot read from .*nothing.*connect") as refused:
+        latest()
+    told = "".join(traceback.format_exception(refused.value))
+    assert "s3cret" not in told
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_wrong_password_is_not_told(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = make_conninfo(filled, user="nobody_of_this_name", password="s3cret")
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", bad)
+    get_settings.cache_clear()
+    with pytest.raises(UserError, match="nobody_of_this_name") as refused:
+        latest()
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_without_polars_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)  # import fails, as where it is not installed
+    with pytest.raises(UserError, match=r'pip install "feature_platform\[polars\]"'):
+        latest(as_="polars")
+    assert len(latest()) == len(SYMBOLS)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

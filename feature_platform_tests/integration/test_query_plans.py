@@ -8,11 +8,14 @@ On TimescaleDB the counters are those of the chunks, and of its catalogue.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import LiteralString
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
+from feature_platform._adbc import text_of
 from feature_platform_tests.fix_plans import SYMBOLS, about_as_many, explain, nodes, pages_of
 
 NEW_MINUTE = """
@@ -40,6 +43,7 @@ REFRESH = """
     SELECT * FROM feature_platform.refresh_slice(
         '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
 """
+NEWEST = "SELECT current_setting('tests.newest')"
 COUNTERS = """
     SELECT coalesce(sum(seq_scan) FILTER (WHERE relname <> 'dirty_log'), 0)::bigint,
            coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint
@@ -139,6 +143,39 @@ def test_a_read_touches_what_it_returns(
             for node in scans
         ]
         assert max(rows) <= most_rows
+    assert about_as_many(pages)
+
+
+FEATURES = Identifier("public", "features_1m")
+COLUMNS = SQL("volume_z, vwap_gap")
+
+
+@pytest.mark.parametrize(
+    ("query", "most_rows"),
+    [
+        (text_of("frames_read", columns=COLUMNS, table=FEATURES, time=SQL("bucket")), 130),
+        (text_of("frames_latest", columns=COLUMNS), 1),
+        (text_of("frames_unknown", table=FEATURES), 1),
+    ],
+    ids=["frames_read", "frames_latest", "frames_unknown"],
+)
+def test_a_frame_touches_what_it_returns(
+    histories: tuple[psycopg.Connection, ...], query: LiteralString, most_rows: int
+) -> None:
+    pages = []
+    for conn in histories:
+        symbols = ["S3", "S7"]
+        newest = datetime.fromisoformat(conn.execute(NEWEST).fetchone()[0])
+        with conn.transaction(force_rollback=True):
+            keep = (symbols, newest - timedelta(hours=1), newest)
+            psycopg.RawCursor(conn).execute(text_of("frames_window"), keep)
+            for _ in range(2):
+                plan = explain(conn, query, *([symbols] if "$1" in query else []))
+        pages.append(pages_of(plan))
+        scans = [node for node in nodes(plan["Plan"]) if node.get("Relation Name") == "features_1m"]
+        assert scans
+        assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}
+        assert max(node["Actual Rows"] for node in scans) <= most_rows
     assert about_as_many(pages)
 
 
