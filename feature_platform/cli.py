@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -382,6 +382,18 @@ def worker_command() -> None:
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
     run_worker()
+
+
+@app.command("health")
+def health_command(
+    service: Annotated[Literal["recorder", "worker", "daemon"], typer.Argument(help="Whose.")],
+) -> None:
+    """Tell whether a service does its work; exit status 1 and the reason where it does not."""
+    from feature_platform.health import problem_of
+
+    problem = problem_of(service)
+    if problem is not None:
+        _fail(problem, 1)
 
 
 @app.command("serve")

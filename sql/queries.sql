@@ -313,6 +313,32 @@ SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
 SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run WHERE id = %(run_id)s;
 
 
+-- ==== health.py ====
+
+-- health_worker --
+-- What is wrong with the worker: no row where there is no policy, or one of its runs began not long ago.
+SELECT 'no worker has begun a run of the policy for ' || coalesce(date_trunc('second', now.at - newest.started_at)::text, 'ever') AS problem
+  FROM feature_platform.policy p
+ CROSS JOIN feature_platform.clock() AS now (at)
+  LEFT JOIN LATERAL (SELECT r.started_at FROM feature_platform.policy_run r WHERE r.runner = 'worker'
+                        AND r.started_at > now.at - interval '7 days' ORDER BY r.started_at DESC LIMIT 1) AS newest ON true
+ WHERE greatest(newest.started_at, p.changed_at) < now.at - 2 * p.schedule_interval - interval '1 minute';
+
+-- health_recorder --
+-- What is wrong with the recorder: no row where it has written a heartbeat not long ago, whatever it hears.
+SELECT 'no recorder has been heard for ' || coalesce(date_trunc('second', now.at - newest.beat_at)::text, 'ever') AS problem
+  FROM feature_platform.clock() AS now (at)
+ CROSS JOIN (SELECT max(h.beat_at) AS beat_at FROM feature_platform.heartbeat h) AS newest
+ WHERE newest.beat_at >= now.at - interval '1 minute' IS NOT TRUE;
+
+-- health_daemon --
+-- What is wrong with Dagster's daemon, in Dagster's own database: which of its parts have not been heard for five minutes.
+SELECT 'the daemon is not heard: ' || string_agg(part, ', ' ORDER BY part) AS problem
+  FROM unnest(ARRAY['SENSOR', 'SCHEDULER', 'QUEUED_RUN_COORDINATOR', 'MONITORING']) AS part
+ WHERE NOT EXISTS (SELECT FROM daemon_heartbeats h WHERE h.daemon_type = part AND h.timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes')
+HAVING count(*) > 0;
+
+
 -- ==== demo.py ====
 
 -- demo_any_bar --

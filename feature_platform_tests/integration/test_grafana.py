@@ -61,6 +61,15 @@ def traded(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
                       LATERAL (SELECT %s - n * interval '1 minute') AS started (t)""",
             [NEWEST],
         )
+        conn.execute(
+            """INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, beat_at)
+               VALUES ('BTC/USDT', 'live', now(), now(), now())"""
+        )
+        conn.execute(
+            """INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
+               VALUES (%s, %s, 'no recorder was running')""",
+            HOLE,
+        )
         conn.execute("SET ROLE feature_platform_reader")  # as Grafana, which cannot do more
         yield conn
 
@@ -188,6 +197,11 @@ def long_histories(
             """INSERT INTO feature_platform.policy_run (runner, started_at, finished_at)
                SELECT 'worker', t, t FROM (SELECT min(ts) AS first FROM ohlcv_1m) AS b,
                       generate_series(first, now(), interval '1 minute') AS t ORDER BY t"""
+        )
+        conn.execute(
+            """INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
+               SELECT ts, ts + interval '5 minutes', 'no' FROM ohlcv_1m
+                WHERE symbol = 'S7' ORDER BY ts"""
         )
         conn.execute("VACUUM (ANALYZE)")
     return histories

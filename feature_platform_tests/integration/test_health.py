@@ -1,0 +1,73 @@
+"""The health checks of containers fail when the service they ask about does no work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from feature_platform.health import problem_of
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_processes import only_line, refusal, run_on
+
+
+@pytest.fixture(autouse=True)
+def configured(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the test's database be the one that is configured."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
+    get_settings.cache_clear()
+
+
+def test_a_worker_is_healthy_while_its_runs_begin_in_time(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("UPDATE feature_platform.policy SET changed_at = now() - interval '1 hour'")
+    assert problem_of("worker") == "no worker has begun a run of the policy for ever"
+    conn.execute(
+        "INSERT INTO feature_platform.policy_run (runner, started_at)"
+        " VALUES ('job', now()), ('worker', now() - interval '10 minutes')"
+    )
+    problem = problem_of("worker")
+    assert problem is not None
+    assert problem.startswith("no worker has begun a run of the policy for 00:10:0")
+    conn.execute("INSERT INTO feature_platform.policy_run (runner) VALUES ('worker')")
+    assert problem_of("worker") is None
+
+
+def test_a_worker_has_time_to_begin_and_none_is_needed_without_a_policy(
+    conn: psycopg.Connection[Any],
+) -> None:
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 minute')")
+    assert problem_of("worker") is None
+    conn.execute("SELECT remove_features_1m_policy()")
+    assert problem_of("worker") is None
+
+
+def test_a_recorder_is_healthy_while_its_heart_beats(conn: psycopg.Connection[Any]) -> None:
+    assert problem_of("recorder") == "no recorder has been heard for ever"
+    conn.execute(
+        """INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, beat_at)
+           VALUES ('A', 'down', now(), now(), now() - interval '5 minutes')"""
+    )
+    problem = problem_of("recorder")
+    assert problem is not None
+    assert problem.startswith("no recorder has been heard for 00:05:0")
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = now()")
+    assert problem_of("recorder") is None
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_daemon_that_is_not_heard_is_not_healthy(instance: dg.DagsterInstance) -> None:
+    assert instance.get_ref()
+    assert problem_of("daemon") == (
+        "the daemon is not heard: MONITORING, QUEUED_RUN_COORDINATOR, SCHEDULER, SENSOR"
+    )
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_the_command_says_why_and_fails(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run_on(database, "health", "recorder")
+    assert done.returncode == 1
+    assert only_line(done.stderr) == "feature-platform: no recorder has been heard for ever"
+    monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
+    assert "DAGSTER_POSTGRES_URL" in refusal(run_on(database, "health", "daemon"))
