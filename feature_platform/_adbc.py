@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
+import adbc_driver_postgresql
 import pyarrow as pa
-from adbc_driver_manager import Error
+from adbc_driver_manager import AdbcConnection, AdbcDatabase, Error
 from adbc_driver_postgresql import dbapi
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Composable
@@ -47,6 +49,23 @@ class Reader:
             return cursor.fetch_arrow_table()
 
 
+class _Kept:
+    """Stand for a database that stays when a connection to it is closed."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@cache
+def _database(conninfo: str) -> AdbcDatabase:
+    """Return a database, whose types it asks for when it is made, but no connection.
+
+    To ask for them takes several times as long as a small query.
+    """
+    database: AdbcDatabase = adbc_driver_postgresql.connect(conninfo)
+    return database
+
+
 @contextmanager
 def reader() -> Iterator[Reader]:
     """Connect to the platform's database, starting the embedded one where none is configured.
@@ -56,7 +75,7 @@ def reader() -> Iterator[Reader]:
     url = database_url()
     conninfo = make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(url)})
     try:
-        with dbapi.connect(conninfo) as connection:
+        with dbapi.Connection(_Kept(), AdbcConnection(_database(conninfo))) as connection:
             yield Reader(connection)
     except Error as error:
         raise UserError(f"cannot read from {redact(url)}: {_reason(error)}") from None

@@ -25,6 +25,7 @@ from feature_platform.errors import UserError
 from feature_platform.refresh import refresh
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_embedded import is_running
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -287,6 +288,9 @@ def test_the_embedded_server_is_read_over_its_socket(
         assert list(latest().columns) == ["bucket", *FEATURES.split(", ")]
         with pytest.raises(UserError, match="there are no features yet"):
             read_features("BTC/USDT", FIRST, AFTER)
+        embedded_server(home).release()
+        assert not is_running(home)
+        assert latest().empty  # it is started again
     finally:
         embedded_server(home).release()
 
