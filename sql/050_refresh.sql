@@ -110,6 +110,7 @@ AS $$
 DECLARE
     candidate record;
     waited_for bigint;
+    kept CONSTANT tstzrange := tstzrange(feature_platform.features_from(), NULL);
 BEGIN
     picked := '{}';
     minutes := 0;
@@ -117,7 +118,7 @@ BEGIN
     FOR candidate IN
         SELECT d.symbol, hashtextextended(d.symbol, 7521) AS lock_key,
                (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
-                FROM unnest(d.buckets * tstzmultirange(refresh_window * tstzrange(NULL, greatest(
+                FROM unnest(d.buckets * tstzmultirange(refresh_window * kept * tstzrange(NULL, greatest(
                     (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = d.symbol ORDER BY b.ts DESC LIMIT 1),
                     CASE WHEN d.removed THEN (SELECT f.bucket FROM public.features_1m f
                                               WHERE f.symbol = d.symbol ORDER BY f.bucket DESC LIMIT 1) END)
@@ -286,7 +287,8 @@ BEGIN
                  WHERE f.symbol = m.symbol ORDER BY f.bucket DESC LIMIT 1) END) AS bucket
         ) AS last
     ), dirty AS MATERIALIZED (
-        SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up) * tstzmultirange(tstzrange(NULL, coalesce(k.until, '-infinity'))) AS buckets
+        SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up)
+                    * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL, coalesce(k.until, '-infinity'))) AS buckets
         FROM known k
         CROSS JOIN LATERAL (
             SELECT

@@ -26,7 +26,7 @@ ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS wakes integer N
 ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS woken_at timestamptz;
 CREATE INDEX IF NOT EXISTS policy_run_started_idx ON feature_platform.policy_run (started_at);
 CREATE INDEX IF NOT EXISTS policy_run_failed_idx ON feature_platform.policy_run (id) WHERE error IS NOT NULL;
-COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week.';
+COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week where the retention says nothing else.';
 
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(
     start_offset interval DEFAULT '1 hour', end_offset interval DEFAULT '1 minute',
@@ -113,7 +113,8 @@ BEGIN
     UPDATE feature_platform.policy_run r
     SET finished_at = feature_platform.clock(), error = 'the run was interrupted'
     WHERE r.finished_at IS NULL AND r.runner = policy_begin.runner;
-    DELETE FROM feature_platform.policy_run r WHERE r.started_at < feature_platform.clock() - interval '7 days';
+    DELETE FROM feature_platform.policy_run r
+    WHERE r.started_at < feature_platform.clock() - (SELECT k.runs FROM feature_platform.retention k);
     INSERT INTO feature_platform.policy_run (runner) VALUES (policy_begin.runner) RETURNING id INTO run_id;
     RETURN run_id;
 END

@@ -123,6 +123,8 @@ BEGIN
     -- A slice is bounded already. Only here, for elsewhere nobody but a superuser may set what is not known.
     ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
+    ALTER FUNCTION feature_platform.retention_step(bigint)
+        SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     FOR tab IN SELECT * FROM (VALUES ('ohlcv_1m', 'ts'), ('features_1m', 'bucket')) AS t (name, time_column)
     LOOP
         CONTINUE WHEN EXISTS (SELECT FROM timescaledb_information.hypertables

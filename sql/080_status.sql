@@ -5,7 +5,7 @@ SELECT d.symbol, d.buckets, d.marked_at,
        (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)) / 60), 0)::bigint FROM unnest(d.buckets) AS r) AS rows_dirty
 FROM (
     SELECT l.symbol, min(l.marked_at) AS marked_at,
-           range_agg(l.buckets) * tstzmultirange(tstzrange(NULL, least(
+           range_agg(l.buckets) * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL, least(
                feature_platform.due_until(),
                interval '1 minute' + greatest(
                    (SELECT feature_platform.bucket_of(b.ts)

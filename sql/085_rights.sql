@@ -58,15 +58,19 @@ BEGIN
 
         -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
         ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps,
-                    public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy'),
+                    public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy,
+                    public.set_features_1m_retention, feature_platform.retention_step'),
+        ('{orchestrator}', 'EXECUTE ON PROCEDURE feature_platform.apply_retention'),
 
         -- Who reads: everything, which is also what verify needs.
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.gap_watermark,
                     feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
-                    feature_platform.symbol_state, feature_platform.policy, feature_platform.policy_run,
-                    feature_platform.policy_status, feature_platform.heartbeat, feature_platform.feed_outage'),
-        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon, feature_platform.next_job_start,
+                    feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
+                    feature_platform.policy_run, feature_platform.policy_status, feature_platform.heartbeat,
+                    feature_platform.feed_outage'),
+        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
+                    feature_platform.features_from, feature_platform.next_job_start,
                     feature_platform.gaps_between')
     ) AS r (roles, what)
     LOOP

@@ -17,6 +17,7 @@ SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting beh
 \ir 037_heartbeat.sql
 \ir 040_dirty_log.sql
 \ir 050_refresh.sql
+\ir 055_retention.sql
 \ir 060_policy.sql
 \ir 070_timescaledb.sql
 \ir 080_status.sql

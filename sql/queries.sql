@@ -167,7 +167,7 @@ SELECT symbols, minutes, rows_written, more
 
 -- verify_spans --
 -- By symbol: the first minute that has a bar or a stored row, the end of the closed minutes, the end of all to compare.
-SELECT s.symbol, date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+00') AS first_bucket, ends.closed,
+SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+00'), feature_platform.features_from()) AS first_bucket, ends.closed,
        greatest(CASE WHEN ends.last_bar IS NOT NULL
                      THEN least(date_bin('1 minute', ends.last_bar, '1970-01-01 00:00+00') + interval '1 minute', ends.closed) END,
                 date_bin('1 minute', ends.last_row, '1970-01-01 00:00+00') + interval '1 minute') AS last
@@ -207,7 +207,7 @@ WITH minute AS MATERIALIZED (
            bucket >= (SELECT date_bin('1 minute', min(ts), '1970-01-01 00:00+00') FROM public.ohlcv_1m WHERE symbol = %(symbol)s)
                      + interval '1439 minutes' AS warm
       FROM windowed w
-     WHERE bucket >= %(start)s AND bucket < feature_platform.due_until()
+     WHERE bucket >= %(start)s AND bucket >= feature_platform.features_from() AND bucket < feature_platform.due_until()
 ), expected AS (
     SELECT bucket, last_close, volume::double precision AS vol, ln(last_close / previous_close) AS log_return, n::integer AS n_1d,
            CASE WHEN warm THEN mean END AS ma_vol_1d, CASE WHEN warm THEN deviation END AS std_vol_1d,
@@ -217,7 +217,7 @@ WITH minute AS MATERIALIZED (
 ), stored AS (
     SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
       FROM public.features_1m
-     WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
+     WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket >= feature_platform.features_from() AND bucket < %(end)s
 ), compared AS MATERIALIZED (
     SELECT coalesce(s.bucket, e.bucket) AS bucket, s, e, s.bucket IS NOT NULL AS is_stored,
            (s.last_close, s.vol, s.log_return, s.n_1d, s.ma_vol_1d, s.std_vol_1d, s.volume_z, s.vwap_gap, s.parkinson_vol)
@@ -828,6 +828,10 @@ SELECT symbol FROM feature_platform.bar_symbol;
 -- recheck_gaps --
 -- Have the next ticks of the accounting look at all history again.
 SELECT feature_platform.recheck_gaps();
+
+-- apply_retention --
+-- Delete what is kept no longer.
+CALL feature_platform.apply_retention();
 
 -- policy_set --
 -- Change the policy, or add it where there is none.

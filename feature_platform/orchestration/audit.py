@@ -91,14 +91,22 @@ def purge_events(context: dg.OpExecutionContext) -> None:
     )
 
 
+@dg.op(description="Deletes bars, features and history that the retention keeps no longer.")
+def apply_retention(database: Database) -> None:
+    """Apply the retention, in batches; by default it keeps all but old runs of the policy."""
+    with database.connection() as connection:
+        connection.execute(queries["apply_retention"])
+
+
 @dg.job(
     description=(
-        "Looks for gaps over all history, verifies features, and purges what Dagster keeps for"
-        " ever."
+        "Looks for gaps over all history, verifies features, deletes what the retention keeps no"
+        " longer, and purges what Dagster keeps for ever."
     ),
 )
 def audit() -> None:
-    """Run the three parts, each whatever became of the others."""
+    """Run the four parts, each whatever became of the others."""
     recheck_gaps()
     verify_features()
+    apply_retention()
     purge_events()

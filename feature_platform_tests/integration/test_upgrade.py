@@ -27,7 +27,9 @@ KEPT = """
     SELECT symbol, ts, open, high, low, close, vol, source, inserted_at
       FROM ohlcv_1m ORDER BY symbol, ts;
     SELECT * FROM features_1m ORDER BY symbol, bucket;
-    SELECT * FROM ohlcv_1m_gaps ORDER BY id;
+    SELECT id, symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at,
+           last_error
+      FROM ohlcv_1m_gaps ORDER BY id;
     SELECT start_offset, end_offset, schedule_interval FROM feature_platform.policy;
     SELECT id, runner, started_at, finished_at, slices, rows_written
       FROM feature_platform.policy_run ORDER BY id;

@@ -1,0 +1,164 @@
+-- Retention: how long bars, features, filled gaps and the policy's runs are kept. NULL keeps for ever.
+--
+-- It is exact without anything being recomputed: `features_from` says from where on there are features, to the refresh and to
+-- verify alike, and of each symbol so many bars stay before it that every row from there on equals its definition applied to
+-- the bars that are left. See docs/engine.md.
+CREATE TABLE IF NOT EXISTS feature_platform.retention (
+    only_one      boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
+    bars          interval    CHECK (bars >= features + '1 day'),
+    features      interval    CHECK (features >= '1 day'),
+    gaps          interval    CHECK (gaps >= '0'),
+    runs          interval    DEFAULT '7 days' CHECK (runs >= '1 day'),
+    features_from timestamptz,      -- NULL: from the first on
+    CONSTRAINT retention_bars_check1 CHECK (bars IS NULL OR features IS NOT NULL)
+);
+COMMENT ON TABLE feature_platform.retention IS 'How long bars, features, filled gaps and runs are kept, and from when on there are features.';
+INSERT INTO feature_platform.retention DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+CREATE OR REPLACE FUNCTION feature_platform.features_from() RETURNS timestamptz
+    LANGUAGE sql STABLE
+    RETURN coalesce((SELECT r.features_from FROM feature_platform.retention r WHERE r.only_one), '-infinity');
+COMMENT ON FUNCTION feature_platform.features_from() IS 'The first bucket of which features are kept; what is older is neither refreshed nor verified.';
+
+CREATE OR REPLACE FUNCTION public.set_features_1m_retention(
+    bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL, runs interval DEFAULT '7 days')
+    RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    old_from timestamptz;
+    new_from timestamptz;
+BEGIN
+    IF bars IS NOT NULL AND (features IS NULL OR bars < features + interval '1 day') THEN
+        RAISE EXCEPTION 'bars must be kept at least a day longer than features, got bars % and features %',
+                bars, coalesce(features::text, 'for ever')
+            USING HINT = 'A row is computed from the bars of the day before it: bars => ''2 years 1 day'', features => ''2 years''.';
+    ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' THEN
+        RAISE EXCEPTION 'features and runs are kept at least a day, got features %, gaps %, runs %', features, gaps, runs;
+    END IF;
+    SELECT r.features_from INTO old_from FROM feature_platform.retention r FOR UPDATE;
+    new_from := CASE WHEN features IS NOT NULL
+                     THEN least(old_from, feature_platform.bucket_of(feature_platform.clock() - features)) END;
+    UPDATE feature_platform.retention r
+    SET bars = set_features_1m_retention.bars, features = set_features_1m_retention.features,
+        gaps = set_features_1m_retention.gaps, runs = set_features_1m_retention.runs,
+        features_from = CASE WHEN old_from IS NOT NULL THEN new_from END;
+    -- What is kept for longer than before has its bars, or some: its rows come back.
+    IF coalesce(new_from, '-infinity') < old_from THEN
+        PERFORM feature_platform.mark_window(coalesce(new_from, '-infinity'), old_from);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval) IS
+    'Sets how long bars, features, filled gaps and runs of the policy are kept; NULL is for ever.';
+
+-- One batch: deletes about so many rows that are too old, in the caller's transaction, and returns whether there are more.
+CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT 50000) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    kept feature_platform.retention;
+    new_from timestamptz;
+    bars_until timestamptz;
+    part record;
+    gone bigint;
+    left_over bigint := budget;
+BEGIN
+    SELECT * INTO kept FROM feature_platform.retention FOR UPDATE;      -- one at a time
+    new_from := greatest(kept.features_from, feature_platform.bucket_of(feature_platform.clock() - kept.features));
+    IF new_from IS DISTINCT FROM kept.features_from THEN
+        UPDATE feature_platform.retention SET features_from = new_from;
+    END IF;
+
+    DELETE FROM feature_platform.policy_run r
+    WHERE r.id IN (SELECT o.id FROM feature_platform.policy_run o
+                   WHERE o.started_at < feature_platform.clock() - kept.runs ORDER BY o.id LIMIT left_over);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    left_over := left_over - gone;
+    DELETE FROM public.ohlcv_1m_gaps g
+    WHERE g.id IN (SELECT o.id FROM public.ohlcv_1m_gaps o
+                   WHERE o.state = 'filled' AND o.changed_at < feature_platform.clock() - kept.gaps ORDER BY o.id LIMIT left_over);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    left_over := left_over - gone;
+
+    FOR part IN
+        SELECT s.symbol, first.bucket
+        FROM feature_platform.feature_symbol s
+        CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
+        WHERE first.bucket < new_from
+    LOOP
+        IF left_over <= 0 THEN
+            RETURN true;
+        END IF;
+        DELETE FROM public.features_1m f
+        WHERE f.symbol = part.symbol AND f.bucket < least(new_from, part.bucket + left_over * minute);
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        left_over := left_over - gone;
+    END LOOP;
+
+    IF kept.bars IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));
+        -- The newest minute up to here stays: the window of every row that is kept begins after it, so that it gives the first
+        -- of them its previous close, and the warm-up that is counted from it is over by then.
+        bars_until := least(feature_platform.bucket_of(feature_platform.clock() - kept.bars), new_from - 1439 * minute);
+        FOR part IN
+            SELECT s.symbol, first.bucket, stays.bucket AS until
+            FROM feature_platform.bar_symbol s
+            CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                                WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
+            CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                                WHERE b.symbol = s.symbol AND b.ts < bars_until + minute ORDER BY b.ts DESC LIMIT 1) AS stays
+            WHERE first.bucket < stays.bucket
+        LOOP
+            IF left_over <= 0 THEN
+                RETURN true;
+            END IF;
+            DELETE FROM public.ohlcv_1m b
+            WHERE b.symbol = part.symbol AND b.ts < least(part.until, part.bucket + left_over * minute);
+            GET DIAGNOSTICS gone = ROW_COUNT;
+            left_over := left_over - gone;
+            PERFORM feature_platform.forget_minutes(part.symbol);
+        END LOOP;
+    END IF;
+    RETURN left_over <= 0;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.retention_step(bigint) IS 'Deletes a batch of what is kept no longer; returns whether there is more.';
+
+-- Minutes before the first bar need no account: they are neither missing nor asked for again.
+CREATE OR REPLACE FUNCTION feature_platform.forget_minutes(forgotten text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    first timestamptz := (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                          WHERE b.symbol = forgotten ORDER BY b.ts LIMIT 1);
+BEGIN
+    UPDATE feature_platform.gap_watermark w
+    SET since_ts = greatest(w.since_ts, first), until_ts = greatest(w.until_ts, first)
+    WHERE w.symbol = forgotten;
+    DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = forgotten AND g.state <> 'filled' AND g.end_ts <= first;
+    UPDATE public.ohlcv_1m_gaps g SET start_ts = first
+    WHERE g.symbol = forgotten AND g.state <> 'filled' AND g.start_ts < first;
+    DELETE FROM feature_platform.late_change l WHERE l.symbol = forgotten AND upper(l.minutes) <= first;
+    UPDATE feature_platform.late_change l SET minutes = l.minutes * tstzmultirange(tstzrange(first, NULL))
+    WHERE l.symbol = forgotten AND lower(l.minutes) < first;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.forget_minutes(text) IS 'Takes the minutes before a symbol''s first bar out of the account of gaps.';
+
+-- Applies the retention, in batches that are transactions of their own: not inside of a transaction block.
+CREATE OR REPLACE PROCEDURE feature_platform.apply_retention()
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    COMMIT;     -- fails at once inside of a transaction block
+    WHILE feature_platform.retention_step() LOOP
+        COMMIT;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE feature_platform.apply_retention() IS 'Deletes what is kept no longer, in batches.';
