@@ -4,6 +4,7 @@ PYTHON ?= python3
 BARS ?=
 PORT ?= 3000
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3
 	$(BIN)/feature-platform dev --port $(PORT)
 
 test: setup ## Run every test (PYTEST_ARGS='-k import' for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: setup ## Measure the speeds that are promised
 	$(BIN)/python -m benchmarks
