@@ -16,6 +16,10 @@ _log = logging.getLogger(__name__)
 
 # How long what was said of a minute is remembered, to tell a correction from an old message.
 _REMEMBERED = 15 * MINUTE_US
+# How long after its grace what was said of a minute before its end waits to be confirmed.
+_LAST_CALL = 2_000_000
+# So many minutes of which nothing is said once they are over are enough to tell a kind of stream.
+_ENOUGH = 3
 # How long trades that come late still find those of their minute.
 _TRADES_KEPT = 2 * MINUTE_US
 
@@ -35,8 +39,8 @@ class Due:
     """Hold what has become due.
 
     bars: of minutes that are over; also those that say something new of an older minute.
-    doubts: bars that were handed out, of which the stream then said something else that may be
-        an old message: the exchange is to be asked. Symbol and minute.
+    doubts: minutes of which what was said may not be the last word: the exchange is to be asked.
+        Symbol and minute.
     refused: what cannot be a bar.
     """
 
@@ -45,34 +49,51 @@ class Due:
     refused: list[Refused] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Said:
+    """Hold what was said last of a market's minute.
+
+    closed: whether that was when the minute was over.
+    """
+
+    values: Values
+    closed: bool
+
+
 class BarBuilder:
     """Collect what a stream says of each minute, and hand it out once the minute is over.
 
     grace: how long after its end a minute is over, for its last trades to arrive; microseconds.
+    closers: whether the stream says something of each minute once it is over, as streams of bars
+        do: then what was said before is not all there was. By default that is found out.
 
     A stream repeats itself, and may do so out of order: what says less of a minute than is known,
     a smaller volume within the known range of prices, is taken for an old message.
     """
 
-    def __init__(self, grace: int) -> None:
+    def __init__(self, grace: int, *, closers: bool | None = None) -> None:
         self._grace = grace
-        self._minutes: dict[int, dict[str, Values]] = {}
+        self._closers = closers
+        self._without_closers = 0
+        self._minutes: dict[int, dict[str, _Said]] = {}
         self._handed: dict[int, dict[str, Values]] = {}
         self._due = Due()
 
-    def say(self, rows: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    def say(self, rows: Sequence[tuple[str, Sequence[Any], int]]) -> None:
         """Take in rows as ccxt gives them, in the order in which they came.
 
-        Each is a symbol with its minute in milliseconds, open, high, low, close and volume.
+        Each is a symbol; its minute in milliseconds, open, high, low, close and volume; and when
+        it was heard, in microseconds.
         """
-        judged = judge_rows([row for _, row in rows])
+        judged = judge_rows([row for _, row, _ in rows])
         for bad in judged.bad:
-            symbol, row = rows[bad.line]
+            symbol, row, _ = rows[bad.line]
             self._due.refused.append(Refused(symbol, bad.reason, str(row)[:200]))
         columns = [getattr(judged, name).tolist() for name in ("line", "ts", *PRICES)]
         for line, ts, *values in zip(*columns, strict=True):
+            symbol, _, heard = rows[line]
             opening, high, low, close, vol = values
-            self._say(rows[line][0], ts, (opening, high, low, close, vol))
+            self._say(symbol, ts, (opening, high, low, close, vol), closed=heard >= ts + MINUTE_US)
 
     def forget_open(self) -> None:
         """Forget the minutes that were not handed out: the stream broke off within them."""
@@ -91,25 +112,46 @@ class BarBuilder:
         for ts in sorted(self._minutes):
             if now < ts + MINUTE_US + self._grace or heard < ts + MINUTE_US:
                 break
-            values_of = self._minutes.pop(ts)
-            self._due.bars += [
-                StreamBar(symbol, ts, *values) for symbol, values in values_of.items()
-            ]
-            self._handed.setdefault(ts, {}).update(values_of)
+            self._hand_out(ts, last_call=now >= ts + MINUTE_US + self._grace + _LAST_CALL)
         for ts in [ts for ts in self._handed if ts < now - _REMEMBERED]:
             del self._handed[ts]
         due, self._due = self._due, Due()
         return due
 
-    def _say(self, symbol: str, ts: int, values: Values) -> None:
+    def _hand_out(self, ts: int, *, last_call: bool) -> None:
+        """Hand out what is sure of a minute; at the last call, have the rest asked for."""
+        said_of = self._minutes.pop(ts)
+        if self._closers is not False:
+            open_still = {symbol: said for symbol, said in said_of.items() if not said.closed}
+            if last_call:
+                self._due.doubts += [(symbol, ts) for symbol in open_still]
+            elif open_still:
+                self._minutes[ts] = open_still
+            if self._closers is None:
+                self._find_out_closers(2 * len(open_still) <= len(said_of), last_call)
+            said_of = {symbol: said for symbol, said in said_of.items() if said.closed}
+        values_of = {symbol: said.values for symbol, said in said_of.items()}
+        self._due.bars += [StreamBar(symbol, ts, *values) for symbol, values in values_of.items()]
+        if values_of:
+            self._handed.setdefault(ts, {}).update(values_of)
+
+    def _say(self, symbol: str, ts: int, values: Values, *, closed: bool) -> None:
         handed = self._handed.get(ts, {}).get(symbol)
-        known = self._minutes.get(ts, {}).get(symbol, handed)
-        if known == values:
-            return
-        if known is None or not _says_less(values, known):
-            self._minutes.setdefault(ts, {})[symbol] = values
-        elif handed is not None:
-            self._due.doubts.append((symbol, ts))
+        said = self._minutes.get(ts, {}).get(symbol)
+        known = said.values if said is not None else handed
+        if known is not None and _says_less(values, known):
+            if handed is not None:
+                self._due.doubts.append((symbol, ts))
+        elif values != handed:
+            self._minutes.setdefault(ts, {})[symbol] = _Said(values, closed)
+
+    def _find_out_closers(self, found: bool, last_call: bool) -> None:
+        if found and not last_call:
+            self._closers = True
+        elif last_call:
+            self._without_closers += 1
+            if self._without_closers >= _ENOUGH:
+                self._closers = False
 
 
 def _says_less(values: Values, known: Values) -> bool:

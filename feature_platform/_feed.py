@@ -28,7 +28,8 @@ from feature_platform.exchange import TIMEFRAME, make_client
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["bars", "trades"]
+# Minutes: what is no stream, but asked for over REST.
+Kind = Literal["bars", "trades", "minutes"]
 
 # Markets that are subscribed to by one message.
 _AT_ONCE = 100
@@ -94,7 +95,8 @@ class Feed:
     clock: by which silence is measured.
     stall: how long a connection may be silent before it is taken for dead, in seconds of the
         clock; less where it usually says something much more often.
-    kind: bars or trades; by default what the exchange has, bars rather than trades.
+    kind: bars or trades; by default what the exchange has, bars rather than trades, and
+        "minutes" where ccxt knows no stream of it: then there is nothing to `run`.
     Raises UserError where there is no such exchange.
     """
 
@@ -112,7 +114,7 @@ class Feed:
     ) -> None:
         self.name = name
         self.symbols = symbols
-        self.kind: Kind | None = kind or _best_kind(name)
+        self.kind: Kind = kind or _best_kind(name)
         self._url = url
         self._listener = listener
         self._clock = clock
@@ -329,13 +331,13 @@ class _TradesTap(ArrayCache):  # type: ignore[misc]  # ccxt has no types
         super().append(item)
 
 
-def _best_kind(name: str) -> Kind | None:
-    """Return what an exchange streams, None where ccxt knows no stream of it."""
+def _best_kind(name: str) -> Kind:
+    """Return what an exchange streams."""
     kind = getattr(ccxt.pro, name, None)
     has = kind().has if kind is not None else {}
     if has.get("watchOHLCV") is True:
         return "bars"
-    return "trades" if has.get("watchTrades") is True else None
+    return "trades" if has.get("watchTrades") is True else "minutes"
 
 
 def _parts(symbols: tuple[str, ...]) -> list[list[str]]:

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 # How often to look for what is due beside the moments when minutes are, in seconds of the wall.
 _LOOK_SECONDS = 0.1
+# Into the minute, when a minute that is asked for has been published.
+_ASK_SECOND = 1.0
 # How often to write heartbeats, in seconds of the clock.
 _BEAT_SECONDS = 10
 
@@ -54,9 +56,8 @@ class Recorder:
         self._settings = settings
         self._clock = settings.clock
         self._history = history
-        self._builder = BarBuilder(round(settings.recorder_grace * 1_000_000))
         self._sums: TradeSums | None = None
-        self._rows: list[tuple[str, Sequence[Any]]] = []
+        self._rows: list[tuple[str, Sequence[Any], int]] = []
         self._heard: dict[str, int] = {}
         self._last_heard = 0
         self._down_since: int | None = None
@@ -76,6 +77,10 @@ class Recorder:
             stall=settings.recorder_stall,
             kind=kind,
             back_off=back_off,
+        )
+        self._builder = BarBuilder(
+            round(settings.recorder_grace * 1_000_000),
+            closers=False if self._feed.kind == "trades" else None,
         )
         self._spool = Spool(_directory(settings) / "spool.jsonl")
         self._writer = BarWriter(
@@ -103,6 +108,7 @@ class Recorder:
         Raises UserError where the exchange refuses.
         """
         self._loop = asyncio.get_running_loop()
+        _log.info("listening to %s", self._feed.kind)
         writing = asyncio.create_task(asyncio.to_thread(self._writer.run))
         asking = asyncio.create_task(asyncio.to_thread(self._catch_up.run))
         listening = asyncio.create_task(self._listen())
@@ -130,14 +136,14 @@ class Recorder:
     def on_row(self, symbol: str, row: Sequence[Any]) -> None:
         """Take what the feed heard of a minute."""
         self._hear(symbol)
-        self._rows.append((symbol, row))
+        self._rows.append((symbol, row, self._last_heard))
 
     def on_trade(self, symbol: str, trade: dict[str, Any]) -> None:
         """Take a trade that the feed heard."""
         self._hear(symbol)
         row = None if self._sums is None else self._sums.add(symbol, trade)
         if row is not None:
-            self._rows.append((symbol, row))
+            self._rows.append((symbol, row, self._last_heard))
 
     def on_up(self) -> None:
         """Take note that the feed hears all from now on, and ask for what it has not."""
@@ -162,12 +168,17 @@ class Recorder:
         self._turn("down")
 
     async def _listen(self) -> None:
-        if self._feed.kind is None:
-            raise UserError(
-                f"{PREFIX}EXCHANGE: ccxt knows no stream of {self._settings.exchange}'s bars or"
-                " trades; choose another"
-            )
-        await self._feed.run()
+        if self._feed.kind == "minutes":
+            await self._ask_each_minute()
+        else:
+            await self._feed.run()
+
+    async def _ask_each_minute(self) -> None:
+        """Ask for each minute over REST, of an exchange that has no stream."""
+        self.on_up()
+        while True:
+            await asyncio.sleep(self._clock.wall_seconds_to_minute(_ASK_SECOND))
+            self._catch_up.since(self._beats, self._clock.now() - timedelta(minutes=1))
 
     async def _hand_over(self) -> None:
         """Hand out what is due as soon as it is."""
@@ -234,8 +245,12 @@ class Recorder:
         """Take note of what became of asking the exchange for what was missed."""
         beat = self._beats[symbol]
         now = self._clock.now()
+        if error is None and self._feed.kind == "minutes":
+            self._hear(symbol)
         if error is not None:
             beat.last_error, beat.last_error_at = error, now
+            if beat.state == "live":
+                beat.state, beat.state_at = "catching_up", now
         elif beat.state == "catching_up":
             beat.state, beat.state_at = "live", now
             if all(one.state == "live" for one in self._beats.values()):
@@ -276,12 +291,7 @@ async def _run(settings: Settings, history: timedelta) -> bool:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    _log.info(
-        "recording %d markets of %s by its stream of %s",
-        len(settings.symbols),
-        settings.exchange,
-        recorder._feed.kind,
-    )
+    _log.info("recording %d markets of %s", len(settings.symbols), settings.exchange)
     kept = await recorder.run()
     _log.info("stopped")
     return kept

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString, Self
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from feature_platform._feed import BackOff, Kind
+from feature_platform.clock import SimulatedClock
+from feature_platform.database import connect
+from feature_platform.heartbeat import FeedState, list_feeds
+from feature_platform.recorder import Recorder
 from feature_platform.settings import get_settings
+from feature_platform.simulator.server import SimulatedExchange
+from feature_platform.simulator.truth import Truth
+from feature_platform_tests.fix_exchange import quick
+from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, value, wait_until
 
 
 class GoingDatabase:
@@ -72,3 +86,175 @@ def going(database: str, monkeypatch: pytest.MonkeyPatch) -> GoingDatabase:
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
     get_settings.cache_clear()
     return GoingDatabase(database)
+
+
+class RecorderProcess(WorkerProcess):
+    """A `feature-platform record`, and what it says."""
+
+    arguments = ("record", "--days", "0")
+
+
+# So that the minute within which a recorder begins is not the first one of all.
+_HISTORY = timedelta(minutes=5)
+
+
+class RecorderThread:
+    """A recorder in this process, which loses no time where it has to try again.
+
+    Its settings are the environment's.
+    """
+
+    def __init__(self, kind: Kind | None = None, history: timedelta = _HISTORY) -> None:
+        self.kept: bool | None = None
+        self._kind, self._history = kind, history
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def stop(self) -> None:
+        """Stop it in order, and fail if it could not keep all that it heard."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._recorder.stop)
+        self._thread.join(PATIENCE)
+        assert self.kept is True
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self.kept is None:
+            self.stop()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._recorder = Recorder(
+            get_settings(),
+            self._history,
+            kind=self._kind,
+            back_off=BackOff(0.05, 0.3),
+            patience=quick(attempts=2),
+        )
+        self._ready.set()
+        self.kept = await self._recorder.run()
+
+
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
+    """Have a minute pass in a second, for every process of the test."""
+    return run_clock(monkeypatch, 60)
+
+
+def run_clock(monkeypatch: pytest.MonkeyPatch, speed: float) -> SimulatedClock:
+    """Set the platform's clock; it tells a moment of a day of 2026."""
+    clock = SimulatedClock(datetime(2026, 3, 1, 12, 0, 20, tzinfo=UTC), datetime.now(UTC), speed)
+    monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
+    get_settings.cache_clear()
+    return clock
+
+
+class Live:
+    """A venue whose minutes take a second, and the database that its bars go to.
+
+    start: the first minute that a recorder which starts now hears whole.
+    """
+
+    def __init__(self, venue: SimulatedExchange, database: GoingDatabase) -> None:
+        self.venue = venue
+        self.database = database
+        self.clock = get_settings().clock
+        self.start = self.clock.now().replace(second=0, microsecond=0)
+
+    def pass_minutes(self, count: int) -> datetime:
+        """Wait until so many more minutes are over; return when the last of them ended."""
+        end = self.clock.now().replace(second=0, microsecond=0) + timedelta(minutes=count)
+        seconds = (end - self.clock.now()).total_seconds()
+        time.sleep(self.clock.wall_seconds(seconds))
+        return end
+
+    def value(self, query: LiteralString, *parameters: object) -> Any:
+        """Return the single value that a query gives."""
+        with connect(self.database.url) as connection:
+            return value(connection, query, *parameters)
+
+    def wait_for_states(self, state: FeedState) -> None:
+        """Wait until the recorder says this of every market."""
+
+        def is_so() -> bool:
+            with connect(self.database.url) as connection:
+                feeds = list_feeds(connection)
+            return bool(feeds) and all(feed.state == state for feed in feeds)
+
+        wait_until(is_so, f"all markets are {state}")
+
+    @contextmanager
+    def venue_away(self) -> Iterator[None]:
+        """Have nobody answer at the venue's address while the body runs."""
+        port = urlsplit(self.venue.url).port
+        assert port is not None
+        self.venue.__exit__()
+        try:
+            yield
+        finally:
+            self.venue = SimulatedExchange(self.venue.truth, seed=7, clock=self.clock, port=port)
+            self.venue.__enter__()
+
+    def wait_for_truth(
+        self, end: datetime, start: datetime | None = None, *, quiet_left_out: bool = False
+    ) -> None:
+        """Wait until the bars of all markets from `start` to before `end` are the truth."""
+        found: list[str] = []
+
+        def is_true() -> bool:
+            found[:] = self.differences(start or self.start, end, quiet_left_out)
+            return not found
+
+        try:
+            wait_until(is_true, "the bars are the truth")
+        except AssertionError:
+            raise AssertionError("\n".join(found[:20])) from None
+
+    def differences(
+        self, start: datetime, end: datetime, quiet_left_out: bool = False
+    ) -> list[str]:
+        """Compare the stored bars with what was traded.
+
+        quiet_left_out: whether the venue publishes no bar of a minute without trades.
+        """
+        with connect(self.database.url) as connection:
+            rows = connection.execute(
+                "SELECT symbol, ts, open, high, low, close, vol FROM ohlcv_1m"
+                " WHERE ts >= %s AND ts < %s",
+                (start, end),
+            ).fetchall()
+        stored = {(row[0], row[1]): row[2:] for row in rows}
+        true = {
+            (symbol, row.ts.to_pydatetime()): tuple(row[2:7])
+            for symbol in self.venue.truth.markets
+            for row in self.venue.truth.bars(symbol, start, end).itertuples()
+            if row.trades or not quiet_left_out
+        }
+        return [
+            f"{symbol} {ts:%H:%M}: stored {stored.get((symbol, ts))},"
+            f" traded {true.get((symbol, ts))}"
+            for symbol, ts in sorted(stored.keys() | true.keys())
+            if stored.get((symbol, ts)) != true.get((symbol, ts))
+        ]
+
+
+@pytest.fixture
+def live(
+    going: GoingDatabase,
+    fast_clock: SimulatedClock,
+    venue_truth: Truth,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Live]:
+    """Yield a running venue and a database, which are the platform's."""
+    with SimulatedExchange(venue_truth, seed=7, clock=fast_clock) as venue:
+        monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", venue.url)
+        monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(venue.truth.markets))
+        get_settings.cache_clear()
+        made = Live(venue, going)
+        yield made
+    if made.venue is not venue:
+        made.venue.__exit__()
