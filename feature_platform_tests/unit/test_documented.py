@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from typer.main import get_command
 
+import feature_platform
 from feature_platform.cli import app
 from feature_platform.settings import PREFIX, Settings
 from feature_platform.simulator.faults import Fault
+from feature_platform.validation import CHECKS
 from feature_platform_tests.fix_embedded import CHECKOUT
 from feature_platform_tests.unit.test_cli_errors import command_paths
 
@@ -20,6 +24,11 @@ ALL = README + "".join(
 )
 SETTINGS = sorted(PREFIX + name.upper() for name in Settings.model_fields)
 KINDS = sorted(fault.model_fields["kind"].default for fault in get_args(Fault))
+CHECKS_PAGE = (CHECKOUT / "docs" / "checks.md").read_text(encoding="utf-8")
+# What Dagster knows: another test keeps the file equal to the definitions.
+DEFINITIONS = json.loads(
+    (Path(__file__).parents[1] / "definitions.json").read_text(encoding="utf-8")
+)
 COMMANDS = sorted(" ".join(path) for path in command_paths(get_command(app)))
 
 
@@ -48,3 +57,25 @@ def test_every_command_that_is_named_exists() -> None:
     known = {word for command in COMMANDS for word in (command, command.split()[0])}
     named = set(re.findall(r"\bfeature-platform ((?:db )?[a-z]+)", ALL))
     assert {name for name in named if name not in known} <= {"process"}  # a word of prose
+
+
+def test_every_check_has_its_section_and_no_other_has() -> None:
+    sections = re.findall(r"^## `(\w+)`$", CHECKS_PAGE, re.MULTILINE)
+    assert sorted(sections) == sorted(check.name for check in CHECKS)
+    bodies = re.split(r"^## .*$", CHECKS_PAGE, flags=re.MULTILINE)[1:]
+    assert all(body.strip() for body in bodies)
+
+
+@pytest.mark.parametrize("kind", ["asset", "job", "schedule", "sensor"])
+def test_what_dagster_runs_stands_in_a_line_of_what_to_do(kind: str) -> None:
+    names = DEFINITIONS[f"{kind}s"]
+    assert names
+    for name in names:
+        assert re.search(rf"^\|.*\b{kind} `{name}`.*\|$", CHECKS_PAGE, re.MULTILINE), name
+        reference = (CHECKOUT / "docs" / "reference.md").read_text(encoding="utf-8")
+        assert re.search(rf"^\| `{name}` \|", reference, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", sorted({*feature_platform.__all__} - {"__version__"}))
+def test_every_function_of_the_package_is_documented(name: str) -> None:
+    assert re.search(rf"\b{name}\(", ALL)
