@@ -93,15 +93,16 @@ COMMENT ON FUNCTION feature_platform.simulated_clock(text, timestamptz) IS 'What
 -- speed in its setting feature_platform.clock, as the platform's processes do where FEATURE_PLATFORM_CLOCK is set.
 CREATE OR REPLACE FUNCTION feature_platform.clock_at(moment timestamptz) RETURNS timestamptz
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN CASE WHEN coalesce(current_setting('feature_platform.clock', true), '') = '' THEN moment
-                ELSE feature_platform.simulated_clock(current_setting('feature_platform.clock', true), moment) END;
+    RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
+                THEN feature_platform.simulated_clock(current_setting('feature_platform.clock', true), moment) ELSE moment END;
 COMMENT ON FUNCTION feature_platform.clock_at(timestamptz) IS 'The platform''s time at a moment of the wall clock''s.';
 
 -- The one clock of the platform: whether a minute is closed or a row due is decided by this, nowhere else.
 CREATE OR REPLACE FUNCTION feature_platform.clock() RETURNS timestamptz
     LANGUAGE sql VOLATILE PARALLEL SAFE
-    RETURN CASE WHEN coalesce(current_setting('feature_platform.clock', true), '') = '' THEN clock_timestamp()
-                ELSE feature_platform.simulated_clock(current_setting('feature_platform.clock', true), clock_timestamp()) END;
+    RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
+                THEN feature_platform.simulated_clock(current_setting('feature_platform.clock', true), clock_timestamp())
+                ELSE clock_timestamp() END;
 COMMENT ON FUNCTION feature_platform.clock() IS 'Now, as everything in the platform sees it.';
 
 -- The minute a moment lies in. Immutable and written out, so that an index can use it.

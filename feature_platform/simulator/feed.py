@@ -46,6 +46,9 @@ KINDS: tuple[Kind, ...] = ("kline_1m", "trade", "aggTrade")
 # The truth is asked for so many minutes at once: one costs hardly less.
 _BLOCK = 32
 
+# Of the wall clock: a clock may be fast, but who listens has to keep up.
+_SHORTEST_NAP = 0.25
+
 # Further back, nothing is made up for: whoever slept that long asks over REST.
 _LONGEST_SLEEP = 1440
 
@@ -105,8 +108,9 @@ class _Due:
 class Feed:
     """Make events of the streams that somebody listens to, and give them to him.
 
-    update_seconds: of the wall clock, between what is sent of the minute that goes on: its
-        trades, and its bar where there were some. Closed bars go out on the minute.
+    update_seconds: of the venue's clock, between what is sent of the minute that goes on: its
+        trades, and its bar where there were some; on the wall it is at most four times a
+        second. Closed bars go out on the minute.
     now: up to when everything has been sent, in milliseconds since 1970-01-01 UTC.
     """
 
@@ -141,8 +145,8 @@ class Feed:
         """Make events for ever: a market that was listened to once may be again."""
         clock = self._venue.clock
         while True:
-            to_minute = clock.wall_seconds_to_minute()
-            await asyncio.sleep(min(to_minute, self._update_seconds, clock.longest_nap))
+            update = max(clock.wall_seconds(self._update_seconds), _SHORTEST_NAP)
+            await asyncio.sleep(min(update, clock.wall_seconds_to_minute(), clock.longest_nap))
             self._advance(clock.milliseconds())
 
     def _advance(self, now: int) -> None:

@@ -45,7 +45,7 @@ class SimulatedExchange:
     clock: what decides which bars are over; by default the platform's.
     port: 0 takes any that is free; `url` tells which.
     weight_limit: what one address may ask in a minute, by Binance's measure.
-    update_seconds: of the wall clock, between what streams send of the minute that goes on.
+    update_seconds: of its clock, between what streams send of the minute that goes on.
     Raises UserError where the address cannot be had.
     """
 

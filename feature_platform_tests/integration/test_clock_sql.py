@@ -11,7 +11,15 @@ import pytest
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect, with_clock
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_processes import insert_recent, run, run_on, value
+from feature_platform_tests.fix_processes import (
+    WorkerProcess,
+    insert_bars,
+    insert_recent,
+    run,
+    run_on,
+    value,
+    wait_until,
+)
 from feature_platform_tests.unit.test_clock import CLOCK, SINCE, START
 
 CLOCK_SQL = "SELECT feature_platform.clock()"
@@ -118,3 +126,27 @@ def test_a_command_sees_that_time(database: str, tmp_path: Path) -> None:
     done = run("db", "psql", "-XAtc", f"{CLOCK_SQL} AT TIME ZONE 'UTC'", **environment)
     assert done.stdout.startswith("2031-05-01 00:0"), done.stderr
     assert run_on(database, "db", "psql", "-XAtc", "SHOW feature_platform.clock").returncode != 0
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_worker_goes_by_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimulatedClock(START, datetime.now(UTC), 60.0)
+    monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
+    get_settings.cache_clear()
+    with (
+        connect(database) as connection,
+        WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=database) as worker,
+    ):
+        worker.wait_for("at work")
+        ahead = clock.now().replace(second=0) + timedelta(minutes=2)
+        insert_bars(connection, "BTC/USDT", ahead, 1)
+        wait_until(
+            lambda: value(connection, "SELECT count(*) = 1 FROM features_1m"), "the minute is over"
+        )
+        assert ahead + timedelta(minutes=1) <= clock.now() < START + timedelta(hours=1)
+        # Its schedule, too: a run each minute.
+        runs = "SELECT count(*) >= 3 FROM feature_platform.policy_run WHERE started_at > %s"
+        began = clock.now()
+        wait_until(lambda: value(connection, runs, began), "three runs in three minutes")
+        assert clock.now() - began < timedelta(minutes=30)
+        worker.stop()
