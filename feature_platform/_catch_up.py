@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 # Asked for once more, for bars that are corrected soon after they are published.
 _OVERLAP = timedelta(minutes=3)
 # Older gaps are for whoever repairs history.
-_GAPS_OF = timedelta(days=1)
+_GAPS_OF = timedelta(hours=1)
 # When in the minute to look for gaps, in its seconds: when those who record are at rest.
 _LOOK_SECOND = 25.0
 _LONGEST_WAIT = 30.0
@@ -150,7 +150,7 @@ class CatchUp:
             self._answered(symbol, None)
 
     def _ask_for_gaps(self, connection: psycopg.Connection[Any]) -> None:
-        """Ask for what nobody has brought, of the last day; a gap says itself when."""
+        """Ask for what nobody has brought, of the last hour; a gap says itself when."""
         find_gaps(connection)
         oldest = self._clock.now() - _GAPS_OF
         for gap in due_gaps(connection):

@@ -322,19 +322,6 @@ def backfill_command(
         raise typer.Exit(1)
 
 
-@app.command("poll")
-def poll_command(
-    days: Annotated[
-        int, typer.Option(min=0, help="How far back a symbol without bars is fetched.")
-    ] = 2,
-) -> None:
-    """Fetch the newest bars of the configured symbols over REST, every minute, until stopped."""
-    from feature_platform.poll import run_poller
-
-    logging.getLogger("feature_platform").setLevel(logging.INFO)
-    run_poller(timedelta(days=days))
-
-
 @app.command("record")
 def record_command(
     days: Annotated[
@@ -354,7 +341,7 @@ def dev_command(
     port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,
     exchange_port: Annotated[int, typer.Option(help="Of the simulated exchange.")] = 8090,
 ) -> None:
-    """Run everything until Ctrl-C: database, simulated exchange, poller, worker, Dagster's UI."""
+    """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
     from feature_platform.dev import run_dev
 
     raise typer.Exit(run_dev(port, exchange_port))

@@ -24,7 +24,8 @@ def run_dev(port: int, exchange_port: int) -> int:
     """Run everything under one supervisor until Ctrl-C; return its exit status.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
-    the poller, the worker, and Dagster with its UI on `port`. A process that ends is started again.
+    the recorder, the worker, and Dagster with its UI on `port`. A process that ends is started
+    again.
     Raises UserError where a port is taken or the database cannot be used.
     """
     settings = get_settings()
@@ -54,7 +55,7 @@ def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]
     platform = _script("feature-platform")
     if exchange_port is not None:
         add("exchange", platform, "simulate", "--host", _HOST, "--port", str(exchange_port))
-    add("poll", platform, "poll", "--days", str(_HISTORY.days))
+    add("recorder", platform, "record", "--days", str(_HISTORY.days))
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")
     add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))

@@ -861,13 +861,6 @@ SELECT coalesce((SELECT max(r.started_at) FROM feature_platform.policy_run r WHE
 SELECT feature_platform.policy_begin('sensor') AS run_id, feature_platform.dirty_horizon() AS horizon;
 
 
--- ==== poll.py ====
-
--- poll_newest --
--- When the newest bar of a symbol began.
-SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s ORDER BY ts DESC LIMIT 1;
-
-
 -- ==== orchestration/purge.py, in Dagster's own database ====
 
 -- purge_index --

@@ -16,7 +16,10 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from feature_platform._adbc import text_of
+from feature_platform.bars import StreamBar, ts_of
+from feature_platform.queries import queries
 from feature_platform_tests.fix_plans import SYMBOLS, about_as_many, explain, nodes, pages_of
+from feature_platform_tests.fix_processes import value
 
 NEW_MINUTE = """
     INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
@@ -188,5 +191,32 @@ def test_the_policys_state_costs_the_same_at_ten_times_the_history(
             conn.execute(NEW_MINUTE)
             for _ in range(2):
                 plan = explain(conn, "SELECT * FROM feature_platform.policy_status")
+        pages.append(pages_of(plan))
+    assert about_as_many(pages)
+
+
+def test_a_recorded_minute_costs_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...],
+) -> None:
+    pages = []
+    for conn in histories:
+        newest = datetime.fromisoformat(value(conn, NEWEST))
+        # Half of them are new, half are there with other values.
+        bars = [
+            StreamBar(f"S{symbol}", ts_of(newest + timedelta(minutes=late)), 10, 12, 9, 11, 2)
+            for symbol in range(1, SYMBOLS + 1)
+            for late in (0, 10)
+        ]
+        columns = dict(zip(StreamBar._fields, map(list, zip(*bars, strict=True)), strict=True))
+        ends = {"first": newest, "last": newest + timedelta(minutes=10)}
+        statement = psycopg.ClientCursor(conn).mogrify(
+            queries["recorder_store"], {**columns, **ends}
+        )
+        for _ in range(2):
+            with conn.transaction(force_rollback=True):
+                plan = explain(conn, statement)
+        scans = [node for node in nodes(plan["Plan"]) if "Relation Name" in node]
+        assert "Seq Scan" not in {node["Node Type"] for node in scans if node["Actual Loops"]}
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 2 * len(bars)
         pages.append(pages_of(plan))
     assert about_as_many(pages)

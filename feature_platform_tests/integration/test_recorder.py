@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from feature_platform.database import connect
+from feature_platform.errors import UserError
 from feature_platform.heartbeat import list_feeds
+from feature_platform.recorder import Recorder
+from feature_platform.settings import get_settings
 from feature_platform_tests.fix_recorder import Live, RecorderThread
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
@@ -115,3 +119,17 @@ def test_an_exchange_without_a_stream_is_asked_each_minute(live: Live) -> None:
         live.wait_for_truth(end)
         recorder.stop()
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source <> 'rest'") == 0
+
+
+def test_a_market_that_the_exchange_has_not_is_named(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,NONE/SUCH")
+    get_settings.cache_clear()
+
+    async def record() -> None:
+        await Recorder(get_settings(), timedelta(0)).run()
+
+    with pytest.raises(UserError, match=r"FEATURE_PLATFORM_SYMBOLS: binance has no .NONE/SUCH"):
+        asyncio.run(record())
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE symbol = 'NONE/SUCH'") == 0

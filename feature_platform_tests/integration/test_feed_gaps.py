@@ -1,0 +1,96 @@
+"""A market without trades and a feed that is dead must be told apart, minute by minute."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform.gaps import find_gaps, list_gaps, note_answer
+from feature_platform.heartbeat import (
+    Heartbeat,
+    Outage,
+    begin_heartbeats,
+    list_feeds,
+    write_heartbeats,
+)
+from feature_platform.validation import evaluate
+from feature_platform_tests.fix_processes import insert_bars, value
+
+Conn = psycopg.Connection[Any]
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def first(conn: Conn) -> datetime:
+    """Return the first of the last thirty closed minutes, in which a recorder was at work.
+
+    It began ten minutes in; from then on each minute but the first and the last is missing.
+    """
+    until = value(conn, "SELECT feature_platform.due_until()")
+    first: datetime = until - 30 * MINUTE
+    begin_heartbeats(conn, ["A"])
+    write_heartbeats(conn, [Heartbeat("A", "live", until)], [])
+    conn.execute("UPDATE feature_platform.heartbeat SET first_at = %s", [first + 10 * MINUTE])
+    insert_bars(conn, "A", first, 2, step=27)
+    return first
+
+
+def found(conn: Conn, first: datetime) -> list[tuple[int, int, str | None]]:
+    find_gaps(conn)
+    return [
+        ((gap.start - first) // MINUTE, (gap.end - first) // MINUTE, gap.feed)
+        for gap in list_gaps(conn, "A")
+    ]
+
+
+def test_minutes_are_parted_by_what_the_feed_did(conn: Conn, first: datetime) -> None:
+    outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled")
+    write_heartbeats(conn, [], [outage])
+    assert found(conn, first) == [
+        (1, 10, None),
+        (10, 14, "alive"),
+        (14, 17, "dead"),
+        (17, 27, "alive"),
+    ]
+    (check,) = evaluate(conn, {"minute_gaps"})
+    assert {row["feed"] for row in check.rows} == {"no recorder", "alive", "dead"}
+    assert check.measures["open_minutes_of_a_dead_feed"] == 3
+
+
+def test_what_the_venue_says_closes_a_gap_and_keeps_what_the_feed_did(
+    conn: Conn, first: datetime
+) -> None:
+    find_gaps(conn)
+    note_answer(conn, "A", first + 12 * MINUTE, first + 14 * MINUTE)
+    gaps = {(gap.start - first) // MINUTE: gap for gap in list_gaps(conn, "A")}
+    assert (gaps[12].state, gaps[12].feed) == ("quiet", "alive")
+    assert (gaps[14].state, gaps[14].feed) == ("open", "alive")
+
+
+def test_a_recorder_that_is_silent_is_dead_since_its_last_beat(conn: Conn, first: datetime) -> None:
+    last_beat = first + 20 * MINUTE
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [last_beat])
+    assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, "dead")]
+    # The next one knows for how long there was none.
+    begin_heartbeats(conn, ["A", "B"])
+    assert [feed.state for feed in list_feeds(conn)] == ["down", "down"]
+    outage = conn.execute("SELECT from_at, reason FROM feature_platform.feed_outage").fetchall()
+    assert outage == [(last_beat, "no recorder was running")]
+
+
+def test_an_outage_that_goes_on_is_one_gap(conn: Conn, first: datetime) -> None:
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 10 * MINUTE])
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
+    for grace in ("15 minutes", "9 minutes", "2 minutes"):
+        conn.execute("SELECT feature_platform.find_gaps(%s::interval)", [grace])
+    gaps = [gap for gap in list_gaps(conn, "A") if gap.feed == "dead"]
+    assert len(gaps) == 1
+
+
+def test_markets_that_are_recorded_no_more_have_no_heartbeat(conn: Conn) -> None:
+    begin_heartbeats(conn, ["A", "B"])
+    begin_heartbeats(conn, ["B"])
+    assert [feed.symbol for feed in list_feeds(conn)] == ["B"]
