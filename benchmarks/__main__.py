@@ -24,6 +24,7 @@ from benchmarks import (
     lag,
     one_minute,
     read_year,
+    serve_latest,
     verify_rows,
 )
 from benchmarks.harness import Ratio, Result, Workbench
@@ -38,6 +39,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "read_year": read_year.run,
     "verify": verify_rows.run,
     "lag": lag.run,
+    "serve_latest": serve_latest.run,
 }
 
 
