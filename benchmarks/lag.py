@@ -38,7 +38,7 @@ ROUNDS = {1: 40, 100: 20, 1000: 15}
 BATCHES = 5
 BATCH_SECONDS = 0.2
 PAUSE = 1.0  # after a minute's rows have come
-READY = 70  # closed minutes that are left for the rounds
+READY = 90  # closed minutes that are left for the rounds
 PROMISED = {100: ("p50", 0.1), 1000: ("p99", 1.0)}
 PATIENCE = 120.0
 

@@ -269,6 +269,19 @@ def status_command(
         typer.echo("no bars yet: `feature-platform import FILE --symbol SYMBOL`")
 
 
+@app.command("top")
+def top_command(
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame, of all symbols.")] = False,
+) -> None:
+    """Watch symbols, lag, dirty rows, gaps and policy, the worst first, until Ctrl-C."""
+    from feature_platform.top import run_top
+
+    run_top(interval, once)
+
+
 @app.command("gaps")
 def gaps_command(
     symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,

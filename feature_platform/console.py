@@ -52,7 +52,7 @@ def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Tab
     for one in symbols:
         count = counts.get(one.symbol, Counts(0, 0))
         made.add_row(
-            _name(one.symbol),
+            name(one.symbol),
             moment(one.first_bar),
             moment(one.last_bar),
             *((f"{count.bars:,}", f"{count.features:,}") if counts else ()),
@@ -100,7 +100,7 @@ def mismatch_table(report: VerifyReport) -> Table:
     made = table("symbol", "bucket", "column", ">stored", ">recomputed")
     for one in report.examples:
         stored, expected = _value(one.stored), _value(one.expected)
-        made.add_row(_name(one.symbol), one.bucket, one.column, stored, expected)
+        made.add_row(name(one.symbol), one.bucket, one.column, stored, expected)
     return made
 
 
@@ -172,7 +172,8 @@ def duration(value: timedelta) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def _name(symbol: str) -> str:
+def name(symbol: str) -> str:
+    """Show a symbol as it is, or quoted where a terminal could not."""
     return symbol if symbol.isprintable() else repr(symbol)
 
 

@@ -271,6 +271,14 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
   FROM feature_platform.policy_status;
 
 
+-- ==== top.py ====
+
+-- top_open_minutes --
+-- How many minutes of each symbol are missing and not explained yet, by the index of open gaps.
+SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minutes
+  FROM public.ohlcv_1m_gaps WHERE state = 'open' GROUP BY symbol;
+
+
 -- ==== worker.py ====
 
 -- worker_try_lock --

@@ -1,0 +1,207 @@
+"""A live view of the platform in a terminal: what each symbol has, worst first."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from feature_platform import console
+from feature_platform.database import connect, server_description
+from feature_platform.errors import UserError
+from feature_platform.queries import queries
+from feature_platform.schema import prepare
+from feature_platform.settings import get_settings, redact
+from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
+
+# The age at which a figure is shown as bad. A row is there within a second of its bar, and a bar
+# soon after its minute: an age counted from a minute's end is below two minutes while all is well.
+_LATE = timedelta(minutes=2)
+_MINUTE = timedelta(minutes=1)
+_NARROW = 72  # columns
+_AROUND = 3  # lines of the table that are no symbols: its header, what is left out, the cursor's
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one look at the database found.
+
+    now: by the platform's clock.
+    open_minutes: minutes without a bar that nothing explains yet, by symbol.
+    """
+
+    now: datetime
+    database: str
+    symbols: Sequence[SymbolStatus]
+    open_minutes: dict[str, int]
+    policy: PolicyStatus | None
+
+
+def look(connection: psycopg.Connection[Any]) -> Frame:
+    """Look at the state of the platform, by a few index look-ups a symbol."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        gaps = cursor.execute(queries["top_open_minutes"]).fetchall()
+    return Frame(
+        now=get_settings().clock.now(),
+        database=server_description(connection),
+        symbols=symbol_status(connection),
+        open_minutes={row["symbol"]: row["minutes"] for row in gaps},
+        policy=policy_status(connection),
+    )
+
+
+def run_top(interval: float, once: bool) -> None:
+    """Show the view until Ctrl-C, or one frame where it is `once` or no terminal.
+
+    interval: seconds between two looks. A database that goes away is waited for.
+    Raises UserError or psycopg.Error when the database cannot be used at first.
+    """
+    screen = Console(markup=False, emoji=False)
+    with connect() as connection:
+        prepare(connection)
+        frame = look(connection)
+    if once or not screen.is_terminal:
+        console.out.print(render(frame, None, console.out.width, None))
+        return
+    with suppress(KeyboardInterrupt):
+        _watch(screen, frame, interval)
+
+
+def _watch(screen: Console, frame: Frame, interval: float) -> None:
+    with Live(console=screen, screen=True, auto_refresh=False) as live, ExitStack() as stack:
+        connection: psycopg.Connection[Any] | None = None
+        while True:
+            trouble: str | None = None
+            try:
+                connection = connection or stack.enter_context(connect(connect_timeout=3))
+                frame = look(connection)
+            except (psycopg.Error, UserError) as error:
+                trouble = " ".join(redact(str(error)).split())
+                stack.close()
+                connection = None
+            live.update(render(frame, trouble, screen.width, screen.height), refresh=True)
+            time.sleep(interval)
+
+
+def render(frame: Frame, trouble: str | None, width: int, height: int | None) -> Group:
+    """Lay a frame out for a terminal of this size; height: None shows all symbols.
+
+    trouble: why this is not what the database has now, if it is not.
+    """
+    header = [*_header(frame, trouble)]
+    symbols = sorted(frame.symbols, key=lambda one: _badness(frame, one))
+    if height is not None:
+        room = max(1, height - len(header) - _AROUND)
+        left_out = len(symbols) - room
+        symbols = symbols[:room] if left_out > 0 else symbols
+    else:
+        left_out = 0
+    parts: list[Text | Table] = [*header]
+    if symbols:
+        parts.append(_table(frame, symbols, narrow=width < _NARROW))
+    else:
+        parts.append(Text("no bars yet: `feature-platform import FILE --symbol SYMBOL`"))
+    if left_out > 0:
+        parts.append(Text(f"... and {left_out:,} more", style="dim"))
+    for part in parts:
+        if isinstance(part, Text):
+            part.no_wrap, part.overflow = True, "ellipsis"
+    return Group(*parts)
+
+
+def _header(frame: Frame, trouble: str | None) -> list[Text]:
+    lines = [
+        Text.assemble(
+            (f"{console.moment(frame.now)} UTC  ", "bold"),
+            f"{len(frame.symbols):,} symbols  ",
+            _shown("dirty", sum(one.rows_dirty for one in frame.symbols), bad=_is_old(frame)),
+            "  ",
+            _shown("minutes open", sum(frame.open_minutes.values()), bad=True),
+        ),
+    ]
+    if trouble is not None:
+        lines.append(Text(f"the database is away, this is what it had: {trouble}", "bold red"))
+    lines.append(Text(frame.database, "dim"))
+    lines += [_policy_line(frame), Text("recorder: no recorder", "dim"), Text()]
+    return lines
+
+
+def _policy_line(frame: Frame) -> Text:
+    policy = frame.policy
+    if policy is None:
+        return Text("policy: none, features change only by `feature-platform refresh`", "red")
+    parts = [f"policy: every {console.duration(policy.schedule_interval)} in a {policy.runs_in}"]
+    late = policy.last_start is None
+    if policy.last_start is not None:
+        ago = frame.now - policy.last_start
+        late = ago > 2 * policy.schedule_interval + timedelta(seconds=15) and not policy.running
+        parts.append(f"last run {console.duration(ago)} ago")
+        if policy.last_wakes:
+            parts.append(f"woken {policy.last_wakes:,} times since")
+        parts.append(f"{policy.last_rows_written or 0:,} rows")
+    else:
+        parts.append("no run yet")
+    if policy.running:
+        parts.append("running")
+    line = Text(", ".join(parts), "red" if late else "")
+    recent = policy.last_error_at is not None and frame.now - policy.last_error_at < 10 * _MINUTE
+    if policy.last_error is not None and recent:
+        line.append(f"; failed: {' '.join(policy.last_error.split())}", "bold red")
+    return line
+
+
+def _table(frame: Frame, symbols: Sequence[SymbolStatus], narrow: bool) -> Table:
+    times = () if narrow else ("last bar (UTC)", "last feature (UTC)")
+    made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open")
+    for one in symbols:
+        age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
+        shown = () if narrow else (console.moment(one.last_bar), console.moment(one.last_feature))
+        made.add_row(
+            console.name(one.symbol),
+            *shown,
+            _age(age),
+            _age(one.lag),
+            Text(f"{one.rows_dirty:,}", "red" if _dirty_for_long(frame, one) else ""),
+            _number(frame.open_minutes.get(one.symbol, 0)),
+        )
+    return made
+
+
+def _badness(frame: Frame, one: SymbolStatus) -> tuple[Any, ...]:
+    """Order symbols: those without rows first, then by lag to the second, by what is open."""
+    behind = math.inf if one.lag is None else int(one.lag.total_seconds())
+    return (-behind, -one.rows_dirty, -frame.open_minutes.get(one.symbol, 0), one.symbol)
+
+
+def _age(age: timedelta | None) -> Text:
+    if age is None:
+        return Text("-", "red")
+    # A bar of the open minute has no age yet.
+    return Text(console.duration(max(age, timedelta())), "red" if age > _LATE else "green")
+
+
+def _number(count: int) -> Text:
+    return Text(f"{count:,}", "yellow" if count else "dim")
+
+
+def _shown(what: str, count: int, bad: bool) -> Text:
+    return Text(f"{count:,} {what}", "red" if count and bad else "")
+
+
+def _is_old(frame: Frame) -> bool:
+    return any(_dirty_for_long(frame, one) for one in frame.symbols)
+
+
+def _dirty_for_long(frame: Frame, one: SymbolStatus) -> bool:
+    return one.dirty_since is not None and frame.now - one.dirty_since > _LATE

@@ -1,0 +1,94 @@
+"""A frame of `top` fits its terminal, and shows what is worst first."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from feature_platform.status import PolicyStatus, SymbolStatus
+from feature_platform.top import Frame, render
+
+NOW = datetime(2026, 2, 1, 12, 30, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+POLICY = PolicyStatus(
+    start_offset=60 * MINUTE,
+    end_offset=MINUTE,
+    schedule_interval=MINUTE,
+    runs_in="worker",
+    last_runner="worker",
+    last_start=NOW - timedelta(seconds=57),
+    last_duration=timedelta(milliseconds=3),
+    running=False,
+    last_rows_written=100,
+    last_slices=1,
+    rows_dirty=0,
+    oldest_dirty_age=None,
+    last_error=None,
+    last_error_at=None,
+    next_run=None,
+    last_wakes=2,
+)
+
+
+def symbol(name: str, minutes_late: int = 0, dirty: int = 0) -> SymbolStatus:
+    newest = NOW.replace(second=0) - (minutes_late + 1) * MINUTE
+    since = NOW - timedelta(seconds=1) if dirty else None
+    return SymbolStatus(name, newest, newest, newest, dirty, since, NOW - newest - MINUTE)
+
+
+def frame(*symbols: SymbolStatus, policy: PolicyStatus | None = POLICY, **open_: int) -> Frame:
+    return Frame(NOW, "PostgreSQL 18.4, database d at h:1", symbols, open_, policy)
+
+
+def shown(
+    one: Frame, width: int = 120, height: int | None = None, trouble: str | None = None
+) -> list[str]:
+    screen = Console(width=width, markup=False, emoji=False)
+    with screen.capture() as capture:
+        screen.print(render(one, trouble, width, height))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_all_is_told_of_each_symbol() -> None:
+    lines = shown(frame(symbol("BTC/USDT"), symbol("ETH/USDT", 3, dirty=1440), **{"ETH/USDT": 7}))
+    assert lines == [
+        "2026-02-01 12:30:02 UTC  2 symbols  1,440 dirty  7 minutes open",
+        "PostgreSQL 18.4, database d at h:1",
+        "policy: every 1 min in a worker, last run 57 s ago, woken 2 times since, 100 rows",
+        "recorder: no recorder",
+        "",
+        "symbol    last bar (UTC)    last feature (UTC)   bar age       lag  dirty  open",
+        "ETH/USDT  2026-02-01 12:26  2026-02-01 12:26    3.03 min  3.03 min  1,440     7",
+        "BTC/USDT  2026-02-01 12:29  2026-02-01 12:29         2 s       2 s      0     0",
+    ]
+
+
+def test_the_worst_come_first_and_one_without_rows_before_all() -> None:
+    new = SymbolStatus("NEW", NOW, NOW, None, 1, NOW, None)
+    lines = shown(frame(symbol("A"), symbol("B", 5), symbol("C", dirty=2), new, symbol("D")))
+    assert [line.split()[0] for line in lines[-5:]] == ["NEW", "B", "C", "A", "D"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 24), (60, 8), (20, 5)])
+def test_it_fits_any_terminal(width: int, height: int) -> None:
+    many = frame(*(symbol(f"S{number:03d}/USDT", number) for number in range(200)))
+    lines = shown(many, width, height)
+    assert len(lines) <= max(height, 8)
+    assert max(map(len, lines)) <= width
+    assert lines[-1].startswith("... and ")
+    if height >= 10:
+        assert any(line.startswith("S199/USDT") for line in lines)
+
+
+def test_a_database_that_is_away_is_told_with_what_it_had() -> None:
+    lines = shown(frame(symbol("A")), trouble="server closed the connection")
+    assert lines[1].startswith("the database is away, this is what it had: server closed")
+    assert lines[-1].startswith("A ")
+
+
+def test_what_there_is_not() -> None:
+    lines = shown(frame(policy=None))
+    assert "policy: none, features change only by `feature-platform refresh`" in lines
+    assert lines[-1].startswith("no bars yet")
