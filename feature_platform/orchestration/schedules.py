@@ -1,4 +1,4 @@
-"""The schedules: what is still open every hour, and the audit every night. All times are UTC."""
+"""The schedules: what is open every hour, all of yesterday and the audit every night; in UTC."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,7 +7,8 @@ import dagster as dg
 
 from feature_platform.gaps import find_gaps
 from feature_platform.orchestration.audit import audit
-from feature_platform.orchestration.jobs import rest_backfill
+from feature_platform.orchestration.jobs import repair_config, rest_backfill
+from feature_platform.orchestration.partitions import DAY, has_partition, partition_key
 from feature_platform.orchestration.requests import days_in_flight, due_days, repair_requests
 from feature_platform.orchestration.resources import Database
 
@@ -46,6 +47,32 @@ def hourly_backfill(
     yield from requests
 
 
+@dg.schedule(
+    name="daily_reconciliation",
+    cron_schedule="30 0 * * *",
+    job=rest_backfill,
+    execution_timezone="UTC",
+    description=(
+        "Asks the venue for all of yesterday once more, so that bars which it corrected after it"
+        " had published them are corrected here, too."
+    ),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def daily_reconciliation(
+    context: dg.ScheduleEvaluationContext,
+) -> dg.RunRequest | dg.SkipReason:
+    """Request all of yesterday."""
+    yesterday = context.scheduled_execution_time - DAY
+    if not has_partition(yesterday):
+        return dg.SkipReason(f"{yesterday:%Y-%m-%d} is before FEATURE_PLATFORM_START_DATE")
+    key = partition_key(yesterday)
+    return dg.RunRequest(
+        run_key=f"reconciliation/{key}",
+        partition_key=key,
+        run_config=repair_config(only_gaps=False),
+    )
+
+
 nightly_audit = dg.ScheduleDefinition(
     name="nightly_audit",
     cron_schedule="20 3 * * *",
@@ -55,4 +82,4 @@ nightly_audit = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 
-schedules = [hourly_backfill, nightly_audit]
+schedules = [hourly_backfill, daily_reconciliation, nightly_audit]

@@ -3,13 +3,12 @@
 A tick every 58 seconds is one a minute: Dagster's own loop adds the rest.
 """
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import chain, islice
-from typing import Any, Self
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -17,7 +16,9 @@ from psycopg.rows import dict_row
 
 from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import Feed, list_feeds
+from feature_platform.orchestration.assets import PolicyConfig
 from feature_platform.orchestration.checks import evaluation
+from feature_platform.orchestration.cursors import ReportedPolicy, ReportedState
 from feature_platform.orchestration.jobs import rest_backfill
 from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
 from feature_platform.orchestration.partitions import days, has_partition, partition_key
@@ -35,9 +36,6 @@ from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, s
 from feature_platform.validation import evaluate
 
 EVERY_MINUTE = 58
-# Of the wall clock, by which Dagster ticks, whatever the platform's own tells.
-HEARTBEAT = timedelta(minutes=5)
-
 # What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
 _REFRESH_SECONDS = 20.0
 
@@ -45,32 +43,6 @@ _REFRESH_SECONDS = 20.0
 _MOST_DAYS = 31
 
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
-
-
-@dataclass
-class Reported:
-    """What was reported last: the cursor of the validation sensor.
-
-    passed: by the name of the check.
-    newest: the newest bar or row, in ISO-8601, by the name of the table.
-    heartbeat: when everything was reported, in seconds since 1970.
-    """
-
-    passed: dict[str, bool] = field(default_factory=dict)
-    newest: dict[str, str] = field(default_factory=dict)
-    heartbeat: float = 0.0
-
-    @classmethod
-    def parse(cls, cursor: str | None) -> Self:
-        """Read a cursor; what cannot be read counts as nothing reported."""
-        try:
-            return cls(**json.loads(cursor or "{}"))
-        except (TypeError, ValueError):
-            return cls()
-
-    def dump(self) -> str:
-        """Return the cursor."""
-        return json.dumps(asdict(self))
 
 
 @dg.sensor(
@@ -86,18 +58,17 @@ def validation_sensor(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
     """Report checks on a change of state and on a heartbeat."""
-    reported = Reported.parse(context.cursor)
-    now = time.time()
+    reported = ReportedState.parse(context.cursor)
+    beats = reported.beats
     events: list[Event] = []
     with database.connection() as connection:
         results = evaluate(connection)
-        beats = now - reported.heartbeat >= HEARTBEAT.total_seconds()
         if beats:
             events += _heartbeats(list_feeds(connection))
             # A check counts for the newest materialisation only when it is reported after it.
             events += _whole_days(connection, context.instance)
             events += _what_is_newer(symbol_status(connection), reported)
-            reported.heartbeat = now
+            reported.heartbeat = time.time()
     for result in results:
         if beats or reported.passed.get(result.check.name) is not result.passed:
             events.append(evaluation(result))
@@ -157,29 +128,32 @@ def gaps_sensor(
 def policy_sensor(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
-    """Report runs of the policy, or do what nobody else does."""
-    last, heartbeat, *written = json.loads(context.cursor or "[0, 0]")
-    rows, slices = written or (0, 0)
+    """Report the policy and its runs, or do what nobody else does."""
+    reported = ReportedPolicy.parse(context.cursor)
     with database.connection() as connection:
         stood_in = _stand_in(connection)
         policy = policy_status(connection)
         with connection.cursor(row_factory=dict_row) as cursor:
-            runs = cursor.execute(
-                queries["policy_runs_since"], {"last": last, "rows": rows, "slices": slices}
-            ).fetchone()
+            runs = cursor.execute(queries["policy_runs_since"], asdict(reported)).fetchone()
     assert runs is not None, "the statement always gives one row"
     if policy is None:
         return dg.SkipReason("there is no policy")
-    beats = time.time() - heartbeat >= HEARTBEAT.total_seconds()
-    if not (runs["runs"] or runs["slices"]) or not (beats or runs["failed"]):
+    events: list[Event] = []
+    if (found := _words_of(policy)) != reported.policy:
+        reported.policy = found
+        events.append(_policy_materialization(found))
+    if (runs["runs"] or runs["slices"]) and (reported.beats or runs["failed"]):
+        reported.heartbeat = time.time()
+        reported.last, reported.rows = runs["last"], runs["last_rows"]
+        reported.slices = runs["last_slices"]
+        events.append(_policy_observation(policy, runs))
+    if not events:
         return dg.SkipReason(
             f"{runs['runs']} runs since the last report"
             + (f"; refreshed in place of a worker: {stood_in} rows" if stood_in is not None else "")
         )
     return dg.SensorResult(
-        asset_events=[_policy_observation(policy, runs)],
-        cursor=json.dumps([runs["last"], time.time(), runs["last_rows"], runs["last_slices"]]),
-        skip_reason=f"{runs['runs']} runs reported",
+        asset_events=events, cursor=reported.dump(), skip_reason=f"{len(events)} events reported"
     )
 
 
@@ -231,7 +205,7 @@ def _heartbeats(feeds: list[Feed]) -> list[Event]:
     ]
 
 
-def _what_is_newer(statuses: list[SymbolStatus], reported: Reported) -> list[Event]:
+def _what_is_newer(statuses: list[SymbolStatus], reported: ReportedState) -> list[Event]:
     """Return a materialisation of each table whose newest row advanced since the last."""
     newest = {
         "ohlcv_1m": max((one.last_bar for one in statuses if one.last_bar), default=None),
@@ -307,6 +281,19 @@ def _stand_in(connection: psycopg.Connection[Any]) -> int | None:
     connection.execute(queries["worker_end"], {"run_id": begun[0], "error": problem})
     done = connection.execute(queries["worker_run"], {"run_id": begun[0]}).fetchone()
     return 0 if done is None else int(done[1])
+
+
+def _words_of(policy: PolicyStatus) -> dict[str, str]:
+    """Return what a policy is, as the configuration of its asset names it."""
+    return {name: str(getattr(policy, name)) for name in PolicyConfig.model_fields}
+
+
+def _policy_materialization(policy: dict[str, str]) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        "features_1m_policy",
+        description="The policy is this, whoever has set it.",
+        metadata=policy,
+    )
 
 
 def _policy_observation(policy: PolicyStatus, runs: dict[str, Any]) -> dg.AssetObservation:

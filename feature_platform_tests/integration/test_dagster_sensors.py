@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,9 +10,9 @@ import psycopg
 import pytest
 
 from feature_platform.gaps import find_gaps, note_answer
+from feature_platform.orchestration.cursors import Cursor, ReportedPolicy, ReportedState
 from feature_platform.orchestration.partitions import partition_key
 from feature_platform.orchestration.resources import Database
-from feature_platform.orchestration.sensors import Reported
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS
@@ -34,10 +33,10 @@ def live(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
     return platform
 
 
-def heart_stopped(cursor: str, minutes: float) -> str:
-    """Return a cursor as if its heartbeat were older."""
-    reported = Reported.parse(cursor)
-    reported.heartbeat -= minutes * 60
+def heart_stopped(cursor: str, kind: type[Cursor] = ReportedState) -> str:
+    """Return a cursor as if its heartbeat were six minutes older."""
+    reported = kind.parse(cursor)
+    reported.heartbeat -= 6 * 60
     return reported.dump()
 
 
@@ -61,7 +60,7 @@ def test_nothing_is_reported_without_a_change_or_a_heartbeat(live: Platform) -> 
     second = live.tick("validation", first.cursor)
     assert second.asset_events == []
     assert "no change" in second.skip_message
-    beat = live.tick("validation", heart_stopped(first.cursor, 6))
+    beat = live.tick("validation", heart_stopped(first.cursor))
     # No newer bar has come, and so the dead man's switch is left alone.
     assert kinds(beat) == ["AssetCheckEvaluation"] * len(CHECKS)
 
@@ -91,13 +90,13 @@ def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
     live.connection.execute(
         "UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts < now() - interval '1 hour'"
     )
-    beat = live.tick("validation", heart_stopped(first.cursor, 6))
+    beat = live.tick("validation", heart_stopped(first.cursor))
     assert "AssetMaterialization" not in kinds(beat)
     live.connection.execute(
         "INSERT INTO ohlcv_1m SELECT symbol, ts + interval '1 minute', open, high, low, close, vol"
         "  FROM ohlcv_1m ORDER BY ts DESC LIMIT 1"
     )
-    beat = live.tick("validation", heart_stopped(beat.cursor, 6))
+    beat = live.tick("validation", heart_stopped(beat.cursor))
     (materialized,) = [one for one in beat.asset_events if isinstance(one, dg.AssetMaterialization)]
     assert materialized.asset_key == dg.AssetKey("ohlcv_1m")
     assert materialized.partition == partition_key(datetime.now(UTC))
@@ -212,7 +211,7 @@ def test_the_policy_is_run_where_nobody_else_does(live: Platform) -> None:
     data = live.tick("policy")
     assert value(connection, "SELECT max(runner) FROM feature_platform.policy_run") == "sensor"
     assert value(connection, "SELECT count(*) FROM feature_platform.dirty") == 0
-    (observed,) = data.asset_events
+    _, observed = data.asset_events
     assert observed.metadata["runs"].value == 1
     assert observed.metadata["rows written"].value > 0
     # It goes on doing so: its own runs do not count as somebody else's.
@@ -226,8 +225,9 @@ def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
     )
     data = live.tick("policy")
     assert value(live.connection, "SELECT count(*) FROM feature_platform.policy_run") == 1
-    (observed,) = data.asset_events
-    assert observed.asset_key == dg.AssetKey("features_1m_policy")
+    assert kinds(data) == ["AssetMaterialization", "AssetObservation"]
+    for event in data.asset_events:
+        assert event.asset_key == dg.AssetKey("features_1m_policy")
     assert live.tick("policy", data.cursor).asset_events == []
 
 
@@ -238,21 +238,30 @@ def test_what_wakes_add_to_a_reported_run_is_reported_once(live: Platform) -> No
     cursor = live.tick("policy").cursor
     connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
     connection.execute(queries["worker_wake"], {"run_id": run_id})
-    last, _, *written = json.loads(cursor or "")
-    data = live.tick("policy", json.dumps([last, 0, *written]))
+    data = live.tick("policy", heart_stopped(cursor, ReportedPolicy))
     (observed,) = data.asset_events
     assert observed.metadata["runs"].value == 0
     assert observed.metadata["rows written"].value > 0
-    last, _, *written = json.loads(data.cursor or "")
-    assert live.tick("policy", json.dumps([last, 0, *written])).asset_events == []
+    assert live.tick("policy", heart_stopped(data.cursor, ReportedPolicy)).asset_events == []
+
+
+def test_the_policy_is_told_of_when_it_is_new_or_changed(live: Platform) -> None:
+    first = live.tick("policy")
+    (told,) = live.materializations("features_1m_policy")
+    assert told.metadata["start_offset"].value == "1:00:00"
+    assert live.tick("policy", first.cursor).asset_events == []
+    live.connection.execute("SELECT alter_features_1m_policy(start_offset => '2 hours')")
+    live.tick("policy", first.cursor)
+    told, _ = live.materializations("features_1m_policy")
+    assert told.metadata["start_offset"].value == "2:00:00"
 
 
 def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
-    last, *_ = json.loads(live.tick("policy").cursor or "[0, 0]")
+    cursor = live.tick("policy").cursor
     live.connection.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'), 'disk full')"
     )
-    data = live.tick("policy", json.dumps([last, datetime.now(UTC).timestamp()]))
+    data = live.tick("policy", cursor)
     (observed,) = data.asset_events
     assert observed.metadata["failed runs"].value == 1
     assert observed.metadata["last error"].value == "disk full"
@@ -312,19 +321,35 @@ def start(live: Platform, request: dg.RunRequest) -> None:
     )
 
 
+def test_yesterday_is_asked_for_once_more(live: Platform) -> None:
+    (request,) = schedule_tick(
+        live, "daily_reconciliation", datetime(2026, 3, 2, 0, 30, tzinfo=UTC)
+    )
+    assert request.partition_key == "2026-03-01"
+    assert request.run_config["ops"]["ohlcv_1m"]["config"]["only_gaps"] is False
+    assert request.run_key == "reconciliation/2026-03-01"
+    first = datetime.combine(get_settings().start_date, datetime.min.time(), UTC)
+    assert schedule_tick(live, "daily_reconciliation", first) == []
+
+
+def schedule_tick(live: Platform, name: str, moment: datetime) -> list[dg.RunRequest]:
+    """Evaluate a schedule as the daemon does at a moment."""
+    context = dg.build_schedule_context(
+        instance=live.instance,
+        scheduled_execution_time=moment,
+        repository_def=live.repository,
+        resources={"database": Database()},
+    )
+    data = live.repository.get_schedule_def(name).evaluate_tick(context)
+    return list(data.run_requests or ())
+
+
 def test_the_hour_asks_again_for_what_is_open(live: Platform) -> None:
     """Whatever became of the sensor's request: a run may have died and noted nothing."""
     day, now = cut_hole(live), datetime.now(UTC)
 
     def tick(hour: int) -> list[dg.RunRequest]:
-        context = dg.build_schedule_context(
-            instance=live.instance,
-            scheduled_execution_time=now + timedelta(hours=hour),
-            repository_def=live.repository,
-            resources={"database": Database()},
-        )
-        data = live.repository.get_schedule_def("hourly_backfill").evaluate_tick(context)
-        return list(data.run_requests or ())
+        return schedule_tick(live, "hourly_backfill", now + timedelta(hours=hour))
 
     (first,) = tick(1)
     assert first.partition_key == partition_key(day)
