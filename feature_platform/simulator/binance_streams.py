@@ -152,8 +152,11 @@ class _Connection:
         if self._stalled:
             return
         if len(self._outbox) == _LONGEST_BACKLOG:
+            _log.warning("stream too slow client=%s", self._client)
+            self._stalled = True  # until the reset is through
             self._outbox.clear()
-            item = _Close(_POLICY, "Too slow")
+            _abort(self._websocket)
+            return
         self._outbox.append(item)
         self._more.set()
 

@@ -144,10 +144,14 @@ class Feed:
     async def _run(self) -> None:
         """Make events for ever: a market that was listened to once may be again."""
         clock = self._venue.clock
-        while True:
-            update = max(clock.wall_seconds(self._update_seconds), _SHORTEST_NAP)
-            await asyncio.sleep(min(update, clock.wall_seconds_to_minute(), clock.longest_nap))
-            self._advance(clock.milliseconds())
+        try:
+            while True:
+                update = max(clock.wall_seconds(self._update_seconds), _SHORTEST_NAP)
+                await asyncio.sleep(min(update, clock.wall_seconds_to_minute(), clock.longest_nap))
+                self._advance(clock.milliseconds())
+        except Exception:
+            _log.exception("feed failed: nothing more is sent")  # nobody awaits this task
+            raise
 
     def _advance(self, now: int) -> None:
         """Make the events of the time since the last call, in order."""
