@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from feature_platform import schema
+from feature_platform import latest, read_bars, read_features, schema
 from feature_platform.gaps import note_answer, note_failure
 from feature_platform.logins import ROLES, role_name
 from feature_platform.settings import get_settings
@@ -320,6 +320,18 @@ def test_the_refresher_refreshes_and_the_reader_proves_it(database: str, conn: C
         insert_recent(conn, "B", 5)
         refresh(connection)
     assert value(conn, "SELECT count(*) FROM features_1m") == 25
+
+
+def test_notebooks_read_as_reader(
+    database: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert_recent(conn, "A", 5)
+    refresh(conn)
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_role(database, "reader"))
+    get_settings.cache_clear()
+    assert len(latest()) == 1
+    window = value(conn, "SELECT min(ts) FROM ohlcv_1m"), value(conn, "SELECT now()")
+    assert len(read_features("A", *window)) == len(read_bars("A", *window)) == 5
 
 
 def test_the_worker_works_as_refresher(database: str, conn: Conn) -> None:

@@ -1,0 +1,143 @@
+"""Guards against backups that cannot be used: a dump comes back on an empty server, and goes on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform.embedded import EmbeddedServer, bin_dir
+from feature_platform.logins import role_name, set_logins
+from feature_platform.settings import Settings
+from feature_platform.verify import verify
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_engine import (
+    assert_same_bits,
+    read_bars,
+    read_features,
+    refresh,
+)
+from feature_platform_tests.fix_processes import insert_bars, run_on, value
+
+Conn = psycopg.Connection[Any]
+
+
+def tool(program: str, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [bin_dir() / program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+@pytest.fixture(scope="module")
+def another_server() -> Iterator[str]:
+    """Yield a superuser's URL of a server that has never heard of the platform."""
+    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
+    try:
+        with EmbeddedServer(home, conf={"fsync": "off"}) as server:
+            yield server.url("postgres")
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def empty_server(another_server: str) -> Iterator[str]:
+    """Yield the URL of an empty database on it."""
+    maker = Databases("postgres", another_server)
+    url = maker.create_empty()
+    yield url
+    maker.drop(url)
+
+
+def fill(connection: Conn) -> None:
+    """Write two days of two markets, gaps, and marks that are not refreshed when it is dumped."""
+    first = value(connection, "SELECT feature_platform.due_until()") - timedelta(days=2)
+    insert_bars(connection, "A", first, 2000)
+    insert_bars(connection, "B", first, 200, step=7)
+    refresh(connection)
+    connection.execute("SELECT feature_platform.find_gaps()")
+    insert_bars(connection, "A", first + timedelta(minutes=2000), 50)
+    connection.execute("DELETE FROM ohlcv_1m WHERE symbol = 'B' AND ts = %s", [first])
+
+
+def goes_on(connection: Conn, dumped: Conn) -> None:
+    """Fail unless a database has all of another, takes on from there, and stays exact."""
+    assert sorted(read_bars(connection)) == sorted(read_bars(dumped))
+    assert_same_bits(read_features(connection), read_features(dumped))
+    gaps = "SELECT * FROM ohlcv_1m_gaps ORDER BY id"
+    assert connection.execute(gaps).fetchall() == dumped.execute(gaps).fetchall()
+    marks = "SELECT symbol, id, buckets, removed FROM feature_platform.dirty_log ORDER BY 1, 2"
+    assert connection.execute(marks).fetchall() == dumped.execute(marks).fetchall()
+    report = verify(connection)
+    assert (report.mismatches, report.pending > 0) == (0, True)
+    refresh(connection)
+    first = value(connection, "SELECT min(ts) FROM ohlcv_1m WHERE symbol = 'A'")
+    insert_bars(connection, "A", first - timedelta(minutes=100), 100)
+    insert_bars(connection, "C", first, 10)
+    connection.execute("SELECT feature_platform.find_gaps()")
+    refresh(connection)
+    report = verify(connection)
+    assert (report.mismatches, report.pending) == (0, 0)
+    assert report.rows == len(read_bars(connection))
+    assert value(connection, "SELECT feature_platform.policy_begin('worker')") > 0
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("roles_first", [True, False])
+def test_a_dump_comes_back_on_an_empty_server(
+    database: str, conn: Conn, empty_server: str, tmp_path: Path, roles_first: bool
+) -> None:
+    fill(conn)
+    file = tmp_path / "backup.dump"
+    tool("pg_dump", "--format=custom", f"--file={file}", f"--dbname={database}")
+    with psycopg.connect(empty_server, autocommit=True) as connection:
+        if roles_first:
+            set_logins(connection, Settings(reader_password="secret"))
+            options = []
+        else:
+            options = ["--no-owner", "--no-privileges"]
+        tool("pg_restore", "--exit-on-error", *options, f"--dbname={empty_server}", file)
+        done = run_on(empty_server, "db", "apply")
+        assert (done.returncode, done.stderr) == (0, "")
+        goes_on(connection, conn)
+        owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'ohlcv_1m'::regclass"
+        assert value(connection, owner) == (role_name("owner") if roles_first else "postgres")
+        may_read = "SELECT has_table_privilege(%s, 'features_1m', 'SELECT')"
+        assert value(connection, may_read, role_name("reader"))
+
+
+@pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
+def test_a_dump_comes_back_with_timescaledb(
+    database: str, conn: Conn, databases: Databases, tmp_path: Path
+) -> None:
+    fill(conn)
+    file = tmp_path / "backup.dump"
+    subprocess.run(  # it warns of circular foreign keys in TimescaleDB's own tables
+        [bin_dir() / "pg_dump", "--format=custom", f"--file={file}", f"--dbname={database}"],
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    restored = databases.create_empty()
+    try:
+        with psycopg.connect(restored, autocommit=True) as connection:
+            connection.execute("SELECT timescaledb_pre_restore()")
+        tool("pg_restore", f"--dbname={restored}", file)
+        with psycopg.connect(restored, autocommit=True) as connection:
+            connection.execute("SELECT timescaledb_post_restore()")
+            connection.execute("SELECT _timescaledb_functions.stop_background_workers()")
+        assert run_on(restored, "db", "apply").returncode == 0
+        with psycopg.connect(restored, autocommit=True) as connection:
+            goes_on(connection, conn)
+            jobs = (
+                "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'run_policy'"
+            )
+            assert value(connection, jobs) == 1
+    finally:
+        databases.drop(restored)
