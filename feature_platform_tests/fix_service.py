@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from feature_platform.service.server import Service
@@ -36,9 +37,10 @@ class ServedDatabase:
         self._stack = stack
         self.service, self.http = self.serve()
 
-    def serve(self, **settings: Any) -> tuple[Service, httpx.Client]:
-        """Serve the database with other settings, too."""
-        service = Service(Settings(database_url=SecretStr(self.url), **settings))
+    def serve(self, role: str | None = None, **settings: Any) -> tuple[Service, httpx.Client]:
+        """Serve the database with other settings, or as somebody else, too."""
+        url = self.url if role is None else make_conninfo(self.url, options=f"-c role={role}")
+        service = Service(Settings(database_url=SecretStr(url), **settings))
         self._stack.enter_context(service)
         client = httpx.Client(base_url=service.url, timeout=PATIENCE, trust_env=False)
         return service, self._stack.enter_context(client)

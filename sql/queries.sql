@@ -1009,6 +1009,13 @@ SELECT o.outcome, count(r.id)
          ON r.outcome = o.outcome AND r.started_at > feature_platform.clock() - interval '1 hour'
  GROUP BY o.outcome ORDER BY o.outcome;
 
+-- service_recorder --
+-- What the recorder said last of each market, and for how many seconds it and the market have been silent.
+SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,
+       extract(epoch FROM feature_platform.clock() - heard_at)::double precision AS heard_age, refused
+  FROM feature_platform.heartbeat
+ ORDER BY symbol;
+
 
 -- ==== frames.py ====
 -- Sent over ADBC, whose parameters are $1, $2, …; what stands in braces are identifiers.

@@ -42,6 +42,7 @@ class PlatformState:
     gaps: list[TupleRow]
     policy: list[TupleRow]
     runs: list[TupleRow]
+    recorder: list[TupleRow]
 
 
 class Metrics:
@@ -108,6 +109,7 @@ class Metrics:
                 gaps=await self._database.fetch("service_gaps"),
                 policy=await self._database.fetch("service_policy"),
                 runs=await self._database.fetch("service_policy_runs"),
+                recorder=await self._database.fetch("service_recorder"),
             )
         except DatabaseUnavailableError as error:
             _log.warning("metrics without those of the database: %s", error)
@@ -143,12 +145,46 @@ class _PlatformCollector(Collector):
             "outcome",
             state.runs,
         )
-        _present, started_at, seconds, written = state.policy[0]
-        if started_at is not None:
-            yield _gauge("policy_last_start_timestamp_seconds", "When it last began.", started_at)
-            yield _gauge("policy_last_rows_written", "What that run has written.", written)
-        if seconds is not None:
-            yield _gauge("policy_last_run_seconds", "How long that run took.", seconds)
+        yield from _of_the_last_run(state.policy[0])
+        yield from _of_the_recorder(state.recorder)
+
+
+def _of_the_last_run(row: TupleRow) -> Iterator[Metric]:
+    _present, started_at, seconds, written = row
+    if started_at is not None:
+        yield _gauge("policy_last_start_timestamp_seconds", "When it last began.", started_at)
+        yield _gauge("policy_last_rows_written", "What that run has written.", written)
+    if seconds is not None:
+        yield _gauge("policy_last_run_seconds", "How long that run took.", seconds)
+
+
+def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "feature_platform_recorder_state",
+        "1 for the state that each market's feed is in.",
+        labels=["symbol", "state"],
+    )
+    for symbol, state, _beat_age, _heard_age, _refused in rows:
+        states.add_metric([symbol, state], 1)
+    yield states
+    yield _gauges(
+        "recorder_silent_seconds",
+        "Since the recorder last said anything of a market.",
+        "symbol",
+        [(row[0], row[2]) for row in rows],
+    )
+    yield _gauges(
+        "recorder_unheard_seconds",
+        "Since the recorder last heard anything of a market.",
+        "symbol",
+        [(row[0], row[3]) for row in rows if row[3] is not None],
+    )
+    yield _gauges(
+        "recorder_refused_rows",
+        "Rows of the stream that were no bars, since the recorder started.",
+        "symbol",
+        [(row[0], row[4]) for row in rows],
+    )
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

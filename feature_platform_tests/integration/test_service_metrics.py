@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_embedded import CHECKOUT
 from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_service import STRANGE, ServedDatabase
 
@@ -22,12 +24,17 @@ def served(databases: Databases) -> Iterator[ServedDatabase]:
         yield ServedDatabase(url, stack)
 
 
+def _values(labels: dict[str, str]) -> tuple[str, ...]:
+    """Return the values of labels, in the order of the labels' names."""
+    return tuple(value for _, value in sorted(labels.items()))
+
+
 def samples(served: ServedDatabase) -> Samples:
     answer = served.http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return {
-        (sample.name.removeprefix("feature_platform_"), tuple(sample.labels.values())): sample.value
+        (sample.name.removeprefix("feature_platform_"), _values(sample.labels)): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
@@ -106,3 +113,35 @@ def test_the_database_is_not_asked_each_time(served: ServedDatabase) -> None:
         served.http.get("/metrics")
     served.conn.execute("SELECT pg_stat_force_next_flush()")
     assert value(served.conn, calls, name) - before < 50
+
+
+def test_they_say_how_the_recorder_does(served: ServedDatabase) -> None:
+    served.conn.execute(
+        """
+        INSERT INTO feature_platform.heartbeat
+            (symbol, state, state_at, first_at, heard_at, beat_at, refused)
+        VALUES (%s, 'live', now(), now(), now() - interval '5 s', now() - interval '3 s', 2),
+               ('B', 'down', now(), now(), NULL, now() - interval '3 s', 0)
+        """,
+        [STRANGE],
+    )
+    told = samples(served)
+    states = {key: value for key, value in told.items() if key[0] == "recorder_state"}
+    assert states == {
+        ("recorder_state", ("live", STRANGE)): 1,
+        ("recorder_state", ("down", "B")): 1,
+    }
+    assert 3 <= told["recorder_silent_seconds", ("B",)] < 60
+    assert 5 <= told["recorder_unheard_seconds", (STRANGE,)] < 60
+    assert ("recorder_unheard_seconds", ("B",)) not in told
+    assert told["recorder_refused_rows", (STRANGE,)] == 2
+
+
+def test_every_metric_is_documented(served: ServedDatabase) -> None:
+    served.conn.execute("INSERT INTO feature_platform.policy_run (runner) VALUES ('worker')")
+    named = {name.removesuffix("_sum").removesuffix("_count") for name, _ in samples(served)}
+    ours = {name.removesuffix("_created").removesuffix("_bucket") for name in named}
+    text = (CHECKOUT / "docs" / "reference.md").read_text(encoding="utf-8")
+    table = text.partition("| metric, ")[2].partition("\n\n")[0]
+    documented = set(re.findall(r"`([a-z_]+)`", table.replace("(`", "(")))
+    assert {name for name in ours if not name.startswith("process_")} <= documented
