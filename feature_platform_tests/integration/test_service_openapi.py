@@ -15,11 +15,10 @@ from feature_platform_tests.fix_service import ServedDatabase
 
 KEY = "a-key-of-the-tests"
 # Start and end may each be fine, and the one not before the other; symbols, and not stored.
-CONFIGURATION = """
+CONFIGURATION = f"""
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "404"]
-"""
-AUTHENTICATION = f"""
+
 [auth.openapi.key]
 bearer = "{KEY}"
 """
@@ -32,13 +31,11 @@ def examples(served: ServedDatabase) -> None:
     refresh(served.conn)
 
 
-@pytest.mark.parametrize("key", [None, KEY], ids=["open", "with a key"])
-def test_schemathesis_finds_nothing(
-    served: ServedDatabase, key: str | None, tmp_path: Path
-) -> None:
-    service, _ = served.serve(api_key=key)
+def test_schemathesis_finds_nothing(served: ServedDatabase, tmp_path: Path) -> None:
+    """With a key, so that it tries without one, too."""
+    service, _ = served.serve(api_key=KEY)
     configuration = tmp_path / "schemathesis.toml"
-    configuration.write_text(CONFIGURATION + (AUTHENTICATION if key else ""))
+    configuration.write_text(CONFIGURATION)
     done = subprocess.run(
         [
             Path(sys.executable).with_name("schemathesis"),
@@ -49,7 +46,7 @@ def test_schemathesis_finds_nothing(
             "--max-examples=20",
             "--generation-deterministic",
             "--no-color",
-            *([f"--header=Authorization: Bearer {key}"] if key else []),
+            f"--header=Authorization: Bearer {KEY}",  # for the description itself
         ],
         cwd=tmp_path,
         capture_output=True,
