@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.text import Text
 from feature_platform import console
 from feature_platform.database import connect, server_description
 from feature_platform.errors import UserError
+from feature_platform.heartbeat import Feed, list_feeds
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
 from feature_platform.settings import get_settings, redact
@@ -29,6 +31,8 @@ from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, s
 # soon after its minute: an age counted from a minute's end is below two minutes while all is well.
 _LATE = timedelta(minutes=2)
 _MINUTE = timedelta(minutes=1)
+# Heartbeats come every ten seconds.
+_SILENT_SECONDS = 60.0
 _NARROW = 72  # columns
 _AROUND = 3  # lines of the table that are no symbols: its header, what is left out, the cursor's
 
@@ -46,6 +50,7 @@ class Frame:
     symbols: Sequence[SymbolStatus]
     open_minutes: dict[str, int]
     policy: PolicyStatus | None
+    feeds: Sequence[Feed] = ()
 
 
 def look(connection: psycopg.Connection[Any]) -> Frame:
@@ -58,6 +63,7 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
         symbols=symbol_status(connection),
         open_minutes={row["symbol"]: row["minutes"] for row in gaps},
         policy=policy_status(connection),
+        feeds=list_feeds(connection),
     )
 
 
@@ -133,7 +139,7 @@ def _header(frame: Frame, trouble: str | None) -> list[Text]:
     if trouble is not None:
         lines.append(Text(f"the database is away, this is what it had: {trouble}", "bold red"))
     lines.append(Text(frame.database, "dim"))
-    lines += [_policy_line(frame), Text("recorder: no recorder", "dim"), Text()]
+    lines += [_policy_line(frame), _recorder_line(frame), Text()]
     return lines
 
 
@@ -161,9 +167,29 @@ def _policy_line(frame: Frame) -> Text:
     return line
 
 
+def _recorder_line(frame: Frame) -> Text:
+    if not frame.feeds:
+        return Text("recorder: no recorder", "dim")
+    states = Counter(_feed_state(one) for one in frame.feeds)
+    told = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
+    line = Text(f"recorder: {told}", "" if states.keys() == {"live"} else "red")
+    errors = [one for one in frame.feeds if one.last_error and one.state != "live"]
+    if errors:
+        line.append(f"; {errors[0].symbol}: {' '.join((errors[0].last_error or '').split())}")
+    return line
+
+
+def _feed_state(feed: Feed) -> str:
+    """Say what is heard of a market: a recorder that says nothing any more has died."""
+    silent = feed.age > _SILENT_SECONDS and feed.state != "stopped"
+    return "silent" if silent else feed.state.replace("_", " ")
+
+
 def _table(frame: Frame, symbols: Sequence[SymbolStatus], narrow: bool) -> Table:
     times = () if narrow else ("last bar (UTC)", "last feature (UTC)")
-    made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open")
+    feeds = {one.symbol: _feed_state(one) for one in frame.feeds}
+    feed = ("feed",) if feeds and not narrow else ()
+    made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open", *feed)
     for one in symbols:
         age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
         shown = () if narrow else (console.moment(one.last_bar), console.moment(one.last_feature))
@@ -174,6 +200,7 @@ def _table(frame: Frame, symbols: Sequence[SymbolStatus], narrow: bool) -> Table
             _age(one.lag),
             Text(f"{one.rows_dirty:,}", "red" if _dirty_for_long(frame, one) else ""),
             _number(frame.open_minutes.get(one.symbol, 0)),
+            *(_feed_cell(feeds.get(one.symbol)) for _ in feed),
         )
     return made
 
@@ -189,6 +216,10 @@ def _age(age: timedelta | None) -> Text:
         return Text("-", "red")
     # A bar of the open minute has no age yet.
     return Text(console.duration(max(age, timedelta())), "red" if age > _LATE else "green")
+
+
+def _feed_cell(state: str | None) -> Text:
+    return Text(state or "-", "" if state in ("live", None) else "red")
 
 
 def _number(count: int) -> Text:

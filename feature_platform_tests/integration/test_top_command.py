@@ -85,7 +85,7 @@ def test_it_goes_on_when_the_database_is_back(database: str, conn: Conn) -> None
     assert b"Traceback" not in said
 
 
-@pytest.mark.parametrize("name", ["status_symbols", "top_open_minutes"])
+@pytest.mark.parametrize("name", ["status_symbols", "top_open_minutes", "heartbeat_list"])
 def test_a_look_costs_the_same_at_ten_times_the_history(
     histories: tuple[Conn, ...], name: str
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
+from feature_platform.heartbeat import Feed, FeedState
 from feature_platform.status import PolicyStatus, SymbolStatus
 from feature_platform.top import Frame, render
 
@@ -80,6 +82,22 @@ def test_it_fits_any_terminal(width: int, height: int) -> None:
     assert lines[-1].startswith("... and ")
     if height >= 10:
         assert any(line.startswith("S199/USDT") for line in lines)
+
+
+def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) -> Feed:
+    return Feed(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
+
+
+def test_the_recorder_is_told_of_market_by_market() -> None:
+    one = replace(
+        frame(symbol("A"), symbol("B", 1), symbol("C", 2), symbol("D", 3)),
+        feeds=[feed("A", "live"), feed("B", "down", error="no\nroute"), feed("C", "live", 99)],
+    )
+    lines = shown(one)
+    assert "recorder: 1 live, 1 down, 1 silent; B: no route" in lines
+    assert [line.split()[-1] for line in lines[-4:]] == ["-", "silent", "down", "live"]
+    well = replace(one, feeds=[feed("A", "live"), feed("B", "catching_up")])
+    assert "recorder: 1 live, 1 catching up" in shown(well)
 
 
 def test_a_database_that_is_away_is_told_with_what_it_had() -> None:
