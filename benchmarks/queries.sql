@@ -320,3 +320,19 @@ SELECT symbol FROM public.features_1m WHERE bucket = %(bucket)s;
 -- Store a bar's volume, as a writer of single bars does.
 UPDATE public.ohlcv_1m SET vol = %(by)s
  WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);
+
+
+-- ==== validation_poll.py ====
+
+-- poll_rows_of_symbols --
+-- SELECT COUNT(*) FROM features_1m WHERE bucket > now()-'10 minutes'::interval, symbol by symbol; and the time.
+SELECT to_char(now() AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'), extract(second FROM now())::double precision, s.symbol,
+       (SELECT count(*) FROM features_1m f WHERE f.symbol = s.symbol AND f.bucket > now() - '10 minutes'::interval)
+  FROM (SELECT DISTINCT symbol FROM features_1m WHERE bucket > now() - '1 hour'::interval) AS s;
+
+-- poll_nulls --
+-- Which of SELECT * FROM features_1m ORDER BY bucket DESC LIMIT 3 have a NULL after the first day of their symbol.
+SELECT to_char(now() AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'), n.symbol, n.bucket
+  FROM (SELECT * FROM features_1m ORDER BY bucket DESC LIMIT 3) AS n
+ WHERE NOT (n IS NOT NULL)
+   AND n.bucket >= (SELECT f.bucket FROM features_1m f WHERE f.symbol = n.symbol ORDER BY f.bucket LIMIT 1) + '1439 minutes'::interval;
