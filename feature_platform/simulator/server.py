@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from feature_platform._listen import listen, url_of
 from feature_platform.clock import Clock
@@ -198,6 +200,15 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if not self.should_exit:
             await self._stopped.wait()
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """End all connections; uvicorn's own way fails where the other end is just leaving."""
+        for connection in list(self.server_state.connections):
+            protocol = getattr(connection, "conn", None)
+            if isinstance(protocol, ServerProtocol) and protocol.state is State.CLOSING:
+                connection.transport.abort()
+        await asyncio.sleep(0)  # until they are taken off the list
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+import aiohttp
 import ccxt.pro
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -496,3 +497,19 @@ def test_accidents_follow_from_the_seed(
     assert first == second
     assert 4 < len(starts(first)) < 24
     assert len(set(starts(first))) < 12
+
+
+def test_it_stops_in_order_while_others_are_leaving(venue_truth: Truth) -> None:
+    async def leave(exchange: SimulatedExchange) -> None:
+        async with aiohttp.ClientSession() as session:
+            url = exchange.url.replace("http", "ws") + "/ws/0"
+            sockets = [await session.ws_connect(url) for _ in range(20)]
+            leaving = [asyncio.ensure_future(socket.close()) for socket in sockets]
+            await asyncio.sleep(0)
+            exchange._server.stop()
+            await asyncio.gather(*leaving)
+
+    # An error in the server's thread is a warning here, and so a failure.
+    for _ in range(5):
+        with SimulatedExchange(venue_truth) as exchange:
+            asyncio.run(leave(exchange))
