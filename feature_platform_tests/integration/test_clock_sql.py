@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect, with_clock
@@ -125,7 +126,18 @@ def test_a_command_sees_that_time(database: str, tmp_path: Path) -> None:
     }
     done = run("db", "psql", "-XAtc", f"{CLOCK_SQL} AT TIME ZONE 'UTC'", **environment)
     assert done.stdout.startswith("2031-05-01 00:0"), done.stderr
+    assert "clock: simulated, 2031-05-01 00:0" in run("status", **environment).stdout
     assert run_on(database, "db", "psql", "-XAtc", "SHOW feature_platform.clock").returncode != 0
+
+
+def test_a_database_may_have_it_for_everybody(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as owner:
+        setting = sql.SQL("ALTER DATABASE {} SET feature_platform.clock = {}")
+        owner.execute(setting.format(sql.Identifier(owner.info.dbname), CLOCK))
+    with psycopg.connect(database) as anybody:
+        told = value(anybody, CLOCK_SQL)
+        wall = value(anybody, "SELECT clock_timestamp()")
+    assert abs(told - (START + (wall - SINCE) * 60)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

@@ -1,0 +1,41 @@
+"""Nothing but the platform's clock says what time it is, but for what is the wall clock's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from feature_platform_tests.fix_embedded import CHECKOUT
+
+_WALL = re.compile(
+    r"time\.time(?:_ns)?\(|datetime\.now\(|utcnow\(|clock_timestamp\(|current_timestamp|(?<![\w.])now\(\)",
+    re.IGNORECASE,
+)
+
+# Where the wall clock is asked, in lines that hold such a text, and why it is meant.
+ALLOWED = {
+    "feature_platform/clock.py": "time.time_ns",  # what the platform's is made of
+    "sql/010_guard.sql": "",  # the same, and when a version of the schema was set up
+    "sql/090_version.sql": "pg_get_expr",  # what old databases have instead
+    "sql/070_timescaledb.sql": "initial_start",  # a job of the database knows no other
+    "sql/queries.sql": "daemon_heartbeats",  # Dagster's own
+    "feature_platform/orchestration/cursors.py": "heartbeat",  # it ticks by the wall clock
+    "feature_platform/orchestration/sensors.py": "heartbeat",
+    "feature_platform/orchestration/purge.py": "before = ",  # the age of what Dagster keeps
+    "feature_platform/_exchange_calls.py": "when.replace",  # a date of HTTP
+    "feature_platform/exchange.py": "time.time()",  # whether the exchange's differs from ours
+    "feature_platform/_cluster.py": "oldest = ",  # the age of files
+}
+FILES = sorted(
+    path.relative_to(CHECKOUT).as_posix()
+    for folder, pattern in (("feature_platform", "*.py"), ("sql", "*.sql"))
+    for path in (CHECKOUT / folder).rglob(pattern)
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_wall_clock_is_asked_only_where_it_is_meant(file: str) -> None:
+    lines = (CHECKOUT / file).read_text(encoding="utf-8").splitlines()
+    asked = [line for line in lines if _WALL.search(re.split("--|#", line)[0])]
+    assert [line for line in asked if ALLOWED.get(file, line + "?") not in line] == []
