@@ -324,6 +324,17 @@ def test_a_wrong_password_is_not_told(filled: str, monkeypatch: pytest.MonkeyPat
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
+def test_the_role_of_readers_is_enough(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_reader = make_conninfo(filled, options="-c role=feature_platform_reader")
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_reader)
+    get_settings.cache_clear()
+    assert not read_features("BTC/USDT", FIRST, AFTER).empty
+    assert not read_bars(SYMBOLS, FIRST, AFTER).empty
+    assert len(latest()) == len(SYMBOLS)
+    with pytest.raises(UserError, match="did you mean"):
+        read_bars("BTC", FIRST, AFTER)
+
+
 def test_without_polars_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polars", None)  # import fails, as where it is not installed
     with pytest.raises(UserError, match=r'pip install "feature_platform\[polars\]"'):
