@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from feature_platform import latest, read_bars, read_features, schema
 from feature_platform.gaps import note_answer, note_failure
 from feature_platform.logins import ROLES, role_name
+from feature_platform.queries import sql_dir
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_dagster import Platform
 from feature_platform_tests.fix_database import Databases
@@ -403,6 +404,23 @@ def test_without_the_right_to_create_roles_the_user_owns_all(administered: str) 
         for _ in range(2):
             schema.apply(connection)
         assert {owner for *_, owner in connection.execute(_MADE)} == {USER}
+        insert_recent(connection, "A", 5)
+        refresh(connection)
+        assert value(connection, "SELECT count(*) FROM features_1m") == 5
+
+
+def test_the_owner_alone_sets_up_a_database_of_its_own(empty_database: str) -> None:
+    owner = role_name("owner")
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute((sql_dir() / "005_roles.sql").read_text())
+        database = sql.Identifier(connection.info.dbname)
+        give = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+        connection.execute(give.format(database, sql.Identifier(owner)))
+    url = make_conninfo(empty_database, user=owner)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for _ in range(2):
+            schema.apply(connection)
+        assert {one for *_, one in connection.execute(_MADE)} == {owner}
         insert_recent(connection, "A", 5)
         refresh(connection)
         assert value(connection, "SELECT count(*) FROM features_1m") == 5
