@@ -112,9 +112,10 @@ def _window(
     bounds = connection.execute(queries["plot_window_bounds"], window).fetchone()
     assert bounds is not None, "the statement always gives one row"
     rows = connection.execute(queries["plot_window"], window).fetchall()
-    first, after = bounds
+    # In UTC, whatever the time zone of the session.
+    first, after = pd.to_datetime(list(bounds), utc=True)
     return _frame(rows).reindex(
-        pd.date_range(first, after, freq="min", tz="UTC", inclusive="left").as_unit("us")
+        pd.date_range(first, after, freq="min", inclusive="left").as_unit("us")
     )
 
 

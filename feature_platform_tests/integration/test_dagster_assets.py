@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from feature_platform.orchestration.partitions import DAY, partition_key
+from feature_platform.plot import window_png
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.validation import CHECKS
 from feature_platform.verify import verify
 from feature_platform_tests.fix_dagster import Platform
+from feature_platform_tests.fix_engine import refresh
 from feature_platform_tests.fix_exchange import quick
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_processes import insert_bars, insert_recent, value
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -145,6 +149,16 @@ def test_the_policy_is_set(platform: Platform) -> None:
     assert not materialise(raise_on_error=False).success
     end = value(platform.connection, "SELECT end_offset FROM feature_platform.policy")
     assert end == timedelta(minutes=2)
+
+
+@pytest.mark.parametrize("zone", ["Etc/UTC", "Europe/Berlin"])
+def test_a_picture_is_drawn_in_a_session_of_any_time_zone(
+    conn: psycopg.Connection[Any], zone: str
+) -> None:
+    conn.execute("SELECT set_config('timezone', %s, false)", [zone])
+    insert_recent(conn, "A", 20)
+    refresh(conn)
+    assert window_png(conn, ["A"], midnight(1), midnight(-1)).startswith(b"\x89PNG")
 
 
 def only_gaps() -> dict[str, object]:
