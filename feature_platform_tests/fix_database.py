@@ -53,6 +53,8 @@ class Databases:
             self._template = self._create_template()
         name = self._create(template=self._template)
         self._stop_jobs(name)
+        if self.engine == "timescaledb":  # a job may have run before it was stopped
+            self._send(name, "DELETE FROM feature_platform.policy_run")
         return self._url(name)
 
     def create_empty(self) -> str:

@@ -352,3 +352,24 @@ def test_beside_a_job_neither_waits_longer_than_a_slice(
     assert_right(conn)
     assert set(run_column(conn, "error")) == {None}
     assert run_column(conn, "runner").count("job") == 2
+
+
+@on_timescaledb
+def test_two_workers_and_the_job_are_all_on(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    conn.execute("SELECT alter_job(job_id, next_start => now()) FROM feature_platform.policy")
+    conn.execute("SELECT _timescaledb_functions.start_background_workers()")
+    workers = [start_worker(database), start_worker(database)]
+    wait_until(
+        lambda: {"job", "worker"} <= set(run_column(conn, "runner")), "runs of job and worker"
+    )
+    for number in range(20):
+        insert_recent(conn, f"S{number}")
+    wait_until(
+        lambda: value(conn, "SELECT count(*) FROM features_1m") == 200, "all symbols' features"
+    )
+    assert_right(conn)
+    assert sum(worker.stop().count("standing by") for worker in workers) == 1
+    assert set(run_column(conn, "error")) == {None}

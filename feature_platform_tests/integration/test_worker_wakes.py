@@ -21,7 +21,7 @@ from feature_platform_tests.fix_processes import (
 
 Conn = psycopg.Connection[Any]
 
-pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+pytestmark = pytest.mark.parametrize("engine", ["postgres", "timescaledb"], indirect=True)
 
 MINUTE_BAR = """
     INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
