@@ -14,20 +14,6 @@ Symbol = Annotated[
     Field(examples=["BTC/USDT"]),
 ]
 
-COLUMNS = (
-    "symbol",
-    "bucket",
-    "last_close",
-    "vol",
-    "log_return",
-    "n_1d",
-    "ma_vol_1d",
-    "std_vol_1d",
-    "volume_z",
-    "vwap_gap",
-    "parkinson_vol",
-)
-
 
 class Row(BaseModel):
     """One row of `features_1m`; null is what the first day of a symbol does not have."""
@@ -45,6 +31,9 @@ class Row(BaseModel):
     volume_z: float | None
     vwap_gap: float | None
     parkinson_vol: float | None
+
+
+COLUMNS = tuple(Row.model_fields)  # in the order of the service's queries
 
 
 class LatestRow(Row):

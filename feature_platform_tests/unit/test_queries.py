@@ -51,5 +51,6 @@ def test_every_query_says_its_purpose() -> None:
 
 def test_every_query_that_is_sent_exists() -> None:
     package = Path(feature_platform.__file__).parent
-    sources = "".join(path.read_text() for path in package.glob("*.py"))
-    assert set(re.findall(r"\bqueries\[\"(\w+)\"\]", sources)) <= set(queries)
+    sources = "".join(path.read_text() for path in package.rglob("*.py"))
+    sent = set(re.findall(r"(?:\bqueries\[|\.fetch\(\s*)\"(\w+)\"", sources))
+    assert {"status_symbols", "service_latest"} <= sent <= set(queries)
