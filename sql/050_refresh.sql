@@ -392,7 +392,8 @@ BEGIN
             DELETE FROM public.features_1m f
             WHERE f.symbol = done_item.symbol AND f.bucket >= done_item.lo AND f.bucket < done_item.hi
               AND NOT EXISTS (SELECT FROM public.ohlcv_1m b
-                              WHERE b.symbol = done_item.symbol AND b.ts >= f.bucket AND b.ts < f.bucket + minute);
+                              WHERE b.symbol = done_item.symbol AND b.ts >= f.bucket AND b.ts < f.bucket + minute
+                                AND b.ts >= done_item.lo AND b.ts < done_item.hi);   -- so that no other chunk is looked into
             GET DIAGNOSTICS deleted = ROW_COUNT;
             written := written + deleted;
         END IF;
