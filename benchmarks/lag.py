@@ -85,9 +85,19 @@ def run(bench: Workbench) -> Result:
             require_exact(side.connection, start=moment(side.next_minute - READY))
         slices = value(woken.connection, "woken_slices")
     return Result(
-        ratios=[*_ratios(sizes, woken, scheduled), *commits],
+        ratios=[
+            *_ratios(sizes, woken, scheduled),
+            Ratio(
+                f"commits a second of {WRITERS} writers: share left with notifications",
+                commits["told"] / commits["silent"],
+            ),
+        ],
         figures=_figures(sizes, woken, scheduled)
-        | {"seconds between runs of the schedule": interval, "slices of woken refreshes": slices},
+        | {"seconds between runs of the schedule": interval, "slices of woken refreshes": slices}
+        | {
+            f"commits a second of {WRITERS} writers, {name}": speed
+            for name, speed in commits.items()
+        },
         seconds={
             f"{name}, {sizes[size]} of {size} symbols": lags
             for name, side in (("woken", woken), ("on schedule", scheduled))
@@ -183,7 +193,7 @@ def _name(symbol: int) -> str:
     return f"SYM{symbol:04d}/USDT"
 
 
-def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> list[Ratio]:
+def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> dict[str, float]:
     """Let several writers commit bars one by one, with notifications and without."""
     bench.say(f"{WRITERS} writers at once")
     seconds = WRITING_SECONDS if bench.scale >= 0.05 else 0.1
@@ -195,12 +205,7 @@ def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> list[
                     lambda writer, side=side: _commit_bars(side, writer, seconds), range(WRITERS)
                 )
                 speeds[name].append(sum(counts) / seconds)
-    told, silent = (statistics.median(speeds[name]) for name in ("told", "silent"))
-    return [
-        Ratio(
-            f"commits a second of {WRITERS} writers: share left with notifications", told / silent
-        )
-    ]
+    return {name: statistics.median(found) for name, found in speeds.items()}
 
 
 def _commit_bars(side: Side, writer: int, seconds: float) -> int:
