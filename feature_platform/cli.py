@@ -491,12 +491,11 @@ def db_apply() -> None:
     with connect() as connection:
         schema.apply(connection)
         typer.echo(f"set up: {server_description(connection)}")
-        missing = missing_roles(connection)
+        missing, user = missing_roles(connection), connection.info.user
     if missing:
         typer.echo(
-            f"feature-platform: {connection.info.user} may not create roles, so there is no"
-            f" {', '.join(missing)}: have an administrator run {schema.schema_files()[0]}, then"
-            " apply again",
+            f"feature-platform: {user} may not create roles, so there is no {', '.join(missing)}:"
+            f" have an administrator run {schema.schema_files()[0]}, then apply again",
             err=True,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -52,10 +53,18 @@ def set_logins(
             f"the logins need a superuser or a user with CREATEROLE: {error.diag.message_primary}"
         ) from None
     if "orchestrator" in given:
-        from feature_platform.orchestration.instance import ensure_database
-
-        ensure_database(connection, role_name("orchestrator"))
+        _make_dagsters_database(connection, role_name("orchestrator"))
     return tuple(role_name(role) for role in given)
+
+
+def _make_dagsters_database(connection: psycopg.Connection[Any], owner: str) -> None:
+    from feature_platform.orchestration.instance import ensure_database
+
+    if connection.info.parameter_status("is_superuser") != "on":
+        # Only who may act for a role can give it a database; who created it may let himself.
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(owner)))
+    ensure_database(connection, owner)
 
 
 def _passwords(settings: Settings) -> dict[str, SecretStr]:
