@@ -1,8 +1,8 @@
 """A bounded load of HTTP requests from a few connections, each of which waits for its answers.
 
 By wrk, where there is one (Debian: `apt-get install wrk`). Without, by threads of this process,
-which themselves need about as long for a request as a fast server: rates beyond some 2,000 a
-second are then the client's, and not the server's.
+which need longer for a request than a fast server does: rates and times are then as much the
+client's as the server's, and a ratio of two servers comes out smaller than it is.
 """
 
 from __future__ import annotations
