@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 _OVERLAP = timedelta(minutes=3)
 # Older gaps are for whoever repairs history.
 _GAPS_OF = timedelta(hours=1)
+# How often each market is asked again for what it said since, and from how long before that: for
+# what a stream has not said, or said wrong, and nobody could tell.
+_SWEEP = timedelta(minutes=15)
+_SWEPT_AGAIN = timedelta(minutes=10)
 # When in the minute to look for gaps, in its seconds: when those who record are at rest.
 _LOOK_SECOND = 25.0
 _LONGEST_WAIT = 30.0
@@ -66,6 +70,9 @@ class CatchUp:
         self._lock = threading.Lock()
         self._starts: dict[str, datetime] = {}
         self._newest_before: dict[str, datetime] = {}
+        count, now = len(exchange.symbols), clock.now()
+        # In turn, not all at once.
+        self._swept = {name: now - _SWEEP * at / count for at, name in enumerate(exchange.symbols)}
 
     def since(self, symbols: Iterable[str], start: datetime) -> None:
         """Ask for all minutes from a moment on, and a few before; from any thread."""
@@ -97,6 +104,8 @@ class CatchUp:
             self._nudged.wait(self._clock.wall_seconds(look - self._clock.milliseconds() / 1000))
             self._nudged.clear()
             looking = self._clock.milliseconds() / 1000 >= look
+            if looking:
+                self._sweep()
             self._ask_patiently(looking=looking)
             if looking:
                 look = self._next_look()
@@ -148,6 +157,14 @@ class CatchUp:
             more = symbol in self._starts or symbol in self._newest_before
         if not more:
             self._answered(symbol, None)
+
+    def _sweep(self) -> None:
+        """Want what markets said since they were last asked, of those whose turn it is."""
+        now = self._clock.now()
+        for symbol, swept in self._swept.items():
+            if now - swept >= _SWEEP:
+                self._want(symbol, swept - _SWEPT_AGAIN)
+                self._swept[symbol] = now
 
     def _ask_for_gaps(self, connection: psycopg.Connection[Any]) -> None:
         """Ask for what nobody has brought, of the last hour; a gap says itself when."""

@@ -255,16 +255,18 @@ def status_command(
     from feature_platform import console, status
     from feature_platform.clock import SimulatedClock
     from feature_platform.database import server_description
+    from feature_platform.heartbeat import list_feeds
     from feature_platform.settings import get_settings
 
     with _database() as connection:
         symbols = status.symbol_status(connection)
         rows = status.row_counts(connection) if counts else {}
         policy = status.policy_status(connection)
+        feeds = list_feeds(connection)
         typer.echo(f"database: {server_description(connection)}")
     if isinstance(clock := get_settings().clock, SimulatedClock):
         typer.echo(f"clock: simulated, {clock.now():%F %T} UTC, {clock.speed:g} times as fast")
-    for line in console.policy_lines(policy):
+    for line in [*console.feed_lines(feeds), *console.policy_lines(policy)]:
         typer.echo(line)
     if symbols:
         typer.echo()

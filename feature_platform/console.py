@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from feature_platform.gaps import STATES, Gap
+from feature_platform.heartbeat import Feed
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import VerifyReport
 
@@ -92,6 +94,20 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
     if policy.last_error is not None and policy.last_error_at is not None:
         error = " ".join(policy.last_error.split())
         lines.append(f"last error: {moment(policy.last_error_at)} UTC, {error}")
+    return lines
+
+
+def feed_lines(feeds: Sequence[Feed]) -> list[str]:
+    """Say in a line what the recorder hears, and in another its newest trouble; none without it."""
+    if not feeds:
+        return []
+    states = Counter(feed.state for feed in feeds)
+    said = ", ".join(f"{states[state]:,} {state.replace('_', ' ')}" for state in sorted(states))
+    beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))
+    lines = [f"recorder: {len(feeds):,} markets, {said}; its last word was {beat} ago"]
+    troubled = [feed for feed in feeds if feed.state != "live" and feed.last_error]
+    if troubled:
+        lines.append(f"recorder: {name(troubled[0].symbol)}: {troubled[0].last_error}")
     return lines
 
 

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.1
 # Into the minute, when a minute that is asked for has been published.
 _ASK_SECOND = 1.0
+# How long after the first minute of a connection something was said of every market, usually.
+_ALL_SUBSCRIBED = 5_000_000
 # How often to write heartbeats, in seconds of the clock.
 _BEAT_SECONDS = 10
 
@@ -60,6 +62,8 @@ class Recorder:
         self._rows: list[tuple[str, Sequence[Any], int]] = []
         self._heard: dict[str, int] = {}
         self._last_heard = 0
+        self._up_at = 0
+        self._unheard_minute: int | None = None
         self._down_since: int | None = None
         self._down_reason = ""
         self._outages: list[Outage] = []
@@ -148,7 +152,8 @@ class Recorder:
     def on_up(self) -> None:
         """Take note that the feed hears all from now on, and ask for what it has not."""
         now = self._now()
-        self._last_heard = now
+        self._last_heard = self._up_at = now
+        self._unheard_minute = now - now % MINUTE_US
         self._sums = TradeSums(-(-now // MINUTE_US) * MINUTE_US)
         if self._down_since is None:
             self._catch_up.since_newest(self._beats, moment(now - now % MINUTE_US))
@@ -191,6 +196,7 @@ class Recorder:
                 await asyncio.wait_for(self._stopped.wait(), wait)
             except TimeoutError:
                 self._hand_out()
+                self._ask_for_unheard()
                 if (self._clock.now() - self._beaten_at).total_seconds() >= _BEAT_SECONDS:
                     self._beat()
 
@@ -215,6 +221,18 @@ class Recorder:
             self._writer.put(due.bars)
         if due.doubts:
             self._catch_up.again(due.doubts)
+
+    def _ask_for_unheard(self) -> None:
+        """Ask for the first minute of a connection of markets that were not heard in it.
+
+        To subscribe to many takes seconds, and the minute may have ended within them.
+        """
+        minute = self._unheard_minute
+        if minute is None or self._now() < minute + MINUTE_US + _ALL_SUBSCRIBED:
+            return
+        self._unheard_minute = None
+        unheard = [name for name in self._beats if self._heard.get(name, 0) < self._up_at]
+        self._catch_up.again((name, minute) for name in unheard)
 
     def _note_newest(self, bars: Sequence[StreamBar]) -> None:
         for bar in bars:

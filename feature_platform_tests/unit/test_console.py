@@ -13,6 +13,7 @@ import pytest
 from rich.table import Table
 
 from feature_platform import console
+from feature_platform.heartbeat import Feed, FeedState
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import Mismatch, VerifyReport
 
@@ -208,3 +209,19 @@ def test_progress_on_a_terminal_goes_to_stderr() -> None:
     assert output == "done\n"
     assert b"refresh" in os.read(ours, 65536)
     os.close(ours)
+
+
+def feed(state: FeedState, error: str | None) -> Feed:
+    return Feed("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
+
+
+def test_what_the_recorder_hears_is_a_line_and_its_trouble_another() -> None:
+    assert console.feed_lines([]) == []
+    live = feed("live", "an error that is over")
+    assert console.feed_lines([live, live]) == [
+        "recorder: 2 markets, 2 live; its last word was 2 s ago"
+    ]
+    assert console.feed_lines([live, feed("catching_up", "no answer")]) == [
+        "recorder: 2 markets, 1 catching up, 1 live; its last word was 2 s ago",
+        "recorder: A/B: no answer",
+    ]
