@@ -42,17 +42,18 @@ CREATE OR REPLACE FUNCTION feature_platform.bucket_from(moment timestamptz) RETU
                 THEN feature_platform.bucket_of(moment + interval '59.999999 seconds') ELSE moment END;
 COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a moment.';
 
--- The newest part of a multirange that spans at most so many minutes: what one slice takes of a long range.
+-- The newest part of a multirange that spans at most so many minutes: what one slice takes of a long range. Minutes are
+-- counted as numbers: a sum of intervals has days, which are not all 24 hours long in the session's time zone.
 CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint) RETURNS tstzmultirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN (
         WITH part AS (
             SELECT lower(r) AS lo, upper(r) AS hi,
-                   coalesce(sum(upper(r) - lower(r)) OVER (ORDER BY lower(r) DESC
-                            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), interval '0') AS newer
+                   coalesce(sum(extract(epoch FROM upper(r) - lower(r)) / 60) OVER (ORDER BY lower(r) DESC
+                            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS newer
             FROM unnest(buckets) AS r)
-        SELECT range_agg(tstzrange(greatest(lo, hi - (minutes * interval '1 minute' - newer)), hi))
-        FROM part WHERE newer < minutes * interval '1 minute'
+        SELECT range_agg(tstzrange(greatest(lo, hi - (minutes - newer)::double precision * interval '1 minute'), hi))
+        FROM part WHERE newer < minutes
     );
 COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS 'The newest part of a multirange that spans at most so many minutes.';
 

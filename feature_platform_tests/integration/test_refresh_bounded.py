@@ -97,6 +97,19 @@ def test_a_new_minute_stores_one_row(whole_days: Bench) -> None:
     assert rewritten(before, versions(whole_days.conn)) == {("A", DAYS * DAY)}
 
 
+def test_slices_are_cut_by_minutes_whatever_the_time_zone(bench: Bench) -> None:
+    bench.empty()
+    # The older range ends half a day before summer time does in Berlin; a slice takes minutes of it
+    # beside the newer range, which is longer than a day.
+    write(bench.conn, [bar("A", m) for m in (3 * DAY + 720, 8 * DAY, 9 * DAY)])
+    bench.conn.execute("SET TimeZone = 'Europe/Berlin'")
+    cut = """SELECT minutes, more FROM feature_platform.refresh_slice(
+                 '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon(), %s)"""
+    slices = [bench.conn.execute(cut, [DAY + 10]).fetchone() for _ in range(2)]
+    assert slices == [(DAY + 10, True), (DAY - 9, False)]
+    bench.check()
+
+
 def test_what_is_clean_is_left_alone_unless_forced(whole_days: Bench) -> None:
     conn = whole_days.conn
     before = versions(conn)
