@@ -147,7 +147,8 @@ BEGIN
     -- The live window takes what is marked by now; older ranges what was when the run began, so that a run ends.
     SELECT * INTO slice FROM feature_platform.refresh_slice(live_from, due, feature_platform.dirty_horizon());
     IF slice.symbols = 0 AND NOT slice.more THEN
-        SELECT * INTO slice FROM feature_platform.refresh_slice('-infinity', live_from, horizon);
+        -- A short slice: a bar that comes meanwhile waits for it, and is to be readable within a second.
+        SELECT * INTO slice FROM feature_platform.refresh_slice('-infinity', live_from, horizon, slice_minutes => 40000);
         more := slice.more;
     ELSE
         more := slice.more OR EXISTS (
