@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = (
     "feature_platform_tests.fix_environment",
     "feature_platform_tests.fix_dagster",
@@ -12,3 +16,13 @@ pytest_plugins = (
     "feature_platform_tests.fix_service",
     "feature_platform_tests.fix_recorder",
 )
+
+# Time is no measure on a machine that does other things, too. In CI a change is not judged by luck:
+# the same examples each time; whoever works on it tries others with each run.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
