@@ -6,29 +6,31 @@ A missed target is told, and is no failure: times depend on what else the machin
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import (
     correction,
     full_build,
+    idle,
     import_files,
     lag,
     one_minute,
     read_year,
+    rest_backfill,
     serve_latest,
+    ticks,
     verify_rows,
 )
-from benchmarks.harness import Ratio, Result, Workbench
+from benchmarks.harness import Result, Workbench
 from benchmarks.machine import describe
+from benchmarks.report import RESULTS, keep, text_table, write_report
 from feature_platform.embedded import EmbeddedServer
 
 BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
@@ -40,13 +42,20 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "verify": verify_rows.run,
     "lag": lag.run,
     "serve_latest": serve_latest.run,
+    "ticks": ticks.run,
+    "rest_backfill": rest_backfill.run,
+    "idle": idle.run,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks that the command line asks for."""
     options = _parse(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.report:
+        write_report(BENCHMARKS)
+        return
+    # A run at another scale says nothing of what is promised: it is kept only where it is told to.
+    output = options.output or (RESULTS if options.scale == 1 else None)
     found: dict[str, Result] = {}
     with _server() as server:
         url = server.url("postgres")
@@ -54,9 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.only or BENCHMARKS:
             machine = describe(url)
             found[name] = _run(name, Workbench(url, options.scale, lambda what: print(f"  {what}")))
-            _keep(options.output / f"{name}.json", name, options.scale, machine, found[name])
+            if output is not None:
+                keep(output, name, options.scale, machine, found[name])
+    if output == RESULTS:
+        write_report(BENCHMARKS)
     print()
-    print(_table([ratio for result in found.values() for ratio in result.ratios]))
+    print(text_table([ratio for result in found.values() for ratio in result.ratios]))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,9 +78,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path(__file__).with_name("results"),
         metavar="DIR",
-        help="where the JSON files go",
+        help="where the JSON files go; by default to benchmarks/results at scale 1, else nowhere",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="run nothing: write the tables of benchmarks/results into benchmarks/README.md",
     )
     return parser.parse_args(arguments)
 
@@ -107,42 +123,11 @@ def _run(name: str, bench: Workbench) -> Result:
     return result
 
 
-def _keep(path: Path, name: str, scale: float, machine: dict[str, Any], result: Result) -> None:
-    ratios = [
-        {**asdict(ratio), "value": round(ratio.value, 3), "met": ratio.met}
-        for ratio in result.ratios
-    ]
-    kept = {
-        "benchmark": name,
-        "scale": scale,
-        "machine": machine,
-        "ratios": ratios,
-        "figures": {what: round(figure, 3) for what, figure in result.figures.items()},
-        "seconds": {
-            what: [round(second, 5) for second in taken] for what, taken in result.seconds.items()
-        },
-    }
-    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _tell_machine(machine: Mapping[str, Any]) -> None:
     load = ", ".join(str(average) for average in machine["load_average_at_start"])
     print(
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB,"
         f" PostgreSQL {machine['postgresql']}, load average {load}"
-    )
-
-
-def _table(ratios: Sequence[Ratio]) -> str:
-    """Lay out all ratios beside what is promised."""
-    words = {None: "", True: "ok", False: "short"}
-    rows = [("benchmark", "measured", "target", "")] + [
-        (ratio.what, f"{ratio.value:.2f}", ratio.target, words[ratio.met]) for ratio in ratios
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip()
-        for row in rows
     )
 
 

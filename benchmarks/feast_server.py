@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.harness import WrongResultError
+from benchmarks.harness import WrongResultError, free_port
 
 VERSION = "0.67.0"
 VIEW = "features_1m"
@@ -111,7 +110,7 @@ def feast_server(environment: Path, url: str, rows: pa.Table) -> Iterator[str]:
         )
         if filled.returncode != 0:
             raise WrongResultError(f"Feast did not take the rows: {filled.stderr[-2000:]}")
-        port = _free_port()
+        port = free_port()
         command = [environment / "bin" / "feast", "--chdir", repository, "serve"]
         options = ["--port", str(port), "--no-access-log", "--max-requests", "0"]
         with (
@@ -136,13 +135,6 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise WrongResultError(f"Feast does not serve: {log.read_text(encoding='utf-8')[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ from psycopg import sql
 
 from feature_platform import schema
 from feature_platform.queries import parse_queries
+from feature_platform.settings import get_settings
 from feature_platform.verify import verify
 
 Connection = psycopg.Connection[Any]
@@ -97,15 +100,23 @@ class Workbench:
     @contextmanager
     def database(self, name: str) -> Iterator[Connection]:
         """Create a database with the schema, give a connection to it, and drop it afterwards."""
+        with (
+            self.empty_database(name) as url,
+            psycopg.connect(url, autocommit=True) as connection,
+        ):
+            schema.apply(connection)
+            yield connection
+
+    @contextmanager
+    def empty_database(self, name: str) -> Iterator[str]:
+        """Create a database with nothing in it, give its URL, and drop it afterwards."""
         identifier = sql.Identifier(f"benchmark_{name}")
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier)
         with psycopg.connect(self.url, autocommit=True) as server:
             server.execute(drop)
             server.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
             try:
-                with psycopg.connect(self._url(f"benchmark_{name}"), autocommit=True) as connection:
-                    schema.apply(connection)
-                    yield connection
+                yield self._url(f"benchmark_{name}")
             finally:
                 server.execute(drop)
 
@@ -122,6 +133,27 @@ def another_session(connection: Connection) -> Iterator[Connection]:
     """Give a second connection to the same database."""
     with psycopg.connect(connection.info.dsn, autocommit=True) as other:
         yield other
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables while the body runs, and have the platform's settings read them."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    get_settings.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        get_settings.cache_clear()
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def timed(work: Callable[[], object]) -> float:

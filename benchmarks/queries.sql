@@ -336,3 +336,96 @@ SELECT to_char(now() AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'), n.symbol, n.bucket
   FROM (SELECT * FROM features_1m ORDER BY bucket DESC LIMIT 3) AS n
  WHERE NOT (n IS NOT NULL)
    AND n.bucket >= (SELECT f.bucket FROM features_1m f WHERE f.symbol = n.symbol ORDER BY f.bucket LIMIT 1) + '1439 minutes'::interval;
+
+
+-- ==== ticks.py ====
+
+-- keep_out_of_the_log --
+-- What is loaded once is not written twice: no tick writes these tables.
+ALTER TABLE public.ohlcv_1m SET UNLOGGED;
+ALTER TABLE public.features_1m SET UNLOGGED;
+
+-- store_first_symbol --
+-- The bars of one symbol: of every recent minute, and before of one hour in so many.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT benchmark.symbol_name(1), benchmark.moment(m.minute), b.*
+  FROM generate_series(%(first_minute)s::bigint, %(last_minute)s) AS m (minute)
+ CROSS JOIN LATERAL benchmark.bar(1, m.minute) AS b
+ WHERE m.minute >= %(recent_minute)s OR (m.minute - %(first_minute)s) / 60 %% %(traded)s = 0;
+
+-- triggers_off --
+-- Have copies mark nothing dirty: they come with their features.
+SET session_replication_role = replica;
+
+-- triggers_on --
+-- Have what is stored mark its features dirty again.
+RESET session_replication_role;
+
+-- multiply_bars --
+-- The same bars for every other symbol.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT benchmark.symbol_name(s.symbol), b.ts, b.open, b.high, b.low, b.close, b.vol
+  FROM generate_series(2, %(symbols)s) AS s (symbol)
+ CROSS JOIN LATERAL (SELECT * FROM public.ohlcv_1m b WHERE b.symbol = benchmark.symbol_name(1) ORDER BY b.ts) AS b;
+
+-- multiply_features --
+-- And their features.
+INSERT INTO public.features_1m (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol)
+SELECT benchmark.symbol_name(s.symbol), f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z,
+       f.vwap_gap, f.parkinson_vol
+  FROM generate_series(2, %(symbols)s) AS s (symbol)
+ CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = benchmark.symbol_name(1) ORDER BY f.bucket) AS f;
+
+-- multiply_state --
+-- And what the refresh keeps of each.
+INSERT INTO feature_platform.symbol_state
+SELECT benchmark.symbol_name(s.symbol), t.first_bucket, t.newest_bucket, t.newest_n, t.newest_sum, t.newest_sum_sq, t.newest_close
+  FROM generate_series(2, %(symbols)s) AS s (symbol)
+ CROSS JOIN feature_platform.symbol_state t WHERE t.symbol = benchmark.symbol_name(1);
+
+-- account_for_quiet --
+-- The minutes without a bar, as the platform lists them.
+INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state)
+SELECT benchmark.symbol_name(s.symbol), g.start_ts, g.end_ts, 'quiet'
+  FROM generate_series(1, %(symbols)s) AS s (symbol)
+ CROSS JOIN (SELECT ts + interval '1 minute' AS start_ts, lead(ts) OVER (ORDER BY ts) AS end_ts
+               FROM public.ohlcv_1m WHERE symbol = benchmark.symbol_name(1)) AS g
+ WHERE g.start_ts < g.end_ts ORDER BY 1, 2;
+
+-- account_for_all --
+-- Everything is accounted for, up to what is too young.
+INSERT INTO feature_platform.gap_watermark (symbol, since_ts, until_ts)
+SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(first_minute)s), benchmark.moment(%(last_minute)s - 1)
+  FROM generate_series(1, %(symbols)s) AS s (symbol);
+
+-- hear_all --
+-- A recorder that hears every market.
+INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, connected_at, heard_at, beat_at)
+SELECT symbol, 'live', since_ts, since_ts, since_ts, until_ts, until_ts FROM feature_platform.gap_watermark;
+
+-- analyze_pasts --
+-- What autovacuum would have told the planner.
+ANALYZE;
+
+-- insert_same_minute --
+-- The next minute of every symbol.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(minute)s), b.*
+  FROM generate_series(1, %(symbols)s) AS s (symbol) CROSS JOIN benchmark.bar(1, %(minute)s) AS b;
+
+-- beat --
+-- The recorder says that it hears every market.
+UPDATE feature_platform.heartbeat SET beat_at = feature_platform.clock(), heard_at = feature_platform.clock();
+
+-- count_bars_of_one --
+-- How many bars one symbol has.
+SELECT count(*) FROM public.ohlcv_1m WHERE symbol = benchmark.symbol_name(1);
+
+-- account_again --
+-- The state before the last tick of the accounting.
+UPDATE feature_platform.gap_watermark SET until_ts = feature_platform.bucket_of(feature_platform.clock() - interval '3 minutes');
+
+-- not_accounted_for --
+-- How many symbols a tick has left out, and how many gaps are open.
+SELECT (SELECT count(*) FROM feature_platform.gap_watermark WHERE until_ts < feature_platform.clock() - interval '4 minutes')
+       + (SELECT count(*) FROM public.ohlcv_1m_gaps WHERE state = 'open');

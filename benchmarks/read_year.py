@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import pandas as pd
 import psycopg
@@ -20,6 +18,7 @@ from benchmarks.harness import (
     Result,
     Side,
     Workbench,
+    environment,
     interleave,
     queries,
     ratio_of_medians,
@@ -27,7 +26,7 @@ from benchmarks.harness import (
     timed,
 )
 from feature_platform import read_features
-from feature_platform.settings import PREFIX, get_settings
+from feature_platform.settings import PREFIX
 
 SYMBOL = "SYM0001/USDT"
 YEAR = 365 * DAY
@@ -37,13 +36,17 @@ COLUMNS = 10  # bucket and nine features
 def run(bench: Workbench) -> Result:
     """Measure read_features against the two; all three read the same rows."""
     minutes = bench.scaled(YEAR, at_least=DAY)
-    with bench.database("read_year") as connection, _configured(connection):
+    with (
+        bench.database("read_year") as connection,
+        environment(**{f"{PREFIX}DATABASE_URL": connection.info.dsn}),
+        _engine(connection) as engine,
+    ):
         bench.say(f"one symbol, {minutes:,} minutes, {COLUMNS} columns")
         create_generator(connection)
         load_bars(connection, range(1, 2), range(minutes))
         refresh(connection)
         settle(connection)
-        seconds = interleave(_sides(connection, minutes), bench.rounds(5))
+        seconds = interleave(_sides(connection, engine, minutes), bench.rounds(5))
     ours, raw = seconds["read_features"], seconds["raw COPY"]
     what = f"a symbol-year, {minutes:,} rows"
     return Result(
@@ -65,21 +68,19 @@ def run(bench: Workbench) -> Result:
 
 
 @contextmanager
-def _configured(connection: Connection) -> Iterator[None]:
-    """Make the database of a connection the platform's."""
-    with patch.dict(os.environ, {f"{PREFIX}DATABASE_URL": connection.info.dsn}):
-        get_settings.cache_clear()
-        try:
-            yield
-        finally:
-            get_settings.cache_clear()
-
-
-def _sides(connection: Connection, minutes: int) -> dict[str, Side]:
-    window = {"symbol": SYMBOL, "start": FIRST, "end": moment(minutes)}
+def _engine(connection: Connection) -> Iterator[sqlalchemy.Engine]:
+    """Give SQLAlchemy's engine on the database of a connection, and close what it has opened."""
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(connection.info.dsn)
     )
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _sides(connection: Connection, engine: sqlalchemy.Engine, minutes: int) -> dict[str, Side]:
+    window = {"symbol": SYMBOL, "start": FIRST, "end": moment(minutes)}
 
     def copied() -> int:
         with connection.cursor().copy(queries["copy_year"]) as rows:

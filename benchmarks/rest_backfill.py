@@ -1,0 +1,124 @@
+"""A backfill over REST into the database, beside ccxt alone paging the same range.
+
+Both ask the same simulated exchange, which is a process of its own, in turns; neither keeps to a
+rate limit. What the backfill does beside is to check each row, store the bars, and account for
+the minutes without one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from benchmarks.harness import (
+    Ratio,
+    Result,
+    Workbench,
+    interleave,
+    ratio_of_medians,
+    require,
+    timed,
+)
+from feature_platform.backfill import BackfillReport, backfill
+from feature_platform.exchange import Exchange, make_client
+
+SYMBOL = "BTC/USDT"
+DAYS = 20
+PAGE = 1000  # bars, the most that Binance gives at once
+MINUTE_MS = 60_000
+
+
+def run(bench: Workbench) -> Result:
+    """Measure both over the same days, each round over later ones than the one before."""
+    days = timedelta(days=bench.scaled(DAYS))
+    rounds = bench.rounds(7)
+    bars = days // timedelta(minutes=1)
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    starts = [today - days * (rounds + 1 - number) for number in range(rounds + 1)]
+    with (
+        _simulator() as url,
+        closing(make_client("binance", (SYMBOL,), url, rate_limit=False)) as client,
+        Exchange("binance", (SYMBOL,), url=url, rate_limit=False) as exchange,
+        bench.database("rest_backfill") as connection,
+    ):
+        bench.say(f"{bars:,} bars of one symbol at a time")
+        client.load_markets()
+        exchange.check()
+
+        def stored(start: datetime) -> float:
+            reports: list[BackfillReport] = []
+            seconds = timed(
+                lambda: reports.append(backfill(connection, exchange, SYMBOL, start, start + days))
+            )
+            require(
+                (bars, 0, None),
+                (reports[0].stored.inserted, reports[0].rejected_rows, reports[0].error),
+                "bars stored, rows refused, error",
+            )
+            return seconds
+
+        def paged(start: datetime) -> float:
+            rows: list[Any] = []
+            seconds = timed(lambda: rows.extend(_pages(client, start, start + days)))
+            require(bars, len(rows), "bars paged")
+            return seconds
+
+        paged(starts[0])  # that of a first connection says nothing
+        stored(starts[0])
+        ours, theirs = iter(starts[1:]), iter(starts[1:])
+        seconds = interleave(
+            {
+                "ccxt alone": lambda: paged(next(theirs)),
+                "backfill": lambda: stored(next(ours)),
+            },
+            rounds,
+        )
+    return Result(
+        ratios=[
+            Ratio(
+                f"REST backfill of {bars:,} bars: rate in times of ccxt alone",
+                ratio_of_medians(seconds["ccxt alone"], seconds["backfill"]),
+            )
+        ],
+        figures={
+            "bars": bars,
+            "pages": -(-bars // PAGE),
+            "bars/s, ccxt alone": bars / statistics.median(seconds["ccxt alone"]),
+            "bars/s, backfill": bars / statistics.median(seconds["backfill"]),
+        },
+        seconds=seconds,
+    )
+
+
+def _pages(client: Any, start: datetime, end: datetime) -> Iterator[Any]:
+    """Yield the rows that ccxt gives for [start, end), as its manual pages."""
+    since, stop = (round(moment.timestamp() * 1000) for moment in (start, end))
+    while since < stop:
+        limit = min(PAGE, (stop - since) // MINUTE_MS)
+        rows = client.fetch_ohlcv(SYMBOL, "1m", since, limit)
+        yield from rows
+        since = rows[-1][0] + MINUTE_MS
+
+
+@contextmanager
+def _simulator() -> Iterator[str]:
+    """Simulate the exchange in a process of its own; give its URL."""
+    command = (sys.executable, "-u", "-m", "feature_platform.cli", "simulate", "--port", "0")
+    with subprocess.Popen(
+        [*command, "--symbols", SYMBOL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            told = process.stdout.readline()
+            require(True, told.startswith("simulating Binance at "), told or "no simulator")
+            yield told.split()[3].removesuffix(":")
+        finally:
+            process.terminate()

@@ -1,0 +1,266 @@
+"""A tick of Dagster's sensors at many symbols: the checks, and the accounting for minutes.
+
+The symbols are kept up to date as recorder and worker do, and the sensors are evaluated as the
+daemon does: on a past of 3 days and on one of 30, in turns. The markets are thin: before the last
+three hours one hour in ten is traded, and the others are listed as quiet, so that 30 days of all
+symbols are loaded in a minute. All have the same bars, so that their features are computed once.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+from benchmarks.bars import DAY, FIRST, create_generator, moment, refresh
+from benchmarks.harness import (
+    Connection,
+    Ratio,
+    Result,
+    Side,
+    Workbench,
+    environment,
+    interleave,
+    queries,
+    ratio_of_medians,
+    require,
+    timed,
+    value,
+)
+from feature_platform.database import connect
+from feature_platform.orchestration.cursors import ReportedState
+from feature_platform.orchestration.instance import instance_file, storage_url
+from feature_platform.queries import queries as platform_queries
+from feature_platform.settings import PREFIX
+from feature_platform.validation import CHECKS, evaluate
+
+SYMBOLS = 1000
+DAYS = 3
+LONGER = 10  # times
+RECENT = 180  # minutes, of which each has a bar
+TRADED = 10  # before, one hour of so many has bars
+PROMISED = 1.0  # seconds
+
+GAPS, CHECKING, BEAT = "gap tick", "validation tick", "validation tick with its heartbeat"
+
+
+class History:
+    """Symbols with a past, whose newest minute is the last that is over.
+
+    first, next: the numbers of the oldest minute and of the one that is not there yet.
+    check_seconds: what each check took, by its name.
+    """
+
+    def __init__(self, bench: Workbench, connection: Connection, symbols: int, days: int) -> None:
+        self.connection = connection
+        self.symbols = symbols
+        self.check_seconds: dict[str, list[float]] = {check.name: [] for check in CHECKS}
+        self._url = bench.url_of(connection)
+        self.next = _minutes_over()
+        self.first = self.next - days * DAY
+        self._load()
+
+    def _load(self) -> None:
+        span = {
+            "symbols": self.symbols,
+            "first_minute": self.first,
+            "last_minute": self.next - 1,
+            "recent_minute": self.next - RECENT,
+            "traded": TRADED,
+        }
+        execute = self.connection.execute
+        create_generator(self.connection)
+        execute(queries["keep_out_of_the_log"])
+        execute(queries["store_first_symbol"], span)
+        refresh(self.connection)
+        execute(queries["triggers_off"])
+        for what in ("bars", "features", "state"):
+            execute(queries[f"multiply_{what}"], span)
+        execute(queries["triggers_on"])
+        execute(queries["account_for_quiet"], span)
+        execute(queries["account_for_all"], span)
+        execute(queries["hear_all"])
+        execute(queries["analyze_pasts"])
+        execute(queries["checkpoint"])
+
+    def catch_up(self) -> None:
+        """Store the minutes that are over by now, and their features, as recorder and worker do."""
+        for minute in range(self.next, _minutes_over()):
+            self.next = minute + 1
+            bars = {"symbols": self.symbols, "minute": minute}
+            self.connection.execute(queries["insert_same_minute"], bars)
+            self._run_policy()
+        self.connection.execute(queries["beat"])
+
+    def _run_policy(self) -> None:
+        execute = self.connection.execute
+        begun = execute(platform_queries["worker_begin"]).fetchone()
+        assert begun is not None, "the statement always gives one row"
+        run = {"run_id": begun[0], "horizon": begun[1], "error": None}
+        while (row := execute(platform_queries["worker_step"], run).fetchone()) and row[0]:
+            pass
+        execute(platform_queries["worker_end"], run)
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Have the platform's settings name this database while the body runs."""
+        with environment(
+            **{
+                f"{PREFIX}DATABASE_URL": self._url,
+                f"{PREFIX}SYMBOLS": "SYM0001/USDT",
+            }
+        ):
+            yield
+
+    def check(self) -> float:
+        """Evaluate each check by itself; return the seconds of all."""
+        total = 0.0
+        self.catch_up()
+        with self.settings(), connect() as connection:
+            for name, taken in self.check_seconds.items():
+                taken.append(timed(lambda name=name: evaluate(connection, [name])))
+                total += taken[-1]
+        return total
+
+
+class Sensors:
+    """The sensors, as a daemon of this instance evaluates them."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        # Their partitions begin with the start date that is set when they are imported.
+        from feature_platform.orchestration.resources import Database
+        from feature_platform.orchestration.sensors import sensors
+
+        self._instance = instance
+        self._sensors = {sensor.name: sensor for sensor in sensors}
+        self._resources = {"database": Database()}
+
+    def gaps(self, history: History) -> float:
+        """Account for one minute of each symbol; return the seconds of the tick."""
+        history.connection.execute(queries["account_again"])
+        seconds, data = self._tick("gaps", history, None)
+        require([], data.run_requests or [], "repairs requested")
+        left = value(history.connection, "not_accounted_for")
+        require(0, left, "symbols not accounted for, or with open gaps")
+        return seconds
+
+    def validation(self, history: History) -> float:
+        """Evaluate the checks of a state that has not changed; return the seconds of the tick."""
+        told = {check.name: True for check in CHECKS}
+        reported = ReportedState(passed=told, heartbeat=time.time())
+        seconds, data = self._tick("validation", history, reported.dump())
+        require([], list(data.asset_events), data.skip_message or "events reported")
+        return seconds
+
+    def heartbeat(self, history: History) -> float:
+        """Evaluate and report everything; return the seconds of the tick, without the reports'."""
+        seconds, data = self._tick("validation", history, None)
+        for event in data.asset_events:
+            self._instance.report_runless_asset_event(event)
+        require(True, len(data.asset_events) > len(CHECKS), "more events than checks")
+        return seconds
+
+    def _tick(self, name: str, history: History, cursor: str | None) -> tuple[float, Any]:
+        found: list[Any] = []
+        history.catch_up()
+        with (
+            history.settings(),
+            dg.build_sensor_context(
+                instance=self._instance,
+                cursor=cursor,
+                resources=self._resources,
+                sensor_name=name,
+            ) as context,
+        ):
+            sensor = self._sensors[name]
+            seconds = timed(lambda: found.append(sensor.evaluate_tick(context)))
+        return seconds, found[0]
+
+
+def run(bench: Workbench) -> Result:
+    """Measure both ticks on a short past and on a long one."""
+    symbols = bench.scaled(SYMBOLS, at_least=2)
+    rounds = bench.rounds(9)
+    with ExitStack() as stack:
+        histories = {}
+        for name, days in (("short", DAYS), ("long", DAYS * LONGER)):
+            bench.say(f"{symbols} symbols, {days} days")
+            connection = stack.enter_context(bench.database(f"ticks_{name}"))
+            histories[name] = History(bench, connection, symbols, days)
+        start = moment(histories["long"].first).date()
+        stack.enter_context(environment(**{f"{PREFIX}START_DATE": start.isoformat()}))
+        sensors = Sensors(stack.enter_context(_instance(bench)))
+        for history in histories.values():  # plans, and the days that are told once
+            for tick in (sensors.gaps, sensors.heartbeat, sensors.validation):
+                tick(history)
+        sides: dict[str, Side] = {}
+        for name, history in histories.items():
+            for what, tick in (
+                (GAPS, sensors.gaps),
+                (CHECKING, sensors.validation),
+                (BEAT, sensors.heartbeat),
+            ):
+                sides[f"{what}, {name} past"] = lambda tick=tick, history=history: tick(history)
+            sides[f"checks alone, {name} past"] = history.check
+        seconds = interleave(sides, rounds)
+        traded: dict[str, float] = {
+            f"bars of a symbol, {name} past": value(history.connection, "count_bars_of_one")
+            for name, history in histories.items()
+        }
+        long = histories["long"].check_seconds
+    seconds |= {f"check {name}, long past": taken for name, taken in long.items()}
+    return _result(symbols, seconds, traded)
+
+
+def _result(symbols: int, seconds: dict[str, list[float]], traded: dict[str, float]) -> Result:
+    ratios = []
+    for what in (GAPS, CHECKING, BEAT):
+        name = f"{what}, {symbols} symbols"
+        tick = seconds[f"{what}, long past"]
+        ratios.append(
+            Ratio(
+                f"{name}, {DAYS * LONGER} days: of the promised {PROMISED:g} s",
+                statistics.median(tick) / PROMISED,
+                at_most=1,
+            )
+        )
+        ratios.append(
+            Ratio(
+                f"{name}: time at {LONGER} times the history",
+                ratio_of_medians(tick, seconds[f"{what}, short past"]),
+                at_most=1.3,
+            )
+        )
+    return Result(
+        ratios,
+        {"symbols": symbols, "days": DAYS * LONGER} | traded,
+        seconds,
+    )
+
+
+def _minutes_over() -> int:
+    """Return how many minutes since FIRST are over."""
+    return int((datetime.now(UTC) - FIRST).total_seconds()) // 60
+
+
+@contextmanager
+def _instance(bench: Workbench) -> Iterator[dg.DagsterInstance]:
+    """Give an instance of Dagster as the project's dagster.yaml says, in a database of its own."""
+    with (
+        bench.empty_database("ticks_dagster") as url,
+        tempfile.TemporaryDirectory(prefix="feature_platform-") as home,
+        environment(
+            DAGSTER_HOME=home, DAGSTER_POSTGRES_URL=storage_url(url, urlsplit(url).path[1:])
+        ),
+    ):
+        Path(home, "dagster.yaml").write_text(instance_file().read_text(encoding="utf-8"))
+        with dg.DagsterInstance.from_config(home) as instance:
+            yield instance
