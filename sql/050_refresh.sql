@@ -99,7 +99,8 @@ COMMENT ON FUNCTION feature_platform.mark_window(timestamptz, timestamptz) IS 'M
 -- Takes as many symbols with dirty rows in a window as fit a slice, and locks them for refreshing to the end of the
 -- transaction. Refreshers exclude each other by symbol. A slice takes symbols that nobody else has in hand; only when
 -- there are no others does it wait, for one symbol and holding none, so no two refreshers can wait for each other. What
--- it waited for is usually done by then, and it takes nothing.
+-- it waited for is usually done by then, and it takes nothing. Symbols share 4096 locks, by hash: with one each, a dozen
+-- refreshers of many thousand symbols filled the server's table of locks, and every session's next lock failed.
 CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
     refresh_window tstzrange, horizon bigint, slice_minutes bigint, slice_symbols integer,
     OUT picked text[], OUT minutes bigint, OUT more boolean)
@@ -110,14 +111,15 @@ CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
 AS $$
 DECLARE
     candidate record;
-    waited_for bigint;
+    refreshing CONSTANT integer := 7521;        -- the class of these locks
+    waited_for integer;
     kept CONSTANT tstzrange := tstzrange(feature_platform.features_from(), NULL);
 BEGIN
     picked := '{}';
     minutes := 0;
     more := false;
     FOR candidate IN
-        SELECT d.symbol, hashtextextended(d.symbol, 7521) AS lock_key,
+        SELECT d.symbol, (hashtextextended(d.symbol, 7521) & 4095)::integer AS stripe,
                (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
                 FROM unnest(d.buckets * tstzmultirange(refresh_window * kept * tstzrange(NULL, greatest(
                     (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = d.symbol ORDER BY b.ts DESC LIMIT 1),
@@ -134,16 +136,16 @@ BEGIN
         IF cardinality(picked) = slice_symbols OR (picked <> '{}' AND minutes + candidate.minutes > slice_minutes) THEN
             more := true;
             EXIT;
-        ELSIF pg_try_advisory_xact_lock(candidate.lock_key) THEN
+        ELSIF pg_try_advisory_xact_lock(refreshing, candidate.stripe) THEN
             picked := picked || candidate.symbol;
             minutes := minutes + candidate.minutes;
         ELSE
             more := true;
-            waited_for := candidate.lock_key;
+            waited_for := candidate.stripe;
         END IF;
     END LOOP;
     IF picked = '{}' AND more THEN
-        PERFORM pg_advisory_xact_lock(waited_for);
+        PERFORM pg_advisory_xact_lock(refreshing, waited_for);
     END IF;
     minutes := least(minutes, slice_minutes);
 END

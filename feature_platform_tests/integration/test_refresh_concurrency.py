@@ -171,6 +171,24 @@ def test_other_symbols_are_done_before_any_is_waited_for(bench: Bench) -> None:
     bench.check()
 
 
+def test_many_symbols_leave_the_server_locks_for_others(bench: Bench) -> None:
+    bench.empty()
+    symbols = 6000
+    write(bench.conn, (bar(f"S{number}", 0) for number in range(symbols)))
+    with bench.conn.transaction():
+        taken = bench.conn.execute(
+            """SELECT symbols FROM feature_platform.refresh_slice('-infinity', %s,
+                          feature_platform.dirty_horizon(), slice_symbols => %s)""",
+            (at(DAY), symbols),
+        ).fetchone()
+        locks = bench.conn.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        ).fetchone()
+    assert taken == (symbols,)
+    assert locks is not None
+    assert locks[0] <= 4096
+
+
 def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar("A", m) for m in range(100)))
