@@ -76,6 +76,10 @@ class ExchangeUnavailable(Exception):
         self.unanswered: tuple[tuple[datetime, datetime], ...] = ()
 
 
+class UnknownMarket(UserError):
+    """The exchange does not have a symbol: delisted, renamed, or never there."""
+
+
 class Calls:
     """Call an exchange until it answers, as patiently as is said.
 
@@ -160,7 +164,9 @@ class Calls:
                 f" choose another {PREFIX}EXCHANGE"
             )
         if isinstance(error, ccxt.BadSymbol):
-            return UserError(f"{self._name} does not know a symbol of {PREFIX}SYMBOLS: {reason}")
+            return UnknownMarket(
+                f"{self._name} does not know a symbol of {PREFIX}SYMBOLS: {reason}"
+            )
         if isinstance(error, ccxt.ExchangeNotAvailable):
             return UserError(
                 f"{self._name} is not to be had from here, or not at its URL"

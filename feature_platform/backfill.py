@@ -11,7 +11,13 @@ import numpy as np
 import psycopg
 
 from feature_platform.bars import MINUTE_US, Stored, moment, store_bars
-from feature_platform.exchange import Exchange, ExchangeUnavailable, Fetched, Rejected
+from feature_platform.exchange import (
+    Exchange,
+    ExchangeUnavailable,
+    Fetched,
+    Rejected,
+    UnknownMarket,
+)
 from feature_platform.gaps import due_gaps, note_answer, note_failure
 
 DAY = timedelta(days=1)
@@ -57,7 +63,7 @@ def backfill(
     Each page is stored and accounted for by itself: what was fetched before an error stays.
     connection: in autocommit mode.
     progress: called with the moment up to which the exchange has answered.
-    Raises UserError where the exchange does not have the symbol. That it does not answer is no
+    Raises UnknownMarket where the exchange does not have the symbol. That it does not answer is no
     exception: it is noted in the gaps, which are asked for again later, and in the report.
     """
     stored, rejected, rejected_rows, quiet = Stored(), list[Rejected](), 0, 0
@@ -82,7 +88,7 @@ def backfill_gaps(
 ) -> list[BackfillReport]:
     """Ask for every open gap whose time has come, of one UTC day or of all."""
     return [
-        backfill(connection, exchange, gap.symbol, gap.start, gap.end)
+        _backfill_known(connection, exchange, gap.symbol, gap.start, gap.end)
         for gap in due_gaps(connection, day=day)
     ]
 
@@ -95,9 +101,24 @@ def backfill_day(
 ) -> list[BackfillReport]:
     """Ask for all of a UTC day, of the exchange's symbols or of some: gaps and corrections."""
     return [
-        backfill(connection, exchange, symbol, day, day + DAY)
+        _backfill_known(connection, exchange, symbol, day, day + DAY)
         for symbol in (exchange.symbols if symbols is None else symbols)
     ]
+
+
+def _backfill_known(
+    connection: psycopg.Connection[Any],
+    exchange: Exchange,
+    symbol: str,
+    start: datetime,
+    end: datetime,
+) -> BackfillReport:
+    """Backfill one symbol of several: that one is no market any more must not stop the others."""
+    try:
+        return backfill(connection, exchange, symbol, start, end)
+    except UnknownMarket as unknown:
+        note_failure(connection, symbol, start, end, str(unknown))
+        return BackfillReport(symbol, start, end, Stored(), (), 0, 0, str(unknown))
 
 
 def _account(connection: psycopg.Connection[Any], page: Fetched) -> int:

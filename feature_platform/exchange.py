@@ -17,13 +17,20 @@ import numpy as np
 
 from feature_platform._bar_rules import Ints
 from feature_platform._exchange_answer import Answer, Rejected, read_answer
-from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience
+from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience, UnknownMarket
 from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
 from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.settings import PREFIX, Settings, get_settings
 
-__all__ = ["Exchange", "ExchangeUnavailable", "Fetched", "Patience", "Rejected"]
+__all__ = [
+    "Exchange",
+    "ExchangeUnavailable",
+    "Fetched",
+    "Patience",
+    "Rejected",
+    "UnknownMarket",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -136,9 +143,10 @@ class Exchange:
         What is yielded accounts for every closed minute of the range, unless an error ends it:
         what was yielded up to there stands.
 
-        Raises UserError where the exchange does not have the symbol, or refuses for good;
-        ExchangeUnavailable where it does not answer in time, or at the end where it answered
-        for other minutes than it was asked for. Its `unanswered` says which minutes these are.
+        Raises UnknownMarket where the exchange does not have the symbol, UserError where it
+        refuses for good; ExchangeUnavailable where it does not answer in time, or at the end where
+        it answered for other minutes than it was asked for. Its `unanswered` says which minutes
+        these are.
         """
         try:
             self._check_symbol(symbol)
@@ -248,7 +256,7 @@ class Exchange:
         known = [by_id[0]["symbol"]] if by_id else []
         known = known or difflib.get_close_matches(symbol.upper(), markets, 1)
         hint = f"; is it {known[0]}?" if known else ""
-        raise UserError(f"{where}{self.name} has no market {symbol!r}{hint}")
+        raise UnknownMarket(f"{where}{self.name} has no market {symbol!r}{hint}")
 
     def _load_markets(self) -> dict[str, Any]:
         if self._markets is None:

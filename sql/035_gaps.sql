@@ -223,14 +223,13 @@ BEGIN
           AND g.end_ts > lower(answered) AND g.start_ts < upper(answered)
         ORDER BY g.start_ts
     LOOP
-        IF gap.state = 'open' THEN  -- what is too young to tell is asked for again, a little later each time
-            gap.attempts := gap.attempts + 1;
-            gap.next_attempt_at := feature_platform.clock()
-                + least(interval '1 minute' * power(2, least(gap.attempts, 6)), interval '1 hour');
-            gap.last_error := NULL;
-        END IF;
         PERFORM feature_platform.split_gap(gap, old_enough, 'quiet');
     END LOOP;
+    -- What is too young to tell is asked for again, and soon: the market may trade again. An answer is no failure: attempts that
+    -- fail are counted from here.
+    UPDATE public.ohlcv_1m_gaps g
+    SET attempts = 1, next_attempt_at = feature_platform.clock() + interval '4 minutes', last_error = NULL
+    WHERE g.symbol = answered_symbol AND g.state = 'open' AND g.end_ts > lower(answered) AND g.start_ts < upper(answered);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the venue has answered for a range of minutes.';

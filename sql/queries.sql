@@ -821,8 +821,8 @@ SELECT day.first
 -- when one is found; it does not when an outage that goes on makes its gap longer.
 SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
        sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts, day.first)) / 60)::bigint AS minutes,
-       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at), g.attempts), ','
-                      ORDER BY g.symbol, g.start_ts)) AS identity
+       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at), g.attempts,
+                                extract(epoch FROM g.next_attempt_at)), ',' ORDER BY g.symbol, g.start_ts)) AS identity
   FROM public.ohlcv_1m_gaps g
  CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'), g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)

@@ -119,7 +119,7 @@ def ohlcv_1m(
         }
         failed = sorted({report.error for report in reports if report.error is not None})
         if failed:
-            raise dg.Failure(f"the venue did not answer for all of it: {'; '.join(failed)}", shown)
+            raise dg.Failure(f"not all of it could be fetched: {'; '.join(failed)}", shown)
         return dg.MaterializeResult(metadata=shown)
 
 

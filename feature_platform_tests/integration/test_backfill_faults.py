@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from feature_platform.backfill import BackfillReport, backfill, backfill_gaps
+from feature_platform.backfill import BackfillReport, backfill, backfill_day, backfill_gaps
 from feature_platform.clock import ManualClock
 from feature_platform.exchange import Exchange
 from feature_platform.gaps import find_gaps, list_gaps
@@ -38,7 +38,7 @@ START = datetime(2026, 3, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 # What has no bar is explained after this time, unless the venue does not answer for it: it is asked
-# for a last time when it is ten minutes old or, as attempts back off, up to twice that.
+# for a last time when it is ten minutes old, or up to five minutes later.
 SETTLED = timedelta(minutes=25)
 
 Tick = Callable[[], list[BackfillReport]]
@@ -141,6 +141,29 @@ def assert_features_follow(connection: psycopg.Connection[Any]) -> None:
     report = verify(connection)
     assert (report.mismatches, report.pending) == (0, 0)
     assert report.rows > 0
+
+
+def test_a_market_that_is_gone_stops_no_other(
+    conn: psycopg.Connection[Any], patient: Exchange, tick: Tick
+) -> None:
+    gone = "ADA/GONE"  # its gaps come first
+    hole = (NOW - 2 * HOUR, NOW - HOUR)
+    backfill(conn, patient, FULL, NOW - 3 * HOUR, NOW)
+    conn.execute(
+        "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
+        " SELECT %s, ts, open, high, low, close, vol FROM ohlcv_1m WHERE ts < %s",
+        (gone, hole[0]),
+    )
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *hole))
+    reports = {report.symbol: report for report in tick()}
+    assert reports[FULL].error is None
+    assert reports[FULL].stored.inserted == 60
+    assert reports[gone].error == f"binance has no market '{gone}'"
+    (gap,) = list_gaps(conn, gone)
+    assert (gap.state, gap.attempts, gap.last_error) == ("open", 1, reports[gone].error)
+    day = NOW.replace(hour=0, minute=0, second=0)
+    found = backfill_day(conn, patient, day, [gone, FULL])
+    assert [report.error is None for report in found] == [False, True]
 
 
 # What passes: each while a day and a half is being fetched.

@@ -184,6 +184,20 @@ def test_an_answer_for_young_minutes_is_not_the_last_word(
     assert due_gaps(conn) == []  # asked for again a little later
 
 
+def test_answers_are_no_failures(conn: psycopg.Connection[Any], now: datetime) -> None:
+    """A market that is quiet for hours is asked for as often, and is not given up for it."""
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 40)
+    find_gaps(conn)
+    for _ in range(12):
+        note_answer(conn, SYMBOL, now - 20 * MINUTE, now)
+    (gap,) = listed(conn, ["open"])
+    assert gap.next_attempt_at is not None
+    assert gap.next_attempt_at - gap.changed_at < 5 * MINUTE
+    fail(conn, gap.start, minutes(gap), attempts=10)
+    (gap,) = listed(conn, ["open"])
+    assert (gap.attempts, gap.last_error) == (2, "HTTP 503")
+
+
 def test_an_answer_for_a_part_explains_that_part(
     conn: psycopg.Connection[Any], now: datetime
 ) -> None:
@@ -197,6 +211,8 @@ def test_an_answer_for_a_part_explains_that_part(
         ("quiet", hole + 4 * MINUTE, 2),
         ("open", hole + 6 * MINUTE, 4),
     ]
+    assert [gap.attempts for gap in listed(conn, ["open"])] == [0, 0]
+    assert len(due_gaps(conn)) == 2  # nobody has asked for them
 
 
 def test_older_history_is_accounted_for_from_its_first_bar(
