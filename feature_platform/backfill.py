@@ -79,7 +79,9 @@ def backfill(
     except ExchangeUnavailable as unavailable:
         error = str(unavailable)
         for since, until in unavailable.unanswered:
-            note_failure(connection, symbol, since, until, error)
+            note_failure(
+                connection, symbol, since, until, error, retry_after=unavailable.retry_after
+            )
     return BackfillReport(symbol, start, end, stored, tuple(rejected), rejected_rows, quiet, error)
 
 

@@ -433,11 +433,14 @@ def simulate_command(
     update_seconds: Annotated[
         float, typer.Option(min=0.01, help="Between what streams send of the minute that goes on.")
     ] = 1.0,
+    log_requests: Annotated[
+        bool, typer.Option(help="Log every request, not only those that a fault or a limit meets.")
+    ] = False,
 ) -> None:
     """Run a simulated exchange, in Binance's REST and streams, until SIGTERM or Ctrl-C."""
     from feature_platform.simulator.server import make_exchange
 
-    logging.getLogger("feature_platform").setLevel(logging.INFO)
+    logging.getLogger("feature_platform").setLevel(logging.DEBUG if log_requests else logging.INFO)
     exchange = make_exchange(
         host=host,
         port=port,

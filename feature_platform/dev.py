@@ -38,11 +38,13 @@ def run_dev(port: int, exchange_port: int) -> int:
         prepare(connection)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
         environment.setdefault(f"{PREFIX}HOME", str(settings.home))
+        # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
+        environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
         start = (settings.clock.now() - _HISTORY).date().isoformat()
         environment.setdefault(f"{PREFIX}START_DATE", start)
         if simulated:
             environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
-        subprocess.run([_script("dagster"), "instance", "migrate"], env=environment, check=True)
+        _migrate(environment)
         return _supervise(port, exchange_port if simulated else None, environment)
 
 
@@ -60,6 +62,21 @@ def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]
     workspace = instance_file().with_name("workspace.yaml")
     add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))
     return supervisor.run()
+
+
+def _migrate(environment: dict[str, str]) -> None:
+    """Bring Dagster's own database up to date; say what it says only where it fails."""
+    done = subprocess.run(
+        [_script("dagster"), "instance", "migrate"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.stderr.write(done.stdout)
+        raise UserError("Dagster could not set up its database: what it said stands above")
 
 
 def _script(name: str) -> str:

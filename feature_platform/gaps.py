@@ -94,9 +94,17 @@ def note_answer(
 
 
 def note_failure(
-    connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime, error: str
+    connection: psycopg.Connection[Any],
+    symbol: str,
+    start: datetime,
+    end: datetime,
+    error: str,
+    *,
+    retry_after: float | None = None,
 ) -> None:
-    """Note that the venue would not answer for these minutes, and why."""
-    connection.execute(
-        queries["gaps_failed"], {"symbol": symbol, "start": start, "end": end, "error": error}
-    )
+    """Note that the venue would not answer for these minutes, and why.
+
+    retry_after: seconds for which the venue does not want to be asked.
+    """
+    failure = {"symbol": symbol, "start": start, "end": end, "error": error}
+    connection.execute(queries["gaps_failed"], {**failure, "retry_after": retry_after or 0.0})

@@ -215,7 +215,7 @@ class Worker:
 
     def _tell_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
         _, rows, _, wakes = _row(connection, "worker_run", {"run_id": run.id})
-        if wakes:
+        if wakes and rows > run.rows:
             _log.info("woken %d times since, refreshed %d rows", wakes, rows - run.rows)
 
     def _pause(self, seconds: float) -> None:

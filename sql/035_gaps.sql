@@ -235,16 +235,19 @@ $$;
 COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the venue has answered for a range of minutes.';
 
 -- The venue did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
--- most an hour), and given up as `unavailable` after so many attempts.
+-- most an hour, and not before the venue wants to be asked), and given up as `unavailable` after so many attempts.
+DROP FUNCTION IF EXISTS feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer);    -- as it was before it knew of retry_after
 CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
-    failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10) RETURNS void
+    failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
+    retry_after interval DEFAULT '0') RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE public.ohlcv_1m_gaps g
     SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = feature_platform.clock(),
         state = CASE WHEN g.attempts + 1 >= max_attempts THEN 'unavailable' ELSE 'open' END,
         next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
-            THEN feature_platform.clock() + (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour') END
+            THEN feature_platform.clock() + greatest(
+                retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour')) END
     WHERE g.symbol = failed_symbol AND g.state = 'open' AND g.end_ts > from_ts AND g.start_ts < to_ts;
 END;
-COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer) IS 'Notes that the venue would not answer for a range of minutes.';
+COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS 'Notes that the venue would not answer for a range of minutes.';

@@ -449,8 +449,8 @@ SELECT coalesce(sum(extract(epoch FROM least(end_ts, %(end)s) - greatest(start_t
  WHERE symbol = %(symbol)s AND state = 'quiet' AND end_ts > %(start)s AND start_ts < %(end)s;
 
 -- gaps_failed --
--- The venue would not answer for these minutes.
-SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s);
+-- The venue would not answer for these minutes, nor for so many seconds.
+SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s, retry_after => make_interval(secs => %(retry_after)s));
 
 
 -- ==== validation.py ====

@@ -129,7 +129,9 @@ class _Rest:
         response.headers["date"] = formatdate(now, usegmt=True)
         response.headers["x-mbx-used-weight"] = str(verdict.used)
         response.headers["x-mbx-used-weight-1m"] = str(verdict.used)
-        _log.info(
+        # What goes well is the news of nobody but who asks for it.
+        _log.log(
+            logging.INFO if hits or response.status_code != 200 else logging.DEBUG,
             "request at=%s path=%s query=%s status=%d bytes=%d weight=%d ms=%.1f faults=%s",
             datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
             request.url.path,

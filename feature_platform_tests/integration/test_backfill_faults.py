@@ -166,6 +166,28 @@ def test_a_market_that_is_gone_stops_no_other(
     assert [report.error is None for report in found] == [False, True]
 
 
+def test_a_venue_that_bars_us_is_not_asked_before_it_wants(
+    conn: psycopg.Connection[Any],
+    simulator: SimulatedExchange,
+    make_exchange: MakeExchange,
+    venue_clock: ManualClock,
+) -> None:
+    """Each run is a process of its own, whose client knows not what the last one was told."""
+    with make_exchange(clock=venue_clock) as exchange:
+        backfill(conn, exchange, FULL, NOW - 3 * HOUR, NOW)
+    hole = (NOW - 2 * HOUR, NOW - HOUR)
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *hole))
+    find_gaps(conn)
+    simulator.set_faults({"kind": "banned", "retry_after": 7200, "endpoint": "any"})
+    for _ in range(3):
+        with make_exchange(clock=venue_clock) as exchange:
+            backfill_gaps(conn, exchange)
+    (gap,) = list_gaps(conn, FULL, ["open"])
+    assert gap.attempts == 1
+    assert gap.next_attempt_at is not None
+    assert gap.next_attempt_at - gap.changed_at >= timedelta(seconds=7190)
+
+
 # What passes: each while a day and a half is being fetched.
 PASSING: dict[str, list[Fault]] = {
     "latency": [{"kind": "latency", "seconds": 0.05}],
