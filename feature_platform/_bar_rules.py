@@ -38,7 +38,8 @@ NO_TIME = -1
 ISO_TIME = r"^\d{4}-"
 ZONED_TIME = r"[T ].*(Z|[+-]\d{2}(:?\d{2})?)$"
 
-_OUT_OF_YEARS = f"is not in the years {FIRST_YEAR} to {LAST_YEAR}"
+_YEARS = f"the years {FIRST_YEAR} to {LAST_YEAR}"
+_OUT_OF_YEARS = f"is not in {_YEARS}"
 _BOUNDS = f"{SMALLEST:g} to {LARGEST:g}"
 _NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
 
@@ -252,7 +253,12 @@ def text_times(texts: pa.Array, faults: dict[int, str]) -> Ints:
             times[found] = unit_times(whole, 1_000_000_000, faults, found, texts)
         for index in indices[~read].tolist():
             text = texts[index].as_py()
-            reason = _OUT_OF_YEARS if iso[index] else "is neither a whole number nor ISO-8601"
+            # Nanoseconds cannot hold years far away; 30 February is in none.
+            reason = (
+                f"is no time in {_YEARS}"
+                if iso[index]
+                else "is neither a whole number nor ISO-8601"
+            )
             faults.setdefault(index, f"time {text!r} {reason}" if text else "ts is missing")
     return times
 
