@@ -431,6 +431,13 @@ BEGIN
         more := more OR EXISTS (SELECT FROM feature_platform.dirty_log l
                                 WHERE l.symbol = ANY (picked) AND l.id <= horizon AND l.buckets && refresh_window);
     END IF;
+EXCEPTION WHEN deadlock_detected THEN
+    -- Not with writers or refreshers, but with who takes a table's locks in two steps, as TimescaleDB does where it moves a
+    -- chunk into the columnstore. That goes on now; nothing of this slice is done, and the caller comes again.
+    symbols := 0;
+    minutes := 0;
+    rows_written := 0;
+    more := true;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer) IS

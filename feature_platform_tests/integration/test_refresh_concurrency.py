@@ -210,6 +210,31 @@ def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
     bench.check()
 
 
+def test_who_takes_locks_in_two_steps_fails_no_refresh(bench: Bench) -> None:
+    """As TimescaleDB does where it moves a chunk into the columnstore."""
+    bench.empty()
+    write(bench.conn, [bar("A", m) for m in (0, 1)])
+    bench.holder.execute("SET deadlock_timeout = '1min'")  # so that the refresh is who gives way
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            refresh(bench.refresher)
+        except psycopg.Error as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    with bench.holder.transaction():
+        bench.holder.execute("LOCK TABLE public.features_1m IN EXCLUSIVE MODE")
+        thread.start()
+        wait_until(lambda: waits_for_a_lock(bench.conn, bench.refresher))
+        bench.holder.execute("LOCK TABLE feature_platform.dirty_log IN ACCESS EXCLUSIVE MODE")
+    thread.join()
+    bench.holder.execute("RESET deadlock_timeout")
+    assert not failed
+    bench.check()
+
+
 def test_a_writer_that_never_commits_makes_no_refresh_wait(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar("A", m) for m in range(100)))
