@@ -63,7 +63,7 @@ def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
         examples = table([vars(example) for report in reports for example in report.examples])
         raise dg.Failure(
             f"{mismatches:,} stored rows are not what the bars give: `feature-platform refresh"
-            " --force` mends them, and the cause is a bug",
+            " --force` mends them; unless somebody wrote past the triggers, the cause is a bug",
             {**shown, "examples": examples},
         )
 

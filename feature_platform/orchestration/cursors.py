@@ -45,10 +45,12 @@ class ReportedState(Cursor):
 
     passed: by the name of the check.
     newest: the newest bar or row, in ISO-8601, by the name of the table.
+    suspects: symbol and minute of rows that were not what the bars give.
     """
 
     passed: dict[str, bool] = field(default_factory=dict)
     newest: dict[str, str] = field(default_factory=dict)
+    suspects: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass

@@ -33,7 +33,7 @@ from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
-from feature_platform.validation import evaluate
+from feature_platform.validation import RECOMPUTED, CheckResult, evaluate
 
 EVERY_MINUTE = 58
 # What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
@@ -62,7 +62,7 @@ def validation_sensor(
     beats = reported.beats
     events: list[Event] = []
     with database.connection() as connection:
-        results = evaluate(connection)
+        results = evaluate(connection, suspects=reported.suspects)
         if beats:
             events += _heartbeats(list_feeds(connection))
             # A check counts for the newest materialisation only when it is reported after it.
@@ -73,6 +73,7 @@ def validation_sensor(
         if beats or reported.passed.get(result.check.name) is not result.passed:
             events.append(evaluation(result))
     reported.passed = {result.check.name: result.passed for result in results}
+    reported.suspects = _suspects(results)
     failing = ", ".join(result.check.name for result in results if not result.passed) or "none"
     if not events:
         return dg.SkipReason(f"no change; failing: {failing}")
@@ -155,6 +156,13 @@ def policy_sensor(
     return dg.SensorResult(
         asset_events=events, cursor=reported.dump(), skip_reason=f"{len(events)} events reported"
     )
+
+
+def _suspects(results: list[CheckResult]) -> list[tuple[str, str]]:
+    """Return the rows that are wrong: a sample of the next tick might miss them."""
+    (recomputed,) = (result for result in results if result.check.name == RECOMPUTED)
+    wrong = {(str(row["symbol"]), str(row["bucket"])) for row in recomputed.rows}
+    return sorted(wrong)
 
 
 def _whole_days(

@@ -78,6 +78,28 @@ def test_a_change_of_state_is_reported_at_once_and_alone(live: Platform) -> None
     assert live.tick("validation", data.cursor).asset_events == []
 
 
+def test_a_wrong_row_stays_wrong_until_it_is_mended(live: Platform) -> None:
+    """A sample would find one row of eight days now and then, and forget it in between."""
+    first = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(days=8)
+    insert_bars(live.connection, "BTC/USDT", first, 7 * 1440)
+    live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    row = (first + timedelta(days=4),)
+    live.connection.execute(
+        "UPDATE features_1m SET vwap_gap = vwap_gap + 1e-9 WHERE bucket = %s", row
+    )
+    reported = ReportedState(suspects=[("BTC/USDT", row[0].isoformat())])
+    for _ in range(2):
+        data = live.tick("validation", heart_stopped(reported.dump()))
+        reported = ReportedState.parse(data.cursor)
+        assert reported.passed["stored_equals_recomputed"] is False
+        assert len(reported.suspects) == 1
+    live.connection.execute("CALL refresh_features_1m(%s, NULL, force => true)", row)
+    data = live.tick("validation", reported.dump())  # a change of state, told at once
+    reported = ReportedState.parse(data.cursor)
+    assert reported.passed["stored_equals_recomputed"] is True
+    assert reported.suspects == []
+
+
 def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
     """The bars' materialisation goes before the checks, or these would be out of date with it."""
     data = live.tick("validation")
