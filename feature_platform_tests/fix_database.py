@@ -62,6 +62,7 @@ class Databases:
         name = self._create()
         if self.engine == "timescaledb":
             self._send(name, "CREATE EXTENSION IF NOT EXISTS timescaledb")
+        self._stop_jobs(name)
         return self._url(name)
 
     @contextmanager
@@ -94,7 +95,6 @@ class Databases:
             with psycopg.connect(url, autocommit=True) as connection:
                 schema.apply(connection)
         # A template must have no connections, TimescaleDB's own included.
-        self._stop_jobs(name)
         identifier = sql.Identifier(name)
         self._send(None, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(identifier))
         self._send(

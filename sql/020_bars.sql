@@ -37,13 +37,20 @@ COMMENT ON COLUMN public.ohlcv_1m.vol IS 'Traded volume, in the base currency.';
 COMMENT ON COLUMN public.ohlcv_1m.source IS 'Who wrote the row: stream, rest or import.';
 COMMENT ON COLUMN public.ohlcv_1m.inserted_at IS 'When the bar, with these values, became known.';
 
--- Every symbol that has bars, by one index probe a symbol.
+-- Every symbol that ever had a bar: written with its first bar, in the writer's own transaction, and never deleted. Writers only
+-- ever INSERT here, hence never wait: two that are first at once leave two rows of a symbol, which do no harm.
+CREATE TABLE IF NOT EXISTS feature_platform.known_symbol (
+    symbol text COLLATE "C" NOT NULL,
+    id     bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,
+    CONSTRAINT known_symbol_pkey PRIMARY KEY (symbol, id)
+);
+COMMENT ON TABLE feature_platform.known_symbol IS 'Every symbol that ever had a bar; some of them more than once.';
+
+-- Every symbol that has bars: of those known, each that has a newest one. To walk the index of the bars from symbol to symbol
+-- would need no table, but on a hypertable each step of it asks every chunk; the newest bar is in the first chunk asked.
 CREATE OR REPLACE VIEW feature_platform.bar_symbol AS
-WITH RECURSIVE walk AS (
-    (SELECT symbol FROM public.ohlcv_1m ORDER BY symbol LIMIT 1)
-    UNION ALL
-    SELECT (SELECT b.symbol FROM public.ohlcv_1m b WHERE b.symbol > w.symbol ORDER BY b.symbol LIMIT 1)
-    FROM walk w WHERE w.symbol IS NOT NULL
-)
-SELECT symbol FROM walk WHERE symbol IS NOT NULL;
+SELECT k.symbol
+FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k
+WHERE (SELECT true FROM public.ohlcv_1m b WHERE b.symbol = k.symbol ORDER BY b.ts DESC LIMIT 1)
+ORDER BY k.symbol;
 COMMENT ON VIEW feature_platform.bar_symbol IS 'Every symbol that has bars.';

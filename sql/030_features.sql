@@ -29,13 +29,38 @@ COMMENT ON COLUMN public.features_1m.volume_z IS '(vol - ma_vol_1d) / std_vol_1d
 COMMENT ON COLUMN public.features_1m.vwap_gap IS 'last_close - sum(p*vol)/sum(vol) of the minute, p = (open+high+low+close)/4; last_close - avg(p) where nothing was traded.';
 COMMENT ON COLUMN public.features_1m.parkinson_vol IS '0.5 * ln(max(high)/min(low))^2 (after Parkinson 1980, J. Business 53(1), 61-65).';
 
--- Every symbol that has feature rows, by one index probe a symbol.
+-- Every symbol that has feature rows, found as in bar_symbol: rows are only of symbols that have or had bars.
 CREATE OR REPLACE VIEW feature_platform.feature_symbol AS
-WITH RECURSIVE walk AS (
+SELECT k.symbol
+FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k
+WHERE (SELECT true FROM public.features_1m f WHERE f.symbol = k.symbol ORDER BY f.bucket DESC LIMIT 1)
+ORDER BY k.symbol;
+COMMENT ON VIEW feature_platform.feature_symbol IS 'Every symbol that has feature rows.';
+
+-- Every symbol in either table, whatever is known: by index probes, one a symbol and chunk. For what proves, not for ticks.
+CREATE OR REPLACE VIEW feature_platform.stored_symbol AS
+WITH RECURSIVE bar AS (
+    (SELECT symbol FROM public.ohlcv_1m ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT b.symbol FROM public.ohlcv_1m b WHERE b.symbol > w.symbol ORDER BY b.symbol LIMIT 1)
+    FROM bar w WHERE w.symbol IS NOT NULL
+), feature AS (
     (SELECT symbol FROM public.features_1m ORDER BY symbol LIMIT 1)
     UNION ALL
     SELECT (SELECT f.symbol FROM public.features_1m f WHERE f.symbol > w.symbol ORDER BY f.symbol LIMIT 1)
-    FROM walk w WHERE w.symbol IS NOT NULL
+    FROM feature w WHERE w.symbol IS NOT NULL
 )
-SELECT symbol FROM walk WHERE symbol IS NOT NULL;
-COMMENT ON VIEW feature_platform.feature_symbol IS 'Every symbol that has feature rows.';
+SELECT symbol FROM bar WHERE symbol IS NOT NULL
+UNION
+SELECT symbol FROM feature WHERE symbol IS NOT NULL;
+COMMENT ON VIEW feature_platform.stored_symbol IS 'Every symbol in ohlcv_1m or features_1m, found in the tables themselves.';
+
+-- What no trigger saw: a database from before there was known_symbol, writes with the triggers off, rows by somebody else.
+CREATE OR REPLACE FUNCTION feature_platform.find_symbols() RETURNS void
+    LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    INSERT INTO feature_platform.known_symbol (symbol)
+    SELECT s.symbol FROM feature_platform.stored_symbol s
+    WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = s.symbol);
+END;
+COMMENT ON FUNCTION feature_platform.find_symbols() IS 'Makes known every symbol that the tables have.';

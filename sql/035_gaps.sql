@@ -94,6 +94,7 @@ BEGIN
         SELECT b.bucket, lag(b.bucket + minute, 1, lower(r)) OVER (ORDER BY b.bucket) AS after_previous
         FROM (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
               WHERE b.symbol = account_symbol AND b.ts >= lower(r) AND b.ts < upper(r)
+                AND b.ts >= lower(minutes) AND b.ts < upper(minutes)
               UNION ALL SELECT upper(r)) AS b
     ) AS step
     WHERE step.bucket > step.after_previous;
@@ -136,13 +137,14 @@ AS $$
 DECLARE
     minute CONSTANT interval := '1 minute';
     until CONSTANT timestamptz := feature_platform.bucket_of(feature_platform.clock() - grace);
+    from_ts timestamptz;
     part record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));    -- one accountant at a time
 
     INSERT INTO feature_platform.gap_watermark AS w (symbol, since_ts, until_ts)
     SELECT s.symbol, first.bucket, first.bucket
-    FROM feature_platform.bar_symbol s
+    FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS s
     CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
                         WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
     WHERE NOT EXISTS (SELECT FROM feature_platform.gap_watermark w WHERE w.symbol = s.symbol)
@@ -155,11 +157,12 @@ BEGIN
             SELECT t.symbol, t.minutes FROM taken t
             UNION ALL
             SELECT g.symbol, tstzmultirange(tstzrange(g.start_ts, g.end_ts)) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open')
-        SELECT l.symbol, range_agg(l.minutes) AS minutes, w.since_ts, w.until_ts
+        SELECT l.symbol, range_agg(l.minutes) AS minutes, w.since_ts, w.until_ts,
+               (SELECT true FROM public.ohlcv_1m b WHERE b.symbol = l.symbol ORDER BY b.ts DESC LIMIT 1) AS has_bars
         FROM looked_at l JOIN feature_platform.gap_watermark w ON w.symbol = l.symbol
         GROUP BY l.symbol, w.since_ts, w.until_ts
     LOOP
-        IF NOT EXISTS (SELECT FROM public.ohlcv_1m b WHERE b.symbol = part.symbol) THEN     -- no first bar, nothing to account for
+        IF part.has_bars IS NULL THEN   -- no first bar, nothing to account for
             DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = part.symbol AND g.state <> 'filled';
             DELETE FROM feature_platform.gap_watermark w WHERE w.symbol = part.symbol;
             CONTINUE;
@@ -172,13 +175,15 @@ BEGIN
     END LOOP;
 
     -- On from the watermarks: a symbol with a bar in every minute needs no more than a count.
+    from_ts := (SELECT min(w.until_ts) FROM feature_platform.gap_watermark w);
     FOR part IN
         SELECT w.symbol, w.until_ts AS lo, next.hi, present.minutes = extract(epoch FROM next.hi - w.until_ts) / 60 AS complete
         FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget)) OVER (ORDER BY w.symbol) AS so_far
               FROM feature_platform.gap_watermark w WHERE w.until_ts < until) AS w
         CROSS JOIN LATERAL (SELECT least(until, w.until_ts + budget * minute) AS hi) AS next
         CROSS JOIN LATERAL (SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes FROM public.ohlcv_1m b
-                            WHERE b.symbol = w.symbol AND b.ts >= w.until_ts AND b.ts < next.hi) AS present
+                            WHERE b.symbol = w.symbol AND b.ts >= w.until_ts AND b.ts < next.hi
+                              AND b.ts >= from_ts AND b.ts < until) AS present
         WHERE w.so_far - least(extract(epoch FROM until - w.until_ts) / 60, budget) < budget
     LOOP
         IF NOT part.complete THEN
@@ -196,6 +201,7 @@ COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS 'One tick of
 CREATE OR REPLACE FUNCTION feature_platform.recheck_gaps() RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    SELECT feature_platform.find_symbols();
     INSERT INTO feature_platform.late_change (symbol, minutes)
     SELECT w.symbol, tstzmultirange(tstzrange(w.since_ts, w.until_ts))
     FROM feature_platform.gap_watermark w WHERE w.since_ts < w.until_ts ORDER BY w.symbol;

@@ -53,6 +53,10 @@ BEGIN ATOMIC
     JOIN feature_platform.gap_watermark w ON w.symbol = c.symbol AND c.first < w.until_ts
     GROUP BY c.symbol ORDER BY c.symbol;
 
+    INSERT INTO feature_platform.known_symbol (symbol)
+    SELECT DISTINCT c.symbol FROM unnest(symbols) AS c (symbol)
+    WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = c.symbol);
+
     SELECT feature_platform.wake_refresher(min(c.first)) FROM unnest(first) AS c (first);
 END;
 COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
@@ -101,7 +105,8 @@ BEGIN
                (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1)
                    + interval '24 hours')),
            true
-    FROM feature_platform.feature_symbol s;
+    FROM feature_platform.stored_symbol s
+    ORDER BY s.symbol;
     -- Bars that come now may begin later than what is remembered, of symbols without rows, too.
     DELETE FROM feature_platform.symbol_state;
     -- Without a first bar there is no minute to account for.
@@ -126,3 +131,6 @@ CREATE OR REPLACE TRIGGER ohlcv_1m_updated AFTER UPDATE ON public.ohlcv_1m
     FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty();
 CREATE OR REPLACE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
     FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
+
+-- Of a database from before there was known_symbol. Writers wait behind the triggers above: none can have been overlooked.
+DO $$ BEGIN PERFORM feature_platform.find_symbols(); END $$;

@@ -74,11 +74,10 @@ COMMENT ON FUNCTION feature_platform.due_until(interval) IS 'Rows with an older 
 CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz, window_end timestamptz) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    SELECT feature_platform.find_symbols();
     INSERT INTO feature_platform.dirty_log (symbol, buckets, removed)
     SELECT s.symbol, tstzmultirange(w.buckets), true
-    FROM (SELECT symbol FROM feature_platform.bar_symbol
-          UNION
-          SELECT symbol FROM feature_platform.feature_symbol) AS s
+    FROM feature_platform.stored_symbol s
     CROSS JOIN LATERAL (
         SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
                      (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1)),
@@ -171,6 +170,9 @@ AS $$
 DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
     warm_up CONSTANT interval := '1439 minutes';
+    -- What all of the ranges together read: so a hypertable's other chunks are not even planned for.
+    reads_from CONSTANT timestamptz := (SELECT min(i.start) - day FROM unnest(items) AS i);
+    reads_until CONSTANT timestamptz := (SELECT max(i.hi) FROM unnest(items) AS i);
 BEGIN
     RETURN QUERY
     WITH minute_bar AS (
@@ -188,6 +190,7 @@ BEGIN
                         ELSE (b.open + b.high + b.low + b.close) / 4 END AS vwap
             FROM public.ohlcv_1m b
             WHERE NOT i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
+              AND b.ts >= reads_from AND b.ts < reads_until
             UNION ALL
             SELECT feature_platform.bucket_of(b.ts), (array_agg(b.close ORDER BY b.ts DESC))[1],
                    sum(b.vol::text::numeric)::double precision, sum(b.vol::text::numeric), max(b.high), min(b.low),
@@ -196,6 +199,7 @@ BEGIN
                         ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END
             FROM public.ohlcv_1m b
             WHERE i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
+              AND b.ts >= reads_from AND b.ts < reads_until
             GROUP BY 1
         ) AS b
     ), running AS (
@@ -251,6 +255,9 @@ DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
     minute CONSTANT interval := '1 minute';
     warm_up CONSTANT interval := '1439 minutes';
+    -- No range needs bars from before this: known to a hypertable when the statement starts, it leaves out older chunks.
+    reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * day;
+    reads_until CONSTANT timestamptz := upper(refresh_window);
     done_items feature_platform.refresh_item[];
     done_item feature_platform.refresh_item;
     written bigint;
@@ -327,6 +334,7 @@ BEGIN
     SELECT coalesce(array_agg(ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed,
                          EXISTS (SELECT FROM public.ohlcv_1m b
                                  WHERE b.symbol = t.symbol AND b.ts >= base.start - day AND b.ts < upper(r)
+                                   AND b.ts >= reads_from AND b.ts < reads_until
                                    AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
                          base.start,
                          CASE WHEN base.cached THEN upper(r) - day ELSE base.start END,

@@ -64,7 +64,8 @@ BEGIN
 
         -- Who reads: everything, which is also what verify needs.
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
-                    feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.gap_watermark,
+                    feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
+                    feature_platform.known_symbol, feature_platform.gap_watermark,
                     feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
                     feature_platform.policy_run, feature_platform.policy_status, feature_platform.heartbeat,

@@ -171,7 +171,7 @@ SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+
        greatest(CASE WHEN ends.last_bar IS NOT NULL
                      THEN least(date_bin('1 minute', ends.last_bar, '1970-01-01 00:00+00') + interval '1 minute', ends.closed) END,
                 date_bin('1 minute', ends.last_row, '1970-01-01 00:00+00') + interval '1 minute') AS last
-  FROM (SELECT symbol FROM feature_platform.bar_symbol UNION SELECT symbol FROM feature_platform.feature_symbol) AS s
+  FROM feature_platform.stored_symbol s
  CROSS JOIN LATERAL (
        SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
                     (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1)) AS first_ts,

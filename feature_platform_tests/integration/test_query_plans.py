@@ -46,6 +46,11 @@ REFRESH = """
     SELECT * FROM feature_platform.refresh_slice(
         '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
 """
+# Each symbol up to its newest bar, by a run that knew of no gap.
+ACCOUNTED = """
+    INSERT INTO feature_platform.gap_watermark
+    SELECT symbol, min(ts), max(ts) + interval '1 minute' FROM ohlcv_1m GROUP BY symbol
+"""
 NEWEST = "SELECT current_setting('tests.newest')"
 COUNTERS = """
     SELECT coalesce(sum(seq_scan) FILTER (WHERE relname <> 'dirty_log'), 0)::bigint,
@@ -179,6 +184,38 @@ def test_a_frame_touches_what_it_returns(
         assert scans
         assert "Seq Scan" not in {node["Node Type"] for node in scans}
         assert max(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= most_rows
+    assert about_as_many(pages)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT * FROM feature_platform.bar_symbol", "SELECT * FROM feature_platform.feature_symbol"],
+)
+def test_symbols_cost_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...], query: LiteralString
+) -> None:
+    pages = []
+    for conn in histories:
+        for _ in range(2):
+            plan = explain(conn, query)
+        assert plan["Plan"]["Actual Rows"] == SYMBOLS
+        pages.append(pages_of(plan))
+    assert about_as_many(pages)
+
+
+@pytest.mark.parametrize("change", [NEW_MINUTE, OLD_BAR, DELETED])
+def test_a_tick_of_the_accounting_costs_the_same_at_ten_times_the_history(
+    histories: tuple[psycopg.Connection, ...], change: LiteralString
+) -> None:
+    pages = []
+    for conn in histories:
+        for _ in range(7):  # from the sixth on, a session plans no more
+            with conn.transaction(force_rollback=True):
+                conn.execute(ACCOUNTED)
+                conn.execute(change)
+                plan = explain(conn, "SELECT feature_platform.find_gaps()")
+                assert value(conn, "SELECT count(*) FROM ohlcv_1m_gaps") > 0
+        pages.append(pages_of(plan))
     assert about_as_many(pages)
 
 

@@ -48,12 +48,14 @@ RELATIONS: dict[str, dict[str, str]] = {
     "feature_platform.feed_outage": {"recorder": "SIUD", **READERS},
     "feature_platform.gap_watermark": READERS,
     "feature_platform.heartbeat": {"recorder": "SIUD", **READERS},
+    "feature_platform.known_symbol": READERS,
     "feature_platform.late_change": READERS,
     "feature_platform.policy": READERS,
     "feature_platform.policy_run": READERS,
     "feature_platform.policy_status": READERS,
     "feature_platform.retention": READERS,
     "feature_platform.schema_version": {"recorder": READ, **READERS},
+    "feature_platform.stored_symbol": READERS,
     "feature_platform.symbol_state": READERS,
 }
 ANYBODY = {*SERVICES, "stranger"}
@@ -81,6 +83,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.features_from": {"refresher", "orchestrator", "reader"},
     "feature_platform.feed_in": NOBODY,
     "feature_platform.find_gaps": RECORDERS,
+    "feature_platform.find_symbols": NOBODY,
     "feature_platform.forget_minutes": NOBODY,
     "feature_platform.gap_answered": RECORDERS,
     "feature_platform.gap_failed": RECORDERS,

@@ -66,6 +66,7 @@ def test_version_1_is_brought_up_to_date_and_goes_on(version_1: str) -> None:
 
         assert run_on(version_1, "db", "apply").returncode == 0
         assert kept(connection) == before
+        assert value(connection, "SELECT count(*) FROM feature_platform.bar_symbol") == 3
         versions = connection.execute(
             "SELECT version FROM feature_platform.schema_version ORDER BY version"
         ).fetchall()
