@@ -6,6 +6,7 @@ DO $$
 DECLARE
     this_version CONSTANT integer := 2;     -- keep equal to 090_version.sql
     found_version integer;
+    foreign_table text;
 BEGIN
     IF current_setting('server_version_num')::integer < 150000 THEN
         RAISE EXCEPTION 'feature_platform needs PostgreSQL 15 or newer, this server is %', current_setting('server_version')
@@ -22,11 +23,14 @@ BEGIN
                 found_version, this_version
                 USING HINT = 'Nothing was changed. Install a newer feature_platform.';
         END IF;
-    ELSIF to_regclass('public.ohlcv_1m') IS NOT NULL OR to_regclass('public.features_1m') IS NOT NULL THEN
-        RAISE EXCEPTION 'public.% exists here and was not made by feature_platform',
-            CASE WHEN to_regclass('public.ohlcv_1m') IS NOT NULL THEN 'ohlcv_1m' ELSE 'features_1m' END
-            USING HINT = 'Nothing was changed. Use another database, or rename that table and copy its bars in afterwards.';
+        RETURN;
     END IF;
+    FOREACH foreign_table IN ARRAY ARRAY['public.ohlcv_1m', 'public.features_1m', 'public.ohlcv_1m_gaps'] LOOP
+        IF to_regclass(foreign_table) IS NOT NULL THEN
+            RAISE EXCEPTION '% exists here and was not made by feature_platform', foreign_table
+                USING HINT = 'Nothing was changed. Use another database, or rename that table and copy its bars in afterwards.';
+        END IF;
+    END LOOP;
 END
 $$;
 

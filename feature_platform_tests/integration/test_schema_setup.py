@@ -81,7 +81,7 @@ def test_psql_sets_up_the_same(database: str, empty_database: str) -> None:
         assert connection.execute("SELECT count(*) FROM feature_platform.policy").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("table", ["ohlcv_1m", "features_1m"])
+@pytest.mark.parametrize("table", ["ohlcv_1m", "features_1m", "ohlcv_1m_gaps"])
 def test_a_foreign_table_is_refused_and_left_alone(empty_database: str, table: str) -> None:
     create = psycopg.sql.SQL("CREATE TABLE {} (a integer)").format(psycopg.sql.Identifier(table))
     with psycopg.connect(empty_database, autocommit=True) as connection:
