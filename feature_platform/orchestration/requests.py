@@ -21,6 +21,10 @@ from feature_platform.settings import get_settings
 # behind a year of history.
 MOST_IN_FLIGHT = 3
 
+# Where a run died together with the code server, nobody sees it: until it is over time, it holds the
+# venue's only place. What a run has fetched by then is stored, and the rest is requested again.
+_TIME = {"dagster/max_runtime": "1800"}
+
 _IN_FLIGHT = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
@@ -87,6 +91,7 @@ def repair_requests(
             partition_key=key,
             run_config=repair_config(),
             tags={
+                **_TIME,
                 "feature_platform/gaps": str(due.gaps),
                 "feature_platform/minutes": str(due.minutes),
                 "feature_platform/symbols": ", ".join(due.symbols)[:200],
@@ -115,5 +120,5 @@ def first_requests(
                 job_name=REST_BACKFILL,
                 partition_key=key,
                 run_config=repair_config(only_gaps=False, symbols=fresh),
-                tags={"feature_platform/symbols": ", ".join(fresh)[:200]},
+                tags={**_TIME, "feature_platform/symbols": ", ".join(fresh)[:200]},
             )

@@ -171,6 +171,8 @@ def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
     (request,) = live.tick("gaps").run_requests
     assert request.partition_key == partition_key(day)
     assert request.run_config["ops"]["ohlcv_1m"]["config"]["only_gaps"] is True
+    # Where its process dies, it is in flight no longer than that.
+    assert request.tags["dagster/max_runtime"] == "1800"
     start(live, request)
     data = live.tick("gaps")
     assert data.run_requests == []
