@@ -21,8 +21,8 @@ from feature_platform.settings import get_settings
 # behind a year of history.
 MOST_IN_FLIGHT = 3
 
-# Where a run died together with the code server, nobody sees it: until it is over time, it holds the
-# venue's only place. What a run has fetched by then is stored, and the rest is requested again.
+# Where a run died together with the code server, nobody sees it: until it is over time, it holds
+# the venue's only place. What it has fetched by then is stored, the rest is requested again.
 _TIME = {"dagster/max_runtime": "1800"}
 
 _IN_FLIGHT = [
@@ -32,6 +32,11 @@ _IN_FLIGHT = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
+_IDENTITY = "feature_platform/identity"
+# So often gaps are requested again after runs that failed without a note in the gaps: they were
+# killed, or what stands in the way is no matter of the venue's. From then on, once an hour.
+_MOST_FAILURES = 3
+
 _PARTITION = "dagster/partition"
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
@@ -74,29 +79,47 @@ def days_in_flight(instance: DagsterInstance) -> set[str]:
 
 
 def repair_requests(
-    days: Collection[DueDay], in_flight: Collection[str], *, prefix: str = "gaps"
+    instance: DagsterInstance,
+    days: Collection[DueDay],
+    in_flight: Collection[str],
+    *,
+    prefix: str = "gaps",
 ) -> Iterator[dg.RunRequest]:
     """Yield a run for each due day that none is in flight for.
 
     A run key is used once in the life of a sensor: it is the identity of the gaps, so that they
-    are asked for again after an attempt that is noted in them, and not before.
+    are asked for again after an attempt that is noted in them, and not before, or after a run that
+    failed without one.
     """
     for due in days:
         key = partition_key(due.day.astimezone(UTC))
         if key in in_flight:
             continue
+        failures = min(_failures(instance, due), _MOST_FAILURES)
         yield dg.RunRequest(
-            run_key=f"{prefix}/{key}/{due.identity}",
+            run_key=f"{prefix}/{key}/{due.identity}" + (f"/{failures}" if failures else ""),
             job_name=REST_BACKFILL,
             partition_key=key,
             run_config=repair_config(),
             tags={
                 **_TIME,
+                _IDENTITY: due.identity,
                 "feature_platform/gaps": str(due.gaps),
                 "feature_platform/minutes": str(due.minutes),
                 "feature_platform/symbols": ", ".join(due.symbols)[:200],
             },
         )
+
+
+def _failures(instance: DagsterInstance, due: DueDay) -> int:
+    """Count the runs that failed, and left the gaps of a day as they were."""
+    return instance.get_runs_count(
+        RunsFilter(
+            job_name=REST_BACKFILL,
+            tags={_IDENTITY: due.identity},
+            statuses=[DagsterRunStatus.FAILURE],
+        )
+    )
 
 
 def first_requests(

@@ -36,12 +36,9 @@ def hourly_backfill(
         find_gaps(connection)
         # A tick that is made up for after midnight knows no partition of the new day.
         due = [one for one in due_days(connection) if one.day <= context.scheduled_execution_time]
-    requests = list(
-        islice(
-            repair_requests(due, days_in_flight(context.instance), prefix=f"hourly/{hour}"),
-            _MOST_DAYS,
-        )
-    )
+    in_flight = days_in_flight(context.instance)
+    found = repair_requests(context.instance, due, in_flight, prefix=f"hourly/{hour}")
+    requests = list(islice(found, _MOST_DAYS))
     if not requests:
         yield dg.SkipReason("nothing is open and due")
     yield from requests

@@ -106,7 +106,7 @@ def gaps_sensor(
             islice(
                 chain(
                     first_requests(connection, get_settings().clock.now(), in_flight),
-                    repair_requests(due_days(connection), in_flight),
+                    repair_requests(context.instance, due_days(connection), in_flight),
                 ),
                 max(MOST_IN_FLIGHT - len(in_flight), 0),
             )

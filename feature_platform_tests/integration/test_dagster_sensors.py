@@ -179,6 +179,17 @@ def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
     assert f"runs see to {request.partition_key}" in data.skip_message
 
 
+def test_a_run_that_was_killed_is_requested_again_a_few_times(live: Platform) -> None:
+    """It has noted nothing in the gaps, and so they look as they did when it was requested."""
+    cut_hole(live)
+    keys = []
+    for _ in range(6):
+        (request,) = live.tick("gaps").run_requests
+        keys.append(request.run_key)
+        start(live, request, dg.DagsterRunStatus.FAILURE)
+    assert len(set(keys)) == 4  # of a key that it knows, Dagster starts no run
+
+
 def test_an_outage_that_goes_on_keeps_its_run_key(live: Platform) -> None:
     cut_hole(live)
     (first,) = live.tick("gaps").run_requests
@@ -334,14 +345,18 @@ def cut_hole(live: Platform) -> datetime:
     return hole.astimezone(UTC)
 
 
-def start(live: Platform, request: dg.RunRequest) -> None:
+def start(
+    live: Platform,
+    request: dg.RunRequest,
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+) -> None:
     """Have a requested run, as the daemon starts it."""
     job = live.repository.get_job("rest_backfill")
     live.instance.create_run_for_job(
         job,
         run_config=request.run_config,
-        status=dg.DagsterRunStatus.STARTED,
-        tags={"dagster/partition": request.partition_key or ""},
+        status=status,
+        tags={**request.tags, "dagster/partition": request.partition_key or ""},
     )
 
 
