@@ -322,6 +322,13 @@ UPDATE public.ohlcv_1m SET vol = %(by)s
  WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);
 
 
+-- ==== memory.py ====
+
+-- some_features --
+-- How many rows there are, at most one.
+SELECT count(*) FROM (SELECT FROM features_1m LIMIT 1) AS row;
+
+
 -- ==== validation_poll.py ====
 
 -- poll_rows_of_symbols --

@@ -16,14 +16,27 @@ _log = logging.getLogger(__name__)
 
 # How long what was said of a minute is remembered, to tell a correction from an old message.
 _REMEMBERED = 15 * MINUTE_US
-# How long after its grace what was said of a minute before its end waits to be confirmed.
-_LAST_CALL = 2_000_000
 # So many minutes of which nothing is said once they are over are enough to tell a kind of stream.
 _ENOUGH = 3
 # How long trades that come late still find those of their minute.
 _TRADES_KEPT = 2 * MINUTE_US
 
 Values = tuple[float, float, float, float, float]
+
+
+class Heard(NamedTuple):
+    """Be what a stream said of a minute.
+
+    row: as ccxt gives it: the minute in milliseconds, open, high, low, close and volume.
+    at: when it was heard, in microseconds.
+    final: whether the stream said that the minute is over; None where it says no such thing, and
+        the moment decides.
+    """
+
+    symbol: str
+    row: Sequence[Any]
+    at: int
+    final: bool | None = None
 
 
 class Refused(NamedTuple):
@@ -53,7 +66,7 @@ class Due:
 class _Said:
     """Hold what was said last of a market's minute.
 
-    closed: whether that was when the minute was over.
+    closed: whether that was of the minute when it was over.
     """
 
     values: Values
@@ -64,36 +77,42 @@ class BarBuilder:
     """Collect what a stream says of each minute, and hand it out once the minute is over.
 
     grace: how long after its end a minute is over, for its last trades to arrive; microseconds.
+    last_call: how long after its grace what was said of a minute before its end waits to be
+        confirmed; microseconds.
     closers: whether the stream says something of each minute once it is over, as streams of bars
-        do: then what was said before is not all there was. By default that is found out.
+        do: then what was said before is not all there was. By default that is found out, or
+        said: by streams that call a bar final.
 
     A stream repeats itself, and may do so out of order: what says less of a minute than is known,
     a smaller volume within the known range of prices, is taken for an old message.
     """
 
-    def __init__(self, grace: int, *, closers: bool | None = None) -> None:
+    def __init__(self, grace: int, last_call: int, *, closers: bool | None = None) -> None:
         self._grace = grace
+        self._last_call = last_call
         self._closers = closers
         self._without_closers = 0
         self._minutes: dict[int, dict[str, _Said]] = {}
         self._handed: dict[int, dict[str, Values]] = {}
         self._due = Due()
 
-    def say(self, rows: Sequence[tuple[str, Sequence[Any], int]]) -> None:
-        """Take in rows as ccxt gives them, in the order in which they came.
-
-        Each is a symbol; its minute in milliseconds, open, high, low, close and volume; and when
-        it was heard, in microseconds.
-        """
-        judged = judge_rows([row for _, row, _ in rows])
+    def say(self, rows: Sequence[Heard]) -> None:
+        """Take in what was heard, in the order in which it came."""
+        judged = judge_rows([heard.row for heard in rows])
         for bad in judged.bad:
-            symbol, row, _ = rows[bad.line]
-            self._due.refused.append(Refused(symbol, bad.reason, str(row)[:200]))
+            heard = rows[bad.line]
+            self._due.refused.append(Refused(heard.symbol, bad.reason, str(heard.row)[:200]))
         columns = [getattr(judged, name).tolist() for name in ("line", "ts", *PRICES)]
         for line, ts, *values in zip(*columns, strict=True):
-            symbol, _, heard = rows[line]
+            symbol, _, at, final = rows[line]
             opening, high, low, close, vol = values
-            self._say(symbol, ts, (opening, high, low, close, vol), closed=heard >= ts + MINUTE_US)
+            if final is not None:
+                self._closers = True
+                if not final and self._is_closed(symbol, ts):
+                    continue
+            # What was said within a minute may be heard after it.
+            closed = at >= ts + MINUTE_US if final is None else final
+            self._say(symbol, ts, (opening, high, low, close, vol), closed=closed)
 
     def forget_open(self) -> None:
         """Forget the minutes that were not handed out: the stream broke off within them."""
@@ -112,7 +131,7 @@ class BarBuilder:
         for ts in sorted(self._minutes):
             if now < ts + MINUTE_US + self._grace or heard < ts + MINUTE_US:
                 break
-            self._hand_out(ts, last_call=now >= ts + MINUTE_US + self._grace + _LAST_CALL)
+            self._hand_out(ts, last_call=now >= ts + MINUTE_US + self._grace + self._last_call)
         for ts in [ts for ts in self._handed if ts < now - _REMEMBERED]:
             del self._handed[ts]
         due, self._due = self._due, Due()
@@ -134,6 +153,11 @@ class BarBuilder:
         self._due.bars += [StreamBar(symbol, ts, *values) for symbol, values in values_of.items()]
         if values_of:
             self._handed.setdefault(ts, {}).update(values_of)
+
+    def _is_closed(self, symbol: str, ts: int) -> bool:
+        """Tell whether the last word of a minute was said."""
+        said = self._minutes.get(ts, {}).get(symbol)
+        return symbol in self._handed.get(ts, {}) or (said is not None and said.closed)
 
     def _say(self, symbol: str, ts: int, values: Values, *, closed: bool) -> None:
         handed = self._handed.get(ts, {}).get(symbol)

@@ -190,7 +190,10 @@ class CatchUp:
             row = connection.execute(
                 queries["recorder_newest"], {"symbol": symbol, "before": before}
             ).fetchone()
-            self._want(symbol, before - self._history if row is None else row[0] - _OVERLAP)
+            # Back to what a recorder that was killed had still to ask again.
+            self._want(
+                symbol, before - self._history if row is None else row[0] - _SWEEP - _SWEPT_AGAIN
+            )
         with self._lock:
             self._newest_before.pop(symbol, None)
             return symbol, self._starts.pop(symbol)

@@ -57,8 +57,11 @@ _MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
 class Listener(Protocol):
     """Be told what a feed hears; called by the loop that runs it, and must not wait."""
 
-    def on_row(self, symbol: str, row: Sequence[Any]) -> None:
-        """Take what was said of a minute: its time in milliseconds, OHLC and volume."""
+    def on_row(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
+        """Take what was said of a minute: its time in milliseconds, OHLC and volume.
+
+        final: whether the exchange said that the minute is over; None where it says no such thing.
+        """
         ...
 
     def on_trade(self, symbol: str, trade: dict[str, Any]) -> None:
@@ -166,6 +169,7 @@ class _Session:
         self._tasks: list[asyncio.Task[Any]] = []
         self._began = self._heard = self._now()
         self._messages = 0
+        self._final: bool | None = None
         self._install()
 
     async def run(self) -> str:
@@ -259,6 +263,7 @@ class _Session:
             self.up = True
             self._began = self._heard = self._now()
             self._feed._listener.on_up()
+        self._final = _is_final(message)
         try:
             self._handle(socket, message)
         except _MISREAD as error:
@@ -274,7 +279,7 @@ class _Session:
 
     def tell_row(self, symbol: str, row: Sequence[Any]) -> None:
         self.hear()
-        self._feed._listener.on_row(symbol, row)
+        self._feed._listener.on_row(symbol, row, final=self._final)
 
     def tell_trade(self, symbol: str, trade: dict[str, Any]) -> None:
         self.hear()
@@ -338,6 +343,17 @@ def _best_kind(name: str) -> Kind:
     if has.get("watchOHLCV") is True:
         return "bars"
     return "trades" if has.get("watchTrades") is True else "minutes"
+
+
+def _is_final(message: Any) -> bool | None:
+    """Return what a message says of its bar: that no more will come of it, or that more may.
+
+    ccxt's rows do not tell. None where the message does not, either: of Binance's form is known.
+    """
+    match message:
+        case {"k": {"x": bool(final)}} | {"data": {"k": {"x": bool(final)}}}:
+            return final
+    return None
 
 
 def _parts(symbols: tuple[str, ...]) -> list[list[str]]:

@@ -359,11 +359,12 @@ def record_command(
 def dev_command(
     port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,
     exchange_port: Annotated[int, typer.Option(help="Of the simulated exchange.")] = 8090,
+    days: Annotated[int, typer.Option(min=0, help="Of history for a market without bars.")] = 2,
 ) -> None:
     """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
     from feature_platform.dev import run_dev
 
-    raise typer.Exit(run_dev(port, exchange_port))
+    raise typer.Exit(run_dev(port, exchange_port, days))
 
 
 @app.command("demo")

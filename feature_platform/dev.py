@@ -17,15 +17,15 @@ from feature_platform.schema import prepare
 from feature_platform.settings import PREFIX, get_settings
 
 _HOST = "127.0.0.1"
-_HISTORY = timedelta(days=2)
 
 
-def run_dev(port: int, exchange_port: int) -> int:
+def run_dev(port: int, exchange_port: int, days: int) -> int:
     """Run everything under one supervisor until Ctrl-C; return its exit status.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
     the recorder, the worker, and Dagster with its UI on `port`. A process that ends is started
     again.
+    days: of history of a market that has no bars.
     Raises UserError where a port is taken or the database cannot be used.
     """
     settings = get_settings()
@@ -40,15 +40,15 @@ def run_dev(port: int, exchange_port: int) -> int:
         environment.setdefault(f"{PREFIX}HOME", str(settings.home))
         # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
         environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
-        start = (settings.clock.now() - _HISTORY).date().isoformat()
+        start = (settings.clock.now() - timedelta(days=days)).date().isoformat()
         environment.setdefault(f"{PREFIX}START_DATE", start)
         if simulated:
             environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
         _migrate(environment)
-        return _supervise(port, exchange_port if simulated else None, environment)
+        return _supervise(port, exchange_port if simulated else None, days, environment)
 
 
-def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]) -> int:
+def _supervise(port: int, exchange_port: int | None, days: int, environment: dict[str, str]) -> int:
     supervisor = Supervisor()
 
     def add(name: str, *command: str) -> None:
@@ -57,7 +57,7 @@ def _supervise(port: int, exchange_port: int | None, environment: dict[str, str]
     platform = _script("feature-platform")
     if exchange_port is not None:
         add("exchange", platform, "simulate", "--host", _HOST, "--port", str(exchange_port))
-    add("recorder", platform, "record", "--days", str(_HISTORY.days))
+    add("recorder", platform, "record", "--days", str(days))
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")
     add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from feature_platform._bar_builder import BarBuilder, TradeSums
+from feature_platform._bar_builder import BarBuilder, Heard, TradeSums
 from feature_platform._bar_writer import BarWriter
 from feature_platform._catch_up import CatchUp
 from feature_platform._feed import BackOff, Feed, Kind
@@ -35,6 +35,10 @@ _LOOK_SECONDS = 0.1
 _ASK_SECOND = 1.0
 # How long after the first minute of a connection something was said of every market, usually.
 _ALL_SUBSCRIBED = 5_000_000
+# How long to wait for what the stream says last of a minute, after its grace, before the exchange
+# is asked: in seconds of the clock, and of the wall's, which messages take to arrive.
+_LAST_CALL = 2.0
+_LAST_CALL_WALL = 0.25
 # How often to write heartbeats, in seconds of the clock.
 _BEAT_SECONDS = 10
 
@@ -59,7 +63,7 @@ class Recorder:
         self._clock = settings.clock
         self._history = history
         self._sums: TradeSums | None = None
-        self._rows: list[tuple[str, Sequence[Any], int]] = []
+        self._rows: list[Heard] = []
         self._heard: dict[str, int] = {}
         self._last_heard = 0
         self._up_at = 0
@@ -84,6 +88,7 @@ class Recorder:
         )
         self._builder = BarBuilder(
             round(settings.recorder_grace * 1_000_000),
+            round(max(_LAST_CALL, _LAST_CALL_WALL * self._clock.speed) * 1_000_000),
             closers=False if self._feed.kind == "trades" else None,
         )
         self._spool = Spool(_directory(settings) / "spool.jsonl")
@@ -137,17 +142,17 @@ class Recorder:
                 raise error
         return writing.result()
 
-    def on_row(self, symbol: str, row: Sequence[Any]) -> None:
+    def on_row(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
         """Take what the feed heard of a minute."""
         self._hear(symbol)
-        self._rows.append((symbol, row, self._last_heard))
+        self._rows.append(Heard(symbol, row, self._last_heard, final))
 
     def on_trade(self, symbol: str, trade: dict[str, Any]) -> None:
         """Take a trade that the feed heard."""
         self._hear(symbol)
         row = None if self._sums is None else self._sums.add(symbol, trade)
         if row is not None:
-            self._rows.append((symbol, row, self._last_heard))
+            self._rows.append(Heard(symbol, row, self._last_heard))
 
     def on_up(self) -> None:
         """Take note that the feed hears all from now on, and ask for what it has not."""

@@ -56,9 +56,9 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return line.removeprefix("feature-platform: ")
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait until a condition holds; fail, saying what did not happen, when it takes too long."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(_POLL)

@@ -153,6 +153,39 @@ def run_clock(monkeypatch: pytest.MonkeyPatch, speed: float) -> SimulatedClock:
     return clock
 
 
+BarKey = tuple[str, datetime]
+BarValues = tuple[float, ...]
+
+
+def stored_bars(
+    connection: psycopg.Connection[Any], start: datetime, end: datetime
+) -> dict[BarKey, BarValues]:
+    """Return the bars of [start, end) by symbol and minute: OHLC and volume."""
+    rows = connection.execute(
+        "SELECT symbol, ts, open, high, low, close, vol FROM ohlcv_1m WHERE ts >= %s AND ts < %s",
+        (start, end),
+    ).fetchall()
+    return {(row[0], row[1]): row[2:] for row in rows}
+
+
+def true_bars(truth: Truth, start: datetime, end: datetime) -> dict[BarKey, BarValues]:
+    """Return what was traded in [start, end), in the form of `stored_bars`."""
+    return {
+        (symbol, row.ts.to_pydatetime()): tuple(row[2:7])
+        for symbol in truth.markets
+        for row in truth.bars(symbol, start, end).itertuples()
+    }
+
+
+def differences(stored: dict[BarKey, BarValues], true: dict[BarKey, BarValues]) -> list[str]:
+    """Say in which bars what is stored is not the truth."""
+    return [
+        f"{symbol} {ts:%H:%M}: stored {stored.get((symbol, ts))}, traded {true.get((symbol, ts))}"
+        for symbol, ts in sorted(stored.keys() | true.keys())
+        if stored.get((symbol, ts)) != true.get((symbol, ts))
+    ]
+
+
 class Live:
     """A venue whose minutes take a second, and the database that its bars go to.
 
@@ -222,24 +255,13 @@ class Live:
         quiet_left_out: whether the venue publishes no bar of a minute without trades.
         """
         with connect(self.database.url) as connection:
-            rows = connection.execute(
-                "SELECT symbol, ts, open, high, low, close, vol FROM ohlcv_1m"
-                " WHERE ts >= %s AND ts < %s",
-                (start, end),
-            ).fetchall()
-        stored = {(row[0], row[1]): row[2:] for row in rows}
+            stored = stored_bars(connection, start, end)
         true = {
-            (symbol, row.ts.to_pydatetime()): tuple(row[2:7])
-            for symbol in self.venue.truth.markets
-            for row in self.venue.truth.bars(symbol, start, end).itertuples()
-            if row.trades or not quiet_left_out
+            key: bar
+            for key, bar in true_bars(self.venue.truth, start, end).items()
+            if bar[-1] or not quiet_left_out
         }
-        return [
-            f"{symbol} {ts:%H:%M}: stored {stored.get((symbol, ts))},"
-            f" traded {true.get((symbol, ts))}"
-            for symbol, ts in sorted(stored.keys() | true.keys())
-            if stored.get((symbol, ts)) != true.get((symbol, ts))
-        ]
+        return differences(stored, true)
 
 
 @pytest.fixture

@@ -5,30 +5,23 @@ Its screenshots stay in `test-artefacts/`, for somebody to look at.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
-import httpx
 import psycopg
 import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
-from feature_platform.database import database_url
-from feature_platform.settings import get_settings
+from feature_platform.database import connect
+from feature_platform_tests.fix_dev import Dev, run_dev
 from feature_platform_tests.fix_embedded import CHECKOUT
-from feature_platform_tests.fix_processes import COMMAND, value
 
 CHROMIUM = shutil.which("chromium")
 ARTEFACTS = CHECKOUT / "test-artefacts"
@@ -44,73 +37,28 @@ BROWSER_FLAGS = [
     "--disable-sync",
 ]
 
-# The promise is two minutes, from the cut to the filled hole; a run of Dagster's takes seconds.
-PROMISED = 120.0
 PATIENCE_MS = 120_000
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-
-
-@dataclass(frozen=True)
-class Dev:
-    """A running `feature-platform dev`."""
-
-    url: str
-    process: subprocess.Popen[str]
-    log: Path
-    connection: psycopg.Connection[Any]
-
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def wait_until(self, condition: LiteralString, what: str, *parameters: object) -> None:
-        """Wait until a query gives true, no longer than is promised."""
-        began = time.monotonic()
-        while not value(self.connection, condition, *parameters):
-            assert self.process.poll() is None, self.said()[-5000:]
-            assert time.monotonic() - began < PROMISED, f"waited in vain: {what}"
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def dev() -> Iterator[Dev]:
     """Yield the platform as `make dev` runs it, once it shows its definitions."""
     folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    port, exchange_port = free_port(), free_port()
-    environment = {
-        name: text for name, text in os.environ.items() if not name.startswith("FEATURE_PLATFORM_")
-    }
-    environment["FEATURE_PLATFORM_HOME"] = str(folder / "home")
-    log = folder / "log"
-    with pytest.MonkeyPatch.context() as patch, log.open("w") as out:
-        process = subprocess.Popen(
-            [
-                *(COMMAND[0], *COMMAND[3:], "dev"),  # warnings of Dagster's are not ours to mend
-                *("--port", str(port), "--exchange-port", str(exchange_port)),
-            ],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for_page(f"{url}/server_info", process, log)
-            patch.setenv("FEATURE_PLATFORM_HOME", str(folder / "home"))
-            get_settings.cache_clear()
-            with psycopg.connect(database_url(), autocommit=True) as connection:
-                yield Dev(url, process, log, connection)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
-    get_settings.cache_clear()
+    try:
+        with run_dev(folder) as running:
+            running.wait_for_page(f"{running.url}/server_info")
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def connection(dev: Dev) -> Iterator[psycopg.Connection[Any]]:  # noqa: ARG001, it is to run
+    """Yield a connection to its database."""
+    with connect() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -124,26 +72,6 @@ def page() -> Iterator[Page]:
             yield opened
         finally:
             browser.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
-
-
-def wait_for_page(url: str, process: subprocess.Popen[str], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None, log.read_text()[-5000:]
-        assert time.monotonic() < deadline, log.read_text()[-5000:]
-        try:
-            if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
 
 
 def keep(page: Page, name: str) -> None:
@@ -160,8 +88,10 @@ ALL_ROWS = """
 """
 
 
-def test_the_graph_has_data_in_it(dev: Dev, page: Page) -> None:
-    dev.wait_until(ALL_ROWS, "a row for every bar of two days of five symbols")
+def test_the_graph_has_data_in_it(
+    dev: Dev, connection: psycopg.Connection[Any], page: Page
+) -> None:
+    dev.wait_until(connection, ALL_ROWS, "a row for every bar of two days of five symbols")
     page.goto(f"{dev.url}/asset-groups")
     for name in ("ohlcv_1m", "features_1m", "features_1m_policy"):
         page.get_by_text(name, exact=True).first.wait_for()
@@ -213,14 +143,16 @@ FILLED = """
 """
 
 
-def test_a_hole_is_found_and_filled_without_a_hand_on_anything(dev: Dev, page: Page) -> None:
+def test_a_hole_is_found_and_filled_without_a_hand_on_anything(
+    dev: Dev, connection: psycopg.Connection[Any], page: Page
+) -> None:
     start = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=20)
     hole = (start, start + timedelta(minutes=20))
-    before = dev.connection.execute(BARS, hole).fetchall()
+    before = connection.execute(BARS, hole).fetchall()
     assert len(before) == 20
-    dev.connection.execute(CUT, hole)
-    dev.wait_until(FILLED, "the hole is filled", *hole)
-    assert dev.connection.execute(BARS, hole).fetchall() == before
+    connection.execute(CUT, hole)
+    dev.wait_until(connection, FILLED, "the hole is filled", *hole)
+    assert connection.execute(BARS, hole).fetchall() == before
     page.goto(f"{dev.url}/assets/ohlcv_1m?view=partitions&partition={start:%Y-%m-%d}")
     page.get_by_text("rest_backfill").first.wait_for()
     page.get_by_text("bars inserted").first.wait_for()
@@ -230,20 +162,12 @@ def test_a_hole_is_found_and_filled_without_a_hand_on_anything(dev: Dev, page: P
     keep(page, "runs")
 
 
-def test_ctrl_c_ends_everything(dev: Dev) -> None:
+def test_ctrl_c_ends_everything(dev: Dev, connection: psycopg.Connection[Any]) -> None:
     """The last of this file, as the file's processes are gone after it."""
-    members = children_of(dev.process.pid)
+    members = dev.children()
     assert len(members) > 4
-    dev.connection.close()
+    connection.close()
     dev.process.send_signal(signal.SIGINT)
     assert dev.process.wait(60) in (0, 130), dev.said()[-5000:]
-    assert [pid for pid in members if Path(f"/proc/{pid}").exists()] == []
+    assert [process for process in members if process.is_running()] == []
     assert "Traceback" not in dev.said()
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the process ids below a process."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *children_of(int(child))]
-    return found

@@ -98,8 +98,8 @@ def test_a_database_that_goes_away_gets_all_bars_when_it_is_back(live: Live) -> 
         end = live.pass_minutes(1)
         live.wait_for_truth(end)
         recorder.stop()
-    # None of them was asked for again.
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 3 * 4
+    # They waited, and were not asked for again, but where a market's turn had come by then.
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 3 * 2
 
 
 def test_bars_are_built_from_trades(live: Live) -> None:

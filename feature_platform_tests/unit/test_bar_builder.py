@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from feature_platform._bar_builder import BarBuilder, TradeSums
+from feature_platform._bar_builder import BarBuilder, Heard, TradeSums
 from feature_platform.bars import StreamBar
 
 MINUTE = 60_000_000
@@ -23,11 +23,11 @@ END = T + MINUTE
 
 @pytest.fixture
 def builder() -> BarBuilder:
-    return BarBuilder(GRACE)
+    return BarBuilder(GRACE, 2_000_000)
 
 
 def test_a_minute_is_handed_out_once_its_grace_is_over(builder: BarBuilder) -> None:
-    builder.say([("A/B", EARLY, T), ("A/B", FINAL, END), ("C/D", EARLY, END)])
+    builder.say([Heard("A/B", EARLY, T), Heard("A/B", FINAL, END), Heard("C/D", EARLY, END)])
     assert builder.next_due() == OVER
     assert builder.take(OVER - 1, OVER).bars == []
     assert builder.take(OVER, OVER).bars == [BAR, StreamBar("C/D", T, *EARLY[1:])]
@@ -36,19 +36,19 @@ def test_a_minute_is_handed_out_once_its_grace_is_over(builder: BarBuilder) -> N
 
 
 def test_no_minute_is_over_for_a_stream_that_was_not_heard_after_it(builder: BarBuilder) -> None:
-    builder.say([("A/B", EARLY, T)])
+    builder.say([Heard("A/B", EARLY, T)])
     assert builder.take(OVER + MINUTE, END - 1).bars == []
     builder.forget_open()
     assert builder.take(OVER + MINUTE, OVER).bars == []
 
 
 def test_what_was_said_before_the_end_is_not_the_last_word(builder: BarBuilder) -> None:
-    builder.say([("A/B", EARLY, T), ("C/D", FINAL, END)])
+    builder.say([Heard("A/B", EARLY, T), Heard("C/D", FINAL, END)])
     due = builder.take(OVER, OVER)
     assert (due.bars, due.doubts) == ([BAR._replace(symbol="C/D")], [])
     due = builder.take(OVER + 2_000_000, OVER)
     assert (due.bars, due.doubts) == ([], [("A/B", T)])
-    builder.say([("A/B", FINAL, OVER + MINUTE)])
+    builder.say([Heard("A/B", FINAL, OVER + MINUTE)])
     assert builder.take(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
 
 
@@ -57,7 +57,7 @@ def test_a_stream_that_never_says_a_last_word_is_believed_after_a_while(
 ) -> None:
     bars, doubts = [], []
     for at in range(5):
-        builder.say([("A/B", [EARLY[0] + at * 60_000, *EARLY[1:]], T + at * MINUTE)])
+        builder.say([Heard("A/B", [EARLY[0] + at * 60_000, *EARLY[1:]], T + at * MINUTE)])
         due = builder.take(OVER + at * MINUTE + 2_000_000, OVER + at * MINUTE)
         bars += [bar.ts for bar in due.bars]
         doubts += [ts for _, ts in due.doubts]
@@ -66,29 +66,41 @@ def test_a_stream_that_never_says_a_last_word_is_believed_after_a_while(
 
 
 def test_an_old_message_that_comes_late_changes_nothing(builder: BarBuilder) -> None:
-    builder.say([("A/B", FINAL, END), ("A/B", EARLY, END)])
+    builder.say([Heard("A/B", FINAL, END), Heard("A/B", EARLY, END)])
     assert builder.take(OVER, OVER).bars == [BAR]
 
 
 def test_after_the_end_a_smaller_bar_is_doubted_and_a_larger_one_is_a_correction(
     builder: BarBuilder,
 ) -> None:
-    builder.say([("A/B", FINAL, END)])
+    builder.say([Heard("A/B", FINAL, END)])
     builder.take(OVER, OVER)
-    builder.say([("A/B", FINAL, OVER)])
+    builder.say([Heard("A/B", FINAL, OVER)])
     due = builder.take(OVER, OVER)
     assert (due.bars, due.doubts) == ([], [])
-    builder.say([("A/B", EARLY, OVER)])
+    builder.say([Heard("A/B", EARLY, OVER)])
     due = builder.take(OVER, OVER)
     assert (due.bars, due.doubts) == ([], [("A/B", T)])
-    builder.say([("A/B", [*FINAL[:5], 8.0], OVER)])
+    builder.say([Heard("A/B", [*FINAL[:5], 8.0], OVER)])
     due = builder.take(OVER, OVER)
     assert (due.bars, due.doubts) == ([BAR._replace(vol=8.0)], [])
 
 
+def test_the_stream_itself_says_what_is_final_where_it_can(builder: BarBuilder) -> None:
+    """Not the moment: what was said within a minute may be heard after it."""
+    builder.say([Heard("A/B", EARLY, END, final=False), Heard("C/D", FINAL, END, final=True)])
+    due = builder.take(OVER, OVER)
+    assert (due.bars, due.doubts) == ([BAR._replace(symbol="C/D")], [])
+    builder.say([Heard("C/D", [*FINAL[:5], 8.0], OVER, final=False)])
+    due = builder.take(OVER + 2_000_000, OVER)
+    assert (due.bars, due.doubts) == ([], [("A/B", T)])
+    builder.say([Heard("A/B", FINAL, OVER + MINUTE, final=True)])
+    assert builder.take(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
+
+
 def test_a_bar_that_comes_minutes_late_is_handed_out_at_once(builder: BarBuilder) -> None:
     later = OVER + 5 * MINUTE
-    builder.say([("A/B", FINAL, later)])
+    builder.say([Heard("A/B", FINAL, later)])
     assert builder.take(later, later).bars == [BAR]
 
 
@@ -109,7 +121,7 @@ def test_what_is_no_bar_is_told_and_costs_no_other(
     builder: BarBuilder, row: list[Any], reason: str
 ) -> None:
     said = [("A/B", FINAL), ("C/D", row), ("A/B", row), ("C/D", FINAL)]
-    builder.say([(symbol, values, END) for symbol, values in said])
+    builder.say([Heard(symbol, values, END) for symbol, values in said])
     due = builder.take(OVER, OVER)
     assert due.bars == [BAR, BAR._replace(symbol="C/D")]
     assert [one.symbol for one in due.refused] == ["C/D", "A/B"]
@@ -119,7 +131,7 @@ def test_what_is_no_bar_is_told_and_costs_no_other(
 def test_what_was_said_is_forgotten_after_a_while(builder: BarBuilder) -> None:
     for at in range(100):
         now = OVER + at * MINUTE
-        builder.say([("A/B", [T // 1000 + at * 60_000, *FINAL[1:]], now)])
+        builder.say([Heard("A/B", [T // 1000 + at * 60_000, *FINAL[1:]], now)])
         builder.take(now, now)
     assert len(builder._handed) < 20
 

@@ -1,0 +1,127 @@
+"""The whole platform as `make dev` runs it, in a home of its own, with all its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from feature_platform.embedded import embedded_server
+from feature_platform.settings import get_settings
+from feature_platform_tests.fix_processes import COMMAND, value
+
+# The promise is two minutes, from a cut to the filled hole; a run of Dagster's takes seconds.
+PROMISED = 120.0
+
+
+@dataclass(frozen=True)
+class Dev:
+    """A running `feature-platform dev`.
+
+    url: of Dagster's UI.
+    exchange_url: of the simulated exchange.
+    """
+
+    url: str
+    exchange_url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_until(
+        self,
+        connection: psycopg.Connection[Any],
+        condition: LiteralString,
+        what: str,
+        *parameters: object,
+    ) -> None:
+        """Wait until a query gives true, no longer than is promised."""
+        began = time.monotonic()
+        while not value(connection, condition, *parameters):
+            assert self.process.poll() is None, self.said()[-5000:]
+            assert time.monotonic() - began < PROMISED, f"waited in vain: {what}"
+            time.sleep(0.2)
+
+    def wait_for_page(self, url: str) -> None:
+        """Wait until a page is served."""
+        deadline = time.monotonic() + PROMISED
+        while not is_served(url):
+            assert self.process.poll() is None, self.said()[-5000:]
+            assert time.monotonic() < deadline, self.said()[-5000:]
+            time.sleep(0.2)
+
+    def children(self) -> list[psutil.Process]:
+        """Return all its processes, but for itself."""
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+
+@contextmanager
+def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
+    """Run the platform in a folder while the body runs, and be of its settings.
+
+    options: further ones of the command. environment: further settings.
+    """
+    port, exchange_port = free_port(), free_port()
+    environment["FEATURE_PLATFORM_HOME"] = str(folder / "home")
+    others = {k: text for k, text in os.environ.items() if not k.startswith("FEATURE_PLATFORM_")}
+    log = folder / "log"
+    with pytest.MonkeyPatch.context() as patch, log.open("w") as out:
+        process = subprocess.Popen(
+            [
+                *(COMMAND[0], *COMMAND[3:], "dev"),  # warnings of Dagster's are not ours to mend
+                *("--port", str(port), "--exchange-port", str(exchange_port), *options),
+            ],
+            env={**others, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for name, text in environment.items():
+            patch.setenv(name, text)
+        get_settings.cache_clear()
+        dev = Dev(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{exchange_port}", process, log)
+        try:
+            dev.wait_for_page(f"{dev.exchange_url}/api/v3/ping")  # the database runs by now
+            yield dev
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+            embedded_server(folder / "home").release()  # of who has connected to it
+    get_settings.cache_clear()
+
+
+def is_served(url: str) -> bool:
+    """Tell whether there is a page."""
+    try:
+        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    """Return a port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
