@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from feature_platform.gaps import find_gaps, note_answer
+from feature_platform.orchestration.assets import features_1m_policy
 from feature_platform.orchestration.cursors import Cursor, ReportedPolicy, ReportedState
 from feature_platform.orchestration.partitions import partition_key
 from feature_platform.orchestration.resources import Database
@@ -105,6 +106,18 @@ def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
     data = live.tick("validation")
     assert kinds(data)[:2] == ["AssetMaterialization"] * 2
     assert set(kinds(data)[2:]) == {"AssetCheckEvaluation"}
+
+
+def test_after_a_run_the_checks_are_reported_again(live: Platform) -> None:
+    """A run's materialisation outdates the checks: until they are reported, nothing is known."""
+    first = live.tick("validation")
+    assert live.tick("validation", first.cursor).asset_events == []
+    assert dg.materialize(
+        [features_1m_policy], resources={"database": Database()}, instance=live.instance
+    ).success
+    data = live.tick("validation", first.cursor)
+    assert kinds(data) == ["AssetCheckEvaluation"] * len(CHECKS)
+    assert live.tick("validation", data.cursor).asset_events == []
 
 
 def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
