@@ -249,7 +249,7 @@ SELECT (SELECT count(*) FROM compared WHERE is_stored) AS rows_checked,
 SELECT s.symbol, ends.first_bar, ends.last_bar, ends.last_feature,
        coalesce(d.rows_dirty, 0) AS rows_dirty, d.marked_at AS dirty_since,
        feature_platform.clock() - (ends.last_feature + interval '1 minute') AS lag
-  FROM feature_platform.stored_symbol s
+  FROM (SELECT symbol FROM feature_platform.bar_symbol UNION SELECT symbol FROM feature_platform.feature_symbol) AS s
  CROSS JOIN LATERAL (
        SELECT (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first_bar,
               (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1) AS last_bar,

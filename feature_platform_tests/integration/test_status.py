@@ -59,10 +59,11 @@ def test_each_symbol_has_its_own_line(conn: Conn) -> None:
 
 
 def test_a_symbol_may_have_bars_or_rows_only(conn: Conn) -> None:
+    insert_bars(conn, "only rows", START, 1)
+    refresh(conn)
+    conn.execute("DELETE FROM ohlcv_1m")
     insert_bars(conn, A, START, 5)
     insert_bars(conn, B, START, 5)
-    refresh(conn, None, START)
-    conn.execute("INSERT INTO features_1m (symbol, bucket) VALUES ('only rows', %s)", [START])
     a, b, rows = symbol_status(conn)
     assert [one.symbol for one in (a, b, rows)] == [A, B, "only rows"]
     assert (a.last_feature, a.lag, a.rows_dirty) == (None, None, 5)
