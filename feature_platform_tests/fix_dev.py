@@ -110,6 +110,14 @@ def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
     get_settings.cache_clear()
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether a process has not ended; one that nobody has asked how it ended has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def is_served(url: str) -> bool:
     """Tell whether there is a page."""
     try:

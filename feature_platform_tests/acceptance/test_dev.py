@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
 from feature_platform.database import connect
-from feature_platform_tests.fix_dev import Dev, run_dev
+from feature_platform_tests.fix_dev import Dev, is_alive, run_dev
 from feature_platform_tests.fix_embedded import CHECKOUT
 
 CHROMIUM = shutil.which("chromium")
@@ -67,7 +67,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
         try:
-            opened = browser.new_page(viewport={"width": 1400, "height": 900})
+            opened = browser.new_page(viewport={"width": 1900, "height": 1000})
             opened.set_default_timeout(PATIENCE_MS)
             yield opened
         finally:
@@ -169,5 +169,5 @@ def test_ctrl_c_ends_everything(dev: Dev, connection: psycopg.Connection[Any]) -
     connection.close()
     dev.process.send_signal(signal.SIGINT)
     assert dev.process.wait(60) in (0, 130), dev.said()[-5000:]
-    assert [process for process in members if process.is_running()] == []
+    assert [process for process in members if is_alive(process)] == []
     assert "Traceback" not in dev.said()
