@@ -92,7 +92,6 @@ def test_the_graph_has_data_in_it(
     dev: Dev, connection: psycopg.Connection[Any], page: Page
 ) -> None:
     dev.wait_until(connection, ALL_ROWS, "a row for every bar of two days of five symbols")
-    page.set_viewport_size({"width": 1720, "height": 640})  # or four tables are too small for words
     page.goto(f"{dev.url}/asset-groups")
     for name in ("exchange_feed", "ohlcv_1m", "features_1m", "features_1m_policy"):
         page.get_by_text(name, exact=True).first.wait_for()
