@@ -170,10 +170,10 @@ class CatchUp:
         """Ask for what nobody has brought, of the last hour; a gap says itself when."""
         find_gaps(connection)
         oldest = self._clock.now() - _GAPS_OF
-        for gap in due_gaps(connection):
+        for gap in due_gaps(connection, self._exchange.symbols):
             if self._stop.is_set():
                 return
-            if gap.start >= oldest and gap.symbol in self._exchange.symbols:
+            if gap.start >= oldest:
                 report = backfill(connection, self._exchange, gap.symbol, gap.start, gap.end)
                 if report.error is not None:
                     _log.warning("%s: %s", gap.symbol, report.error)

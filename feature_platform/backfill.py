@@ -88,10 +88,13 @@ def backfill(
 def backfill_gaps(
     connection: psycopg.Connection[Any], exchange: Exchange, *, day: datetime | None = None
 ) -> list[BackfillReport]:
-    """Ask for every open gap whose time has come, of one UTC day or of all."""
+    """Ask for every open gap of the exchange's symbols whose time has come.
+
+    day: the start of a UTC day, to ask for that day's only.
+    """
     return [
         _backfill_known(connection, exchange, gap.symbol, gap.start, gap.end)
-        for gap in due_gaps(connection, day=day)
+        for gap in due_gaps(connection, exchange.symbols, day=day)
     ]
 
 

@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
+from feature_platform.settings import get_settings
 
 State = Literal["open", "filled", "quiet", "unavailable"]
 STATES: tuple[State, ...] = ("open", "filled", "quiet", "unavailable")
@@ -62,13 +63,17 @@ def find_gaps(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def due_gaps(connection: psycopg.Connection[Any], *, day: datetime | None = None) -> list[DueGap]:
+def due_gaps(
+    connection: psycopg.Connection[Any], symbols: Sequence[str], *, day: datetime | None = None
+) -> list[DueGap]:
     """Return what the venue may be asked for now, oldest first.
 
+    symbols: the markets that the venue is asked for at all.
     day: the start of a UTC day, to be given only that day's.
     """
+    parameters = {"symbols": list(symbols), "day": day}
     with connection.cursor(row_factory=class_row(DueGap)) as cursor:
-        return cursor.execute(queries["gaps_due"], {"day": day}).fetchall()
+        return cursor.execute(queries["gaps_due"], parameters).fetchall()
 
 
 def list_gaps(
@@ -104,7 +109,9 @@ def note_failure(
 ) -> None:
     """Note that the venue would not answer for these minutes, and why.
 
+    After as many attempts as the settings say, they are given up as `unavailable`.
     retry_after: seconds for which the venue does not want to be asked.
     """
     failure = {"symbol": symbol, "start": start, "end": end, "error": error}
-    connection.execute(queries["gaps_failed"], {**failure, "retry_after": retry_after or 0.0})
+    patience = {"retry_after": retry_after or 0.0, "attempts": get_settings().gap_attempts}
+    connection.execute(queries["gaps_failed"], {**failure, **patience})

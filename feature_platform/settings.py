@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         clock's.
     api_key: what those who ask the model service must send; without one, anyone on this machine
         may ask, and nobody else.
+    gap_attempts: how often the exchange is asked for missing minutes that it does not answer for.
     stale_after: seconds after its minute from which on the newest row of a symbol is stale.
     """
 
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one
     # is as old as the next one is late, which is 135 s after its own minute at most.
+    gap_attempts: Annotated[int, Field(ge=1, le=1000)] = 10
     stale_after: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0
 
     @field_validator("database_url")

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 
 from feature_platform.queries import queries
 from feature_platform.schema import SCHEMA_VERSION
+from feature_platform.settings import get_settings
 from feature_platform.verify import verify_window
 
 Severity = Literal["ERROR", "WARN"]
@@ -161,8 +162,8 @@ CHECKS: tuple[Check, ...] = (
         "bars_fresh",
         "ohlcv_1m",
         "ERROR",
-        "The newest closed bar of every symbol, or the newest minute for which the venue had no"
-        f" trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data, not of"
+        "The newest closed bar of every recorded symbol, or the newest minute for which the venue"
+        f" had no trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data, not of"
         " the last materialisation.",
         "symbols",
         _NO_BARS,
@@ -207,8 +208,8 @@ CHECKS: tuple[Check, ...] = (
         "features_rows",
         "features_1m",
         "ERROR",
-        "Every symbol has at least 9 rows in 10 minutes, as of the newest minute whose row is late"
-        " when it is missing; minutes without trades count.",
+        "Every recorded symbol has at least 9 rows in 10 minutes, as of the newest minute whose row"
+        " is late when it is missing; minutes without trades count.",
         "symbols",
         _NO_ROWS,
         {"settle": SETTLE},
@@ -318,7 +319,9 @@ def _evaluate(
 
 def _ask(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
     """Evaluate a check whose statement gives `checked`, `offending`, `rows` and measures."""
-    parameters = {**check.parameters, "show": SHOWN}
+    # What is not recorded is history, such as an import: nobody expects it to go on.
+    recorded = list(get_settings().symbols)
+    parameters = {**check.parameters, "symbols": recorded, "show": SHOWN}
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(queries[f"check_{check.name}"], parameters).fetchone()
     assert row is not None, "the statement always gives one row"

@@ -422,13 +422,14 @@ SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM c
 SELECT feature_platform.find_gaps();
 
 -- gaps_due --
--- Open gaps that may be asked for now, parted at the ends of UTC days, oldest first; of one day only where it is given.
+-- Open gaps of some symbols that may be asked for now, parted at the ends of UTC days, oldest first; of one day only where it is
+-- given.
 SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.first + interval '24 hours') AS end, g.attempts
   FROM public.ohlcv_1m_gaps g
  CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'), g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)
  WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
-   AND (%(day)s::timestamptz IS NULL OR day.first = %(day)s)
+   AND g.symbol = ANY (%(symbols)s::text[]) AND (%(day)s::timestamptz IS NULL OR day.first = %(day)s)
  ORDER BY start, g.symbol;
 
 -- gaps_list --
@@ -450,7 +451,8 @@ SELECT coalesce(sum(extract(epoch FROM least(end_ts, %(end)s) - greatest(start_t
 
 -- gaps_failed --
 -- The venue would not answer for these minutes, nor for so many seconds.
-SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s, retry_after => make_interval(secs => %(retry_after)s));
+SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s, max_attempts => %(attempts)s,
+                                   retry_after => make_interval(secs => %(retry_after)s));
 
 
 -- ==== validation.py ====
@@ -532,6 +534,7 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.start_ts > last.bar AND g.state <> 'filled'
                             AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS answered
+     WHERE s.symbol = ANY (%(symbols)s::text[])
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bar, extract(epoch FROM now.at - n.until)::double precision AS age FROM newest n CROSS JOIN now
 )
@@ -548,19 +551,20 @@ WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), gap AS MATERIALIZED (
     SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error, g.feed
-      FROM public.ohlcv_1m_gaps g WHERE g.state = 'open'
+      FROM public.ohlcv_1m_gaps g WHERE g.state = 'open' AND g.symbol = ANY (%(symbols)s::text[])
     UNION ALL
     SELECT g.symbol, g.start_ts, g.end_ts, g.state, g.attempts, g.last_error, g.feed
       FROM now CROSS JOIN feature_platform.gap_watermark w
      CROSS JOIN LATERAL (SELECT * FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.state = 'unavailable'
                             AND g.start_ts > now.at - interval '7 days') AS g
+     WHERE w.symbol = ANY (%(symbols)s::text[])
 ), judged AS (
     SELECT g.*, extract(epoch FROM g.end_ts - g.start_ts) / 60 AS minutes,
            g.state = 'unavailable' OR g.start_ts < now.at - %(age)s::interval AS offends
       FROM gap g CROSS JOIN now
 )
-SELECT (SELECT count(*) FROM feature_platform.gap_watermark) AS checked,
+SELECT (SELECT count(*) FROM feature_platform.gap_watermark w WHERE w.symbol = ANY (%(symbols)s::text[])) AS checked,
        (SELECT count(DISTINCT symbol) FROM judged WHERE offends) AS offending,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'start', to_char(start_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'minutes', minutes::bigint, 'state', state, 'attempts', attempts,
@@ -611,7 +615,8 @@ WITH now AS MATERIALIZED (
                           WHERE g.symbol = s.symbol AND g.state <> 'filled' AND g.start_ts > now.at - interval '1 day'
                             AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes'
                             AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS quiet
-     WHERE NOT EXISTS (SELECT FROM (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
+     WHERE s.symbol = ANY (%(symbols)s::text[])
+       AND NOT EXISTS (SELECT FROM (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
                         WHERE first.bucket > now.until - interval '9 minutes')     -- a symbol that has only begun
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS offending,
@@ -648,6 +653,7 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.start_ts > last.bucket AND g.state <> 'filled'
                             AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS answered
+     WHERE s.symbol = ANY (%(symbols)s::text[])
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bucket, extract(epoch FROM now.at - n.until)::double precision AS lag,
            n.until < feature_platform.bucket_of(now.at - %(settle)s::interval) AS offends
@@ -817,7 +823,7 @@ SELECT day.first
  ORDER BY day.first DESC;
 
 -- due_days --
--- UTC days with open gaps that may be asked for now, newest first. `identity` changes when one of the gaps is asked for, and
+-- UTC days with open gaps of some symbols that may be asked for now, newest first. `identity` changes when one of the gaps is asked for, and
 -- when one is found; it does not when an outage that goes on makes its gap longer.
 SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
        sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts, day.first)) / 60)::bigint AS minutes,
@@ -827,6 +833,7 @@ SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY 
  CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'), g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)
  WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
+   AND g.symbol = ANY (%(symbols)s::text[])
  GROUP BY day.first ORDER BY day.first DESC;
 
 -- bar_symbols --

@@ -59,7 +59,8 @@ class DueDay:
 def due_days(connection: psycopg.Connection[Any]) -> list[DueDay]:
     """Return days with due gaps, the newest first; only days that are partitions."""
     with connection.cursor(row_factory=class_row(DueDay)) as cursor:
-        found = cursor.execute(queries["due_days"]).fetchall()
+        symbols = {"symbols": list(get_settings().symbols)}
+        found = cursor.execute(queries["due_days"], symbols).fetchall()
     return [due for due in found if has_partition(due.day.astimezone(UTC))]
 
 

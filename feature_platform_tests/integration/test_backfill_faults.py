@@ -17,6 +17,7 @@ from feature_platform.backfill import BackfillReport, backfill, backfill_day, ba
 from feature_platform.clock import ManualClock
 from feature_platform.exchange import Exchange
 from feature_platform.gaps import find_gaps, list_gaps
+from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import RecordedTruth, Truth
 from feature_platform.verify import verify
@@ -147,6 +148,7 @@ def test_a_market_that_is_gone_stops_no_other(
     conn: psycopg.Connection[Any], patient: Exchange, tick: Tick
 ) -> None:
     gone = "ADA/GONE"  # its gaps come first
+    patient.symbols = (gone, *patient.symbols)
     hole = (NOW - 2 * HOUR, NOW - HOUR)
     backfill(conn, patient, FULL, NOW - 3 * HOUR, NOW)
     conn.execute(
@@ -304,12 +306,15 @@ def test_an_outage_that_ends_is_filled(
 
 
 def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     patient: Exchange,
     venue_truth: Truth,
     venue_clock: ManualClock,
 ) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_GAP_ATTEMPTS", "4")
+    get_settings.cache_clear()
     lost = (START + 3 * HOUR, START + 5 * HOUR)
     backfill(conn, patient, FULL, START, lost[0])
     backfill(conn, patient, FULL, lost[1], venue_clock.now())
@@ -322,9 +327,9 @@ def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
         find_gaps(conn)
         backfill_gaps(conn, patient)
         rounds += 1
-        assert rounds <= 10
+        assert rounds <= 4
     (gap,) = list_gaps(conn, FULL, ["unavailable"])
-    assert (gap.start, gap.end, gap.attempts) == (*lost, 10)
+    assert (gap.start, gap.end, gap.attempts) == (*lost, 4)
     assert gap.last_error is not None
     assert "asked 4 times: OperationFailed: binance" in gap.last_error
     asked = simulator.faults.fired("outage")

@@ -9,7 +9,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from feature_platform.gaps import find_gaps, note_answer
+from feature_platform.gaps import find_gaps, list_gaps, note_answer
 from feature_platform.orchestration.assets import features_1m_policy
 from feature_platform.orchestration.cursors import Cursor, ReportedPolicy, ReportedState
 from feature_platform.orchestration.partitions import partition_key
@@ -235,6 +235,26 @@ def test_the_newest_days_come_first_and_few_at_a_time(live: Platform) -> None:
     first_bar = value(live.connection, "SELECT min(ts) FROM ohlcv_1m").astimezone(UTC)
     # The gaps are older than the first bar: all that lies between is open now, too.
     assert requested == [partition_key(first_bar - timedelta(days=back)) for back in (0, 1, 2)]
+
+
+def test_what_is_not_recorded_is_history(live: Platform) -> None:
+    """An import of long ago is no outage: nothing is requested for it, and no check fails."""
+    insert_bars(live.connection, "OLD/USDT", datetime(2025, 3, 1, tzinfo=UTC), 2000)
+    live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
+    assert live.tick("gaps").run_requests == []
+    live.tick("validation")
+    for name, asset in (
+        ("bars_fresh", "ohlcv_1m"),
+        ("minute_gaps", "ohlcv_1m"),
+        ("features_rows", "features_1m"),
+        ("features_fresh", "features_1m"),
+    ):
+        found = live.evaluation(name, asset)
+        assert found is not None
+        assert found.passed, found
+    # It is accounted for all the same.
+    (gap,) = list_gaps(live.connection, "OLD/USDT")
+    assert (gap.state, gap.start) == ("open", datetime(2025, 3, 2, 9, 20, tzinfo=UTC))
 
 
 def test_a_symbol_without_any_bar_is_fetched_first(

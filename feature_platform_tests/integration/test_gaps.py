@@ -139,7 +139,7 @@ def test_what_is_explained_is_not_asked_for_again_and_a_bar_closes_it(
     else:
         fail(conn, hole, 3, attempts=1)
     assert gaps(conn) == [(state, hole, 3)]
-    assert due_gaps(conn) == []
+    assert due_gaps(conn, [SYMBOL]) == []
     assert find_gaps(conn) == 0
     insert_bars(conn, SYMBOL, hole, 3)
     find_gaps(conn)
@@ -155,10 +155,10 @@ def test_a_venue_that_does_not_answer_is_asked_later_and_later_and_then_given_up
     find_gaps(conn)
     waits = []
     for attempt in range(1, 5):
-        assert len(due_gaps(conn)) == 1
+        assert len(due_gaps(conn, [SYMBOL])) == 1
         fail(conn, hole, 3, attempts=5)
         (gap,) = listed(conn, ["open"])
-        assert (gap.attempts, gap.last_error, due_gaps(conn)) == (attempt, "HTTP 503", [])
+        assert (gap.attempts, gap.last_error, due_gaps(conn, [SYMBOL])) == (attempt, "HTTP 503", [])
         assert gap.next_attempt_at is not None
         waits.append((gap.next_attempt_at - gap.changed_at) / MINUTE)
         conn.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = NULL")  # its time comes
@@ -181,7 +181,7 @@ def test_an_answer_for_young_minutes_is_not_the_last_word(
     assert quiet[:2] == ("quiet", now - 20 * MINUTE)
     assert still_open[:2] == ("open", now - 20 * MINUTE + quiet[2] * MINUTE)
     assert quiet[2] in (12, 13)
-    assert due_gaps(conn) == []  # asked for again a little later
+    assert due_gaps(conn, [SYMBOL]) == []  # asked for again a little later
 
 
 def test_answers_are_no_failures(conn: psycopg.Connection[Any], now: datetime) -> None:
@@ -212,7 +212,7 @@ def test_an_answer_for_a_part_explains_that_part(
         ("open", hole + 6 * MINUTE, 4),
     ]
     assert [gap.attempts for gap in listed(conn, ["open"])] == [0, 0]
-    assert len(due_gaps(conn)) == 2  # nobody has asked for them
+    assert len(due_gaps(conn, [SYMBOL])) == 2  # nobody has asked for them
 
 
 def test_older_history_is_accounted_for_from_its_first_bar(

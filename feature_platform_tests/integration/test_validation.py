@@ -84,9 +84,9 @@ _OFFENCES: dict[str, tuple[LiteralString, str]] = {
         "BTC/USDT",
     ),
     "features_rows": (
-        """DELETE FROM features_1m WHERE symbol = 'ADA/USDT'
+        """DELETE FROM features_1m WHERE symbol = 'ETH/USDT'
               AND bucket = feature_platform.due_until() - interval '6 minutes'""",
-        "ADA/USDT",
+        "ETH/USDT",
     ),
     "features_not_null": (
         "UPDATE features_1m SET volume_z = NULL WHERE symbol = 'ETH/USDT'",
