@@ -163,8 +163,8 @@ CHECKS: tuple[Check, ...] = (
         "ohlcv_1m",
         "ERROR",
         "The newest closed bar of every recorded symbol, or the newest minute for which the venue"
-        f" had no trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data, not of"
-        " the last materialisation.",
+        f" had no trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data,"
+        " not of the last materialisation.",
         "symbols",
         _NO_BARS,
         {"limit": BAR_AGE},
