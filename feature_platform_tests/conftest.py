@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -26,3 +27,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+# Whoever runs the tests in the background may have had Ctrl-C ignored; what they start must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -70,17 +70,20 @@ def test_it_goes_on_when_the_database_is_back(database: str, conn: Conn) -> None
         os.close(line)
         reader = threading.Thread(target=read)
         reader.start()
-        wait_until(lambda: b"1 symbols" in said, "the first frame")
-        conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        wait_until(lambda: b"the database is away" in said, "it tells of it")
-        insert_recent(conn, "B")
-        wait_until(lambda: b"2 symbols" in said, "a frame of the database that is back")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
-        reader.join(PATIENCE)
+        try:
+            wait_until(lambda: b"1 symbols" in said, "the first frame")
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            wait_until(lambda: b"the database is away" in said, "it tells of it")
+            insert_recent(conn, "B")
+            wait_until(lambda: b"2 symbols" in said, "a frame of the database that is back")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            reader.join(PATIENCE)
     os.close(terminal)
     assert b"Traceback" not in said
 
