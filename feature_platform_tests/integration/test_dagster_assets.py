@@ -120,7 +120,7 @@ def test_a_venue_that_is_away_fails_the_run_and_is_noted(
     )
     assert not done.success
     (failure,) = done.get_step_failure_events()
-    assert "the venue did not answer" in str(failure.event_specific_data)
+    assert "not all of it could be" in str(failure.event_specific_data)
     attempts = value(platform.connection, "SELECT max(attempts) FROM ohlcv_1m_gaps")
     assert attempts == 1
     assert platform.materializations("ohlcv_1m") == []
