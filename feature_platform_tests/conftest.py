@@ -28,5 +28,7 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-# Whoever runs the tests in the background may have had Ctrl-C ignored; what they start must not.
+# Whoever runs the tests in the background may have had Ctrl-C and the end of the terminal ignored;
+# what they start must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -300,10 +301,12 @@ def test_a_failure_after_the_log_was_taken_over_says_why(server: EmbeddedServer)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Yield a file system of 60 MB, less than a new database and its first writes take."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
+def small_disk() -> Iterator[Path]:
+    """Yield a file system of 60 MB, less than a new database and its first writes take.
+
+    Its path is short, so that the server's socket is on it, too.
+    """
+    mounted = Path(tempfile.mkdtemp(prefix="fp-"))
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=60m,mode=711", "tmpfs", mounted],
         capture_output=True,
@@ -314,6 +317,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
     yield mounted
     subprocess.run(["umount", mounted], check=True)
+    mounted.rmdir()
 
 
 @root_only

@@ -16,6 +16,7 @@ from feature_platform.heartbeat import (
     list_feeds,
     write_heartbeats,
 )
+from feature_platform.settings import get_settings
 from feature_platform.validation import evaluate
 from feature_platform_tests.fix_processes import insert_bars, value
 
@@ -24,11 +25,13 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def first(conn: Conn) -> datetime:
+def first(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> datetime:
     """Return the first of the last thirty closed minutes, in which a recorder was at work.
 
     It began ten minutes in; from then on each minute but the first and the last is missing.
     """
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "A")
+    get_settings.cache_clear()
     until = value(conn, "SELECT feature_platform.due_until()")
     first: datetime = until - 30 * MINUTE
     begin_heartbeats(conn, ["A"])
