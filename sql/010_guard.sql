@@ -4,7 +4,7 @@ DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.sch
 
 DO $$
 DECLARE
-    this_version CONSTANT integer := 2;     -- keep equal to 090_version.sql
+    this_version CONSTANT integer := 3;     -- keep equal to 090_version.sql
     found_version integer;
     foreign_table text;
 BEGIN

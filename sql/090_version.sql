@@ -24,4 +24,4 @@ BEGIN
 END
 $$;
 
-INSERT INTO feature_platform.schema_version (version) VALUES (2) ON CONFLICT DO NOTHING;
+INSERT INTO feature_platform.schema_version (version) VALUES (3) ON CONFLICT DO NOTHING;

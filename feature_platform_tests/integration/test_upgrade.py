@@ -1,4 +1,4 @@
-"""Guards against a set-up that cannot follow an older one: a database of version 1 goes on."""
+"""Guards against a set-up that cannot follow an older one: a database of an old version goes on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from feature_platform_tests.integration.test_schema_apply import dump
 
 Conn = psycopg.Connection[Any]
 
-# `pg_dump --no-owner --no-privileges` of a database of that version, with 1,803 bars of three
-# markets, gaps of every state, a policy that was changed, a run of it, and marks not yet refreshed.
-VERSION_1 = Path(__file__).parents[1] / "data" / "schema_1.sql.xz"
+# `pg_dump --no-owner --no-privileges` of a database of each version, with 1,803 bars of three
+# symbols, gaps of every state, a policy that was changed, a run of it, and marks not yet refreshed.
+DUMPS = Path(__file__).parents[1] / "data"
+OLD_VERSIONS = range(1, schema.SCHEMA_VERSION)
 
 KEPT = """
     SELECT symbol, ts, open, high, low, close, vol, source, inserted_at
@@ -40,12 +41,20 @@ KEPT = """
 """
 
 
+@pytest.fixture(params=OLD_VERSIONS)
+def old_version(request: pytest.FixtureRequest) -> int:
+    """Return an old version of the schema."""
+    version: int = request.param
+    return version
+
+
 @pytest.fixture
-def version_1(empty_database: str) -> str:
-    """Yield the URL of a database of version 1."""
+def old(old_version: int, empty_database: str) -> str:
+    """Return the URL of a database of the old version."""
+    dump_file = DUMPS / f"schema_{old_version}.sql.xz"
     subprocess.run(
         [bin_dir() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
-        input=lzma.decompress(VERSION_1.read_bytes()),
+        input=lzma.decompress(dump_file.read_bytes()),
         stdout=subprocess.DEVNULL,
         check=True,
     )
@@ -56,26 +65,26 @@ def kept(connection: Conn) -> list[list[tuple[Any, ...]]]:
     return [connection.execute(select.encode()).fetchall() for select in KEPT.split(";")]
 
 
-def test_version_1_is_brought_up_to_date_and_goes_on(version_1: str) -> None:
-    with psycopg.connect(version_1, autocommit=True) as connection:
+def test_an_old_version_is_brought_up_to_date_and_goes_on(old: str, old_version: int) -> None:
+    with psycopg.connect(old, autocommit=True) as connection:
         before = kept(connection)
         assert [len(rows) for rows in before] == [1803, 1803, 8, 1, 1, 2, 2, 3]
-        done = run_on(version_1, "status")
+        done = run_on(old, "status")
         assert (done.returncode, done.stdout) == (2, "")
         assert "run `feature-platform db apply`" in done.stderr
 
-        assert run_on(version_1, "db", "apply").returncode == 0
+        assert run_on(old, "db", "apply").returncode == 0
         assert kept(connection) == before
         assert value(connection, "SELECT count(*) FROM feature_platform.bar_symbol") == 3
         versions = connection.execute(
             "SELECT version FROM feature_platform.schema_version ORDER BY version"
         ).fetchall()
-        assert versions == [(1,), (schema.SCHEMA_VERSION,)]
+        assert versions == [(old_version,), (schema.SCHEMA_VERSION,)]
 
         pending = verify(connection)
         assert (pending.mismatches, pending.pending > 0) == (0, True)
         insert_recent(connection, "BTC/USDT", 5)
-        done = run_on(version_1, "refresh")
+        done = run_on(old, "refresh")
         assert (done.returncode, done.stderr) == (0, "")
         after = verify(connection)
         assert (after.mismatches, after.pending) == (0, 0)
@@ -87,8 +96,8 @@ def test_version_1_is_brought_up_to_date_and_goes_on(version_1: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_an_upgrade_makes_what_a_new_set_up_makes(version_1: str, databases: Databases) -> None:
-    with psycopg.connect(version_1, autocommit=True) as connection:
+def test_an_upgrade_makes_what_a_new_set_up_makes(old: str, databases: Databases) -> None:
+    with psycopg.connect(old, autocommit=True) as connection:
         owner = value(
             connection,
             "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'",
@@ -97,9 +106,9 @@ def test_an_upgrade_makes_what_a_new_set_up_makes(version_1: str, databases: Dat
         schema.apply(connection)
     with databases.fresh() as new:
         of_new = statements(new)
-    of_upgraded = statements(version_1)
+    of_upgraded = statements(old)
     assert of_upgraded == of_new
-    with psycopg.connect(version_1, autocommit=True) as connection:
+    with psycopg.connect(old, autocommit=True) as connection:
         assert owner == value(
             connection,
             "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'",
