@@ -98,13 +98,16 @@ class Workbench:
         return number if self.scale >= 0.05 else 2
 
     @contextmanager
-    def database(self, name: str) -> Iterator[Connection]:
-        """Create a database with the schema, give a connection to it, and drop it afterwards."""
+    def database(self, name: str, *, simulated: bool = False) -> Iterator[Connection]:
+        """Create a database with the schema, give a connection to it, and drop it afterwards.
+
+        simulated: whether it follows the clock of a session.
+        """
         with (
             self.empty_database(name) as url,
             psycopg.connect(url, autocommit=True) as connection,
         ):
-            schema.apply(connection)
+            schema.apply(connection, simulated=simulated)
             yield connection
 
     @contextmanager

@@ -69,7 +69,7 @@ def run(bench: Workbench) -> Result:
     symbols = [f"SYM{number:04d}/USDT" for number in range(bench.scaled(SYMBOLS, 2))]
     looks = bench.scaled(HOURS * LOOKS_AN_HOUR, 4)
     bench.say(f"{len(symbols)} symbols, {looks / LOOKS_AN_HOUR:.1f} hours at {SPEED:g} times")
-    with bench.database("memory") as connection:
+    with bench.database("memory", simulated=True) as connection:
         with _running(bench, connection, symbols) as processes:
             began = time.monotonic()
             pause = 3600 / LOOKS_AN_HOUR / SPEED

@@ -488,14 +488,22 @@ def db_psql(
 
 
 @db.command("apply")
-def db_apply() -> None:
+def db_apply(
+    simulated: Annotated[
+        bool | None,
+        typer.Option(
+            "--simulated/--real",
+            help="Whether it is for simulated bars; by default it stays what it is, or is real.",
+        ),
+    ] = None,
+) -> None:
     """Set up the database, or bring its set-up up to date; it may be done again at any time."""
     from feature_platform import schema
     from feature_platform.database import connect, server_description
     from feature_platform.logins import missing_roles
 
     with connect() as connection:
-        schema.apply(connection)
+        schema.apply(connection, simulated=simulated)
         typer.echo(f"set up: {server_description(connection)}")
         missing, user = missing_roles(connection), connection.info.user
     if missing:

@@ -35,7 +35,7 @@ def run_dev(port: int, exchange_port: int, days: int) -> int:
         _require_free(exchange_port, "--exchange-port")
     # Held to the end: a process that starts later finds the embedded server running.
     with connect() as connection:
-        prepare(connection)
+        prepare(connection, simulated=simulated)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
         environment.setdefault(f"{PREFIX}HOME", str(settings.home))
         # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.

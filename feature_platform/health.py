@@ -9,6 +9,7 @@ from typing import Literal
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
+from feature_platform.schema import require_clock
 
 Service = Literal["recorder", "worker", "daemon"]
 
@@ -17,10 +18,12 @@ def problem_of(service: Service) -> str | None:
     """Return what is wrong with a service of the database that is configured, None if nothing is.
 
     Of the daemon it asks the database that Dagster keeps its events in, DAGSTER_POSTGRES_URL.
-    Raises UserError when the database cannot be reached.
+    Raises UserError when the database cannot be reached, or does not follow this process's clock.
     """
     url = _dagster_url() if service == "daemon" else None
     with closing(connect(url, application_name="feature_platform health")) as connection:
+        if url is None:
+            require_clock(connection)
         row = connection.execute(queries[f"health_{service}"]).fetchone()
     return None if row is None else row[0]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import psycopg
 
+from feature_platform.clock import SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.queries import queries, sql_dir
-from feature_platform.settings import get_settings
+from feature_platform.settings import PREFIX, get_settings
 
 # What the files set up, as 010_guard.sql and 090_version.sql say too; a test keeps them equal.
 SCHEMA_VERSION = 3
@@ -24,17 +25,21 @@ def schema_files() -> list[Path]:
     return [sql_dir() / match["file"] for match in _INCLUDE.finditer(text)]
 
 
-def apply(connection: psycopg.Connection[Any]) -> None:
+def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None) -> None:
     """Set up the database, or bring its set-up up to date, in one transaction.
 
-    Concurrent set-ups wait for each other. Raises UserError, and changes nothing, when the
-    database is newer than this code or has an `ohlcv_1m` or `features_1m` of somebody else's.
+    Concurrent set-ups wait for each other.
+    simulated: whether the database is for simulated bars. By default an existing database stays
+        what it is, and a new one is simulated where FEATURE_PLATFORM_CLOCK is set.
+    Raises UserError, and changes nothing, when the database is newer than this code, has other
+    tables of the names `ohlcv_1m` or `features_1m`, or has bars of the other origin.
     """
     try:
         with connection.transaction():
             connection.execute("SET LOCAL client_min_messages = warning")
             # Rather fail than keep writers waiting behind a long transaction.
             connection.execute("SET LOCAL lock_timeout = '30s'")
+            connection.execute(queries["schema_set_up_as"], {"origin": _origin(simulated)})
             for file in schema_files():
                 connection.execute(file.read_text(encoding="utf-8"))
     except psycopg.errors.RaiseException as error:
@@ -51,13 +56,50 @@ def apply(connection: psycopg.Connection[Any]) -> None:
         ) from None
 
 
-def prepare(connection: psycopg.Connection[Any]) -> None:
-    """Make sure that the database has this code's schema before it is used.
+def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> None:
+    """Make sure that the database has this code's schema and clock before it is used.
 
     The embedded server's database is set up on the spot, as it is the platform's own; any other
-    is its owner's to set up. Raises UserError when it is not, or is newer than this code, or when
-    the user may not use it.
+    is its owner's to set up.
+    simulated: whether the caller stores simulated bars.
+    Raises UserError when the database is not set up, or is newer than this code, when the user
+    may not use it, and when simulated bars or a simulated clock have no place in it.
     """
+    _prepare_version(connection, simulated)
+    if simulated and not is_simulated(connection):
+        if get_settings().database_url is not None:
+            raise UserError(
+                f"simulated bars have no place in database {connection.info.dbname}, which was not"
+                " set up as a simulated one: use another database, or run"
+                " `feature-platform db apply --simulated` while it has no bars"
+            )
+        apply(connection, simulated=True)
+    require_clock(connection)
+
+
+def require_clock(connection: psycopg.Connection[Any]) -> None:
+    """Raise UserError where this process has a simulated clock and the database is a real one."""
+    if isinstance(get_settings().clock, SimulatedClock) and not is_simulated(connection):
+        raise UserError(
+            f"{PREFIX}CLOCK is set, and database {connection.info.dbname} was not set up as a"
+            f" simulated one: unset {PREFIX}CLOCK, or use another database"
+        )
+
+
+def is_simulated(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether this database was set up for simulated bars."""
+    row = connection.execute(queries["schema_is_simulated"]).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _origin(simulated: bool | None) -> str:
+    if simulated is not None:
+        return "simulated" if simulated else "real"
+    return "clock" if isinstance(get_settings().clock, SimulatedClock) else ""
+
+
+def _prepare_version(connection: psycopg.Connection[Any], simulated: bool) -> None:
+    """Make sure that the database has this code's schema."""
     try:
         version = _version(connection)
     except psycopg.errors.InsufficientPrivilege:
@@ -68,7 +110,7 @@ def prepare(connection: psycopg.Connection[Any]) -> None:
     if version == SCHEMA_VERSION:
         return
     if get_settings().database_url is None and (version is None or version < SCHEMA_VERSION):
-        apply(connection)
+        apply(connection, simulated=simulated or None)
     elif version is None:
         raise UserError(
             f"database {connection.info.dbname} is not set up: run `feature-platform db apply`"

@@ -176,6 +176,19 @@ def database(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
+def simulated_database(database: str) -> str:
+    """Return the URL of a fresh database for simulated bars, which follows a session's clock."""
+    make_simulated(database)
+    return database
+
+
+def make_simulated(url: str) -> None:
+    """Make a database without bars one for simulated bars."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE feature_platform.database_origin SET simulated = true")
+
+
+@pytest.fixture
 def empty_database(databases: Databases) -> Iterator[str]:
     """Yield the URL of a fresh database without the schema."""
     url = databases.create_empty()

@@ -25,6 +25,7 @@ from feature_platform.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import Truth
+from feature_platform_tests.fix_database import make_simulated
 from feature_platform_tests.fix_exchange import quick
 from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, value, wait_until
 
@@ -271,7 +272,8 @@ def live(
     venue_truth: Truth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Live]:
-    """Yield a running venue and a database, which are the platform's."""
+    """Yield a running exchange and a simulated database, which are the platform's."""
+    make_simulated(going.url)
     with SimulatedExchange(venue_truth, seed=7, clock=fast_clock) as venue:
         monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", venue.url)
         monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(venue.truth.markets))

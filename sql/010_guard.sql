@@ -93,19 +93,37 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.simulated_clock(text, timestamptz) IS 'What a clock of another speed tells at a moment of the wall clock''s.';
 
--- What time it is on the platform when the wall clock tells `moment`: the same, unless the session has a clock of another
--- speed in its setting feature_platform.clock, as the platform's processes do where FEATURE_PLATFORM_CLOCK is set.
+-- The time of a session whose setting feature_platform.clock is set. Only a database that was set up as simulated follows it: the
+-- engine's functions run with their owner's rights, and must not believe their callers' clocks. Rejected rather than ignored: a
+-- process with a clock of its own would go on by another time than its database.
+CREATE OR REPLACE FUNCTION feature_platform.session_clock(moment timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (SELECT o.simulated FROM feature_platform.database_origin o) IS NOT TRUE THEN
+        RAISE EXCEPTION 'feature_platform.clock is set, and this database was not set up as a simulated one'
+            USING HINT = 'RESET feature_platform.clock, or unset FEATURE_PLATFORM_CLOCK of the process.';
+    END IF;
+    RETURN feature_platform.simulated_clock(current_setting('feature_platform.clock'), moment);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.session_clock(timestamptz) IS 'The time of a session that has a clock of its own, in a simulated database.';
+
+-- The platform's time when the wall clock tells `moment`: the same, unless this is a simulated database and the session has a
+-- clock of another speed in its setting feature_platform.clock, as the platform's processes have where FEATURE_PLATFORM_CLOCK is set.
 CREATE OR REPLACE FUNCTION feature_platform.clock_at(moment timestamptz) RETURNS timestamptz
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
-                THEN feature_platform.simulated_clock(current_setting('feature_platform.clock', true), moment) ELSE moment END;
+                THEN feature_platform.session_clock(moment) ELSE moment END;
 COMMENT ON FUNCTION feature_platform.clock_at(timestamptz) IS 'The platform''s time at a moment of the wall clock''s.';
 
--- The one clock of the platform: whether a minute is closed or a row due is decided by this, nowhere else.
+-- The one clock of the platform: whether a minute is closed or a row due is decided by this, nowhere else. It is inlined, and reads
+-- a table only in sessions that have a clock.
 CREATE OR REPLACE FUNCTION feature_platform.clock() RETURNS timestamptz
     LANGUAGE sql VOLATILE PARALLEL SAFE
     RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
-                THEN feature_platform.simulated_clock(current_setting('feature_platform.clock', true), clock_timestamp())
+                THEN feature_platform.session_clock(clock_timestamp())
                 ELSE clock_timestamp() END;
 COMMENT ON FUNCTION feature_platform.clock() IS 'Now, as everything in the platform sees it.';
 

@@ -33,13 +33,13 @@ BEGIN
     END LOOP;
 
     -- What only computes, and a default of ohlcv_1m calls for whoever writes there.
-    GRANT EXECUTE ON FUNCTION feature_platform.clock, feature_platform.clock_at, feature_platform.simulated_clock,
+    GRANT EXECUTE ON FUNCTION feature_platform.clock, feature_platform.clock_at, feature_platform.session_clock, feature_platform.simulated_clock,
         feature_platform.bucket_of, feature_platform.bucket_from TO PUBLIC;
 
     FOR right_of IN SELECT * FROM (VALUES
         -- Everyone: to look whether the schema is the right one, and at the clock.
         (ours, 'USAGE ON SCHEMA feature_platform'),
-        (ours, 'SELECT ON feature_platform.schema_version'),
+        (ours, 'SELECT ON feature_platform.schema_version, feature_platform.database_origin'),
         (ours, 'EXECUTE ON FUNCTION feature_platform.due_until, feature_platform.timescaledb'),
 
         -- Who writes bars: not who deletes them. What the venue said of minutes without a bar belongs to it.

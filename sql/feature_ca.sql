@@ -3,7 +3,8 @@
 --     psql -X -d DATABASE -f sql/feature_ca.sql
 --
 -- It may be run again at any time: it changes only what is not yet as it should be. `feature-platform db apply` runs
--- the same files in the same order (it reads the \ir lines below).
+-- the same files in the same order (it reads the \ir lines below). A database for simulated bars is set up by
+-- PGOPTIONS='-c feature_platform.set_up_as=simulated' before that command, or by `feature-platform db apply --simulated`.
 \set ON_ERROR_STOP on
 \set QUIET on
 BEGIN;
@@ -12,6 +13,7 @@ SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting beh
 \ir 005_roles.sql
 \ir 010_guard.sql
 \ir 020_bars.sql
+\ir 025_origin.sql
 \ir 030_features.sql
 \ir 035_gaps.sql
 \ir 037_heartbeat.sql

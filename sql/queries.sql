@@ -125,6 +125,14 @@ SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
 -- The version of the schema that is set up here.
 SELECT max(version) FROM feature_platform.schema_version;
 
+-- schema_set_up_as --
+-- Have the set-up make this a simulated or a real database.
+SELECT set_config('feature_platform.set_up_as', %(origin)s, true);
+
+-- schema_is_simulated --
+-- Whether this database was set up for simulated bars.
+SELECT simulated FROM feature_platform.database_origin;
+
 
 -- ==== logins.py ====
 

@@ -21,7 +21,7 @@ from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import RecordedTruth, Truth
 from feature_platform.verify import verify
-from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_database import Databases, make_simulated
 from feature_platform_tests.fix_exchange import MakeExchange, quick
 from feature_platform_tests.fix_processes import value
 from feature_platform_tests.integration.test_exchange_client import (
@@ -53,6 +53,7 @@ def venue_clock() -> ManualClock:
 @pytest.fixture(scope="module")
 def module_database(databases: Databases) -> Iterator[str]:
     with databases.fresh() as url:
+        make_simulated(url)
         yield url
 
 

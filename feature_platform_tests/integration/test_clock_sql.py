@@ -47,8 +47,10 @@ def test_without_a_setting_it_is_the_wall_clock(conn: psycopg.Connection) -> Non
         assert before <= told <= after
 
 
-def test_python_and_sql_tell_the_same_time(database: str, fast_clock: SimulatedClock) -> None:
-    with connect(database) as connection:
+def test_python_and_sql_tell_the_same_time(
+    simulated_database: str, fast_clock: SimulatedClock
+) -> None:
+    with connect(simulated_database) as connection:
         before = fast_clock.now()
         told = value(connection, CLOCK_SQL)
         after = fast_clock.now()
@@ -79,7 +81,8 @@ def test_the_formula_is_the_same(conn: psycopg.Connection, zone: str) -> None:
         "2026-03-01T00:00Z@2026-11-25T13:30Zx99999",
     ],
 )
-def test_nonsense_is_refused(conn: psycopg.Connection, setting: str) -> None:
+@pytest.mark.usefixtures("simulated_database")
+def test_nonsense_is_rejected(conn: psycopg.Connection, setting: str) -> None:
     conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
     with pytest.raises(psycopg.errors.RaiseException, match="is no clock"):
         conn.execute(CLOCK_SQL)
@@ -95,9 +98,9 @@ def test_the_url_keeps_its_own_options() -> None:
 
 
 def test_moments_that_are_stored_are_the_platforms(
-    database: str, fast_clock: SimulatedClock
+    simulated_database: str, fast_clock: SimulatedClock
 ) -> None:
-    with connect(database) as connection:
+    with connect(simulated_database) as connection:
         before = fast_clock.now()
         insert_recent(connection, "BTC/USDT", 3)
         begun = value(connection, "SELECT feature_platform.policy_begin('worker')")
@@ -117,37 +120,40 @@ def test_moments_that_are_stored_are_the_platforms(
     assert before - tick <= stored[0] <= stored[1] <= after + tick
 
 
-def test_a_command_sees_that_time(database: str, tmp_path: Path) -> None:
+def test_a_command_sees_that_time(simulated_database: str, tmp_path: Path) -> None:
     clock = SimulatedClock(datetime(2031, 5, 1, tzinfo=UTC), datetime.now(UTC), 1.0)
     environment = {
         "FEATURE_PLATFORM_CLOCK": str(clock),
-        "FEATURE_PLATFORM_DATABASE_URL": database,
+        "FEATURE_PLATFORM_DATABASE_URL": simulated_database,
         "FEATURE_PLATFORM_HOME": str(tmp_path),
     }
     done = run("db", "psql", "-XAtc", f"{CLOCK_SQL} AT TIME ZONE 'UTC'", **environment)
     assert done.stdout.startswith("2031-05-01 00:0"), done.stderr
     assert "clock: simulated, 2031-05-01 00:0" in run("status", **environment).stdout
-    assert run_on(database, "db", "psql", "-XAtc", "SHOW feature_platform.clock").returncode != 0
+    assert (
+        run_on(simulated_database, "db", "psql", "-XAtc", "SHOW feature_platform.clock").returncode
+        != 0
+    )
 
 
-def test_a_database_may_have_it_for_everybody(database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as owner:
+def test_a_database_may_have_it_for_everybody(simulated_database: str) -> None:
+    with psycopg.connect(simulated_database, autocommit=True) as owner:
         setting = sql.SQL("ALTER DATABASE {} SET feature_platform.clock = {}")
         owner.execute(setting.format(sql.Identifier(owner.info.dbname), CLOCK))
-    with psycopg.connect(database) as anybody:
+    with psycopg.connect(simulated_database) as anybody:
         told = value(anybody, CLOCK_SQL)
         wall = value(anybody, "SELECT clock_timestamp()")
     assert abs(told - (START + (wall - SINCE) * 60)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_worker_goes_by_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_goes_by_it(simulated_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimulatedClock(START, datetime.now(UTC), 60.0)
     monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
     get_settings.cache_clear()
     with (
-        connect(database) as connection,
-        WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=database) as worker,
+        connect(simulated_database) as connection,
+        WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=simulated_database) as worker,
     ):
         worker.wait_for("at work")
         ahead = clock.now().replace(second=0) + timedelta(minutes=2)

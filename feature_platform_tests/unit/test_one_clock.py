@@ -17,6 +17,7 @@ _WALL = re.compile(
 ALLOWED = {
     "feature_platform/clock.py": "time.time_ns",  # what the platform's is made of
     "sql/010_guard.sql": "",  # the same, and when a version of the schema was set up
+    "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
     "sql/090_version.sql": "pg_get_expr",  # what old databases have instead
     "sql/070_timescaledb.sql": "initial_start",  # a job of the database knows no other
     "sql/queries.sql": "daemon_heartbeats",  # Dagster's own
