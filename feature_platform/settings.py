@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         clock's.
     api_key: what those who ask the model service must send; without one, anyone on this machine
         may ask, and nobody else.
+    proxies: addresses of proxies before the model service, whose X-Forwarded-For names the client.
     gap_attempts: how often the exchange is asked for missing minutes that it does not answer for.
     stale_after: seconds after its minute from which on the newest row of a symbol is stale.
     """
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     recorder_memory: Annotated[int, Field(ge=0)] = 10_000
     clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
     api_key: SecretStr | None = None
+    proxies: Annotated[tuple[str, ...], NoDecode] = ()
     # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one
     # is as old as the next one is late, which is 135 s after its own minute at most.
     gap_attempts: Annotated[int, Field(ge=1, le=1000)] = 10
@@ -112,6 +114,20 @@ class Settings(BaseSettings):
         if key is not None and (len(secret) < 16 or not re.fullmatch(r"[!-~]+", secret)):
             raise ValueError("it needs 16 characters or more, of ASCII and without spaces")
         return key
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _are_addresses(cls, proxies: Any) -> Any:
+        if isinstance(proxies, str):
+            proxies = tuple(part.strip() for part in proxies.split(",") if part.strip())
+        for one in proxies:
+            try:
+                ip_address(one)
+            except ValueError:
+                raise ValueError(
+                    f"{one!r} is not an IP address; write them as 127.0.0.1,10.0.0.2"
+                ) from None
+        return proxies
 
     @field_validator("exchange_url")
     @classmethod

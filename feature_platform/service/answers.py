@@ -48,6 +48,7 @@ _MEANINGS = {
     406: "None of the formats that are accepted is spoken here.",
     413: "The request has a body.",
     422: "A parameter is missing, unknown, or not what it should be.",
+    429: "Too many wrong keys from this address; send the next one after Retry-After.",
     503: "The database does not answer; ask again after Retry-After.",
 }
 
@@ -57,8 +58,8 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": Error, "description": _MEANINGS[status]} for status in statuses
     }
-    if 503 in described:
-        described[503]["headers"] = {
+    for status in described.keys() & {429, 503}:
+        described[status]["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}
         }
     return described

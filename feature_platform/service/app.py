@@ -49,7 +49,7 @@ def create_app(database: Database, *, stale_after: float, key: str | None = None
     )
     locked: dict[str, Any] = {}
     if key is not None:
-        locked = {"responses": refusals(401)}
+        locked = {"responses": refusals(401, 429)}
         app.openapi = lambda: _with_lock(app)  # type: ignore[method-assign]
     measured = metrics.Metrics(database)
     for router in (

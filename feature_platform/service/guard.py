@@ -1,30 +1,67 @@
-"""Who may ask, and how much at once: decided before anything else is done for a request."""
+"""The guard before the routes: it checks the key and rejects bodies."""
 
 from __future__ import annotations
 
+import logging
+import math
 import secrets
+import time
+from collections.abc import Callable
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_platform.service.answers import answer_error
-
-# The longest request that makes sense: a hundred symbols, every letter of them percent-encoded.
-MOST_BYTES = 512 * 1024
+from feature_platform.service.connections import peer_of
 
 # What watches a process has no key.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
-class Guard:
-    """Refuse requests without the key, and requests with a body, which have no use for one.
+# A peer may send so many wrong keys at once, and one more each time that so many seconds pass.
+MOST_GUESSES = 10
+GUESS_SECONDS = 6.0
+_MOST_PEERS = 10_000  # that are remembered
 
-    key: what must be sent as `Authorization: Bearer KEY`; None lets everyone in.
+_log = logging.getLogger(__name__)
+
+
+class Guesses:
+    """Count the wrong keys of each peer.
+
+    clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # When all guesses of a peer are forgotten, those first that guessed longest ago.
+        self._forgotten_at: dict[str, float] = {}
+
+    def wait(self, peer: str) -> float:
+        """Return after how many seconds a peer may guess again, 0 where it may now."""
+        waiting = self._forgotten_at.get(peer, 0.0) - self._clock()
+        return max(0.0, waiting - (MOST_GUESSES - 1) * GUESS_SECONDS)
+
+    def add(self, peer: str) -> None:
+        """Count one wrong key."""
+        now = self._clock()
+        self._forgotten_at[peer] = max(self._forgotten_at.pop(peer, now), now) + GUESS_SECONDS
+        if len(self._forgotten_at) > _MOST_PEERS:
+            del self._forgotten_at[next(iter(self._forgotten_at))]
+
+
+class Guard:
+    """Reject requests without the key, and requests with a body, which have no use for one.
+
+    A peer that sent many wrong keys has to wait before the next one is looked at, right or wrong.
+
+    key: the key of `Authorization: Bearer KEY`; None lets every client in.
     """
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
         self._key = None if key is None else key.encode()
+        self._guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -38,39 +75,34 @@ class Guard:
                 sent = value
             elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
                 has_body = True
-        if self._key is not None and scope["path"] not in OPEN_PATHS and not self._knows(sent):
-            refusal = answer_error(
-                401, "send the key as Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
-            )
-        elif has_body:
+        refusal: Response | None = None
+        if self._key is not None and scope["path"] not in OPEN_PATHS:
+            refusal = self._check_key(sent, peer_of(scope["client"]))
+        if refusal is None and has_body:
             refusal = answer_error(413, "a body has no use here", {"Connection": "close"})
-        else:
+        if refusal is None:
             await self._app(scope, receive, send)
             return
         await refusal(scope, receive, send)
+
+    def _check_key(self, sent: bytes, peer: str) -> Response | None:
+        """Return an error for a key that is missing or wrong, or of a peer that has to wait."""
+        if sent and (wait := self._guesses.wait(peer)):
+            return answer_error(
+                429, "too many wrong keys: wait", {"Retry-After": str(math.ceil(wait))}
+            )
+        if self._knows(sent):
+            return None
+        if sent:
+            self._guesses.add(peer)
+            if self._guesses.wait(peer):
+                _log.warning("many wrong keys from %s: it has to wait", peer)
+        return answer_error(
+            401, "send the key as Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+        )
 
     def _knows(self, sent: bytes) -> bool:
         assert self._key is not None
         scheme, _, key = sent.partition(b" ")
         # It takes the same time whatever part of it is right.
         return secrets.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Speak HTTP, and hang up on who sends without an end."""
-
-    _pending = 0  # bytes since the last request that was complete
-
-    def data_received(self, data: bytes) -> None:
-        """Take what was sent."""
-        self._pending += len(data)
-        if self._pending > MOST_BYTES:
-            if not self.transport.is_closing():
-                self.send_400_response("The request is too large.")
-            return
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        """Begin to answer a request."""
-        self._pending = 0
-        super().on_headers_complete()

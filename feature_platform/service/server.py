@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
@@ -20,12 +20,11 @@ from feature_platform._listen import listen, url_of
 from feature_platform.errors import UserError
 from feature_platform.schema import prepare
 from feature_platform.service.app import create_app
+from feature_platform.service.connections import LimitedConfig, Limits
 from feature_platform.service.database import Database
-from feature_platform.service.guard import BoundedProtocol
 from feature_platform.settings import Settings, get_settings, is_loopback
 
 _GRACE_SECONDS = 10
-_MOST_CONNECTIONS = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +34,19 @@ class Service:
 
     settings: the database, the API key and what is stale; by default those of the environment.
     port: 0 takes a free one.
+    limits: of connections; by default the usual ones.
     Raises UserError where the address is taken, or would be open to everyone.
 
     As a context manager it serves from a thread of its own.
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0
+        self,
+        settings: Settings | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: Limits | None = None,
     ) -> None:
         settings = settings or get_settings()
         if settings.api_key is None and not is_loopback(host):
@@ -62,7 +67,8 @@ class Service:
             stale_after=settings.stale_after,
             key=None if settings.api_key is None else settings.api_key.get_secret_value(),
         )
-        self._server = _Server(app)
+        proxies = settings.proxies
+        self._server = _Server(app, limits or Limits(proxies), proxies)
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
@@ -124,19 +130,19 @@ def _check_schema() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leave signals to whoever runs it."""
+    """A server that leaves signals to its caller."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        config = uvicorn.Config(
+    def __init__(self, app: ASGIApp, limits: Limits, proxies: Sequence[str]) -> None:
+        config = LimitedConfig(
             app,
-            http=BoundedProtocol,
+            limits,
             ws="none",
             log_config=None,
             access_log=False,
-            # A header must not make somebody else of who asks.
-            proxy_headers=False,
+            # A header changes the peer only where a trusted proxy has sent it.
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)

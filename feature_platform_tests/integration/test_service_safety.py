@@ -24,14 +24,14 @@ LATEST = "/v1/features/latest?symbol=KEY"
 
 @pytest.fixture(scope="module", autouse=True)
 def known(served: ServedDatabase) -> None:
-    """Have a symbol to ask for."""
+    """Have symbols to ask for."""
     served.add("H", 3)
-
-
-@pytest.fixture(scope="module")
-def locked(served: ServedDatabase) -> httpx.Client:
-    """Return a client, without the key, of a service that has one."""
     served.add("KEY", 3)
+
+
+@pytest.fixture
+def locked(served: ServedDatabase) -> httpx.Client:
+    """Return a client, without the key, of a service that has one, and no guess against it yet."""
     _, http = served.serve(api_key=KEY)
     return http
 
