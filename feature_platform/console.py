@@ -74,6 +74,8 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
         f" run by a {policy.runs_in}"
     )
     lines = [rule]
+    if policy.problem is not None:
+        lines.append(f"problem: {policy.problem}")
     if policy.last_start is None:
         hint = "; `feature-platform worker` runs it" if policy.runs_in == "worker" else ""
         lines.append(f"last run: none yet{hint}")

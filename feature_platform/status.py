@@ -44,6 +44,7 @@ class PolicyStatus:
 
     last_wakes: how often a commit has had the worker refresh since that run, the last time at
         last_wake; last_rows_written and last_slices count what came of it, too.
+    problem: why the database job cannot run, and the remedy; None where it can.
     """
 
     start_offset: timedelta
@@ -63,6 +64,7 @@ class PolicyStatus:
     next_run: datetime | None
     last_wakes: int | None = None
     last_wake: datetime | None = None
+    problem: str | None = None
 
 
 def symbol_status(connection: psycopg.Connection[Any]) -> list[SymbolStatus]:

@@ -161,6 +161,8 @@ def _policy_line(frame: Frame) -> Text:
     if policy.running:
         parts.append("running")
     line = Text(", ".join(parts), "red" if late else "")
+    if policy.problem is not None:
+        line.append(f"; {policy.problem}", "bold red")
     recent = policy.last_error_at is not None and frame.now - policy.last_error_at < 10 * _MINUTE
     if policy.last_error is not None and recent:
         line.append(f"; failed: {' '.join(policy.last_error.split())}", "bold red")

@@ -40,6 +40,8 @@ DO $$
 DECLARE
     has_it CONSTANT text := (SELECT rolname FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner WHERE nspname = 'feature_platform');
     owner CONSTANT text := coalesce(has_it, (SELECT rolname FROM pg_roles WHERE rolname = 'feature_platform_owner'));
+    -- Where TimescaleDB's functions are.
+    extension CONSTANT regnamespace := (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'timescaledb');
     may_act_for CONSTANT text := CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END;
 BEGIN
     BEGIN
@@ -52,6 +54,9 @@ BEGIN
         END IF;
         IF NOT has_schema_privilege(owner, 'public', 'CREATE') THEN
             EXECUTE format('GRANT USAGE, CREATE ON SCHEMA public TO %I', owner);
+        END IF;
+        IF NOT has_schema_privilege(owner, extension, 'USAGE') THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', extension, owner);
         END IF;
     EXCEPTION
         WHEN insufficient_privilege THEN

@@ -36,6 +36,7 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM feature_platform.policy) THEN
         IF if_not_exists THEN
+            PERFORM feature_platform.schedule_job();    -- which may have been deleted
             RETURN;
         END IF;
         RAISE EXCEPTION 'features_1m has a refresh policy already'

@@ -8,7 +8,29 @@ CREATE OR REPLACE FUNCTION feature_platform.timescaledb() RETURNS text
                 ELSE 'apache' END;
 COMMENT ON FUNCTION feature_platform.timescaledb() IS 'Which TimescaleDB this database has: none, apache or community.';
 
--- What the database job calls, once a schedule_interval. Each slice is a transaction of its own.
+-- The schema of the extension's functions, which CREATE EXTENSION ... SCHEMA may have put anywhere; NULL where there is none.
+CREATE OR REPLACE FUNCTION feature_platform.timescaledb_schema() RETURNS regnamespace
+    LANGUAGE sql STABLE
+    RETURN (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'timescaledb');
+COMMENT ON FUNCTION feature_platform.timescaledb_schema() IS 'The schema of TimescaleDB''s functions; NULL without the extension.';
+
+-- A symbol that had a bar in the minute before usually has one in this minute, too.
+CREATE OR REPLACE FUNCTION feature_platform.newest_minute_is_awaited() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    newest CONSTANT timestamptz := feature_platform.due_until((SELECT end_offset FROM feature_platform.policy)) - interval '1 minute';
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM public.features_1m before
+        WHERE before.bucket = newest - interval '1 minute'
+          AND NOT EXISTS (SELECT FROM public.features_1m f WHERE f.symbol = before.symbol AND f.bucket = newest));
+END
+$$;
+COMMENT ON FUNCTION feature_platform.newest_minute_is_awaited() IS
+    'Whether a symbol that has a row of the minute before has none of the newest minute that is due.';
+
+-- The procedure of the database job, called once a schedule_interval. Each slice is a transaction of its own.
 CREATE OR REPLACE PROCEDURE feature_platform.run_policy(job_id integer DEFAULT NULL, config jsonb DEFAULT NULL)
     LANGUAGE plpgsql
 AS $$
@@ -17,6 +39,10 @@ DECLARE
     horizon bigint := feature_platform.dirty_horizon();
     more boolean := true;
     problem text;
+    -- Waiting lets the row of the newest minute appear in this run instead of the next. The minute's bars are committed in its first seconds. Twenty cover a slow exchange; half of a short schedule is left to
+    -- the next run.
+    wait_until CONSTANT timestamptz := clock_timestamp() + least(interval '20 seconds',
+        (SELECT make_interval(secs => extract(epoch FROM schedule_interval) / 2) FROM feature_platform.policy));
 BEGIN
     IF NOT pg_try_advisory_lock(hashtextextended('feature_platform.job', 0)) THEN
         RAISE NOTICE 'the refresh policy is being run by another session';
@@ -24,7 +50,12 @@ BEGIN
     END IF;
     run_id := feature_platform.policy_begin('job');
     COMMIT;
-    WHILE more LOOP
+    WHILE more OR problem IS NULL AND clock_timestamp() < wait_until AND feature_platform.newest_minute_is_awaited() LOOP
+        IF NOT more THEN
+            COMMIT;     -- so that no snapshot is held during the sleep
+            PERFORM pg_sleep(0.1);
+            horizon := feature_platform.dirty_horizon();
+        END IF;
         BEGIN
             more := feature_platform.policy_step(run_id, horizon);
         EXCEPTION WHEN OTHERS THEN
@@ -43,40 +74,58 @@ END
 $$;
 COMMENT ON PROCEDURE feature_platform.run_policy(integer, jsonb) IS 'One run of the refresh policy, as a database job.';
 
+-- The job is known by its procedure, not by the policy's job_id: delete_job() or a restored dump may have made that stale.
 CREATE OR REPLACE FUNCTION feature_platform.schedule_job() RETURNS void
     LANGUAGE plpgsql
 AS $$
 DECLARE
     p feature_platform.policy;
-    extension CONSTANT regnamespace := (SELECT extnamespace FROM pg_extension WHERE extname = 'timescaledb');
+    job record;
+    -- At the start of the minute: the rows of the minute before are due from then on. Not at second 0, where a timer that is
+    -- early would meet the minute before. The database's jobs run by the wall clock, whatever the platform's clock shows.
+    start CONSTANT timestamptz := feature_platform.bucket_of(clock_timestamp()) + interval '0.1 seconds';
 BEGIN
     IF feature_platform.timescaledb() <> 'community' THEN
+        UPDATE feature_platform.policy SET job_id = NULL WHERE policy.job_id IS NOT NULL;
         RETURN;
     END IF;
     SELECT * INTO p FROM feature_platform.policy;
-    IF p.job_id IS NULL THEN
-        -- Five seconds into the minute: what that minute closed is due, and its bars had a moment to arrive. The database's
-        -- jobs go by the wall clock, whatever the platform's tells.
-        EXECUTE format('UPDATE feature_platform.policy SET job_id = %s.add_job(''feature_platform.run_policy'', schedule_interval,
-                            initial_start => feature_platform.bucket_of(clock_timestamp()) + interval ''5 seconds'', fixed_schedule => true)', extension);
-    ELSE
-        EXECUTE format('SELECT %s.alter_job($1, schedule_interval => $2)', extension) USING p.job_id, p.schedule_interval;
+    IF NOT FOUND THEN
+        RETURN;
     END IF;
+    SELECT j.* INTO job FROM timescaledb_information.jobs j
+    WHERE j.proc_schema = 'feature_platform' AND j.proc_name = 'run_policy' AND pg_has_role(j.owner, 'USAGE')
+    ORDER BY j.job_id LIMIT 1;
+    IF NOT FOUND THEN
+        EXECUTE format('SELECT %s.add_job(''feature_platform.run_policy'', $1, initial_start => $2, fixed_schedule => true,
+                                          job_name => ''feature_platform: refresh policy of features_1m'')', feature_platform.timescaledb_schema())
+        INTO job USING p.schedule_interval, start;
+        UPDATE feature_platform.policy SET job_id = job.add_job;
+        RETURN;
+    END IF;
+    IF (job.schedule_interval, job.fixed_schedule, job.initial_start - feature_platform.bucket_of(job.initial_start))
+       IS DISTINCT FROM (p.schedule_interval, true, interval '0.1 seconds') THEN
+        EXECUTE format('SELECT %s.alter_job($1, schedule_interval => $2, initial_start => $3, next_start => $3, fixed_schedule => true,
+                                            job_name => ''feature_platform: refresh policy of features_1m'')', feature_platform.timescaledb_schema())
+        USING job.job_id, p.schedule_interval, start;
+    END IF;
+    UPDATE feature_platform.policy SET job_id = job.job_id WHERE policy.job_id IS DISTINCT FROM job.job_id;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.schedule_job() IS 'Makes the database job follow the policy, where there are jobs.';
+COMMENT ON FUNCTION feature_platform.schedule_job() IS 'Makes the database job follow the policy, where there are jobs; adds it where it is missing.';
 
 CREATE OR REPLACE FUNCTION feature_platform.unschedule_job() RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
     IF feature_platform.timescaledb() = 'community' THEN
-        EXECUTE format('SELECT %s.delete_job(job_id) FROM feature_platform.policy WHERE job_id IS NOT NULL',
-                       (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'timescaledb'));
+        EXECUTE format('SELECT %s.delete_job(job_id) FROM timescaledb_information.jobs
+                        WHERE proc_schema = ''feature_platform'' AND proc_name = ''run_policy'' AND pg_has_role(owner, ''USAGE'')',
+                       feature_platform.timescaledb_schema());
     END IF;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.unschedule_job() IS 'Removes the database job of the policy, where there are jobs.';
+COMMENT ON FUNCTION feature_platform.unschedule_job() IS 'Removes the database job of the policy, where there is one.';
 
 CREATE OR REPLACE FUNCTION feature_platform.next_job_start(job_id integer) RETURNS timestamptz
     LANGUAGE plpgsql STABLE
@@ -91,6 +140,28 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.next_job_start(integer) IS 'When the database job of the policy runs next, where there are jobs.';
+
+CREATE OR REPLACE FUNCTION feature_platform.job_problem(job_id integer) RETURNS text
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    is_scheduled boolean;
+BEGIN
+    IF job_id IS NULL THEN
+        RETURN NULL;
+    ELSIF feature_platform.timescaledb() <> 'community' THEN
+        RETURN format('database job %s cannot run without TimescaleDB Community: run `feature-platform db apply`, then the worker runs the policy', job_id);
+    END IF;
+    EXECUTE 'SELECT scheduled FROM timescaledb_information.jobs
+             WHERE job_id = $1 AND proc_schema = ''feature_platform'' AND proc_name = ''run_policy''' INTO is_scheduled USING job_id;
+    RETURN CASE WHEN is_scheduled IS NULL
+                THEN format('database job %s does not exist any more: SELECT alter_features_1m_policy() adds it again', job_id)
+                WHEN NOT is_scheduled
+                THEN format('database job %s is paused: SELECT %s.alter_job(%1$s, scheduled => true) resumes it', job_id,
+                            feature_platform.timescaledb_schema()) END;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.job_problem(integer) IS 'Why the database job of the policy cannot run, and the remedy; NULL where it can.';
 
 -- TimescaleDB refuses transition tables of DELETE where there is a columnstore, and runs row triggers there: one mark a bar.
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty_row() RETURNS trigger
@@ -125,25 +196,29 @@ BEGIN
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     ALTER FUNCTION feature_platform.retention_step(bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
-    FOR tab IN SELECT * FROM (VALUES ('ohlcv_1m', 'ts'), ('features_1m', 'bucket')) AS t (name, time_column)
+    FOR tab IN SELECT t.*, h.compression_enabled
+               FROM (VALUES ('ohlcv_1m', 'ts'), ('features_1m', 'bucket')) AS t (name, time_column)
+               LEFT JOIN timescaledb_information.hypertables h ON h.hypertable_schema = 'public' AND h.hypertable_name = t.name
     LOOP
-        CONTINUE WHEN EXISTS (SELECT FROM timescaledb_information.hypertables
-                              WHERE hypertable_schema = 'public' AND hypertable_name = tab.name);
-        -- Bars that are moved into chunks are truncated where they were: nothing is lost, and nothing is to be marked.
-        DROP TRIGGER ohlcv_1m_truncated ON public.ohlcv_1m;
-        PERFORM create_hypertable(format('public.%I', tab.name)::regclass, by_range(tab.time_column, interval '7 days'),
-                                  create_default_indexes => false, migrate_data => true);
-        CREATE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
-            FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
-        IF edition = 'community' THEN
+        IF tab.compression_enabled IS NULL THEN
+            -- Bars that are moved into chunks are truncated where they were: nothing is lost, and nothing is to be marked.
+            DROP TRIGGER ohlcv_1m_truncated ON public.ohlcv_1m;
+            EXECUTE format('SELECT %1$s.create_hypertable(%2$L::regclass, %1$s.by_range(%3$L, interval ''7 days''),
+                                                          create_default_indexes => false, migrate_data => true)',
+                           feature_platform.timescaledb_schema(), 'public.' || tab.name, tab.time_column);
+            CREATE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
+                FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
+        END IF;
+        -- Also where the Apache edition made the hypertable. A columnstore whose policy somebody removed stays as it is.
+        IF edition = 'community' AND tab.compression_enabled IS NOT TRUE THEN
             EXECUTE format('ALTER TABLE public.%I SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, timescaledb.orderby = %L)',
                            tab.name, 'symbol', tab.time_column);
-            EXECUTE format('CALL add_columnstore_policy(%L, after => interval %L)', 'public.' || tab.name, '14 days');
+            EXECUTE format('CALL %s.add_columnstore_policy(%L, after => interval %L)', feature_platform.timescaledb_schema(),
+                           'public.' || tab.name, '14 days');
         END IF;
     END LOOP;
-    -- A policy from before there was TimescaleDB here.
-    IF edition = 'community' AND EXISTS (SELECT FROM feature_platform.policy WHERE job_id IS NULL) THEN
-        PERFORM feature_platform.schedule_job();
-    END IF;
 END
 $$;
+
+-- A policy from before there was TimescaleDB here, a job that somebody deleted, one of an older schedule, or of another edition.
+DO $$ BEGIN PERFORM feature_platform.schedule_job(); END $$;

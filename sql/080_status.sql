@@ -30,9 +30,11 @@ SELECT p.start_offset, p.end_offset, p.schedule_interval,
        coalesce(dirty.rows_dirty, 0)::bigint AS rows_dirty,
        feature_platform.clock() - dirty.marked_at AS oldest_dirty_age,
        failed.error AS last_error, failed.started_at AS last_error_at,
-       coalesce(feature_platform.next_job_start(p.job_id), run.started_at + p.schedule_interval) AS next_run,
-       run.wakes AS last_wakes, run.woken_at AS last_wake
+       CASE WHEN job.problem IS NULL
+            THEN coalesce(feature_platform.next_job_start(p.job_id), run.started_at + p.schedule_interval) END AS next_run,
+       run.wakes AS last_wakes, run.woken_at AS last_wake, job.problem
 FROM feature_platform.policy p
+CROSS JOIN LATERAL feature_platform.job_problem(p.job_id) AS job (problem)
 LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r ORDER BY r.id DESC LIMIT 1) AS run ON true
 CROSS JOIN LATERAL (
     -- A run that was killed has no end, either; but its session is gone, and with it the lock.
@@ -44,4 +46,4 @@ CROSS JOIN LATERAL (
 ) AS alive
 LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r WHERE r.error IS NOT NULL ORDER BY r.id DESC LIMIT 1) AS failed ON true
 CROSS JOIN LATERAL (SELECT sum(d.rows_dirty) AS rows_dirty, min(d.marked_at) AS marked_at FROM feature_platform.dirty d) AS dirty;
-COMMENT ON VIEW feature_platform.policy_status IS 'The refresh policy, its last run, its last error, and how much is dirty.';
+COMMENT ON VIEW feature_platform.policy_status IS 'The refresh policy, its last run, its last error, how much is dirty, and why it cannot run.';

@@ -71,7 +71,7 @@ BEGIN
                     feature_platform.policy_run, feature_platform.policy_status, feature_platform.heartbeat,
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
-                    feature_platform.features_from, feature_platform.next_job_start,
+                    feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,
                     feature_platform.gaps_between')
     ) AS r (roles, what)
     LOOP

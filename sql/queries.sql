@@ -275,7 +275,7 @@ SELECT symbol, coalesce(b.bars, 0) AS bars, coalesce(f.features, 0) AS features
 -- status_policy --
 -- The refresh policy, its last run, its last error, and how much is dirty.
 SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_start, last_duration, running,
-       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes, last_wake
+       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes, last_wake, problem
   FROM feature_platform.policy_status;
 
 
@@ -760,6 +760,8 @@ WITH policy AS MATERIALIZED (
     SELECT s.*, feature_platform.clock() - coalesce(s.last_start, p.changed_at) AS since
       FROM feature_platform.policy_status s CROSS JOIN feature_platform.policy p
 ), problem AS (
+    SELECT problem FROM policy WHERE problem IS NOT NULL
+    UNION ALL
     SELECT 'no run has begun for ' || date_trunc('second', since) AS problem FROM policy
      WHERE since > 2 * schedule_interval + interval '15 seconds' AND NOT running
     UNION ALL

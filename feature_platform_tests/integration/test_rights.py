@@ -96,6 +96,8 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.mark_minutes": NOBODY,
     "feature_platform.mark_window": REFRESHERS,
     "feature_platform.newest_minutes": NOBODY,
+    "feature_platform.job_problem": {"refresher", "orchestrator", "reader"},
+    "feature_platform.newest_minute_is_awaited": NOBODY,
     "feature_platform.next_job_start": {"refresher", "orchestrator", "reader"},
     "feature_platform.pick_symbols": NOBODY,
     "feature_platform.policy_begin": REFRESHERS,
@@ -111,6 +113,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.simulated_clock": ANYBODY,
     "feature_platform.split_gap": NOBODY,
     "feature_platform.timescaledb": ALL,
+    "feature_platform.timescaledb_schema": {"refresher", "orchestrator", "reader"},
     "feature_platform.unschedule_job": NOBODY,
     "feature_platform.wake_refresher": NOBODY,
 }
