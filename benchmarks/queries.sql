@@ -300,9 +300,21 @@ SELECT remove_features_1m_policy(if_exists => true);
 -- A policy that a worker runs every so many seconds.
 SELECT add_features_1m_policy(schedule_interval => make_interval(secs => %(seconds)s));
 
--- deafen --
--- Let no commit wake the worker: what is left is the schedule.
-CREATE OR REPLACE FUNCTION feature_platform.wake_refresher(first timestamptz) RETURNS void LANGUAGE sql RETURN NULL;
+-- disable_triggers --
+-- Have writers run no trigger.
+ALTER TABLE public.ohlcv_1m DISABLE TRIGGER USER;
+
+-- enable_triggers --
+-- Have writers run the triggers again.
+ALTER TABLE public.ohlcv_1m ENABLE TRIGGER USER;
+
+-- mark_all --
+-- Mark what was written without triggers.
+SELECT feature_platform.mark_window('-infinity', 'infinity');
+
+-- run_job --
+-- Run the policy once, as a database job does.
+CALL feature_platform.run_policy();
 
 -- ended_runs --
 -- How many runs of the policy have ended.

@@ -27,13 +27,9 @@ class Bell:
         with suppress(BlockingIOError):  # it has been rung a lot
             os.write(self._cord, b"!")
 
-    def wait(self, seconds: float, *others: int) -> bool:
-        """Wait so long, or until it is rung; return whether it was.
-
-        others: descriptors, such as a socket's, that end this waiting when there is something to
-            be read from them.
-        """
-        select.select([self._ear, *others], [], [], seconds)
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is rung; return whether it was."""
+        select.select([self._ear], [], [], seconds)
         return self.rung
 
 

@@ -20,6 +20,7 @@ from tenacity import (
 )
 
 from feature_platform._bell import Bell
+from feature_platform._mark_watch import MarkWatch
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
@@ -32,10 +33,13 @@ _log = logging.getLogger(__name__)
 # added a policy or changed its schedule, the database may have gone away.
 _LOOK_SECONDS = 2.0
 
-# After a refresh that a commit asked for, it rests as long as that took, within these bounds, and
-# takes what was committed meanwhile together: a bar on its own is refreshed at once, a thousand
-# that come one by one are not refreshed one by one.
-_REST_SECONDS = (0.02, 0.25)
+# How often the worker looks for new marks of commits.
+_LOOK_FOR_MARKS_SECONDS = 0.04
+
+# After a refresh of new marks, the worker rests as long as that took, but not longer than this, and
+# takes the commits of that time together: one bar is refreshed at once, a thousand that come one by
+# one are not refreshed one by one.
+_LONGEST_REST_SECONDS = 0.25
 
 # How long it leaves a database alone that went away or refused: what accepts connections may
 # still fail all that is sent over them.
@@ -61,8 +65,8 @@ class _Run:
 class Worker:
     """Refresh what becomes due when it does, and run the policy on its schedule, until `stop`.
 
-    A commit that makes rows due wakes it, and so does the moment at which rows come due that were
-    written before. The policy's schedule finds what a lost wake-up left.
+    It looks for new marks in the dirty log many times a second, and refreshes those whose rows are
+    due; rows of earlier marks are refreshed at the moment they come due.
 
     Only one worker of a database is at work; further ones stand by and take over when it ends.
     A database that goes away is waited for, with back-off; what was being refreshed then stays
@@ -117,10 +121,10 @@ class Worker:
             prepare(connection)
             ready = True
             self._become_the_one(connection)
-            connection.execute(queries["worker_listen"])
+            marks = MarkWatch()
             run = _Run(0, _LONG_AGO)
             while True:
-                if self._wait_until_due(connection, run) or self._wake(connection, run):
+                if self._wait_until_due(connection, run, marks) or self._wake(connection, run):
                     self._tell_wakes(connection, run)
                     run = self._run_now(connection)
         except _Stopped:
@@ -140,7 +144,9 @@ class Worker:
             self._sleep(_LOOK_SECONDS)
         _log.info("at work")
 
-    def _wait_until_due(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
+    def _wait_until_due(
+        self, connection: psycopg.Connection[TupleRow], run: _Run, marks: MarkWatch
+    ) -> bool:
         """Wait until something is to be done; return whether that is the next run of the schedule.
 
         Else a commit has made rows due, or time has.
@@ -158,17 +164,25 @@ class Worker:
                 self._due = now_due
                 return bool(next_run <= 0)
             seconds = self._clock.wall_seconds(min(next_run, next_due))
-            if self._hear(connection, min(seconds, _LOOK_SECONDS)) and not run.failed:
+            if (
+                self._wait_for_marks(connection, marks, min(seconds, _LOOK_SECONDS))
+                and not run.failed
+            ):
                 return False
 
-    def _hear(self, connection: psycopg.Connection[TupleRow], seconds: float) -> bool:
-        """Wait so long for notifications; return whether any came, now or since the last call."""
-        heard = bool(list(connection.notifies(timeout=0)))
-        if not heard:
-            if self._stop.wait(seconds, connection.fileno()):
-                raise _Stopped
-            heard = bool(list(connection.notifies(timeout=0)))
-        return heard
+    def _wait_for_marks(
+        self, connection: psycopg.Connection[TupleRow], marks: MarkWatch, seconds: float
+    ) -> bool:
+        """Wait so long for new marks of rows that are due; return whether there are any."""
+        until = time.monotonic() + seconds
+        while True:
+            after = marks.look(*_row(connection, "worker_look"))
+            if after is not None and _row(connection, "worker_any_due", {"after": after})[0]:
+                return True
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._sleep(min(left, _LOOK_FOR_MARKS_SECONDS))
 
     def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
         """Refresh what is due by now, and rest; return whether there is more than one slice of it.
@@ -182,8 +196,8 @@ class Worker:
             if connection.broken:
                 raise
             return True
-        least, most = _REST_SECONDS
-        self._sleep(min(max(time.monotonic() - began, least), most))
+        took = time.monotonic() - began
+        self._sleep(min(max(took, _LOOK_FOR_MARKS_SECONDS), _LONGEST_REST_SECONDS))
         return more
 
     def _run_now(self, connection: psycopg.Connection[TupleRow]) -> _Run:

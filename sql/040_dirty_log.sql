@@ -17,19 +17,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
         autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE feature_platform.dirty_log IS 'Minutes whose feature rows may no longer equal what the bars say.';
 
--- Wakes the refresher once the writer's transaction is committed, where a row is due by now: what comes due later is looked
--- for at that moment, so bars of the open minute cost no wake-up. Equal notifications of one transaction are one; those of
--- others that come while a refresh is at work are taken together by the next.
-CREATE OR REPLACE FUNCTION feature_platform.wake_refresher(first timestamptz) RETURNS void
-    LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF first < (SELECT feature_platform.due_until(p.end_offset) FROM feature_platform.policy p) THEN
-        PERFORM pg_notify('feature_platform_dirty', '');
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION feature_platform.wake_refresher(timestamptz) IS 'Notifies the refresher at commit, where the row of this moment is due.';
+-- The worker looks for new marks by their numbers, and reads no row that was taken out before them.
+CREATE INDEX IF NOT EXISTS dirty_log_id_idx ON feature_platform.dirty_log (id);
 
 -- Records the minutes of one statement, in the writer's transaction: as dirty, and where they are behind a watermark of the
 -- accounting for gaps, as to be looked at again.
@@ -56,8 +45,6 @@ BEGIN ATOMIC
     INSERT INTO feature_platform.known_symbol (symbol)
     SELECT DISTINCT c.symbol FROM unnest(symbols) AS c (symbol)
     WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = c.symbol);
-
-    SELECT feature_platform.wake_refresher(min(c.first)) FROM unnest(first) AS c (first);
 END;
 COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
     'Records what one statement changed in ohlcv_1m.';
@@ -113,11 +100,12 @@ BEGIN
     DELETE FROM public.ohlcv_1m_gaps;
     DELETE FROM feature_platform.gap_watermark;
     DELETE FROM feature_platform.late_change;
-    PERFORM feature_platform.wake_refresher('-infinity');
     RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.mark_dirty_truncate() IS 'Trigger of ohlcv_1m: records what TRUNCATE makes dirty.';
+
+DROP FUNCTION IF EXISTS feature_platform.wake_refresher(timestamptz);    -- of version 2, which notified the worker
 
 -- They run as the owner, so nobody else may put them on a table of his own.
 REVOKE EXECUTE ON FUNCTION feature_platform.mark_dirty(), feature_platform.mark_dirty_truncate() FROM PUBLIC;

@@ -293,9 +293,17 @@ SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minute
 -- Be the one worker of this database, to the end of the session.
 SELECT pg_try_advisory_lock(hashtextextended('feature_platform.worker', 0));
 
--- worker_listen --
--- Be told of commits after which rows are due.
-LISTEN feature_platform_dirty;
+-- worker_look --
+-- The newest mark, committed or not, and the transactions that are running. The snapshot is older than the mark.
+SELECT feature_platform.dirty_horizon() AS mark,
+       ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) AS xid) AS running;
+
+-- worker_any_due --
+-- Whether rows are due by a mark after this one.
+SELECT EXISTS (
+    SELECT FROM feature_platform.dirty_log l
+     WHERE l.id > %(after)s AND lower(l.buckets) < feature_platform.due_until(p.end_offset))
+  FROM feature_platform.policy p;
 
 -- worker_next_run --
 -- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a multiple of

@@ -115,7 +115,6 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.timescaledb": ALL,
     "feature_platform.timescaledb_schema": {"refresher", "orchestrator", "reader"},
     "feature_platform.unschedule_job": NOBODY,
-    "feature_platform.wake_refresher": NOBODY,
 }
 
 _MADE = """
