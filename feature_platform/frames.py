@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
@@ -16,6 +15,7 @@ import pyarrow as pa
 from psycopg.sql import SQL, Identifier
 
 from feature_platform._adbc import MOMENT, TEXTS, Reader, one, reader
+from feature_platform._near import near_names
 from feature_platform.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Form = Literal["pandas", "arrow", "polars"]
 Moment = datetime | str
 Symbols = str | Iterable[str]
-
-_NEAR = 3  # how many names an error proposes
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, .
     for name in columns:
         if name not in table.columns:
             raise UserError(
-                f"{table.name} has no column {name!r}{_proposal(str(name), table.columns)};"
+                f"{table.name} has no column {name!r}{near_names(str(name), table.columns)};"
                 f" it has {', '.join(table.columns)}"
             )
     return tuple(dict.fromkeys(columns))
@@ -288,21 +286,8 @@ def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:
     known = source.stream("frames_known", view=view)["symbol"].to_pylist()
     if not known:
         raise UserError(f"there are no {table.what} yet; `feature-platform status` shows what is")
-    told = ", ".join(f"{name!r}{_proposal(name, known)}" for name in unknown)
+    told = ", ".join(f"{name!r}{near_names(name, known)}" for name in unknown)
     raise UserError(f"there are no {table.what} of {told}")
-
-
-def _proposal(name: str, known: Sequence[str]) -> str:
-    """Return the known names that are nearest, in words; case and punctuation count little."""
-    bare = {_bare(one): one for one in known}
-    sought = _bare(name)
-    near = [one for one in bare if sought in one][:_NEAR] or get_close_matches(sought, bare, _NEAR)
-    told = " or ".join(repr(bare[one]) for one in near)
-    return f" (did you mean {told}?)" if told else ""
-
-
-def _bare(name: str) -> str:
-    return "".join(filter(str.isalnum, name)).casefold() or name
 
 
 def _as_float64(rows: pa.Table, columns: Sequence[str]) -> pa.Table:

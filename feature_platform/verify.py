@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from feature_platform._near import near_names
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 
@@ -110,10 +111,11 @@ def _slices(
 ) -> Iterator[_Slice]:
     spans = connection.execute(queries["verify_spans"]).fetchall()
     if symbol is not None:
+        known = [span[0] for span in spans]
         spans = [span for span in spans if span[0] == symbol]
         if not spans:
             raise UserError(
-                f"there are no bars and no features of {symbol!r}:"
+                f"there are no bars and no features of {symbol!r}{near_names(symbol, known)}:"
                 " `feature-platform status` lists the symbols"
             )
     for name, first, closed, last in spans:

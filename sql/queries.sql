@@ -980,6 +980,10 @@ SELECT bucket
 -- Whether a symbol has feature rows.
 SELECT EXISTS (SELECT FROM public.features_1m WHERE symbol = %(symbol)s);
 
+-- service_known_symbols --
+-- The symbols that have feature rows, for an error to propose the nearest.
+SELECT symbol FROM feature_platform.feature_symbol LIMIT 5000;
+
 -- service_symbols --
 -- Every symbol that has feature rows, its first and last one, and how many seconds ago the last one's minute ended.
 SELECT s.symbol, ends.first, ends.last,

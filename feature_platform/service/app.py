@@ -9,12 +9,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from feature_platform import __version__
-from feature_platform.service import health, history, latest, metrics, symbols
+from feature_platform._near import near_names
+from feature_platform.service import health, history, index, latest, metrics, symbols
 from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
 from feature_platform.service.database import Database, DatabaseUnavailableError
 from feature_platform.service.guard import OPEN_PATHS, Guard
@@ -38,7 +40,7 @@ def create_app(database: Database, *, stale_after: float, key: str | None = None
     app = FastAPI(
         title="feature_platform",
         version=__version__,
-        description="Exact one-minute features of markets.",
+        description="Exact one-minute features of symbols.",
         lifespan=lifespan,
         # Their pages would load scripts from elsewhere.
         docs_url=None,
@@ -57,6 +59,7 @@ def create_app(database: Database, *, stale_after: float, key: str | None = None
         history.make_router(database),
         symbols.make_router(database, stale_after),
         metrics.make_router(measured),
+        index.make_router(),
     ):
         app.include_router(router, **locked)
     app.include_router(health.make_router(database))
@@ -84,18 +87,36 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return answer_error(error.status, error.detail, RETRY_AFTER if error.status == 503 else None)
 
 
-async def _refuse_parameters(_request: Request, error: Exception) -> Response:
-    """Name the first parameter that is wrong. What it was is not repeated."""
+async def _refuse_parameters(request: Request, error: Exception) -> Response:
+    """Name the first parameter that is wrong; its value is not repeated."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    errors = error.errors()
+    # An unknown parameter is often a known one, which then is missing.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "extra_forbidden":
+        known = _parameters(request.scope["route"])
+        hint = near_names(where, known)
+        return answer_error(
+            422, f"no parameter {where!r}{hint}; the parameters are {', '.join(known)}"
+        )
     return answer_error(422, f"{where}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _parameters(route: APIRoute) -> list[str]:
+    """Return the names of a route's query parameters."""
+    return [
+        name
+        for field in route.dependant.query_params
+        for name in getattr(field.field_info.annotation, "model_fields", (field.name,))
+    ]
 
 
 async def _refuse_route(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = None if error.headers is None else dict(error.headers)
-    return answer_error(error.status_code, error.detail, headers)
+    detail = "no such path: / lists the requests" if error.status_code == 404 else error.detail
+    return answer_error(error.status_code, detail, headers)
 
 
 async def _refuse_for_now(_request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from feature_platform.service.answers import RefusedError, refusals
 from feature_platform.service.database import Database, DatabaseUnavailableError
 from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
 from feature_platform.service.rows import Row, Symbol
+from feature_platform.service.symbols import unknown_symbols
 
 MOST_DAYS = 366
 MOST_ROWS = 100_000
@@ -173,7 +174,7 @@ async def _check_symbol(database: Database, symbol: str) -> None:
     """Raise RefusedError for a symbol that has no rows at any time."""
     ((known,),) = await database.fetch("service_symbol_is_known", {"symbol": symbol})
     if not known:
-        raise RefusedError(404, f"no features of {symbol!r}")
+        raise await unknown_symbols(database, [symbol])
 
 
 def _check_range(query: HistoryQuery) -> None:

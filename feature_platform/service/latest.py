@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from feature_platform.service.answers import RefusedError, answer_json, refusals
+from feature_platform.service.answers import answer_json, refusals
 from feature_platform.service.database import Database
 from feature_platform.service.rows import COLUMNS, LatestRow, Symbol
+from feature_platform.service.symbols import unknown_symbols
 
 MOST_SYMBOLS = 100
 
@@ -50,7 +51,7 @@ def make_router(database: Database, stale_after: float) -> APIRouter:
         rows = {row[0]: row for row in await database.fetch("service_latest", {"symbols": symbols})}
         missing = [symbol for symbol in symbols if symbol not in rows]
         if missing:
-            raise RefusedError(404, f"no features of {', '.join(map(repr, missing))}")
+            raise await unknown_symbols(database, missing)
         return answer_json(
             {
                 "rows": [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import zip_longest
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from feature_platform.service.answers import answer_json, refusals
+from feature_platform._near import near_names
+from feature_platform.service.answers import RefusedError, answer_json, refusals
 from feature_platform.service.database import Database
+
+_MOST_COMPARED = 3  # unknown symbols of a request
 
 _NAMES = ("symbol", "first_bucket", "last_bucket", "age_seconds")
 
@@ -32,6 +38,17 @@ class Symbols(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     symbols: list[SymbolRange]
+
+
+async def unknown_symbols(database: Database, unknown: Sequence[str]) -> RefusedError:
+    """Return the error for symbols without rows; it names the nearest of those that have some."""
+    known = [row[0] for row in await database.fetch("service_known_symbols")]
+    # In a thread, because the comparison of many names would delay other answers.
+    near = await asyncio.to_thread(
+        lambda: [near_names(name, known) for name in unknown[:_MOST_COMPARED]]
+    )
+    names = (f"{name!r}{hint}" for name, hint in zip_longest(unknown, near, fillvalue=""))
+    return RefusedError(404, f"no features of {', '.join(names)}")
 
 
 def make_router(database: Database, stale_after: float) -> APIRouter:

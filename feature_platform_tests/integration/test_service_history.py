@@ -164,7 +164,12 @@ def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
         ({"limit": 100_001}, 422, "limit: Input should be less than or equal to 100000"),
         ({"limit": "x"}, 422, "limit: Input should be a valid integer"),
         ({"format": "xml"}, 422, "format: Input should be 'json', 'csv' or 'arrow'"),
-        ({"columns": "vol"}, 422, "columns: Extra inputs are not permitted"),
+        (
+            {"columns": "vol"},
+            422,
+            "no parameter 'columns'; the parameters are symbol, start, end, limit, format",
+        ),
+        ({"limits": 3}, 422, "no parameter 'limits' (did you mean 'limit'?); the"),
     ],
     ids=str,
 )

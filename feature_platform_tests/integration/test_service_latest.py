@@ -69,9 +69,9 @@ def test_the_limit_of_staleness_is_a_setting(served: ServedDatabase) -> None:
 
 def test_a_symbol_without_features_fails_the_question(served: ServedDatabase) -> None:
     served.add("KNOWN", 3)
-    answer = served.http.get(LATEST, params={"symbol": ["KNOWN", "none", "no'ne"]})
+    answer = served.http.get(LATEST, params={"symbol": ["KNOWN", "zz", "z'z"]})
     assert answer.status_code == 404
-    assert answer.json() == {"detail": "no features of 'none', \"no'ne\""}
+    assert answer.json() == {"detail": "no features of 'zz', \"z'z\""}
 
 
 def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
@@ -94,7 +94,8 @@ def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
         ("symbol=", "symbol.0: String should have at least 1 character"),
         ("symbol=a%00b", "symbol.0: String should match pattern"),
         ("symbol=" + "x" * 201, "symbol.0: String should have at most 200 characters"),
-        ("symbols=KNOWN&symbol=a", "symbols: Extra inputs are not permitted"),
+        ("symbols=KNOWN", "no parameter 'symbols' (did you mean 'symbol'?); the parameters are"),
+        ("symbol=a&x=1", "no parameter 'x'; the parameters are symbol"),
         ("&".join(f"symbol={i}" for i in range(101)), "symbol: List should have at most 100 items"),
     ],
 )
@@ -102,3 +103,25 @@ def test_a_mistake_is_named(served: ServedDatabase, query: str, complaint: str) 
     answer = served.http.get(f"{LATEST}?{query}")
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(complaint)
+
+
+def test_an_unknown_symbol_is_told_with_the_nearest(served: ServedDatabase) -> None:
+    served.add("NEAR/USDT", 3)
+    for asked in ("NEAR", "near-usdt", "NAER/USDT"):
+        answer = served.http.get(LATEST, params={"symbol": asked})
+        assert answer.status_code == 404
+        told = f"no features of {asked!r} (did you mean 'NEAR/USDT'?)"
+        assert answer.json() == {"detail": told}
+        window = {"symbol": asked, "start": "2026-01-01", "end": "2026-01-02"}
+        assert served.http.get("/v1/features", params=window).json() == {"detail": told}
+
+
+def test_the_index_lists_every_request(served: ServedDatabase) -> None:
+    told = served.http.get("/").json()
+    assert set(told["requests"]) == {*served.http.get("/openapi.json").json()["paths"]} | {
+        "/openapi.json"
+    }
+    assert all(told["requests"].values())
+    answer = served.http.get("/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": "no such path: / lists the requests"}

@@ -56,5 +56,5 @@ def test_schemathesis_finds_nothing(served: ServedDatabase, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # It did look, and got rows to look at.
-    assert "Tested: 6" in done.stdout
+    assert "Tested: 7" in done.stdout
     assert "Missing test data" not in done.stdout

@@ -1,0 +1,37 @@
+"""The index at `/`: the requests that there are."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from feature_platform import __version__
+from feature_platform.service.answers import answer_json
+
+
+class Index(BaseModel):
+    """The requests of the service, each with its purpose."""
+
+    service: str
+    requests: dict[str, str]
+
+
+def make_router() -> APIRouter:
+    """Return the route of the index."""
+    router = APIRouter()
+
+    @router.get("/", response_model=Index)
+    async def index(request: Request) -> Response:
+        """List the requests that there are."""
+        requests = {"/openapi.json": "Describe all of this for programs."}
+        for path, methods in request.app.openapi()["paths"].items():
+            requests[path] = methods["get"]["description"].partition("\n")[0]
+        return answer_json(
+            {
+                "service": f"feature_platform {__version__}",
+                "requests": dict(sorted(requests.items())),
+            }
+        )
+
+    return router
