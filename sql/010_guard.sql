@@ -28,7 +28,7 @@ BEGIN
     FOREACH foreign_table IN ARRAY ARRAY['public.ohlcv_1m', 'public.features_1m', 'public.ohlcv_1m_gaps'] LOOP
         IF to_regclass(foreign_table) IS NOT NULL THEN
             RAISE EXCEPTION '% exists here and was not made by feature_platform', foreign_table
-                USING HINT = 'Nothing was changed. Use another database, or rename that table and copy its bars in afterwards.';
+                USING HINT = 'Nothing was changed. Use another database, or move that table into another schema and copy its bars afterwards (docs/timescaledb.md)';
         END IF;
     END LOOP;
 END
