@@ -19,14 +19,23 @@ from feature_platform_tests.fix_processes import run_on, value
 Conn = psycopg.Connection[Any]
 
 PAGE = (CHECKOUT / "docs" / "timescaledb.md").read_text(encoding="utf-8")
-BARS = """
-    SELECT ts, 100::double precision AS open, 101::double precision AS high,
-           99::double precision AS low, 100 + sin(extract(minute FROM ts)) / 2 AS close,
-           5 + extract(minute FROM ts)::double precision AS vol
+INSERT = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %s, ts, 100, 101, 99, 100 + sin(extract(minute FROM ts)) / 2, 5 + extract(minute FROM ts)
     FROM generate_series(date_bin('1 hour', now() - interval '3 days', 'epoch'),
                          feature_platform.due_until() - interval '1 minute', '1 minute') AS ts
 """
-OLD_BARS = BARS.replace("feature_platform.due_until()", "date_trunc('minute', now())")
+OLD_TABLE = """
+    CREATE TABLE ohlcv_1m (
+        ts timestamptz CONSTRAINT ohlcv_1m_pkey PRIMARY KEY,
+        open float8, high float8, low float8, close float8, vol float8);
+    CREATE INDEX features_1m_bucket_idx ON ohlcv_1m (ts DESC);
+"""
+OLD_BARS = """
+    INSERT INTO ohlcv_1m
+    SELECT ts, 100, 101, 99, 100.5, 5 + extract(minute FROM ts)
+    FROM generate_series(now() - interval '3 days', now() - interval '2 minutes', '1 minute') AS ts
+"""
 OLD_VIEW = """
     CREATE MATERIALIZED VIEW features_1m WITH (timescaledb.continuous) AS
     SELECT time_bucket('1 minute', ts) AS bucket, sum(vol) AS vol FROM ohlcv_1m GROUP BY 1
@@ -102,10 +111,8 @@ def test_the_page_has_examples() -> None:
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
 def test_every_example_does_what_the_page_says(database: str, conn: Conn) -> None:
-    conn.execute(
-        "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
-        f" SELECT symbol, b.* FROM unnest('{{BTC/USDT,ETH/USDT}}'::text[]) AS symbol, ({BARS}) AS b"
-    )
+    for symbol in ("BTC/USDT", "ETH/USDT"):
+        conn.execute(INSERT, [symbol])
     refresh(conn)
     for block in EXAMPLES:
         for statement in statements(block.text):
@@ -119,20 +126,15 @@ def test_every_example_does_what_the_page_says(database: str, conn: Conn) -> Non
 @pytest.mark.parametrize("bad_rows", [0, 2])
 def test_bars_without_a_symbol_come_in(empty_database: str, engine: Engine, bad_rows: int) -> None:
     with psycopg.connect(empty_database, autocommit=True) as conn:
-        conn.execute(
-            "CREATE TABLE ohlcv_1m (ts timestamptz CONSTRAINT ohlcv_1m_pkey PRIMARY KEY,"
-            " open float8, high float8, low float8, close float8, vol float8)"
-        )
-        conn.execute("CREATE INDEX features_1m_bucket_idx ON ohlcv_1m (ts DESC)")
+        conn.execute(OLD_TABLE)
         if engine == "timescaledb":
             conn.execute("SELECT create_hypertable('ohlcv_1m', by_range('ts'))")
             conn.execute(OLD_VIEW)
-        conn.execute(f"INSERT INTO ohlcv_1m {OLD_BARS}")
+        conn.execute(OLD_BARS)
         bars = value(conn, "SELECT count(*) FROM ohlcv_1m")
-        bad = "UPDATE ohlcv_1m SET vol = %s WHERE ts = (SELECT %s(ts) FROM ohlcv_1m)"
         if bad_rows:
-            conn.execute(bad % ("-1", "min"))
-            conn.execute(bad % ("NULL", "max"))
+            conn.execute("UPDATE ohlcv_1m SET vol = -1 WHERE ts = (SELECT min(ts) FROM ohlcv_1m)")
+            conn.execute("UPDATE ohlcv_1m SET vol = NULL WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
         for block in RECIPE:
             if "timescaledb" in block.words and engine != "timescaledb":
                 continue

@@ -49,6 +49,11 @@ def scans(plan: dict[str, Any], table: str) -> list[dict[str, Any]]:
     return found
 
 
+def reads_a_table(node: dict[str, Any]) -> bool:
+    """Tell whether a node reads a table itself; TimescaleDB's append passes on its chunks' rows."""
+    return "Relation Name" in node and not any(map(reads_a_table, node.get("Plans", ())))
+
+
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 @pytest.mark.parametrize("symbols", [["S3"], [f"S{i}" for i in range(1, 21)], ["no", "S1", "nil"]])
 def test_the_newest_row_is_one_step_of_the_primary_key(
@@ -76,7 +81,7 @@ def test_a_part_of_a_page_reads_what_it_gives(any_plan: Histories, query: str, r
     for conn in any_plan:
         plan = explain(conn, query, window)
         pages.append(pages_of(plan))
-        read = [node for node in nodes(plan["Plan"]) if "Relation Name" in node]
+        read = [node for node in nodes(plan["Plan"]) if reads_a_table(node)]
         assert "Seq Scan" not in {node["Node Type"] for node in read}
         assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) <= rows + 1
     assert about_as_many(pages)
