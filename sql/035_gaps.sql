@@ -41,6 +41,21 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.gaps_between(text, timestamptz, timestamptz) IS 'The gaps of a symbol in a range, cut to it, but for those that were filled.';
 
+-- The gaps of a symbol that reach into [from_ts, to_ts), filled ones left out. Gaps of a symbol do not overlap, so of those that
+-- begin before the range only the last one can reach into it; the others are not read.
+CREATE OR REPLACE FUNCTION feature_platform.gaps_in(of_symbol text, from_ts timestamptz, to_ts timestamptz)
+    RETURNS SETOF public.ohlcv_1m_gaps
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT g.*
+    FROM public.ohlcv_1m_gaps g
+    WHERE g.symbol = of_symbol AND g.state <> 'filled' AND g.end_ts > from_ts AND g.start_ts < to_ts
+      AND g.start_ts >= coalesce((SELECT p.start_ts FROM public.ohlcv_1m_gaps p
+                                  WHERE p.symbol = of_symbol AND p.state <> 'filled' AND p.start_ts <= from_ts
+                                  ORDER BY p.start_ts DESC LIMIT 1), from_ts);
+END;
+COMMENT ON FUNCTION feature_platform.gaps_in(text, timestamptz, timestamptz) IS 'The gaps of a symbol that reach into a range, filled ones left out.';
+
 -- How far each symbol's minutes are accounted for: every minute of [since_ts, until_ts).
 CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (
     symbol   text COLLATE "C" PRIMARY KEY,
@@ -49,16 +64,59 @@ CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE feature_platform.gap_watermark IS 'How far each symbol''s minutes are accounted for.';
 
--- Minutes behind the watermark whose bars came or went since, in the writer's own transaction.
-CREATE TABLE IF NOT EXISTS feature_platform.late_change (
-    symbol  text COLLATE "C" NOT NULL,
-    id      bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,
-    minutes tstzmultirange   NOT NULL,
-    CONSTRAINT late_change_pkey PRIMARY KEY (symbol, id)
+-- Minutes whose bars changed: written by the triggers on ohlcv_1m in the writer's own transaction, one row a statement, and
+-- taken out by the accounting. A record is visible exactly when its change is, so each change is looked at by an accounting
+-- that sees it, however late its transaction commits and however old its snapshot is. In every snapshot this holds: a minute
+-- between since_ts and until_ts that has no record here either has a bar or is listed in ohlcv_1m_gaps.
+CREATE TABLE IF NOT EXISTS feature_platform.bar_change (
+    id      bigint        PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    symbols text[] COLLATE "C" NOT NULL, -- by position: the symbol, and the outermost changed bars of one of its UTC days
+    first   timestamptz[] NOT NULL,
+    last    timestamptz[] NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
-COMMENT ON TABLE feature_platform.late_change IS 'Minutes that were accounted for and whose bars came or went since.';
+COMMENT ON TABLE feature_platform.bar_change IS 'Minutes whose bars changed since they were last accounted for.';
 
--- Gives a part of one gap another state; what is left of the gap keeps its own.
+CREATE OR REPLACE VIEW feature_platform.changed_minutes AS
+SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last) + interval '1 minute')) AS minutes
+FROM feature_platform.bar_change b CROSS JOIN LATERAL unnest(b.symbols, b.first, b.last) AS c (symbol, first, last)
+GROUP BY c.symbol;
+COMMENT ON VIEW feature_platform.changed_minutes IS 'By symbol: the minutes whose bars changed since they were last accounted for.';
+
+-- Has a value once this database accounts for minutes; until then the triggers record no changes, so that bar_change does not
+-- grow where no process ever takes its rows out. A sequence, because its value is visible at once to every transaction,
+-- whatever its snapshot.
+CREATE SEQUENCE IF NOT EXISTS feature_platform.gap_accounting;
+COMMENT ON SEQUENCE feature_platform.gap_accounting IS 'Has a value once minutes are accounted for.';
+
+-- One row while transactions may be open that wrote bars before the accounting began, hence without a record: all history is
+-- accounted for once more when they are over. `xid` is newer than any of them; NULL: not assigned yet.
+CREATE TABLE IF NOT EXISTS feature_platform.gap_beginning (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    xid      xid8
+);
+COMMENT ON TABLE feature_platform.gap_beginning IS 'Whether writers from before the first accounting may still be open.';
+
+CREATE OR REPLACE FUNCTION feature_platform.begin_accounting() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_sequence_last_value('feature_platform.gap_accounting') IS NULL THEN
+        PERFORM nextval('feature_platform.gap_accounting');
+        INSERT INTO feature_platform.gap_beginning DEFAULT VALUES ON CONFLICT (only_one) DO UPDATE SET xid = NULL;
+        RETURN;
+    END IF;
+    DELETE FROM feature_platform.gap_beginning g WHERE g.xid <= pg_snapshot_xmin(pg_current_snapshot());
+    IF FOUND THEN
+        PERFORM feature_platform.recheck_gaps();
+    END IF;
+    -- In a later transaction than the one that set the sequence: so every writer without a record has an older xid.
+    UPDATE feature_platform.gap_beginning g SET xid = pg_current_xact_id() WHERE g.xid IS NULL;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.begin_accounting() IS 'Has the triggers record changes from now on, and sees to writers that began before.';
+
+-- Gives a part of one gap another state; the rest of the gap keeps its own.
 CREATE OR REPLACE FUNCTION feature_platform.split_gap(gap public.ohlcv_1m_gaps, part tstzmultirange, part_state text) RETURNS void
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
@@ -73,62 +131,73 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS 'Gives a part of one gap another state.';
 
--- Brings the gaps of one symbol in line with its bars over these minutes: what has bars by now becomes `filled`, what has
--- none and is not listed becomes `open`, everything else stays as it was.
+-- Brings the gaps of one symbol in line with its bars over these minutes: a listed minute that has a bar becomes `filled`, a
+-- minute without one that is not listed becomes `open`, everything else stays as it was.
 CREATE OR REPLACE FUNCTION feature_platform.account_minutes(account_symbol text, minutes tstzmultirange) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off    -- index look-ups, also before there are statistics
 AS $$
 DECLARE
     minute CONSTANT interval := '1 minute';
-    missing tstzmultirange;
-    known tstzmultirange := '{}';
-    present tstzmultirange;
-    gap public.ohlcv_1m_gaps;
-    fresh record;
+    listed record;
 BEGIN
-    -- What lies between a bar and the next one, and towards both ends.
-    SELECT coalesce(range_agg(tstzrange(step.after_previous, step.bucket)), '{}') INTO missing
-    FROM unnest(minutes) AS r
-    CROSS JOIN LATERAL (
-        SELECT b.bucket, lag(b.bucket + minute, 1, lower(r)) OVER (ORDER BY b.bucket) AS after_previous
-        FROM (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
-              WHERE b.symbol = account_symbol AND b.ts >= lower(r) AND b.ts < upper(r)
-                AND b.ts >= lower(minutes) AND b.ts < upper(minutes)
-              UNION ALL SELECT upper(r)) AS b
-    ) AS step
-    WHERE step.bucket > step.after_previous;
-
-    FOR gap IN
-        SELECT g.* FROM public.ohlcv_1m_gaps g
-        WHERE g.symbol = account_symbol AND g.state <> 'filled'
-          AND g.end_ts > lower(minutes) AND g.start_ts < upper(minutes)
-        ORDER BY g.start_ts
+    FOR listed IN
+        SELECT (array_agg(g))[1] AS gap, range_agg(present.minutes) AS present
+        FROM unnest(minutes) AS r
+        CROSS JOIN LATERAL feature_platform.gaps_in(account_symbol, lower(r), upper(r)) AS g
+        CROSS JOIN LATERAL (
+            SELECT range_agg(tstzrange(feature_platform.bucket_of(b.ts), feature_platform.bucket_of(b.ts) + minute)) AS minutes
+            FROM public.ohlcv_1m b
+            WHERE b.symbol = account_symbol AND b.ts >= greatest(g.start_ts, lower(r)) AND b.ts < least(g.end_ts, upper(r))
+              AND b.ts >= lower(minutes) AND b.ts < upper(minutes)
+        ) AS present
+        WHERE present.minutes IS NOT NULL
+        GROUP BY g.id
     LOOP
-        known := known + tstzmultirange(tstzrange(gap.start_ts, gap.end_ts));
-        present := tstzmultirange(tstzrange(gap.start_ts, gap.end_ts)) * minutes - missing;
-        IF present <> '{}' THEN
-            PERFORM feature_platform.split_gap(gap, present, 'filled');
-        END IF;
+        PERFORM feature_platform.split_gap(listed.gap, listed.present, 'filled');
     END LOOP;
 
-    FOR fresh IN
-        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, f.feed
-        FROM unnest(missing - known) AS r CROSS JOIN LATERAL feature_platform.feed_in(account_symbol, r) AS f ORDER BY 1
-    LOOP
+    WITH step AS (
+        -- Between a bar and the next one, and towards both ends.
+        SELECT b.bucket, lag(b.bucket + minute, 1, lower(r)) OVER (PARTITION BY r ORDER BY b.bucket) AS after_previous
+        FROM unnest(minutes) AS r
+        CROSS JOIN LATERAL (
+            SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+            WHERE b.symbol = account_symbol AND b.ts >= lower(r) AND b.ts < upper(r)
+              AND b.ts >= lower(minutes) AND b.ts < upper(minutes)
+            UNION ALL SELECT upper(r)
+        ) AS b
+    ), missing AS (
+        SELECT range_agg(tstzrange(s.after_previous, s.bucket)) AS minutes FROM step s WHERE s.bucket > s.after_previous
+    ), known AS (
+        SELECT range_agg(tstzrange(g.start_ts, g.end_ts)) AS minutes
+        FROM unnest(minutes) AS r CROSS JOIN LATERAL feature_platform.gaps_in(account_symbol, lower(r), upper(r)) AS g
+    ), fresh AS MATERIALIZED (
+        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, f.feed, before.id AS follows
+        FROM missing m CROSS JOIN known k
+        CROSS JOIN LATERAL unnest(m.minutes - coalesce(k.minutes, '{}')) AS r
+        CROSS JOIN LATERAL feature_platform.feed_in(account_symbol, r) AS f
+        LEFT JOIN LATERAL (
+            SELECT p.* FROM public.ohlcv_1m_gaps p
+            WHERE p.symbol = account_symbol AND p.state <> 'filled' AND p.start_ts < lower(f.part)
+            ORDER BY p.start_ts DESC LIMIT 1
+        ) AS before ON before.state = 'open' AND before.end_ts = lower(f.part) AND before.feed IS NOT DISTINCT FROM f.feed
+    ), grown AS (
         -- An outage that goes on is one gap.
-        UPDATE public.ohlcv_1m_gaps g SET end_ts = fresh.end_ts, changed_at = feature_platform.clock()
-        WHERE g.symbol = account_symbol AND g.state = 'open' AND g.end_ts = fresh.start_ts AND g.feed IS NOT DISTINCT FROM fresh.feed;
-        IF NOT FOUND THEN
-            INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, feed) VALUES (account_symbol, fresh.start_ts, fresh.end_ts, fresh.feed);
-        END IF;
-    END LOOP;
+        UPDATE public.ohlcv_1m_gaps g SET end_ts = f.end_ts, changed_at = feature_platform.clock()
+        FROM fresh f WHERE g.id = f.follows
+    )
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, feed)
+    SELECT account_symbol, f.start_ts, f.end_ts, f.feed FROM fresh f WHERE f.follows IS NULL ORDER BY f.start_ts;
 END
 $$;
+COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS 'Brings the gaps of one symbol in line with its bars.';
 
--- One tick of the accounting, cheap whatever the history: what changed behind the watermarks, what was closed since the last
--- tick, and what is open. Minutes younger than `grace` may still be on their way and are left for a later tick. A symbol's
--- long new history is accounted for in parts, `budget` minutes a tick. Returns how many gaps are open.
+-- One tick of the accounting: minutes whose bars changed, then those that were closed since the last tick. Gaps that no bar
+-- came into are not looked at, however many are open. Minutes younger than `grace` may still be on their way and are left for
+-- a later tick. A long history is accounted for in parts of `budget` minutes a tick, symbols with few minutes first, so that
+-- the live minute does not wait for it. Returns how many gaps are open.
 CREATE OR REPLACE FUNCTION feature_platform.find_gaps(grace interval DEFAULT '2 minutes', budget bigint DEFAULT 200000)
     RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -138,9 +207,11 @@ DECLARE
     minute CONSTANT interval := '1 minute';
     until CONSTANT timestamptz := feature_platform.bucket_of(feature_platform.clock() - grace);
     from_ts timestamptz;
+    now_minutes tstzmultirange;
     part record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));    -- one accountant at a time
+    PERFORM feature_platform.begin_accounting();
 
     INSERT INTO feature_platform.gap_watermark AS w (symbol, since_ts, until_ts)
     SELECT s.symbol, first.bucket, first.bucket
@@ -150,35 +221,63 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM feature_platform.gap_watermark w WHERE w.symbol = s.symbol)
     ON CONFLICT DO NOTHING;
 
-    -- Behind the watermarks: minutes that lost or gained their bar, older history, and whether open gaps have bars by now.
+    -- Of the changed minutes, those behind the watermark, from the first bar on, and those that are listed: an exchange may
+    -- have answered for minutes beyond the watermark, or of a symbol without bars. The rest lies ahead of the watermark, and
+    -- whoever moves it there sees the change.
     FOR part IN
-        WITH taken AS (DELETE FROM feature_platform.late_change RETURNING symbol, minutes),
-        looked_at AS (
-            SELECT t.symbol, t.minutes FROM taken t
-            UNION ALL
-            SELECT g.symbol, tstzmultirange(tstzrange(g.start_ts, g.end_ts)) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open')
-        SELECT l.symbol, range_agg(l.minutes) AS minutes, w.since_ts, w.until_ts,
-               (SELECT true FROM public.ohlcv_1m b WHERE b.symbol = l.symbol ORDER BY b.ts DESC LIMIT 1) AS has_bars
-        FROM looked_at l JOIN feature_platform.gap_watermark w ON w.symbol = l.symbol
-        GROUP BY l.symbol, w.since_ts, w.until_ts
+        WITH taken AS (
+            DELETE FROM feature_platform.bar_change RETURNING symbols, first, last
+        ), changed AS (
+            SELECT c.symbol COLLATE "C" AS symbol,
+                   range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last) + minute)) AS minutes
+            FROM taken t CROSS JOIN LATERAL unnest(t.symbols, t.first, t.last) AS c (symbol, first, last)
+            GROUP BY 1
+        ), begins AS (
+            SELECT c.symbol, c.minutes, w.since_ts, w.until_ts,
+                   CASE WHEN lower(c.minutes) < w.since_ts
+                        THEN least(w.since_ts, (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                                                WHERE b.symbol = c.symbol ORDER BY b.ts LIMIT 1))
+                        ELSE w.since_ts END AS first_ts
+            FROM changed c LEFT JOIN feature_platform.gap_watermark w ON w.symbol = c.symbol
+        ), wanted AS MATERIALIZED (
+            SELECT n.symbol, n.since_ts, n.first_ts,
+                   CASE WHEN n.until_ts IS NULL THEN '{}'
+                        ELSE (n.minutes + tstzmultirange(tstzrange(n.first_ts, n.since_ts)))
+                             * tstzmultirange(tstzrange(n.first_ts, n.until_ts)) END
+                   + coalesce(n.minutes * (
+                        SELECT range_agg(tstzrange(g.start_ts, g.end_ts))
+                        FROM feature_platform.gaps_in(n.symbol, greatest(lower(n.minutes), n.until_ts), upper(n.minutes)) AS g), '{}') AS minutes
+            FROM begins n
+        ), sized AS (
+            SELECT w.*, (SELECT sum(extract(epoch FROM upper(r) - lower(r)) / 60)::bigint FROM unnest(w.minutes) AS r) AS size
+            FROM wanted w WHERE w.minutes <> '{}'
+        )
+        SELECT s.*, budget - sum(s.size) OVER (ORDER BY s.size, s.symbol) + s.size AS allowed,
+               (SELECT true FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1) AS has_bars
+        FROM sized s
     LOOP
         IF part.has_bars IS NULL THEN   -- no first bar, nothing to account for
             DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = part.symbol AND g.state <> 'filled';
             DELETE FROM feature_platform.gap_watermark w WHERE w.symbol = part.symbol;
             CONTINUE;
         END IF;
-        IF lower(part.minutes) < part.since_ts THEN     -- older history: the minutes up to what was the first bar, too
-            part.minutes := part.minutes + tstzmultirange(tstzrange(lower(part.minutes), part.since_ts));
-            UPDATE feature_platform.gap_watermark w SET since_ts = lower(part.minutes) WHERE w.symbol = part.symbol;
+        IF part.first_ts < part.since_ts THEN     -- older history
+            UPDATE feature_platform.gap_watermark w SET since_ts = part.first_ts WHERE w.symbol = part.symbol;
         END IF;
-        PERFORM feature_platform.account_minutes(part.symbol, part.minutes * tstzmultirange(tstzrange(NULL, part.until_ts)));
+        now_minutes := CASE WHEN part.size <= part.allowed THEN part.minutes
+                            WHEN part.allowed > 0 THEN feature_platform.newest_minutes(part.minutes, part.allowed::bigint)
+                            ELSE '{}' END;
+        PERFORM feature_platform.account_minutes(part.symbol, now_minutes);
+        INSERT INTO feature_platform.bar_change (symbols, first, last)
+        SELECT array_agg(part.symbol), array_agg(lower(r)), array_agg(upper(r) - minute)
+        FROM unnest(part.minutes - now_minutes) AS r HAVING count(*) > 0;
     END LOOP;
 
     -- On from the watermarks: a symbol with a bar in every minute needs no more than a count.
     from_ts := (SELECT min(w.until_ts) FROM feature_platform.gap_watermark w);
     FOR part IN
         SELECT w.symbol, w.until_ts AS lo, next.hi, present.minutes = extract(epoch FROM next.hi - w.until_ts) / 60 AS complete
-        FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget)) OVER (ORDER BY w.symbol) AS so_far
+        FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget)) OVER (ORDER BY w.until_ts DESC, w.symbol) AS so_far
               FROM feature_platform.gap_watermark w WHERE w.until_ts < until) AS w
         CROSS JOIN LATERAL (SELECT least(until, w.until_ts + budget * minute) AS hi) AS next
         CROSS JOIN LATERAL (SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes FROM public.ohlcv_1m b
@@ -194,22 +293,46 @@ BEGIN
     RETURN (SELECT count(*) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open');
 END
 $$;
-COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS 'Brings the gaps of one symbol in line with its bars.';
 COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS 'One tick of the accounting for minutes; returns how many gaps are open.';
 
--- The nightly proof: looks at all history again, as if nothing had been accounted for yet, in find_gaps' parts.
+-- How many minutes the next ticks have to account for, once they are older than `grace`: 0 when the list of gaps is complete.
+CREATE OR REPLACE FUNCTION feature_platform.minutes_to_account(grace interval DEFAULT '2 minutes') RETURNS bigint
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH target AS MATERIALIZED (
+        SELECT feature_platform.bucket_of(feature_platform.clock() - grace) AS until
+    ), ahead AS (
+        SELECT greatest(t.until - w.until_ts, '0') AS span FROM feature_platform.gap_watermark w CROSS JOIN target t
+        UNION ALL
+        SELECT greatest(t.until - first.bucket, '0')
+        FROM target t
+        CROSS JOIN (SELECT DISTINCT k.symbol FROM feature_platform.known_symbol k
+                    WHERE NOT EXISTS (SELECT FROM feature_platform.gap_watermark w WHERE w.symbol = k.symbol)) AS s
+        CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                            WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
+        UNION ALL
+        SELECT upper(r) - lower(r)
+        FROM feature_platform.changed_minutes c
+        JOIN feature_platform.gap_watermark w ON w.symbol = c.symbol
+        CROSS JOIN LATERAL unnest(c.minutes * tstzmultirange(tstzrange(NULL, w.until_ts))) AS r
+    )
+    SELECT coalesce(sum(extract(epoch FROM a.span)) / 60, 0)::bigint FROM ahead a;
+END;
+COMMENT ON FUNCTION feature_platform.minutes_to_account(interval) IS 'How many minutes the next ticks of the accounting have to look at.';
+
+-- The nightly proof: the next ticks account for all history again, in find_gaps' parts.
 CREATE OR REPLACE FUNCTION feature_platform.recheck_gaps() RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT feature_platform.find_symbols();
-    INSERT INTO feature_platform.late_change (symbol, minutes)
-    SELECT w.symbol, tstzmultirange(tstzrange(w.since_ts, w.until_ts))
-    FROM feature_platform.gap_watermark w WHERE w.since_ts < w.until_ts ORDER BY w.symbol;
+    INSERT INTO feature_platform.bar_change (symbols, first, last)
+    SELECT array_agg(w.symbol), array_agg(w.since_ts), array_agg(w.until_ts - interval '1 minute')
+    FROM feature_platform.gap_watermark w WHERE w.since_ts < w.until_ts HAVING count(*) > 0;
 END;
-COMMENT ON FUNCTION feature_platform.recheck_gaps() IS 'Has the next find_gaps() look at all history again.';
+COMMENT ON FUNCTION feature_platform.recheck_gaps() IS 'Has the next ticks of find_gaps() look at all history again.';
 
--- The venue answered for these minutes: what has no bar now had no trades, once it is as old as `settled`; what is younger
--- may still be published and stays open.
+-- The exchange answered for these minutes: a minute without a bar had no trades, once it is as old as `settled`; the bar of a
+-- younger one may still be published, so that one stays open.
 CREATE OR REPLACE FUNCTION feature_platform.gap_answered(
     answered_symbol text, from_ts timestamptz, to_ts timestamptz, settled interval DEFAULT '10 minutes') RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -222,26 +345,27 @@ DECLARE
     gap public.ohlcv_1m_gaps;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));
+    PERFORM feature_platform.begin_accounting();
     PERFORM feature_platform.account_minutes(answered_symbol, tstzmultirange(answered));
     FOR gap IN
-        SELECT g.* FROM public.ohlcv_1m_gaps g
-        WHERE g.symbol = answered_symbol AND g.state IN ('open', 'unavailable')
-          AND g.end_ts > lower(answered) AND g.start_ts < upper(answered)
+        SELECT g.* FROM feature_platform.gaps_in(answered_symbol, lower(answered), upper(answered)) AS g
+        WHERE g.state IN ('open', 'unavailable')
         ORDER BY g.start_ts
     LOOP
         PERFORM feature_platform.split_gap(gap, old_enough, 'quiet');
     END LOOP;
-    -- What is too young to tell is asked for again, and soon: the market may trade again. An answer is no failure: attempts that
-    -- fail are counted from here.
+    -- A minute that is too young is asked for again, and soon: the symbol may trade again. An answer is no failure: failed
+    -- attempts are counted from here.
     UPDATE public.ohlcv_1m_gaps g
     SET attempts = 1, next_attempt_at = feature_platform.clock() + interval '4 minutes', last_error = NULL
-    WHERE g.symbol = answered_symbol AND g.state = 'open' AND g.end_ts > lower(answered) AND g.start_ts < upper(answered);
+    WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(answered_symbol, lower(answered), upper(answered)) AS i)
+      AND g.state = 'open';
 END
 $$;
-COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the venue has answered for a range of minutes.';
+COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the exchange has answered for a range of minutes.';
 
--- The venue did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
--- most an hour, and not before the venue wants to be asked), and given up as `unavailable` after so many attempts.
+-- The exchange did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
+-- most an hour, and not before the exchange's own retry_after), and given up as `unavailable` after so many attempts.
 DROP FUNCTION IF EXISTS feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer);    -- as it was before it knew of retry_after
 CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
     failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
@@ -254,6 +378,6 @@ BEGIN ATOMIC
         next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
             THEN feature_platform.clock() + greatest(
                 retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour')) END
-    WHERE g.symbol = failed_symbol AND g.state = 'open' AND g.end_ts > from_ts AND g.start_ts < to_ts;
+    WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(failed_symbol, from_ts, to_ts) AS i) AND g.state = 'open';
 END;
-COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS 'Notes that the venue would not answer for a range of minutes.';
+COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS 'Notes that the exchange did not answer for a range of minutes.';

@@ -20,8 +20,7 @@ COMMENT ON TABLE feature_platform.dirty_log IS 'Minutes whose feature rows may n
 -- The worker looks for new marks by their numbers, and reads no row that was taken out before them.
 CREATE INDEX IF NOT EXISTS dirty_log_id_idx ON feature_platform.dirty_log (id);
 
--- Records the minutes of one statement, in the writer's transaction: as dirty, and where they are behind a watermark of the
--- accounting for gaps, as to be looked at again.
+-- Records the minutes of one statement, in the writer's transaction: as dirty, and for the accounting for gaps.
 --
 -- `first` and `last` are the outermost changed bars of each symbol and UTC day. Bars of one day reach rows that touch or
 -- overlap, so these say all: the union of their reaches is exact, and a statement costs one log row a symbol however many
@@ -36,11 +35,10 @@ BEGIN ATOMIC
     FROM unnest(symbols, first, last, gone) AS c (symbol, first, last, gone)
     GROUP BY c.symbol ORDER BY c.symbol;
 
-    INSERT INTO feature_platform.late_change (symbol, minutes)
-    SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last) + interval '1 minute'))
-    FROM unnest(symbols, first, last) AS c (symbol, first, last)
-    JOIN feature_platform.gap_watermark w ON w.symbol = c.symbol AND c.first < w.until_ts
-    GROUP BY c.symbol ORDER BY c.symbol;
+    -- Whether a minute is behind the watermark cannot be judged here: the watermark may pass it before this commits.
+    INSERT INTO feature_platform.bar_change (symbols, first, last)
+    SELECT symbols, first, last
+    WHERE symbols IS NOT NULL AND pg_sequence_last_value('feature_platform.gap_accounting') IS NOT NULL;
 
     INSERT INTO feature_platform.known_symbol (symbol)
     SELECT DISTINCT c.symbol FROM unnest(symbols) AS c (symbol)
@@ -48,6 +46,7 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
     'Records what one statement changed in ohlcv_1m.';
+DROP TABLE IF EXISTS feature_platform.late_change;      -- of a database from before there was bar_change
 
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -99,7 +98,7 @@ BEGIN
     -- Without a first bar there is no minute to account for.
     DELETE FROM public.ohlcv_1m_gaps;
     DELETE FROM feature_platform.gap_watermark;
-    DELETE FROM feature_platform.late_change;
+    DELETE FROM feature_platform.bar_change;
     RETURN NULL;
 END
 $$;

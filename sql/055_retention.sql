@@ -143,9 +143,6 @@ BEGIN
     DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = forgotten AND g.state <> 'filled' AND g.end_ts <= first;
     UPDATE public.ohlcv_1m_gaps g SET start_ts = first
     WHERE g.symbol = forgotten AND g.state <> 'filled' AND g.start_ts < first;
-    DELETE FROM feature_platform.late_change l WHERE l.symbol = forgotten AND upper(l.minutes) <= first;
-    UPDATE feature_platform.late_change l SET minutes = l.minutes * tstzmultirange(tstzrange(first, NULL))
-    WHERE l.symbol = forgotten AND lower(l.minutes) < first;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.forget_minutes(text) IS 'Takes the minutes before a symbol''s first bar out of the account of gaps.';

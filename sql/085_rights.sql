@@ -46,7 +46,7 @@ BEGIN
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
         ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
         ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
-                    feature_platform.gap_failed'),
+                    feature_platform.gap_failed, feature_platform.minutes_to_account'),
 
         -- Who records: says what is heard.
         ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),
@@ -66,13 +66,14 @@ BEGIN
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
                     feature_platform.known_symbol, feature_platform.gap_watermark,
-                    feature_platform.late_change, feature_platform.dirty_log, feature_platform.dirty,
+                    feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning,
+                    feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
                     feature_platform.policy_run, feature_platform.policy_status, feature_platform.heartbeat,
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,
-                    feature_platform.gaps_between')
+                    feature_platform.gaps_between, feature_platform.minutes_to_account')
     ) AS r (roles, what)
     LOOP
         list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role

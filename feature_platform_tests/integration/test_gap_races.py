@@ -1,0 +1,187 @@
+"""Guards against minutes that are lost between a writer and the accounting that run at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from feature_platform.gaps import find_gaps, note_answer
+from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.integration.test_gaps import (
+    MINUTE,
+    SYMBOL,
+    UNACCOUNTED,
+    WRONG,
+    cut,
+    gaps,
+)
+
+READ_COMMITTED = psycopg.IsolationLevel.READ_COMMITTED
+REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
+NOW = "SELECT feature_platform.bucket_of(feature_platform.clock() - interval '2 minutes')"
+Conn = psycopg.Connection[Any]
+
+
+@pytest.mark.parametrize("looked_before", [True, False], ids=["later tick", "very first tick"])
+def test_a_delete_that_commits_after_the_watermark_has_passed_is_accounted_for(
+    conn: Conn, database: str, *, looked_before: bool
+) -> None:
+    now = value(conn, NOW)
+    if looked_before:
+        find_gaps(conn)
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    with psycopg.connect(database) as writer:
+        cut(writer, now - 30 * MINUTE, 1)
+        find_gaps(conn)
+        writer.commit()
+    for _ in range(3):
+        find_gaps(conn)
+    assert gaps(conn, "open") == [("open", now - 30 * MINUTE, 1)]
+
+
+def test_a_delete_by_an_older_snapshot_is_accounted_for(conn: Conn, database: str) -> None:
+    """Its transaction sees neither the watermark nor that there is an accounting at all."""
+    now = value(conn, NOW)
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    with psycopg.connect(database) as writer:
+        writer.isolation_level = REPEATABLE_READ
+        writer.execute("SELECT 1 FROM ohlcv_1m LIMIT 1")
+        find_gaps(conn)
+        cut(writer, now - 30 * MINUTE, 1)
+        writer.commit()
+    find_gaps(conn)
+    assert gaps(conn, "open") == [("open", now - 30 * MINUTE, 1)]
+
+
+@pytest.mark.parametrize("level", [READ_COMMITTED, REPEATABLE_READ], ids=lambda level: level.name)
+def test_a_bar_that_commits_after_the_exchange_had_none_closes_its_minute(
+    conn: Conn, database: str, level: psycopg.IsolationLevel
+) -> None:
+    now = value(conn, NOW)
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    cut(conn, now - 30 * MINUTE, 1)
+    find_gaps(conn)
+    with psycopg.connect(database) as writer:
+        writer.isolation_level = level
+        insert_bars(writer, SYMBOL, now - 30 * MINUTE, 1)
+        note_answer(conn, SYMBOL, now - 40 * MINUTE, now - 20 * MINUTE)
+        assert gaps(conn) == [("quiet", now - 30 * MINUTE, 1)]
+        writer.commit()
+    find_gaps(conn)
+    assert gaps(conn) == [("filled", now - 30 * MINUTE, 1)]
+
+
+def test_an_answer_before_the_first_bar_does_not_outlive_the_bar(conn: Conn) -> None:
+    now = value(conn, NOW)
+    note_answer(conn, SYMBOL, now - 40 * MINUTE, now - 20 * MINUTE)
+    insert_bars(conn, SYMBOL, now - 21 * MINUTE, 24)
+    find_gaps(conn)
+    assert gaps(conn) == [
+        ("quiet", now - 40 * MINUTE, 19),
+        ("filled", now - 21 * MINUTE, 1),
+    ]
+
+
+def test_no_change_is_recorded_before_minutes_are_accounted_for(conn: Conn) -> None:
+    """Records would pile up where no process takes them out."""
+    now = value(conn, NOW)
+    insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
+    assert value(conn, "SELECT count(*) FROM feature_platform.bar_change") == 0
+    find_gaps(conn)
+    insert_bars(conn, "ETH/USDT", now - 60 * MINUTE, 63)
+    assert value(conn, "SELECT count(*) FROM feature_platform.bar_change") == 1
+    find_gaps(conn)
+    assert value(conn, "SELECT count(*) FROM feature_platform.bar_change") == 0
+
+
+@pytest.mark.slow
+def test_slow_writers_and_accountants_at_once_lose_no_minute(conn: Conn, database: str) -> None:
+    """Writers with open transactions, rollbacks and old snapshots, against ticks and answers."""
+    now, span, symbols = value(conn, NOW), 60, ["A", "B", "C"]
+    begin = now - span * MINUTE
+    for symbol in symbols[:2]:
+        insert_bars(conn, symbol, begin, span)
+    until = time.monotonic() + 12
+    problems: list[str] = []
+
+    def write(number: int) -> None:
+        chance = random.Random(number)
+        with psycopg.connect(database) as writer:
+            writer.isolation_level = REPEATABLE_READ if number % 2 else READ_COMMITTED
+            while time.monotonic() < until:
+                with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                    for _ in range(chance.randint(1, 4)):
+                        change(writer, chance)
+                        time.sleep(chance.choice([0, 0.01, 0.05]))
+                    if chance.random() < 0.7:
+                        writer.commit()
+                writer.rollback()
+
+    def change(writer: Conn, chance: random.Random) -> None:
+        start = begin + chance.randrange(span) * MINUTE
+        end = start + chance.randint(1, 6) * MINUTE
+        if chance.random() < 0.5:
+            writer.execute(
+                "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s",
+                [chance.choice(symbols), start, min(end, now)],
+            )
+        else:
+            writer.execute(
+                """
+                INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+                SELECT %s, m, 1, 1, 1, 1, 1
+                  FROM generate_series(%s::timestamptz, %s::timestamptz - interval '1 minute',
+                                       interval '1 minute') AS m
+                ON CONFLICT DO NOTHING
+                """,
+                [chance.choice(symbols), start, min(end, now)],
+            )
+
+    def account(number: int) -> None:
+        chance = random.Random(number)
+        with psycopg.connect(database, autocommit=True) as accountant:
+            while time.monotonic() < until:
+                if chance.random() < 0.5:
+                    budget = chance.choice([7, 50, 200000])
+                    accountant.execute("SELECT feature_platform.find_gaps('2 min', %s)", [budget])
+                elif chance.random() < 0.9:
+                    start = begin + chance.randrange(span) * MINUTE
+                    end = start + timedelta(minutes=20)
+                    note_answer(accountant, chance.choice(symbols), start, end)
+                else:
+                    accountant.execute("SELECT feature_platform.recheck_gaps()")
+
+    def watch(number: int) -> None:
+        looks = 0
+        with psycopg.connect(database, autocommit=True) as watcher:
+            while time.monotonic() < until:
+                looks += 1
+                if (wrong := value(watcher, UNACCOUNTED)) != 0:
+                    problems.append(f"look {looks} of watcher {number} found {wrong} minutes")
+                    return
+
+    def guarded(job: Callable[[int], None], number: int) -> None:
+        try:
+            job(number)
+        except psycopg.Error as error:
+            problems.append(f"{job.__name__}: {error}")
+
+    jobs = [(write, number) for number in range(5)] + [(account, 5), (account, 6), (watch, 7)]
+    threads = [threading.Thread(target=guarded, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    while value(conn, "SELECT feature_platform.minutes_to_account()"):
+        find_gaps(conn)
+    assert value(conn, WRONG, now) == 0
+    assert value(conn, UNACCOUNTED) == 0
