@@ -297,11 +297,12 @@ def gaps_command(
 ) -> None:
     """Account for every minute up to now, and list those without a bar, with the reason."""
     from feature_platform import console
-    from feature_platform.gaps import find_gaps, list_gaps, parse_states
+    from feature_platform.gaps import find_all_gaps, list_gaps, parse_states
 
     states = parse_states(state or [])
     with _database() as connection:
-        find_gaps(connection)
+        with console.progress_bar("account for minutes") as progress:
+            find_all_gaps(connection, progress)
         gaps = list_gaps(connection, symbol, states)
     console.out.print(console.gaps_table(gaps))
     typer.echo(console.gaps_line(gaps))

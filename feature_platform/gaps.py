@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -57,10 +57,35 @@ def parse_states(names: Sequence[str]) -> list[State]:
 
 
 def find_gaps(connection: psycopg.Connection[Any]) -> int:
-    """Account for the minutes since the last call, and for what changed before; count open gaps."""
+    """Account for new and changed minutes, at most 200,000 of each; count open gaps."""
     row = connection.execute(queries["gaps_find"]).fetchone()
     assert row is not None, "the statement always gives one row"
     return int(row[0])
+
+
+def minutes_to_account(connection: psycopg.Connection[Any]) -> int:
+    """Return how many minutes are not accounted for yet: with 0, the list of gaps is complete."""
+    row = connection.execute(queries["gaps_minutes_left"]).fetchone()
+    assert row is not None, "the statement always gives one row"
+    return int(row[0])
+
+
+def find_all_gaps(
+    connection: psycopg.Connection[Any], progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Account for every minute up to now, however many ticks that takes; count open gaps.
+
+    connection: in autocommit mode, so that other sessions see each tick's gaps at once.
+    progress: called with the number of minutes done and the number there are.
+    """
+    whole = minutes_to_account(connection)
+    while True:
+        open_gaps = find_gaps(connection)
+        left = minutes_to_account(connection)
+        if progress is not None:
+            progress(max(whole - left, 0), whole)
+        if not left:
+            return open_gaps
 
 
 def due_gaps(

@@ -21,6 +21,7 @@ from rich.text import Text
 from feature_platform import console
 from feature_platform.database import connect, server_description
 from feature_platform.errors import UserError
+from feature_platform.gaps import minutes_to_account
 from feature_platform.heartbeat import Feed, list_feeds
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
@@ -43,6 +44,8 @@ class Frame:
 
     now: by the platform's clock.
     open_minutes: minutes without a bar that nothing explains yet, by symbol.
+    minutes_left: how many minutes are not accounted for yet; until it is 0, `open_minutes` is too
+        small.
     """
 
     now: datetime
@@ -51,6 +54,7 @@ class Frame:
     open_minutes: dict[str, int]
     policy: PolicyStatus | None
     feeds: Sequence[Feed] = ()
+    minutes_left: int = 0
 
 
 def look(connection: psycopg.Connection[Any]) -> Frame:
@@ -64,6 +68,7 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
         open_minutes={row["symbol"]: row["minutes"] for row in gaps},
         policy=policy_status(connection),
         feeds=list_feeds(connection),
+        minutes_left=minutes_to_account(connection),
     )
 
 
@@ -134,6 +139,7 @@ def _header(frame: Frame, trouble: str | None) -> list[Text]:
             _shown("dirty", sum(one.rows_dirty for one in frame.symbols), bad=_is_old(frame)),
             "  ",
             _shown("minutes open", sum(frame.open_minutes.values()), bad=True),
+            f", {frame.minutes_left:,} to account for" if frame.minutes_left else "",
         ),
     ]
     if trouble is not None:

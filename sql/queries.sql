@@ -437,6 +437,10 @@ SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM c
 -- One tick of the accounting for minutes; how many gaps are open.
 SELECT feature_platform.find_gaps();
 
+-- gaps_minutes_left --
+-- How many minutes are not accounted for yet.
+SELECT feature_platform.minutes_to_account();
+
 -- gaps_due --
 -- Open gaps of some symbols that may be asked for now, parted at the ends of UTC days, oldest first; of one day only where it is
 -- given.

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from feature_platform.gaps import find_gaps
+from feature_platform.gaps import find_all_gaps
 from feature_platform.orchestration.metadata import table
 from feature_platform.orchestration.purge import connect_storage, purge
 from feature_platform.orchestration.resources import Database
@@ -23,9 +23,9 @@ SAMPLES = 5
 def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
     """Account for every minute of all history."""
     with database.connection() as connection:
-        before = find_gaps(connection)
+        before = find_all_gaps(connection)
         connection.execute(queries["recheck_gaps"])
-        after = find_gaps(connection)
+        after = find_all_gaps(connection)
     context.add_output_metadata({"open gaps before": before, "open gaps after": after})
     if after > before:
         context.log.warning(f"{after - before} gaps were open that no tick had found")

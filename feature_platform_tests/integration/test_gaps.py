@@ -320,8 +320,10 @@ _LENGTH = st.integers(1, 20)
 _STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["insert", "insert to the end", "cut", "answer", "fail", "give up", "look", "audit"]
-            + ["slow insert", "slow cut", "commit", "roll back"]
+            [
+                *["insert", "insert to the end", "cut", "answer", "fail", "give up", "look"],
+                *["audit", "slow insert", "slow cut", "commit", "roll back"],
+            ]
         ),
         _PLACE,
         _LENGTH,
