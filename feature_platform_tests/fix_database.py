@@ -16,8 +16,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,6 +25,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from feature_platform import schema
 from feature_platform.embedded import EmbeddedServer
 
 TIMESCALE_URL = "FEATURE_PLATFORM_TEST_TIMESCALE_URL"
@@ -74,6 +73,19 @@ class Databases:
         finally:
             self.drop(url)
 
+    @contextmanager
+    def simulated(self) -> Iterator[str]:
+        """Create a database for simulated bars, with its jobs at work, and drop it."""
+        url = self.create_empty()
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                schema.apply(connection, simulated=True)
+                if self.engine == "timescaledb":
+                    connection.execute("SELECT _timescaledb_functions.start_background_workers()")
+            yield url
+        finally:
+            self.drop(url)
+
     def drop(self, url: str) -> None:
         """Drop the database of `url`, whoever is connected to it."""
         name = sql.Identifier(urlsplit(url).path.lstrip("/"))
@@ -89,11 +101,8 @@ class Databases:
     def _create_template(self) -> str:
         url = self.create_empty()
         name = urlsplit(url).path.lstrip("/")
-        if find_spec("feature_platform.schema") is not None:
-            schema = import_module("feature_platform.schema")
-
-            with psycopg.connect(url, autocommit=True) as connection:
-                schema.apply(connection)
+        with psycopg.connect(url, autocommit=True) as connection:
+            schema.apply(connection)
         # A template must have no connections, TimescaleDB's own included.
         identifier = sql.Identifier(name)
         self._send(None, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(identifier))
@@ -154,6 +163,23 @@ def engine(request: pytest.FixtureRequest) -> Engine:
         pytest.skip(f"{TIMESCALE_URL} is not set: not tried on TimescaleDB")
     engine: Engine = request.param
     return engine
+
+
+@pytest.fixture(scope="session")
+def binaries(engine: Engine) -> Path | None:
+    """Return the programs of the engine, for servers that a test stops; None for the embedded ones.
+
+    Those of TimescaleDB are the given server's own, where it runs on this machine.
+    """
+    if engine == "postgres":
+        return None
+    with psycopg.connect(os.environ[TIMESCALE_URL]) as connection:
+        query = "SELECT setting FROM pg_config WHERE name = 'BINDIR'"
+        (found,) = connection.execute(query).fetchone() or ("",)
+    folder = Path(found)
+    if not (folder / "initdb").is_file():
+        pytest.skip(f"the server of {TIMESCALE_URL} runs elsewhere: no second one can be started")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
 from feature_platform.database import connect
+from feature_platform_tests.fix_database import Databases, Engine
 from feature_platform_tests.fix_dev import Dev, is_alive, run_dev
 from feature_platform_tests.fix_embedded import CHECKOUT
 
@@ -43,15 +44,22 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium h
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[Dev]:
-    """Yield the platform as `make dev` runs it, once it shows its definitions."""
+def dev(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Dev]:
+    """Yield the platform as `make dev` runs it, once it shows its definitions.
+
+    It starts a database of its own, but for TimescaleDB, which it must be given.
+    """
     folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    try:
-        with run_dev(folder) as running:
-            running.wait_for_page(f"{running.url}/server_info")
-            yield running
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        environment = {}
+        if engine == "timescaledb":
+            databases: Databases = request.getfixturevalue("databases")
+            url = stack.enter_context(databases.simulated())
+            environment["FEATURE_PLATFORM_DATABASE_URL"] = url
+        running = stack.enter_context(run_dev(folder, **environment))
+        running.wait_for_page(f"{running.url}/server_info")
+        yield running
 
 
 @pytest.fixture(scope="module")
