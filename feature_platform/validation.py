@@ -74,6 +74,8 @@ BAR_AGE = timedelta(minutes=5)
 SETTLE = timedelta(seconds=75)
 # A missing minute that is younger may still be on its way.
 GAP_AGE = timedelta(minutes=5)
+# The recorder and Dagster account for minutes once a minute.
+ACCOUNTED_AGE = timedelta(minutes=15)
 DIRTY_AGE = timedelta(minutes=5)
 # A recorder that lost its stream is back, and has asked for what it missed, within this time.
 BEAT_AGE = timedelta(minutes=2)
@@ -148,7 +150,8 @@ CHECKS: tuple[Check, ...] = (
         "bars_table",
         "ohlcv_1m",
         "ERROR",
-        "ohlcv_1m has its columns, its key, its constraints and the triggers that record changes.",
+        "ohlcv_1m has its columns, its key, its constraints and the triggers that record changes,"
+        " and nothing is set that lets bars change unrecorded.",
         "columns, constraints and triggers",
         "",
         {
@@ -180,6 +183,17 @@ CHECKS: tuple[Check, ...] = (
         {"age": GAP_AGE},
     ),
     Check(
+        "minutes_accounted_for",
+        "ohlcv_1m",
+        "ERROR",
+        "Every minute of the newest half hour that is accounted for, and of a day of"
+        f" {SAMPLES} symbols taken at random, has a bar or is listed as missing, never both and"
+        " never neither.",
+        "minutes",
+        "no minute is accounted for yet",
+        {"samples": SAMPLES, "limit": ACCOUNTED_AGE},
+    ),
+    Check(
         "bars_sane",
         "ohlcv_1m",
         "WARN",
@@ -194,7 +208,8 @@ CHECKS: tuple[Check, ...] = (
         "features_table",
         "features_1m",
         "ERROR",
-        "features_1m has its columns, its key and the index on bucket.",
+        "features_1m has its columns, its key and the index on bucket, and nothing is set that lets"
+        " rows change unrecorded.",
         "columns and indexes",
         "",
         {

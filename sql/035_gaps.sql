@@ -106,7 +106,9 @@ BEGIN
         INSERT INTO feature_platform.gap_beginning DEFAULT VALUES ON CONFLICT (only_one) DO UPDATE SET xid = NULL;
         RETURN;
     END IF;
-    DELETE FROM feature_platform.gap_beginning g WHERE g.xid <= pg_snapshot_xmin(pg_current_snapshot());
+    -- A restored dump may have the number of another server, which is newer than any here.
+    DELETE FROM feature_platform.gap_beginning g
+    WHERE g.xid <= pg_snapshot_xmin(pg_current_snapshot()) OR g.xid >= pg_snapshot_xmax(pg_current_snapshot());
     IF FOUND THEN
         PERFORM feature_platform.recheck_gaps();
     END IF;

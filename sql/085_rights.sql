@@ -73,7 +73,7 @@ BEGIN
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,
-                    feature_platform.gaps_between, feature_platform.minutes_to_account')
+                    feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards')
     ) AS r (roles, what)
     LOOP
         list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role

@@ -22,6 +22,7 @@ SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting beh
 \ir 055_retention.sql
 \ir 060_policy.sql
 \ir 070_timescaledb.sql
+\ir 075_hazards.sql
 \ir 080_status.sql
 \ir 085_rights.sql
 \ir 090_version.sql

@@ -94,6 +94,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.gap_failed": RECORDERS,
     "feature_platform.gaps_in": NOBODY,
     "feature_platform.gaps_between": {"refresher", "orchestrator", "reader"},
+    "feature_platform.hazards": {"refresher", "orchestrator", "reader"},
     "feature_platform.keep_origin": NOBODY,
     "feature_platform.mark_dirty": NOBODY,
     "feature_platform.mark_dirty_row": NOBODY,
