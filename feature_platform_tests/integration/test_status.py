@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from feature_platform import console, schema
 from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import Counts, policy_status, row_counts, symbol_status
@@ -197,3 +198,20 @@ def test_a_reader_that_leaves_is_no_error(
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_job_that_a_dump_brought_is_the_workers(conn: Conn) -> None:
+    """A dump of TimescaleDB Community names a job, and plain PostgreSQL has none."""
+    conn.execute("UPDATE feature_platform.policy SET job_id = 1000")
+    policy = policy_status(conn)
+    assert policy is not None
+    assert policy.problem == (
+        "database job 1000 cannot run without TimescaleDB Community:"
+        " run `feature-platform db apply`, then the worker runs the policy"
+    )
+    assert f"problem: {policy.problem}" in console.policy_lines(policy)
+    schema.apply(conn)
+    policy = policy_status(conn)
+    assert policy is not None
+    assert (policy.runs_in, policy.problem) == ("worker", None)
