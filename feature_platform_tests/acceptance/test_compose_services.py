@@ -30,6 +30,7 @@ from psycopg import sql
 from feature_platform.embedded import EmbeddedServer, bin_dir
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.compose import example, image_environment, required, services
+from feature_platform_tests.fix_database import Engine
 from feature_platform_tests.fix_embedded import CHECKOUT
 from feature_platform_tests.fix_processes import PATIENCE, wait_until
 
@@ -150,7 +151,9 @@ def address() -> str:
 
 
 @pytest.fixture
-def deployment(address: str, simulator: SimulatedExchange) -> Iterator[Deployment]:
+def deployment(
+    address: str, simulator: SimulatedExchange, engine: Engine, binaries: Path | None
+) -> Iterator[Deployment]:
     """Yield the services, none of them started but the database."""
     values = {name: value for name, value in example().items() if value}
     values |= {**dict.fromkeys(required(), PASSWORD), "FEATURE_PLATFORM_API_KEY": KEY}
@@ -162,9 +165,14 @@ def deployment(address: str, simulator: SimulatedExchange) -> Iterator[Deploymen
         access = folder / "pg_hba.conf"
         access.write_text("local all all trust\nhost all all 127.0.0.0/8 scram-sha-256\n")
         conf = {"listen_addresses": address, "hba_file": str(access), "fsync": "off"}
-        server = stack.enter_context(EmbeddedServer(folder / "db", conf=conf))
+        if engine == "timescaledb":
+            conf["shared_preload_libraries"] = "timescaledb"
+        server = stack.enter_context(EmbeddedServer(folder / "db", conf=conf, binaries=binaries))
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(PASSWORD))
+        if engine == "timescaledb":  # as the image does in each new database
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                connection.execute("CREATE EXTENSION timescaledb")
         made = Deployment(address, folder, values)
         (folder / "bin/pg_isready").symlink_to(bin_dir() / "pg_isready")
         stack.callback(made.kill)
