@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from feature_platform._spool import Spool
+from feature_platform._trouble import TroubleLog
 from feature_platform.bars import StreamBar, store_stream
 from feature_platform.database import connect
 from feature_platform.errors import UserError
@@ -60,6 +61,7 @@ class BarWriter:
         self._beats: Sequence[Heartbeat] = ()
         self._outages: list[Outage] = []
         self._stopping = self._begun = False
+        self._trouble = TroubleLog(_log)
         self._connection: psycopg.Connection[TupleRow] | None = None
 
     def put(self, bars: list[StreamBar]) -> None:
@@ -181,13 +183,11 @@ class BarWriter:
                 self._spool.append(self._bars[0])
                 self._bars.popleft()
         except OSError as error:
-            _log.error(
-                "%s cannot be written, %s: %d bars are kept in memory, and are lost if this"
-                " process ends before the database is back",
-                self._spool.path,
-                error.strerror,
-                sum(map(len, self._bars)),
+            detail = (
+                f", {sum(map(len, self._bars))} bars are kept in memory, and are lost if this"
+                " process ends before the database is back"
             )
+            self._trouble.warn(error, f"{self._spool.path} cannot be written", detail)
             return False
         _log.warning("put %d bars on disk, where there are %d now", count, self._spool.bars)
         return True
@@ -202,12 +202,8 @@ class BarWriter:
         error = state.outcome.exception()
         assert error is not None
         kept = sum(map(len, self._bars))
-        _log.warning(
-            "the database is away, %d bars are in memory and %d on disk: %s",
-            kept,
-            self._spool.bars,
-            _said(error),
-        )
+        detail = f", {kept} bars are in memory and {self._spool.bars} on disk"
+        self._trouble.warn(error, "the database is away", detail)
 
 
 def _said(error: BaseException) -> str:

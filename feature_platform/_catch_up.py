@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from feature_platform._trouble import TroubleLog
 from feature_platform.backfill import backfill
 from feature_platform.bars import moment
 from feature_platform.clock import Clock
@@ -68,6 +69,7 @@ class CatchUp:
         self._stop = stop
         self._nudged = threading.Event()
         self._lock = threading.Lock()
+        self._trouble = TroubleLog(_log)
         self._starts: dict[str, datetime] = {}
         self._newest_before: dict[str, datetime] = {}
         count, now = len(exchange.symbols), clock.now()
@@ -120,7 +122,7 @@ class CatchUp:
             wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
             stop=lambda _state: self._stop.is_set(),
             sleep=self._sleep,
-            before_sleep=_tell,
+            before_sleep=self._warn,
             retry_error_callback=lambda _state: None,
         )
         retrying(self._ask, looking=looking)
@@ -134,7 +136,7 @@ class CatchUp:
                 if looking:
                     self._ask_for_gaps(connection)
         except (psycopg.Error, UserError) as error:
-            raise _Unanswered(" ".join(redact(str(error)).split())) from None
+            raise _Unanswered(" ".join(redact(str(error)).split())) from error
 
     def _ask_for(self, connection: psycopg.Connection[Any], symbol: str, start: datetime) -> None:
         error: str | None
@@ -198,14 +200,15 @@ class CatchUp:
             self._newest_before.pop(symbol, None)
             return symbol, self._starts.pop(symbol)
 
+    def _warn(self, state: RetryCallState) -> None:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        self._trouble.warn(error.__cause__ or error, "missing minutes are fetched again later")
+
     def _sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
     def _want(self, symbol: str, start: datetime) -> None:
         with self._lock:
             self._starts[symbol] = min(start, self._starts.get(symbol, start))
-
-
-def _tell(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    _log.warning("%s; asking again", state.outcome.exception())

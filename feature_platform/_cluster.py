@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import re
 import shutil
@@ -45,7 +46,6 @@ POSTGRES_MAJOR = 18
 _PORT = 5432  # only a part of the socket's name: there is no TCP
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET_PATH = 103  # bytes, the shortest limit of any system
-_ANSWER = 5  # seconds that the server may take to answer a knock; one that is there is quick
 _LOG_DAYS = 6
 _CONF: Mapping[str, str] = {
     "listen_addresses": "",
@@ -121,9 +121,9 @@ class Cluster:
         folder = quote(str(self.socket_dir))
         return f"postgresql://postgres@/{quote(dbname, safe='')}?host={folder}&port={_PORT}"
 
-    def ping(self) -> pq.Ping:
-        """Ask the server whether it takes connections."""
-        where = make_conninfo(self.url("postgres"), connect_timeout=_ANSWER)
+    def ping(self, seconds: float) -> pq.Ping:
+        """Ask the server whether it takes connections, and wait so long for its answer."""
+        where = make_conninfo(self.url("postgres"), connect_timeout=math.ceil(seconds))
         return pq.Ping(pq.PGconn.ping(where.encode()))
 
     def launch(self, start_lock: int, server_lock: int) -> None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from honcho import manager as honcho
+from honcho.printer import Printer
 from honcho.process import Popen, Process
 
 # Seconds that processes have to stop in order: Dagster's take some.
@@ -42,17 +43,29 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
     returncode: int | None
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, printer: Printer | None = None) -> None:
+        super().__init__(printer)
         honcho.KILL_WAIT = _PATIENCE
         self._process_ctor = _Child
         self._asked_to_stop = False
+        self._asked_at = 0.0
 
-    def add(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Add a process, to be started by `run`; name: the prefix of what it says."""
+    def add(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        patience: float = _PATIENCE,
+    ) -> None:
+        """Add a process, to be started by `run`.
+
+        name: the prefix of its lines.
+        patience: seconds that it has to stop before it and its children are killed.
+        """
         # Instead of the shell, so that signals reach it and its status is its own.
         self.add_process(name, f"exec {shlex.join(command)}", env=dict(environment))
         self._processes[name]["deaths"] = 0
+        self._processes[name]["patience"] = patience
 
     def run(self) -> int:
         """Run until asked to stop; return the exit status, 130 after a Ctrl-C."""
@@ -64,6 +77,7 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
     def terminate(self) -> None:
         """Have the loop stop everything, once it knows the process ids of what it has started."""
+        self._asked_at = self._asked_at or time.monotonic()
         self._asked_to_stop = True
 
     def _start(self) -> None:
@@ -91,7 +105,19 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
         return self._asked_to_stop
 
     def _all_stopped(self) -> bool:
+        if self._asked_to_stop:
+            self._kill_the_slow()
         return self._asked_to_stop and bool(super()._all_stopped())
+
+    def _kill_the_slow(self) -> None:
+        """Kill processes whose patience is over."""
+        waited = time.monotonic() - self._asked_at
+        for name, state in self._processes.items():
+            slow = waited > state["patience"] and "returncode" not in state
+            if slow and not state.get("killed") and "pid" in state:
+                state["killed"] = True
+                self._system_print(f"{name} took more than {state['patience']:.0f} s: ended\n")
+                self._procmgr.kill(state["pid"])
 
     def _bring_back(self, name: str, state: dict[str, Any]) -> None:
         if "again_at" in state:

@@ -254,16 +254,23 @@ def status_command(
     """Show what each symbol has, how the refresh policy does, and the database in use."""
     from feature_platform import console, status
     from feature_platform.clock import SimulatedClock
-    from feature_platform.database import server_description
+    from feature_platform.database import connect_briefly, server_description
     from feature_platform.heartbeat import list_feeds
+    from feature_platform.schema import prepare
     from feature_platform.settings import get_settings
 
-    with _database() as connection:
+    with connect_briefly() as brief:
+        connection = brief.connection
+        description = server_description(connection)
+        brief.lift()  # an upgrade takes its time
+        prepare(connection)
+        brief.limit()
         symbols = status.symbol_status(connection)
-        rows = status.row_counts(connection) if counts else {}
         policy = status.policy_status(connection)
         feeds = list_feeds(connection)
-        typer.echo(f"database: {server_description(connection)}")
+        brief.lift()
+        rows = status.row_counts(connection) if counts else {}
+    typer.echo(f"database: {description}")
     if isinstance(clock := get_settings().clock, SimulatedClock):
         typer.echo(f"clock: simulated, {clock.now():%F %T} UTC, {clock.speed:g} times as fast")
     for line in [*console.feed_lines(feeds), *console.policy_lines(policy)]:
@@ -365,7 +372,8 @@ def dev_command(
     """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
     from feature_platform.dev import run_dev
 
-    raise typer.Exit(run_dev(port, exchange_port, days))
+    verbose = logging.getLogger("feature_platform").level == logging.INFO
+    raise typer.Exit(run_dev(port, exchange_port, days, verbose=verbose))
 
 
 @app.command("demo")

@@ -100,13 +100,13 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
 
 
 def feed_lines(feeds: Sequence[Feed]) -> list[str]:
-    """Say in a line what the recorder hears, and in another its newest trouble; none without it."""
+    """Sum up the recorder's feeds in a line, and its newest error in another; none without it."""
     if not feeds:
         return []
-    states = Counter(feed.state for feed in feeds)
-    said = ", ".join(f"{states[state]:,} {state.replace('_', ' ')}" for state in sorted(states))
+    states = Counter(feed.shown_state for feed in feeds)
+    counts = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
     beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))
-    lines = [f"recorder: {len(feeds):,} markets, {said}; its last word was {beat} ago"]
+    lines = [f"recorder: {len(feeds):,} symbols, {counts}; last heartbeat {beat} ago"]
     troubled = [feed for feed in feeds if feed.state != "live" and feed.last_error]
     if troubled:
         lines.append(f"recorder: {name(troubled[0].symbol)}: {troubled[0].last_error}")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +21,13 @@ from feature_platform.queries import queries
 from feature_platform.settings import Settings, get_settings, redact
 
 OLDEST_POSTGRES = 15
+
+# Seconds within which a command that shows a state has its answer, or fails; libpq knows no
+# shorter time to connect than two.
+BRIEF_SECONDS = 2.5
+_BRIEF_CONNECT = 2
+
+_log = logging.getLogger(__name__)
 
 TimescaleEdition = Literal["none", "apache", "community"]
 
@@ -32,10 +45,11 @@ class Capabilities:
     timescaledb_version: str | None
 
 
-def database_url(settings: Settings | None = None) -> str:
+def database_url(settings: Settings | None = None, silence: float | None = None) -> str:
     """Return the URL of the database, starting the embedded server when none is configured.
 
     The embedded server then runs at least until this process exits.
+    silence: seconds after which to give up an embedded server that does not answer.
     Raises UserError when a setting is bad or the server cannot run.
     """
     settings = settings or get_settings()
@@ -45,7 +59,7 @@ def database_url(settings: Settings | None = None) -> str:
     from feature_platform.embedded import embedded_server
 
     server = embedded_server(settings.home)
-    server.start()
+    server.start(silence)
     return server.url()
 
 
@@ -85,6 +99,75 @@ def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleR
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def connect_briefly(url: str | None = None, **options: Any) -> Iterator[Brief]:
+    """Connect as `connect` does, for a command whose user waits: no statement of the body hangs.
+
+    Raises UserError as `connect` does, and psycopg.OperationalError where the server does not
+    answer in time: it is stopped, or its tables are locked.
+    """
+    brief = Brief(time.monotonic() + BRIEF_SECONDS)
+    conninfo = database_url(silence=_BRIEF_CONNECT) if url is None else url
+    with connect(conninfo, **{"connect_timeout": _BRIEF_CONNECT, **options}) as connection:
+        brief.connection = connection
+        brief.limit()
+        try:
+            yield brief
+        except psycopg.OperationalError:
+            if brief.is_silent:
+                raise psycopg.OperationalError(
+                    f"the database does not answer within {BRIEF_SECONDS:g} s: its server is"
+                    " stopped or overloaded, or a table is locked"
+                ) from None
+            raise
+        finally:
+            brief.lift()
+
+
+class Brief:
+    """A connection that is shut where the server takes too long.
+
+    deadline: of time.monotonic().
+    """
+
+    connection: psycopg.Connection[TupleRow]
+
+    def __init__(self, deadline: float) -> None:
+        self.is_silent = False
+        self._deadline = deadline
+        self._timer: threading.Timer | None = None
+
+    def lift(self) -> None:
+        """Let the statements that follow take as long as they need."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def limit(self) -> None:
+        """Bound the time of the statements that follow, by half a second at least."""
+        self._timer = threading.Timer(max(0.5, self._deadline - time.monotonic()), self._hang_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _hang_up(self) -> None:
+        if not self.connection.closed:
+            self.is_silent = True
+            shut_down(self.connection)
+
+
+def shut_down(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Shut the socket of a connection, without a word to its server.
+
+    To cancel a query in order would mean to wait for the server again.
+    """
+    line = socket.socket(fileno=connection.fileno())
+    try:
+        line.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        _log.debug("the connection was lost already: %s", error)
+    finally:
+        line.detach()
 
 
 def check_version(connection: psycopg.Connection[Any]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from honcho.printer import Message, Printer
+
+from feature_platform._dagster_log import DagsterLog
 from feature_platform._supervisor import Supervisor
 from feature_platform.database import connect
 from feature_platform.errors import UserError
@@ -17,42 +23,62 @@ from feature_platform.schema import prepare
 from feature_platform.settings import PREFIX, get_settings
 
 _HOST = "127.0.0.1"
+_DAGSTER = "dagster"
+_SERVES = "Serving dagster-webserver on "
+# Seconds: its webserver waits for every page that is open in a browser, for ever.
+_DAGSTER_PATIENCE = 4.0
+_CTRL_C = 130
 
 
-def run_dev(port: int, exchange_port: int, days: int) -> int:
-    """Run everything under one supervisor until Ctrl-C; return its exit status.
+def run_dev(port: int, exchange_port: int, days: int, *, verbose: bool = False) -> int:
+    """Run everything under one supervisor until Ctrl-C; return its exit status, 0 after a Ctrl-C.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
     the recorder, the worker, and Dagster with its UI on `port`. A process that ends is started
     again.
-    days: of history of a market that has no bars.
-    Raises UserError where a port is taken or the database cannot be used.
+    days: of history of a symbol that has no bars.
+    verbose: show Dagster's log as it is, with its tracebacks.
+    Raises UserError where one runs already, a port is taken or the database cannot be used.
     """
     settings = get_settings()
     simulated = not settings.model_fields_set & {"exchange", "exchange_url"}
-    _require_free(port, "--port")
-    if simulated:
-        _require_free(exchange_port, "--exchange-port")
-    # Held to the end: a process that starts later finds the embedded server running.
-    with connect() as connection:
-        prepare(connection, simulated=simulated)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
-        environment.setdefault(f"{PREFIX}HOME", str(settings.home))
-        # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
-        environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
-        start = (settings.clock.now() - timedelta(days=days)).date().isoformat()
-        environment.setdefault(f"{PREFIX}START_DATE", start)
+    url = f"http://{_HOST}:{port}"
+    bars = "simulated exchange, no real prices" if simulated else f"bars of {settings.exchange}"
+    invitation = f"open {url} : {bars}"
+    with _the_one(settings.home, url):
+        _require_free(port, "--port")
         if simulated:
-            environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
-        _migrate(environment)
-        return _supervise(port, exchange_port if simulated else None, days, environment)
+            _require_free(exchange_port, "--exchange-port")
+        print(f"{invitation} (it takes some seconds to start)", flush=True)
+        # Held to the end: a process that starts later finds the embedded server running.
+        with connect() as connection:
+            prepare(connection)
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
+            environment.setdefault(f"{PREFIX}HOME", str(settings.home))
+            # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
+            environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
+            start = (settings.clock.now() - timedelta(days=days)).date().isoformat()
+            environment.setdefault(f"{PREFIX}START_DATE", start)
+            if simulated:
+                environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
+            _migrate(environment)
+            supervisor = Supervisor(_Printer(invitation, verbose=verbose))
+            _add_processes(
+                supervisor, port, exchange_port if simulated else None, days, environment
+            )
+            status = supervisor.run()
+    return 0 if status == _CTRL_C else status
 
 
-def _supervise(port: int, exchange_port: int | None, days: int, environment: dict[str, str]) -> int:
-    supervisor = Supervisor()
-
-    def add(name: str, *command: str) -> None:
-        supervisor.add(name, command, environment)
+def _add_processes(
+    supervisor: Supervisor,
+    port: int,
+    exchange_port: int | None,
+    days: int,
+    environment: dict[str, str],
+) -> None:
+    def add(name: str, *command: str, **options: float) -> None:
+        supervisor.add(name, command, environment, **options)
 
     platform = _script("feature-platform")
     if exchange_port is not None:
@@ -60,8 +86,53 @@ def _supervise(port: int, exchange_port: int | None, days: int, environment: dic
     add("recorder", platform, "record", "--days", str(days))
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")
-    add("dagster", _script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))
-    return supervisor.run()
+    command = (_script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))
+    add(_DAGSTER, *command, "--log-format", "json", patience=_DAGSTER_PATIENCE)
+
+
+class _Printer(Printer):  # type: ignore[misc]
+    """Print the lines of all processes: Dagster's shortened, and how to open it once it serves."""
+
+    def __init__(self, invitation: str, *, verbose: bool) -> None:
+        super().__init__(sys.stdout)
+        self._invitation = invitation
+        self._dagster = None if verbose else DagsterLog()
+
+    def write(self, message: Message) -> None:
+        """Print the lines of a message."""
+        if message.name != _DAGSTER:
+            super().write(message)
+            return
+        data = message.data
+        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+        for line in text.splitlines():
+            shown = line if self._dagster is None else self._dagster.show(line)
+            if shown is not None:
+                super().write(message._replace(data=shown))
+            if _SERVES in line:
+                super().write(message._replace(name="system", data=self._invitation))
+
+
+@contextmanager
+def _the_one(home: Path, url: str) -> Iterator[None]:
+    """Be the one `dev` of this home; raise UserError that names the one that runs already."""
+    # The server's OS user must pass through.
+    home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    lock = os.open(home / "dev.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid, _, where = os.read(lock, 1000).decode(errors="replace").partition(" ")
+            raise UserError(
+                f"one runs here already: open {where} (process {pid}, in {home}); end it with"
+                f" Ctrl-C, or set {PREFIX}HOME and other ports for a second one"
+            ) from None
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()} {url}".encode())
+        yield
+    finally:
+        os.close(lock)
 
 
 def _migrate(environment: dict[str, str]) -> None:

@@ -47,9 +47,14 @@ _POLL = 0.02  # seconds, at first; later a tenth of the time that was waited alr
 _LONGEST_POLL = 0.5
 _PATIENCE = 10.0  # seconds of recovery before the log says what is waited for
 _SILENCE = 60.0  # seconds that a living server may give no answer at all
+_ANSWER = 5.0  # seconds that the server may take to answer a ping; one that is there is quick
 _STOP = 120.0  # seconds that a server may take to stop before it is left to it
 
 _logger = logging.getLogger(__name__)
+
+
+class _SilentError(Exception):
+    """The server, or the process that starts or stops it, takes too long."""
 
 
 class EmbeddedServer:
@@ -74,20 +79,27 @@ class EmbeddedServer:
         self._descriptors: set[int] = set()  # of all lock files, for a forked child to close
         _servers.add(self)
 
-    def start(self) -> None:
+    def start(self, silence: float | None = None) -> None:
         """Make sure that the server runs, and hold on to it until `release` or exit.
 
         Waits for as long as another process starts or stops it, or it recovers from a crash.
         May be called again at any time, and starts the server again if it has died meanwhile.
+
+        silence: seconds, 2 or more, after which to give up a server that runs but does not answer,
+            and another process that is starting or stopping it; by default a minute, and for ever.
         Raises UserError with the reason why it cannot run.
         """
         with self._mutex:
             try:
-                self._hold()
+                self._hold(silence)
                 with self._open("start") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    self._ensure_answer(lock)
+                    self._lock(lock, fcntl.LOCK_EX, silence)
+                    self._ensure_answer(lock, _SILENCE if silence is None else silence)
                     self._ensure_database()
+            except _SilentError as error:
+                # To stop it would mean to wait for it again.
+                self._let_go()
+                raise UserError(str(error)) from None
             except OSError as error:
                 self.release()
                 raise UserError(self._explain(error)) from error
@@ -101,15 +113,39 @@ class EmbeddedServer:
         Does nothing when this process does not hold it.
         """
         with self._mutex:
-            if self._users is None:
+            if not self._let_go():
                 return
-            self._drop(self._users)
-            self._users = None
-            atexit.unregister(self._release_at_exit)
             # Where the home has been removed, the server stops by itself within a minute.
             with suppress(FileNotFoundError), self._open("users") as users:
                 if _try_lock(users):
                     self._stop()
+
+    def _let_go(self) -> bool:
+        """Give up the share of the users' lock; return whether there was one."""
+        if self._users is None:
+            return False
+        self._drop(self._users)
+        self._users = None
+        atexit.unregister(self._release_at_exit)
+        return True
+
+    def _lock(self, descriptor: int, kind: int, silence: float | None) -> None:
+        """Lock a file; raise _SilentError where that takes longer than `silence` seconds."""
+        if silence is None:
+            fcntl.flock(descriptor, kind)
+            return
+        deadline = time.monotonic() + silence
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _SilentError(
+                        f"another process is starting or stopping the database in {self.home}"
+                        f" for more than {silence:g} s: see its log in {self._cluster.logs}"
+                    ) from None
+            time.sleep(_POLL)
 
     def url(self, dbname: str = DATABASE) -> str:
         """Return the URL of a database of this server, which answers while it is held."""
@@ -127,7 +163,7 @@ class EmbeddedServer:
     ) -> None:
         self.release()
 
-    def _hold(self) -> None:
+    def _hold(self, silence: float | None) -> None:
         """Take a share of the users' lock, which keeps others from stopping the server."""
         if self._users is not None:
             return
@@ -136,7 +172,7 @@ class EmbeddedServer:
         users = self._take("users")
         try:
             self.shared = not _try_lock(users)
-            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a process that is stopping the server
+            self._lock(users, fcntl.LOCK_SH, silence)  # waits for a process that is stopping it
         except BaseException:
             self._drop(users)
             raise
@@ -155,13 +191,13 @@ class EmbeddedServer:
             self._drop(descriptor)
         atexit.unregister(self._release_at_exit)
 
-    def _ensure_answer(self, start_lock: int) -> None:
+    def _ensure_answer(self, start_lock: int, silence: float) -> None:
         """Start the server unless it runs, and return once it takes connections."""
         self._cluster.check_socket_dir()
         launched = told = False
         began = heard = time.monotonic()
         recovering: float | None = None
-        while (answer := self._cluster.ping()) is not pq.Ping.OK:
+        while (answer := self._cluster.ping(min(silence, _ANSWER))) is not pq.Ping.OK:
             now = time.monotonic()
             with self._open("server") as server_lock:
                 if _try_lock(server_lock):  # none of its processes lives
@@ -173,8 +209,8 @@ class EmbeddedServer:
             if answer is pq.Ping.REJECT:  # recovering from a crash, or stopping
                 heard = now
                 recovering = recovering or now
-            if now - heard > _SILENCE:
-                raise UserError(
+            if now - heard >= (_SILENCE if launched else silence):
+                raise _SilentError(
                     f"the database in {self.home} runs, but does not answer in"
                     f" {self._cluster.socket_dir}: see its log in {self._cluster.logs}"
                 )

@@ -1,30 +1,36 @@
-"""Whether a service that serves no HTTP does its work: a probe of some milliseconds in SQL."""
+"""Probes of services that serve no HTTP: some milliseconds of SQL."""
 
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from typing import Literal
 
-from feature_platform.database import connect
+import psycopg
+
+from feature_platform.database import connect_briefly
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 from feature_platform.schema import require_clock
+from feature_platform.settings import redact
 
 Service = Literal["recorder", "worker", "daemon"]
 
 
 def problem_of(service: Service) -> str | None:
-    """Return what is wrong with a service of the database that is configured, None if nothing is.
+    """Return the fault of a service of the configured database, None where it does its work.
 
-    Of the daemon it asks the database that Dagster keeps its events in, DAGSTER_POSTGRES_URL.
-    Raises UserError when the database cannot be reached, or does not follow this process's clock.
+    The daemon's heartbeat is in Dagster's own database, DAGSTER_POSTGRES_URL. A database that
+    cannot be reached, or does not answer within three seconds, is a fault, too.
+    Raises UserError where DAGSTER_POSTGRES_URL is not set.
     """
     url = _dagster_url() if service == "daemon" else None
-    with closing(connect(url, application_name="feature_platform health")) as connection:
-        if url is None:
-            require_clock(connection)
-        row = connection.execute(queries[f"health_{service}"]).fetchone()
+    try:
+        with connect_briefly(url, application_name="feature_platform health") as brief:
+            if url is None:
+                require_clock(brief.connection)
+            row = brief.connection.execute(queries[f"health_{service}"]).fetchone()
+    except (psycopg.OperationalError, UserError) as error:
+        return " ".join(redact(str(error)).split())
     return None if row is None else row[0]
 
 

@@ -12,6 +12,9 @@ from psycopg.rows import class_row
 
 from feature_platform.queries import queries
 
+# Heartbeats come every ten seconds; two of them are late.
+SILENT_SECONDS = 25.0
+
 FeedState = Literal["live", "catching_up", "down", "stopped"]
 
 
@@ -62,6 +65,12 @@ class Feed:
     refused: int
     last_error: str | None
     age: float
+
+    @property
+    def shown_state(self) -> str:
+        """The state in words: `silent` where heartbeats stopped without a word, as of a kill."""
+        silent = self.age > SILENT_SECONDS and self.state != "stopped"
+        return "silent" if silent else self.state.replace("_", " ")
 
 
 def begin_heartbeats(connection: psycopg.Connection[Any], symbols: Sequence[str]) -> None:

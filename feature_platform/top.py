@@ -32,9 +32,7 @@ from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, s
 # soon after its minute: an age counted from a minute's end is below two minutes while all is well.
 _LATE = timedelta(minutes=2)
 _MINUTE = timedelta(minutes=1)
-# Heartbeats come every ten seconds.
-_SILENT_SECONDS = 60.0
-_NARROW = 72  # columns
+_WIDEST = 10_000  # columns
 _AROUND = 3  # lines of the table that are no symbols: its header, what is left out, the cursor's
 
 
@@ -120,7 +118,7 @@ def render(frame: Frame, trouble: str | None, width: int, height: int | None) ->
         left_out = 0
     parts: list[Text | Table] = [*header]
     if symbols:
-        parts.append(_table(frame, symbols, narrow=width < _NARROW))
+        parts.append(_table(frame, symbols, width))
     else:
         parts.append(Text("no bars yet: `feature-platform import FILE --symbol SYMBOL`"))
     if left_out > 0:
@@ -160,7 +158,7 @@ def _policy_line(frame: Frame) -> Text:
         late = ago > 2 * policy.schedule_interval + timedelta(seconds=15) and not policy.running
         parts.append(f"last run {console.duration(ago)} ago")
         if policy.last_wakes:
-            parts.append(f"woken {policy.last_wakes:,} times since")
+            parts.append(f"{policy.last_wakes:,} wakes since")
         parts.append(f"{policy.last_rows_written or 0:,} rows")
     else:
         parts.append("no run yet")
@@ -178,7 +176,7 @@ def _policy_line(frame: Frame) -> Text:
 def _recorder_line(frame: Frame) -> Text:
     if not frame.feeds:
         return Text("recorder: no recorder", "dim")
-    states = Counter(_feed_state(one) for one in frame.feeds)
+    states = Counter(one.shown_state for one in frame.feeds)
     told = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
     line = Text(f"recorder: {told}", "" if states.keys() == {"live"} else "red")
     errors = [one for one in frame.feeds if one.last_error and one.state != "live"]
@@ -187,23 +185,28 @@ def _recorder_line(frame: Frame) -> Text:
     return line
 
 
-def _feed_state(feed: Feed) -> str:
-    """Say what is heard of a market: a recorder that says nothing any more has died."""
-    silent = feed.age > _SILENT_SECONDS and feed.state != "stopped"
-    return "silent" if silent else feed.state.replace("_", " ")
+def _table(frame: Frame, symbols: Sequence[SymbolStatus], width: int) -> Table:
+    """Lay the symbols out, with as many columns as fit the width."""
+    feeds = ("feed",) if frame.feeds else ()
+    screen = Console(width=_WIDEST)
+    for times in (("last bar (UTC)", "last feature (UTC)"), ("last bar (UTC)",), ()):
+        made = _table_of(frame, symbols, times, feeds)
+        if screen.measure(made).maximum <= width:
+            return made
+    return _table_of(frame, symbols, (), ())
 
 
-def _table(frame: Frame, symbols: Sequence[SymbolStatus], narrow: bool) -> Table:
-    times = () if narrow else ("last bar (UTC)", "last feature (UTC)")
-    feeds = {one.symbol: _feed_state(one) for one in frame.feeds}
-    feed = ("feed",) if feeds and not narrow else ()
+def _table_of(
+    frame: Frame, symbols: Sequence[SymbolStatus], times: Sequence[str], feed: Sequence[str]
+) -> Table:
+    feeds = {one.symbol: one.shown_state for one in frame.feeds}
     made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open", *feed)
     for one in symbols:
         age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
-        shown = () if narrow else (console.moment(one.last_bar), console.moment(one.last_feature))
+        moments = (console.moment(one.last_bar), console.moment(one.last_feature))
         made.add_row(
             console.name(one.symbol),
-            *shown,
+            *moments[: len(times)],
             _age(age),
             _age(one.lag),
             Text(f"{one.rows_dirty:,}", "red" if _dirty_for_long(frame, one) else ""),

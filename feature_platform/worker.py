@@ -21,6 +21,7 @@ from tenacity import (
 
 from feature_platform._bell import Bell
 from feature_platform._mark_watch import MarkWatch
+from feature_platform._trouble import TroubleLog, is_disk_full
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
@@ -44,6 +45,8 @@ _LONGEST_REST_SECONDS = 0.25
 # How long it leaves a database alone that went away or refused: what accepts connections may
 # still fail all that is sent over them.
 _PAUSE_SECONDS = 1.0
+# How much longer where the disk is full, which takes somebody to mend.
+_DISK_FULL_SECONDS = 5.0
 
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
@@ -75,6 +78,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._stop = Bell()
+        self._trouble = TroubleLog(_log)
         self._clock = get_settings().clock
         self._due = _LONG_AGO
 
@@ -102,7 +106,7 @@ class Worker:
             wait=wait_random_exponential(multiplier=0.5, max=30),
             stop=lambda _state: self._stop.rung,
             sleep=self._pause,
-            before_sleep=_log_retry,
+            before_sleep=self._log_retry,
             reraise=True,
         )
         if self._stop.wait(_PAUSE_SECONDS):
@@ -132,8 +136,10 @@ class Worker:
         except psycopg.Error as error:
             if first and not ready:
                 raise
-            trouble = "the database went away" if connection.broken else "the database refused"
-            _log.warning("%s: %s", trouble, _one_line(error))
+            kind = "the database went away" if connection.broken else "the database refused"
+            self._trouble.warn(error, kind)
+            if is_disk_full(error):
+                self._stop.wait(_DISK_FULL_SECONDS)
 
     def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
         told = False
@@ -218,7 +224,7 @@ class Worker:
                 raise
             problem = _one_line(error)
             run.failed = True
-            _log.error("the refresh failed, its rows stay dirty: %s", problem)
+            self._trouble.warn(error, "the refresh failed, its rows stay dirty")
         connection.execute(queries["worker_end"], {"run_id": run_id, "error": problem})
         slices, run.rows, took, _ = _row(connection, "worker_run", {"run_id": run_id})
         if slices:
@@ -231,6 +237,10 @@ class Worker:
         _, rows, _, wakes = _row(connection, "worker_run", {"run_id": run.id})
         if wakes and rows > run.rows:
             _log.info("woken %d times since, refreshed %d rows", wakes, rows - run.rows)
+
+    def _log_retry(self, state: RetryCallState) -> None:
+        if state.outcome is not None and (error := state.outcome.exception()) is not None:
+            self._trouble.warn(error, "no connection; trying again")
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -266,8 +276,3 @@ def _row(
 
 def _one_line(error: psycopg.Error) -> str:
     return " ".join(redact(str(error)).split())
-
-
-def _log_retry(state: RetryCallState) -> None:
-    if state.outcome is not None:
-        _log.warning("%s; trying again", state.outcome.exception())

@@ -16,12 +16,13 @@ from starlette.responses import Response
 
 from feature_platform import __version__
 from feature_platform._near import near_names
+from feature_platform._trouble import TroubleLog
 from feature_platform.service import health, history, index, latest, metrics, symbols
 from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
 from feature_platform.service.database import Database, DatabaseUnavailableError
 from feature_platform.service.guard import OPEN_PATHS, Guard
 
-_log = logging.getLogger(__name__)
+_trouble = TroubleLog(logging.getLogger(__name__))
 
 
 def create_app(database: Database, *, stale_after: float, key: str | None = None) -> FastAPI:
@@ -120,5 +121,5 @@ async def _refuse_route(_request: Request, error: Exception) -> Response:
 
 
 async def _refuse_for_now(_request: Request, error: Exception) -> Response:
-    _log.warning("%s: %s", error, " ".join(str(error.__cause__).split()))
+    _trouble.warn(error.__cause__ or error, str(error))
     return answer_error(503, str(error), RETRY_AFTER)

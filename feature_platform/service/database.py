@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from feature_platform.database import shut_down
 from feature_platform.queries import queries
 
 PATIENCE = 0.8  # seconds that the database may take for a query, its connection included
 
 _MOST_CONNECTIONS = 8
 _RECONNECT = 0.5  # seconds; how often a database that is down is looked for
-
-_log = logging.getLogger(__name__)
 
 _Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -116,16 +113,7 @@ class Database:
 
 
 def _hang_up(connection: _Connection) -> None:
-    """Cut a connection off at once, so that whoever waits for its server does so no longer.
-
-    To cancel the query in order would mean to wait for the server again.
-    """
+    """Cut a connection off at once, so that no request waits for its server any longer."""
     if connection.closed:
         return
-    line = socket.socket(fileno=connection.fileno())
-    try:
-        line.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        _log.debug("the connection was lost already: %s", error)
-    finally:
-        line.detach()
+    shut_down(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -9,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -25,7 +28,8 @@ from feature_platform._supervisor import Supervisor
 if __name__ == "__main__":
     supervisor = Supervisor()
     for name, code in zip(sys.argv[1::2], sys.argv[2::2]):
-        supervisor.add(name, (sys.executable, "-uc", code), os.environ)
+        patience = 1 if name == "stays" else 20
+        supervisor.add(name, (sys.executable, "-uc", code), os.environ, patience)
     sys.exit(supervisor.run())
 """
 WAITS = "import os, time; print('pid', os.getpid()); time.sleep(1000)"
@@ -129,6 +133,39 @@ def test_nothing_outlives_its_kill(both: Supervised) -> None:
     pids = (*both.pids("waits"), *both.pids("parent"))
     both.process.kill()
     wait_until(lambda: gone(*pids), "all processes are gone")
+
+
+IGNORES_THE_WISH = """
+import os, signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(['sleep', '1000'])
+print('pid', os.getpid(), child.pid)
+time.sleep(1000)
+"""
+
+
+def test_one_that_does_not_stop_is_killed_when_its_patience_is_over() -> None:
+    with Supervised(waits=WAITS, stays=IGNORES_THE_WISH) as supervised:
+        pids = (*supervised.pids("waits"), *supervised.pids("stays"))
+        began = time.monotonic()
+        supervised.process.send_signal(signal.SIGINT)
+        assert supervised.wait() == 130
+        assert time.monotonic() - began < 10
+        assert gone(*pids)
+    assert any("stays took more than 1 s: ended" in line for line in supervised.lines)
+    assert not any("SIGKILL" in line for line in supervised.lines)
+
+
+def test_a_second_one_is_told_of_the_first(tmp_path: Path) -> None:
+    with (tmp_path / "dev.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711 http://127.0.0.1:3000")
+        lock.flush()
+        line = refusal(run("dev", "--port", "1", FEATURE_PLATFORM_HOME=str(tmp_path)))
+    assert line == (
+        f"one runs here already: open http://127.0.0.1:3000 (process 4711, in {tmp_path}); end it"
+        " with Ctrl-C, or set FEATURE_PLATFORM_HOME and other ports for a second one"
+    )
 
 
 def test_a_mistake_at_the_start_ends_everything() -> None:

@@ -219,9 +219,9 @@ def test_what_the_recorder_hears_is_a_line_and_its_trouble_another() -> None:
     assert console.feed_lines([]) == []
     live = feed("live", "an error that is over")
     assert console.feed_lines([live, live]) == [
-        "recorder: 2 markets, 2 live; its last word was 2 s ago"
+        "recorder: 2 symbols, 2 live; last heartbeat 2 s ago"
     ]
     assert console.feed_lines([live, feed("catching_up", "no answer")]) == [
-        "recorder: 2 markets, 1 catching up, 1 live; its last word was 2 s ago",
+        "recorder: 2 symbols, 1 catching up, 1 live; last heartbeat 2 s ago",
         "recorder: A/B: no answer",
     ]

@@ -58,7 +58,7 @@ def test_all_is_told_of_each_symbol() -> None:
     assert lines == [
         "2026-02-01 12:30:02 UTC  2 symbols  1,440 dirty  7 minutes open",
         "PostgreSQL 18.4, database d at h:1",
-        "policy: every 1 min in a worker, last run 57 s ago, woken 2 times since, 100 rows",
+        "policy: every 1 min in a worker, last run 57 s ago, 2 wakes since, 100 rows",
         "recorder: no recorder",
         "",
         "symbol    last bar (UTC)    last feature (UTC)   bar age       lag  dirty  open",
@@ -71,6 +71,27 @@ def test_the_worst_come_first_and_one_without_rows_before_all() -> None:
     new = SymbolStatus("NEW", NOW, NOW, None, 1, NOW, None)
     lines = shown(frame(symbol("A"), symbol("B", 5), symbol("C", dirty=2), new, symbol("D")))
     assert [line.split()[0] for line in lines[-5:]] == ["NEW", "B", "C", "A", "D"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 90, 100, 120, 200])
+def test_no_cell_is_cut_at_any_usual_width(width: int) -> None:
+    one = replace(
+        frame(symbol("BTC/USDT"), symbol("LINK/USDT", 3, dirty=1440), **{"BTC/USDT": 7}),
+        feeds=[feed("BTC/USDT", "live"), feed("LINK/USDT", "catching_up")],
+    )
+    lines = shown(one, width)
+    assert "\u2026" not in "".join(lines[-3:])
+    header = next(line for line in lines if line.startswith("symbol "))
+    assert ("last bar (UTC)" in header) == (width >= 80)
+    assert ("last feature (UTC)" in header) == (width >= 100)
+    assert header.endswith("feed")
+    assert lines[-1].endswith("live")
+
+
+def test_a_recorder_that_was_killed_is_silent_within_half_a_minute() -> None:
+    assert feed("A", "live", 12).shown_state == "live"
+    assert feed("A", "live", 26).shown_state == "silent"
+    assert feed("A", "stopped", 1000).shown_state == "stopped"
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 24), (60, 8), (20, 5)])

@@ -1,0 +1,83 @@
+"""Dagster's log for a terminal: one line a record, no record twice, no traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from typing import Any
+
+from feature_platform._trouble import Repeats
+
+# What `logging` writes by itself once any library has logged without a logger of its own: from then
+# on Dagster's processes write each record a second time, in this form.
+_BARE = re.compile(r"(?P<level>[A-Z]+):(?P<logger>[\w.-]+):(?P<text>.*)")
+# What follows the first line of a database's error.
+_BACKGROUND = ("(Background on this error at: ", "DETAIL:", "HINT:")
+_TRACE = re.compile(r"Stack Trace:|Traceback \(most recent call last\):")
+# Of the project's own dagster.yaml, which `prepare_instance` has copied to where it belongs.
+_UNTRUE = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
+_REPEATED_LINES = 200
+
+
+class DagsterLog:
+    """Shorten the lines of `dagster dev --log-format json`.
+
+    What is left out is in the output of `feature-platform -v dev`.
+    """
+
+    def __init__(self) -> None:
+        self._repeats = Repeats()
+        self._seen: deque[str] = deque(maxlen=_REPEATED_LINES)
+        self._in_trace = False
+        self._after_bare = False
+
+    def show(self, line: str) -> str | None:
+        """Return what to show of a line, None for nothing."""
+        line = line.rstrip()
+        if line.startswith("{"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return line
+            self._in_trace = self._after_bare = False
+            return self._show_record(record)
+        if (bare := _BARE.fullmatch(line)) is not None:
+            self._in_trace, self._after_bare = False, True
+            if bare["logger"] != "root":
+                return None
+            return self._show_trouble(bare["level"], bare["text"])
+        return self._show_bare_line(line)
+
+    def _show_record(self, record: dict[str, Any]) -> str | None:
+        event, level = str(record.get("event", "")), str(record.get("level", "")).upper()
+        self._seen.extend(part.rstrip() for part in event.splitlines())
+        if event.startswith(_UNTRUE):
+            return None
+        before_trace = _TRACE.split(event, maxsplit=1)[0]
+        parts = [part.strip() for part in before_trace.splitlines() if part.strip()][:2]
+        cause = record.get("exc_info")
+        if isinstance(cause, list) and len(cause) > 1:
+            parts.append(str(cause[1]))
+        text = ": ".join(part.rstrip(":") for part in parts)
+        return text if level in ("INFO", "DEBUG") else self._show_trouble(level, text)
+
+    def _show_trouble(self, level: str, text: str) -> str | None:
+        shown = f"{level} {text}"
+        return self._repeats.take(shown, shown)
+
+    def _show_bare_line(self, line: str) -> str | None:
+        if not line or line.startswith(_BACKGROUND):
+            return None
+        if _TRACE.match(line.strip()):
+            self._in_trace = True
+            return None
+        if line[0].isspace():
+            return None if self._in_trace or self._after_bare else line
+        if self._in_trace:  # the exception, after the lines of its trace
+            self._in_trace = False
+            return None if self._after_bare else self._repeats.take(line, line)
+        if self._after_bare and line in self._seen:
+            return None
+        self._after_bare = False
+        return line

@@ -1,0 +1,101 @@
+"""Log trouble that lasts: a few times at first, then every 30 seconds with a count."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from feature_platform.settings import get_settings, redact
+
+REPEAT_SECONDS = 30.0
+DISK_FULL = "the disk is full"
+
+_AT_FIRST = 5  # attempts that follow each other with back-off are worth their lines
+_MOST_KINDS = 1000  # of trouble that are remembered
+_LEAST_FREE = 1 << 20  # bytes; with less, PostgreSQL cannot write
+
+
+class Repeats:
+    """Pass each kind of trouble on a few times, then every 30 seconds with a count.
+
+    clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._passed: dict[str, _Passed] = {}
+
+    def take(self, kind: str, text: str, at_first: int = 1) -> str | None:
+        """Return the text to show now, None where this kind was shown a short while ago.
+
+        at_first: how often it is shown before the 30 seconds begin to count.
+        """
+        now = self._clock()
+        last = self._passed.pop(kind, None)
+        if last is None or now - last.at >= REPEAT_SECONDS:
+            self._passed[kind] = _Passed(now)
+            if len(self._passed) > _MOST_KINDS:
+                del self._passed[next(iter(self._passed))]
+            if last is None or not last.held:
+                return text
+            return f"{text} ({last.held + 1} times in {now - last.at:.0f} s)"
+        self._passed[kind] = last
+        last.times += 1
+        if last.times <= at_first:
+            return text
+        last.held += 1
+        return None
+
+
+@dataclass
+class _Passed:
+    """A kind of trouble: when it was shown first, how often since, and how often held back."""
+
+    at: float
+    times: int = 1
+    held: int = 0
+
+
+class TroubleLog:
+    """Log trouble at a logger: a full disk once, other kinds a few times, then every 30 seconds."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._repeats = Repeats()
+
+    def warn(self, error: BaseException, kind: str, detail: str = "") -> None:
+        """Log an error of a kind, such as "the database went away"; a full disk is a kind itself.
+
+        detail: of the present state, such as what is kept in memory.
+        """
+        reason = " ".join(redact(str(error)).split())
+        full = is_disk_full(error)
+        kind = DISK_FULL if full else kind
+        text = self._repeats.take(kind, f"{kind}{detail}: {reason}", 1 if full else _AT_FIRST)
+        if text is not None:
+            self._logger.warning("%s", text)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error comes of a full disk, the server's or this machine's.
+
+    A server that cannot write its log of changes ends, and only says that it is away. Of the
+    embedded one the disk itself is looked at.
+    """
+    if isinstance(error, psycopg.errors.DiskFull) or "No space left on device" in str(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    settings = get_settings()
+    if settings.database_url is not None or not isinstance(error, psycopg.OperationalError):
+        return False
+    try:
+        return shutil.disk_usage(settings.home).free < _LEAST_FREE
+    except OSError:
+        return False

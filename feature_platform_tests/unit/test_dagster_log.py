@@ -1,0 +1,83 @@
+"""Dagster's log in a terminal: no record twice, no traceback, and nothing else is lost."""
+
+from __future__ import annotations
+
+import json
+
+from feature_platform._dagster_log import DagsterLog
+
+
+def record(event: str, level: str = "info", **more: object) -> str:
+    return json.dumps({"event": event, "logger": "dagster", "level": level, **more})
+
+
+def shown(*lines: str) -> list[str]:
+    log = DagsterLog()
+    return [text for line in lines if (text := log.show(line)) is not None]
+
+
+def test_a_record_is_a_line() -> None:
+    assert shown(record("Launching Dagster services..."), record("slow", "warning")) == [
+        "Launching Dagster services...",
+        "WARNING slow",
+    ]
+
+
+def test_what_logging_writes_a_second_time_is_left_out() -> None:
+    twice = "two\nlines"
+    assert shown(
+        record("one"), "INFO:dagster.daemon:one", record(twice), "INFO:x:two", "lines"
+    ) == [
+        "one",
+        "two: lines",
+    ]
+
+
+def test_a_traceback_is_its_first_line() -> None:
+    error = (
+        "Sensor daemon caught an error for sensor validation\n"
+        "dagster.DagsterUserCodeUnreachableError: Could not reach user code server\n\n"
+        'Stack Trace:\n  File "a.py", line 1, in f\n    g()\n'
+    )
+    (line,) = shown(
+        record(error, "error"),
+        "ERROR:dagster.daemon:Sensor daemon caught an error for sensor validation",
+        "dagster.DagsterUserCodeUnreachableError: Could not reach user code server",
+        "",
+        "Stack Trace:",
+        '  File "a.py", line 1, in f',
+        "    g()",
+    )
+    assert line == (
+        "ERROR Sensor daemon caught an error for sensor validation:"
+        " dagster.DagsterUserCodeUnreachableError: Could not reach user code server"
+    )
+
+
+def test_an_exception_of_a_record_is_named() -> None:
+    cause = ["<class 'ValueError'>", "ValueError('no')", "<traceback object at 0x7f>"]
+    assert shown(record("it failed", "error", exc_info=cause)) == [
+        "ERROR it failed: ValueError('no')"
+    ]
+
+
+def test_a_process_that_crashes_says_why() -> None:
+    lines = ("Traceback (most recent call last):", '  File "a.py", line 1', "    f()", "E: why")
+    assert shown(*lines, "and more") == ["E: why", "and more"]
+
+
+def test_a_database_that_is_away_is_one_line() -> None:
+    lines = (
+        "WARNING:root:Retrying failed database connection: connection refused",
+        "\tIs the server running locally?",
+        "DETAIL:  recovery",
+        "",
+        "(Background on this error at: https://sqlalche.me/e/20/e3q8)",
+    )
+    assert shown(*lines, *lines) == [
+        "WARNING Retrying failed database connection: connection refused"
+    ]
+
+
+def test_plain_lines_stay() -> None:
+    assert shown("plain", "  indented", "{no json") == ["plain", "  indented", "{no json"]

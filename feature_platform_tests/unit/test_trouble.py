@@ -1,0 +1,64 @@
+"""Trouble that lasts does not fill the log, and a full disk is called so."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import psycopg
+import pytest
+
+from feature_platform._trouble import REPEAT_SECONDS, Repeats, TroubleLog, is_disk_full
+
+FULL = psycopg.errors.DiskFull('could not extend file "base/5/16384": No space left on device')
+
+
+def test_a_kind_is_shown_once_then_every_thirty_seconds_with_a_count() -> None:
+    now = 0.0
+    repeats = Repeats(lambda: now)
+    shown = []
+    for _ in range(1200):  # two minutes
+        shown.append(repeats.take("full", "full"))
+        now += 0.1
+    told = [text for text in shown if text is not None]
+    assert len(told) == 4
+    assert told[0] == "full"
+    assert told[1].startswith("full (3")
+    assert told[1].endswith(f" times in {REPEAT_SECONDS:.0f} s)")
+    now += REPEAT_SECONDS
+    assert repeats.take("other", "other") == "other"
+
+
+def test_the_first_attempts_are_shown_each() -> None:
+    repeats = Repeats(lambda: 0.0)
+    assert [repeats.take("away", "away", 3) for _ in range(5)] == ["away"] * 3 + [None] * 2
+
+
+def test_kinds_that_are_remembered_are_bounded() -> None:
+    repeats = Repeats(lambda: 0.0)
+    for number in range(5000):
+        repeats.take(str(number), "x")
+    assert len(repeats._passed) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (FULL, True),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (psycopg.OperationalError("FATAL: could not write: No space left on device"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (psycopg.OperationalError("connection refused"), False),
+    ],
+)
+def test_a_full_disk_is_known(error: Exception, full: bool) -> None:
+    assert is_disk_full(error) is full
+
+
+def test_a_full_disk_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = TroubleLog(logging.getLogger("feature_platform.test"))
+    for _ in range(100):
+        trouble.warn(FULL, "the database is away", ", 3 bars are in memory")
+    (line,) = caplog.messages
+    assert line.startswith("the disk is full, 3 bars are in memory: could not extend file")
