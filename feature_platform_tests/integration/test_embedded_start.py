@@ -379,7 +379,6 @@ def test_a_server_that_is_stuck_is_told(
     assert hold(server.home).said
     pid = postmaster_pid(server.home)
     monkeypatch.setattr(embedded, "_SILENCE", 0.1)
-    monkeypatch.setattr(_cluster, "_ANSWER", 1)
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(UserError, match="runs, but does not answer"):
