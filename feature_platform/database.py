@@ -80,6 +80,7 @@ def with_clock(conninfo: str) -> str:
 def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleRow]:
     """Connect to `url`, by default the platform's database, in autocommit mode.
 
+    The session waits 30 s for a lock at most.
     options: any of psycopg.connect's, which override the platform's own.
     Raises UserError when the server cannot be reached, refuses, or is too old; what it says
     never holds the password.
@@ -95,6 +96,7 @@ def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleR
         raise UserError(f"cannot connect to {redact(conninfo)}: {reason}") from None
     try:
         check_version(connection)
+        connection.execute(queries["database_session"])
     except UserError:
         connection.close()
         raise

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from feature_platform.clock import SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.queries import queries, sql_dir
 from feature_platform.settings import PREFIX, get_settings
 
+_log = logging.getLogger(__name__)
+
 # What the files set up, as 010_guard.sql and 090_version.sql say too; a test keeps them equal.
 SCHEMA_VERSION = 3
+
+# How long a set-up tries to get its locks.
+_GIVE_UP_SECONDS = 60.0
+
+_IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 _INCLUDE = re.compile(r"^\\ir (?P<file>\S+)$", re.MULTILINE)
 
@@ -28,32 +43,53 @@ def schema_files() -> list[Path]:
 def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None) -> None:
     """Set up the database, or bring its set-up up to date, in one transaction.
 
-    Concurrent set-ups wait for each other.
+    It tries again, for a minute, while other sessions use the tables; between two attempts it holds
+    no lock. Concurrent set-ups wait for each other.
     simulated: whether the database is for simulated bars. By default an existing database stays
         what it is, and a new one is simulated where FEATURE_PLATFORM_CLOCK is set.
     Raises UserError, and changes nothing, when the database is newer than this code, has other
     tables of the names `ohlcv_1m` or `features_1m`, or has bars of the other origin.
     """
+    settings = {"origin": _origin(simulated), "lock_first": ""}
+
+    def begin_with_the_table(state: RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        assert isinstance(error, psycopg.Error)
+        settings["lock_first"] = error.diag.table_name or ""
+        pause = 0.0 if state.next_action is None else state.next_action.sleep
+        _log.warning("%s. Trying again in %.0f s", error.diag.message_primary, pause)
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(_IN_USE),
+        wait=wait_random_exponential(multiplier=1, max=8),
+        stop=stop_after_delay(_GIVE_UP_SECONDS),
+        before_sleep=begin_with_the_table,
+        reraise=True,
+    )
     try:
-        with connection.transaction():
-            connection.execute("SET LOCAL client_min_messages = warning")
-            # Rather fail than keep writers waiting behind a long transaction.
-            connection.execute("SET LOCAL lock_timeout = '30s'")
-            connection.execute(queries["schema_set_up_as"], {"origin": _origin(simulated)})
-            for file in schema_files():
-                connection.execute(file.read_text(encoding="utf-8"))
+        retrying(_apply_files, connection, settings)
     except psycopg.errors.RaiseException as error:
         raise UserError(_one_line(error)) from None
-    except psycopg.errors.LockNotAvailable:
+    except _IN_USE as error:
         raise UserError(
-            f"the tables of database {connection.info.dbname} were in use for 30 s by a long"
-            " transaction and were left as they are: try again when it has ended"
+            f"database {connection.info.dbname} was not set up within {_GIVE_UP_SECONDS:.0f} s and"
+            f" was left as it was: {_one_line(error)}"
         ) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise UserError(
             f"the database's set-up needs its owner: {error.diag.message_primary};"
             " run `feature-platform db apply` as that user"
         ) from None
+
+
+def _apply_files(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
+    """Apply the files in one transaction, which takes all of its locks first, within 2 s."""
+    with connection.transaction():
+        connection.execute("SET LOCAL client_min_messages = warning")
+        connection.execute("SET LOCAL lock_timeout = '2s'")
+        connection.execute(queries["schema_set_up_as"], settings)
+        for file in schema_files():
+            connection.execute(file.read_text(encoding="utf-8"))
 
 
 def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> None:

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
 
 # How often the worker looks for new marks of commits.
-_LOOK_FOR_MARKS_SECONDS = 0.04
+_LOOK_FOR_MARKS_SECONDS = 0.05
 
 # After a refresh of new marks, the worker rests as long as that took, but not longer than this, and
 # takes the commits of that time together: one bar is refreshed at once, a thousand that come one by
@@ -47,6 +47,9 @@ _LONGEST_REST_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
 # How much longer where the disk is full, which takes somebody to mend.
 _DISK_FULL_SECONDS = 5.0
+
+# Between two attempts to get a lock, each of which waits for 2 s.
+_LOCK_PAUSE_SECONDS = 0.1
 
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
@@ -124,6 +127,7 @@ class Worker:
         try:
             prepare(connection)
             ready = True
+            connection.execute(queries["worker_session"])
             self._become_the_one(connection)
             marks = MarkWatch()
             run = _Run(0, _LONG_AGO)
@@ -143,7 +147,7 @@ class Worker:
 
     def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
         told = False
-        while not _row(connection, "worker_try_lock")[0]:
+        while not self._row(connection, "worker_claim")[0]:
             if not told:
                 _log.info("another worker is at work: standing by")
                 told = True
@@ -159,7 +163,9 @@ class Worker:
         """
         told = False
         while True:
-            next_run, now_due, next_due = _row(connection, "worker_next_run", {"began": run.began})
+            next_run, now_due, next_due = self._row(
+                connection, "worker_next_run", {"began": run.began}
+            )
             if next_run is None:
                 if not told:
                     _log.info("there is no refresh policy: waiting for add_features_1m_policy()")
@@ -181,14 +187,20 @@ class Worker:
     ) -> bool:
         """Wait so long for new marks of rows that are due; return whether there are any."""
         until = time.monotonic() + seconds
-        while True:
-            after = marks.look(*_row(connection, "worker_look"))
-            if after is not None and _row(connection, "worker_any_due", {"after": after})[0]:
-                return True
-            left = until - time.monotonic()
-            if left <= 0:
-                return False
-            self._sleep(min(left, _LOOK_FOR_MARKS_SECONDS))
+        with connection.cursor() as cursor:  # one for all looks: less CPU
+            while True:
+                mark, running = cursor.execute(queries["worker_look"]).fetchone() or (0, [])
+                after = marks.look(mark, running)
+                if after is not None and self._any_due(connection, after):
+                    return True
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._sleep(min(left, _LOOK_FOR_MARKS_SECONDS))
+
+    def _any_due(self, connection: psycopg.Connection[TupleRow], after: int) -> bool:
+        """Tell whether rows are due by a mark after this one."""
+        return bool(self._row(connection, "worker_any_due", {"after": after})[0])
 
     def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
         """Refresh what is due by now, and rest; return whether there is more than one slice of it.
@@ -197,7 +209,7 @@ class Worker:
         """
         began = time.monotonic()
         try:
-            more = bool(_row(connection, "worker_wake", {"run_id": run.id})[0])
+            more = bool(self._row(connection, "worker_wake", {"run_id": run.id})[0])
         except psycopg.Error:
             if connection.broken:
                 raise
@@ -211,22 +223,22 @@ class Worker:
 
         An error that leaves the connection whole ends the run only.
         """
-        run_id, horizon, began = _row(connection, "worker_begin")
+        run_id, horizon, began = self._row(connection, "worker_begin")
         run = _Run(run_id, began)
         problem: str | None = None
         try:
             more = True
             while more and not self._stop.rung:
                 step = {"run_id": run_id, "horizon": horizon}
-                more = bool(_row(connection, "worker_step", step)[0])
+                more = bool(self._row(connection, "worker_step", step)[0])
         except psycopg.Error as error:
             if connection.broken:
                 raise
             problem = _one_line(error)
             run.failed = True
             self._trouble.warn(error, "the refresh failed, its rows stay dirty")
-        connection.execute(queries["worker_end"], {"run_id": run_id, "error": problem})
-        slices, run.rows, took, _ = _row(connection, "worker_run", {"run_id": run_id})
+        self._row(connection, "worker_end", {"run_id": run_id, "error": problem})
+        slices, run.rows, took, _ = self._row(connection, "worker_run", {"run_id": run_id})
         if slices:
             _log.info("refreshed %d rows in %d slices, %s", run.rows, slices, took)
         if self._stop.rung:
@@ -234,13 +246,36 @@ class Worker:
         return run
 
     def _tell_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
-        _, rows, _, wakes = _row(connection, "worker_run", {"run_id": run.id})
+        _, rows, _, wakes = self._row(connection, "worker_run", {"run_id": run.id})
         if wakes and rows > run.rows:
             _log.info("woken %d times since, refreshed %d rows", wakes, rows - run.rows)
 
     def _log_retry(self, state: RetryCallState) -> None:
         if state.outcome is not None and (error := state.outcome.exception()) is not None:
             self._trouble.warn(error, "no connection; trying again")
+
+    def _row(
+        self,
+        connection: psycopg.Connection[TupleRow],
+        query: str,
+        parameters: dict[str, object] | None = None,
+    ) -> TupleRow:
+        """Return the one row that a query gives; all None where it gives none.
+
+        A query that a lock keeps waiting is sent again until it gets the lock.
+        Raises _Stopped when the worker is asked to stop meanwhile.
+        """
+        waited = False
+        while True:
+            try:
+                cursor = connection.execute(queries[query], parameters)
+            except psycopg.errors.LockNotAvailable as error:
+                if not waited:
+                    _log.warning("waiting for a lock: %s", _one_line(error))
+                waited = True
+                self._sleep(_LOCK_PAUSE_SECONDS)
+            else:
+                return cursor.fetchone() or (None,) * len(cursor.description or ())
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -262,16 +297,6 @@ def run_worker() -> None:
         signal.signal(number, stop)
     worker.run()
     _log.info("stopped")
-
-
-def _row(
-    connection: psycopg.Connection[TupleRow],
-    query: str,
-    parameters: dict[str, object] | None = None,
-) -> TupleRow:
-    """Return the one row that a query gives; all None where it gives none."""
-    cursor = connection.execute(queries[query], parameters)
-    return cursor.fetchone() or (None,) * len(cursor.description or ())
 
 
 def _one_line(error: psycopg.Error) -> str:

@@ -13,6 +13,10 @@ BEGIN
         BEGIN
             -- Nobody enters by a role without a password. TimescaleDB runs its jobs only as roles with LOGIN.
             EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN' ELSE 'NOLOGIN' END);
+            -- Readers leave connections to the others: 100 is the server's usual limit. An administrator may set another number.
+            IF role = 'feature_platform_reader' THEN
+                ALTER ROLE feature_platform_reader CONNECTION LIMIT 40;
+            END IF;
         EXCEPTION
             WHEN insufficient_privilege OR duplicate_object OR unique_violation THEN
                 NULL;   -- not ours to create, or created just now by the set-up of another database

@@ -1,7 +1,4 @@
--- Refuse a database that this version must not touch; nothing has been changed yet when one of these is raised.
--- Set-ups that run at once wait for each other here, until the end of the transaction.
-DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.schema', 0)); END $$;
-
+-- Reject a database that this version must not touch; nothing has been changed yet when one of these is raised.
 DO $$
 DECLARE
     this_version CONSTANT integer := 3;     -- keep equal to 090_version.sql
@@ -67,8 +64,71 @@ BEGIN
         PERFORM set_config('role', owner, true);
     END IF;
     IF has_it IS NULL THEN
-        CREATE SCHEMA feature_platform;
+        CREATE SCHEMA feature_platform;     -- waits for the end of another first set-up
     END IF;
+EXCEPTION
+    WHEN unique_violation OR duplicate_schema OR internal_error THEN
+        -- Two first set-ups at once: both grant, or both create. PostgreSQL's own code for the former is internal_error.
+        IF SQLSTATE = 'XX000' AND SQLERRM NOT LIKE 'tuple concurrently %' THEN
+            RAISE;
+        END IF;
+        RAISE EXCEPTION 'another set-up of this database has just ended'
+            USING ERRCODE = 'lock_not_available', HINT = 'Nothing was changed. Set up again.';
+END
+$$;
+
+-- All locks that the set-up needs, before it changes anything, so that it never holds some while it waits for others for long:
+-- an idle transaction of a reader keeps no writer waiting longer than these two seconds. Set-ups that run at once wait for each
+-- other here, too.
+--
+-- The first lock may take 1.2 s, which is also long enough for PostgreSQL to cancel an autovacuum. All others together may take
+-- 0.8 s: less than the server's deadlock_timeout, so a cycle of waiting sessions ends here before it makes a writer fail. A set-up
+-- that failed begins with the table that it waited for (the setting feature_platform.lock_first).
+DO $$
+DECLARE
+    this_version CONSTANT integer := 3;     -- keep equal to 090_version.sql
+    first CONSTANT text := coalesce(nullif(current_setting('feature_platform.lock_first', true), ''), 'ohlcv_1m');
+    owner CONSTANT text := (SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform');
+    began timestamptz;
+    is_upgrade boolean;
+    left_ms integer := 1200;
+    tab record;
+BEGIN
+    IF to_regclass('feature_platform.schema_version') IS NULL THEN
+        RETURN;
+    END IF;
+    is_upgrade := (SELECT max(v.version) FROM feature_platform.schema_version v) IS DISTINCT FROM this_version;
+    FOR tab IN
+        SELECT c.oid, c.relname::text AS name, c.oid::regclass::text AS qualified, c.relkind,
+               CASE WHEN c.relname IN ('ohlcv_1m', 'features_1m') AND NOT is_upgrade THEN 'SHARE ROW EXCLUSIVE' ELSE 'ACCESS EXCLUSIVE' END AS mode
+        FROM pg_class c
+        WHERE (c.relnamespace = 'feature_platform'::regnamespace AND c.relkind IN ('r', 'v'))
+           OR c.oid IN (to_regclass('public.ohlcv_1m'), to_regclass('public.features_1m'), to_regclass('public.ohlcv_1m_gaps'))
+        ORDER BY c.relname <> first, c.relname <> 'ohlcv_1m', c.relname
+    LOOP
+        PERFORM set_config('lock_timeout', left_ms || 'ms', true);
+        IF tab.relkind = 'v' THEN       -- LOCK TABLE would lock all tables behind the view as well
+            EXECUTE format('ALTER VIEW %s OWNER TO %s', tab.qualified, owner);
+        ELSE
+            EXECUTE format('LOCK TABLE %s IN %s MODE', tab.qualified, tab.mode);
+        END IF;
+        began := coalesce(began, clock_timestamp());
+        left_ms := greatest(1, 800 - extract(epoch FROM clock_timestamp() - began) * 1000)::integer;
+    END LOOP;
+    PERFORM set_config('lock_timeout', '2s', true);
+    IF (SELECT max(v.version) FROM feature_platform.schema_version v) > this_version THEN
+        RAISE EXCEPTION 'this database has just been set up by a newer feature_platform'
+            USING HINT = 'Nothing was changed. Install a newer feature_platform.';
+    END IF;
+EXCEPTION
+    WHEN lock_not_available THEN
+        RAISE EXCEPTION '% is in use by %', tab.qualified, coalesce(
+                (SELECT string_agg(DISTINCT format('session %s%s', l.pid, ' of ' || a.usename), ', ')
+                 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                 WHERE l.relation = tab.oid AND l.granted AND l.pid <> pg_backend_pid()
+                   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())), 'another session')
+            USING ERRCODE = 'lock_not_available', TABLE = tab.name,
+                  HINT = 'Nothing was changed. Set up again when the transactions of these sessions have ended.';
 END
 $$;
 
@@ -76,6 +136,14 @@ CREATE TABLE IF NOT EXISTS feature_platform.schema_version (
     version    integer PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+-- Rows that sessions lock where only one of them may go on. Readers cannot: a row lock needs a right to write.
+CREATE TABLE IF NOT EXISTS feature_platform.mutex (
+    name text CONSTRAINT mutex_pkey PRIMARY KEY
+);
+COMMENT ON TABLE feature_platform.mutex IS 'Rows to lock where one session at a time may go on.';
+INSERT INTO feature_platform.mutex (name) VALUES ('gaps') ON CONFLICT DO NOTHING;
+
 COMMENT ON TABLE feature_platform.schema_version IS 'Which versions of the schema were set up here, and when.';
 
 -- What a clock that runs at another speed tells when the wall clock tells `moment`. `setting` is START@SINCExSPEED, as in

@@ -212,7 +212,7 @@ DECLARE
     now_minutes tstzmultirange;
     part record;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));    -- one accountant at a time
+    PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;     -- one accounting at a time
     PERFORM feature_platform.begin_accounting();
 
     INSERT INTO feature_platform.gap_watermark AS w (symbol, since_ts, until_ts)
@@ -346,7 +346,7 @@ DECLARE
         answered * tstzrange(NULL, feature_platform.bucket_of(feature_platform.clock() - settled)));
     gap public.ohlcv_1m_gaps;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));
+    PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;
     PERFORM feature_platform.begin_accounting();
     PERFORM feature_platform.account_minutes(answered_symbol, tstzmultirange(answered));
     FOR gap IN

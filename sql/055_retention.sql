@@ -100,7 +100,7 @@ BEGIN
     END LOOP;
 
     IF kept.bars IS NOT NULL THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended('feature_platform.gaps', 0));
+        PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;
         -- The newest minute up to here stays: the window of every row that is kept begins after it, so that it gives the first
         -- of them its previous close, and the warm-up that is counted from it is over by then.
         bars_until := least(feature_platform.bucket_of(feature_platform.clock() - kept.bars), new_from - 1439 * minute);

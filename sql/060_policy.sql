@@ -28,6 +28,34 @@ CREATE INDEX IF NOT EXISTS policy_run_started_idx ON feature_platform.policy_run
 CREATE INDEX IF NOT EXISTS policy_run_failed_idx ON feature_platform.policy_run (id) WHERE error IS NOT NULL;
 COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week where the retention says nothing else.';
 
+-- The session that runs the policy, of each kind: a worker keeps its claim from run to run. A claim ends with its session. No lock
+-- says so, as any session could take it.
+CREATE TABLE IF NOT EXISTS feature_platform.runner (
+    runner   text CONSTRAINT runner_pkey PRIMARY KEY,     -- 'job' or 'worker'
+    datid    oid,       -- the session as pg_stat_activity shows it; NULL where there is none
+    usesysid oid,
+    pid      integer
+);
+COMMENT ON TABLE feature_platform.runner IS 'The session that runs the policy, of each kind of runner.';
+
+CREATE OR REPLACE FUNCTION feature_platform.claim_runner(runner text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO feature_platform.runner (runner) VALUES (claim_runner.runner) ON CONFLICT DO NOTHING;
+    PERFORM FROM feature_platform.runner r WHERE r.runner = claim_runner.runner FOR UPDATE;
+    IF EXISTS (SELECT FROM feature_platform.runner r
+               JOIN pg_stat_activity a ON (a.datid, a.usesysid, a.pid) = (r.datid, r.usesysid, r.pid)
+               WHERE r.runner = claim_runner.runner AND a.pid <> pg_backend_pid()) THEN
+        RETURN false;
+    END IF;
+    UPDATE feature_platform.runner r SET datid = a.datid, usesysid = a.usesysid, pid = a.pid
+    FROM pg_stat_activity a WHERE a.pid = pg_backend_pid() AND r.runner = claim_runner.runner;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.claim_runner(text) IS 'Makes this session the one that runs the policy, unless another of the kind does.';
+
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(
     start_offset interval DEFAULT '1 hour', end_offset interval DEFAULT '1 minute',
     schedule_interval interval DEFAULT '1 minute', if_not_exists boolean DEFAULT false)

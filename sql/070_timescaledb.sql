@@ -45,7 +45,7 @@ DECLARE
     wait_until CONSTANT timestamptz := began + least(interval '20 seconds',
         (SELECT make_interval(secs => extract(epoch FROM schedule_interval) / 2) FROM feature_platform.policy));
 BEGIN
-    IF NOT pg_try_advisory_lock(hashtextextended('feature_platform.job', 0)) THEN
+    IF NOT feature_platform.claim_runner('job') THEN
         RAISE NOTICE 'the refresh policy is being run by another session';
         RETURN;
     END IF;
@@ -67,7 +67,7 @@ BEGIN
         COMMIT;
     END LOOP;
     PERFORM feature_platform.policy_end(run_id, problem);
-    PERFORM pg_advisory_unlock(hashtextextended('feature_platform.job', 0));
+    UPDATE feature_platform.runner SET pid = NULL WHERE runner = 'job';    -- this session may be a user's, and go on
     COMMIT;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION 'the refresh policy failed: %', problem;   -- so that TimescaleDB counts the job as failed, too

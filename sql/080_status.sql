@@ -37,12 +37,11 @@ FROM feature_platform.policy p
 CROSS JOIN LATERAL feature_platform.job_problem(p.job_id) AS job (problem)
 LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r ORDER BY r.id DESC LIMIT 1) AS run ON true
 CROSS JOIN LATERAL (
-    -- A run that was killed has no end, either; but its session is gone, and with it the lock.
+    -- A run that was killed has no end, either; but its session has ended.
     SELECT run.id IS NOT NULL AND run.finished_at IS NULL AND EXISTS (
-        SELECT FROM pg_locks l
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended('feature_platform.' || run.runner, 0)) AS running
+        SELECT FROM feature_platform.runner s
+        JOIN pg_stat_activity a ON (a.datid, a.usesysid, a.pid) = (s.datid, s.usesysid, s.pid)
+        WHERE s.runner = run.runner) AS running
 ) AS alive
 LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r WHERE r.error IS NOT NULL ORDER BY r.id DESC LIMIT 1) AS failed ON true
 CROSS JOIN LATERAL (SELECT sum(d.rows_dirty) AS rows_dirty, min(d.marked_at) AS marked_at FROM feature_platform.dirty d) AS dirty;

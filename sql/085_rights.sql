@@ -54,7 +54,7 @@ BEGIN
         -- Who refreshes: by the engine's functions, which alone write features_1m.
         ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m'),
         ('{refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.mark_window, feature_platform.refresh_slice,
-                    feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
+                    feature_platform.claim_runner, feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
 
         -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
         ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps,
@@ -69,7 +69,7 @@ BEGIN
                     feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning,
                     feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
-                    feature_platform.policy_run, feature_platform.policy_status, feature_platform.heartbeat,
+                    feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status, feature_platform.heartbeat,
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,

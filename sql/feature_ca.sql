@@ -9,7 +9,7 @@
 \set QUIET on
 BEGIN;
 SET LOCAL client_min_messages = warning;
-SET LOCAL lock_timeout = '30s';     -- rather fail than keep writers waiting behind a long transaction
+SET LOCAL lock_timeout = '2s';      -- rather fail than keep writers waiting behind a long transaction
 \ir 005_roles.sql
 \ir 010_guard.sql
 \ir 020_bars.sql

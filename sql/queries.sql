@@ -3,6 +3,10 @@
 
 -- ==== database.py ====
 
+-- database_session --
+-- Wait for no lock for ever.
+SET lock_timeout = '30s';
+
 -- server_capabilities --
 -- The version and licence of TimescaleDB in this database, NULL where it is not installed.
 SELECT extversion AS timescaledb_version,
@@ -126,8 +130,8 @@ SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
 SELECT max(version) FROM feature_platform.schema_version;
 
 -- schema_set_up_as --
--- Have the set-up make this a simulated or a real database.
-SELECT set_config('feature_platform.set_up_as', %(origin)s, true);
+-- Have the set-up make this a simulated or a real database, and wait for a table first.
+SELECT set_config('feature_platform.set_up_as', %(origin)s, true), set_config('feature_platform.lock_first', %(lock_first)s, true);
 
 -- schema_is_simulated --
 -- Whether this database was set up for simulated bars.
@@ -289,9 +293,13 @@ SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minute
 
 -- ==== worker.py ====
 
--- worker_try_lock --
+-- worker_session --
+-- Wait for no lock for long: a worker that waits cannot be stopped.
+SET lock_timeout = '2s';
+
+-- worker_claim --
 -- Be the one worker of this database, to the end of the session.
-SELECT pg_try_advisory_lock(hashtextextended('feature_platform.worker', 0));
+SELECT feature_platform.claim_runner('worker');
 
 -- worker_look --
 -- The newest mark, committed or not, and the transactions that are running. The snapshot is older than the mark.

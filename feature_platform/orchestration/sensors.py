@@ -280,10 +280,10 @@ def _stand_in(connection: psycopg.Connection[Any]) -> int | None:
     late = connection.execute(queries["policy_is_late"]).fetchone()
     if late is None or not late[0]:
         return None
-    locked = connection.execute(queries["worker_try_lock"]).fetchone()
+    locked = connection.execute(queries["worker_claim"]).fetchone()
     if locked is None or not locked[0]:
         return None  # a worker lives, and has a long slice in hand
-    # The lock is held to the end of the connection: a worker that comes now waits that long.
+    # The claim ends with the connection: a worker that comes now waits that long.
     begun = connection.execute(queries["policy_begin"]).fetchone()
     assert begun is not None, "the statement always gives one row"
     step = {"run_id": begun[0], "horizon": begun[1]}

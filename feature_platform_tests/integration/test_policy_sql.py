@@ -235,8 +235,8 @@ def test_the_view_tells_how_a_run_went(policy: Bench) -> None:
 
 def test_the_view_tells_of_a_run_under_way_and_of_one_that_died(policy: Bench) -> None:
     with psycopg.connect(policy.url, autocommit=True) as worker:
-        # Who runs the policy holds this lock, and with his session it goes.
-        worker.execute("SELECT pg_advisory_lock(hashtextextended('feature_platform.worker', 0))")
+        # The claim ends with its session.
+        worker.execute("SELECT feature_platform.claim_runner('worker')")
         worker.execute("SELECT feature_platform.policy_begin('worker')")
         found = status(policy.conn)
         assert found is not None

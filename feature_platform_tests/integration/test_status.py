@@ -145,7 +145,7 @@ def test_the_command_tells_of_a_run_and_of_an_error(
     )
     lines = run_on(database, "status").stdout.splitlines()
     assert " UTC, interrupted, " in lines[2]  # as nobody holds the worker's lock
-    conn.execute(queries["worker_try_lock"])
+    conn.execute(queries["worker_claim"])
     lines = run_on(database, "status").stdout.splitlines()
     assert " UTC, running for " in lines[2]
     assert lines[3].startswith("last error: ")

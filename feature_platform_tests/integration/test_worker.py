@@ -89,6 +89,12 @@ def test_it_refreshes_on_its_schedule(database: str, conn: Conn, start_worker: S
     assert len({start.replace(microsecond=0) for start in starts}) == len(starts)
 
 
+def a_worker_is_busy(connection: Conn) -> bool:
+    """Tell whether a worker stores rows, and a trigger takes its time."""
+    sought = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    return bool(value(connection, sought))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_finishes_the_slice_in_hand_and_stops(
     database: str, conn: Conn, start_worker: StartWorker, number: signal.Signals
@@ -96,15 +102,23 @@ def test_it_finishes_the_slice_in_hand_and_stops(
     every_second(conn)
     insert_bars(conn, A, datetime(2026, 1, 1, tzinfo=UTC), 5)  # what comes after the live slice
     conn.execute("DELETE FROM feature_platform.policy_run")
+    conn.execute("""
+        CREATE FUNCTION be_busy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            WHILE EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42) LOOP
+                PERFORM pg_sleep(0.01);
+            END LOOP;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER be_busy BEFORE INSERT ON features_1m EXECUTE FUNCTION be_busy();
+    """)
     with psycopg.connect(database) as holder:
-        holder.execute("LOCK TABLE features_1m IN SHARE MODE")
+        holder.execute("SELECT pg_advisory_xact_lock(42)")
         insert_recent(conn, A)
         worker = start_worker(database)
-        wait_until(lambda: a_worker_waits(conn), "a slice in hand")
+        wait_until(lambda: a_worker_is_busy(conn), "a slice in hand")
         worker.process.send_signal(number)
         worker.wait_for("stopping after the slice in hand")
         assert worker.process.poll() is None
-        assert a_worker_waits(conn)
         assert value(conn, "SELECT count(*) FROM features_1m") == 0
     assert worker.wait() == 0
     assert worker.log.endswith("feature-platform: stopped\n")
@@ -116,6 +130,37 @@ def test_it_finishes_the_slice_in_hand_and_stops(
     assert run == (1, 10, None, True)
     report = verify(conn)
     assert (report.rows, report.examples, report.pending) == (10, [], 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_while_it_waits_for_a_lock(
+    database: str, conn: Conn, start_worker: StartWorker, number: signal.Signals
+) -> None:
+    every_second(conn)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    with slices_held(database, conn):
+        worker.wait_for("waiting for a lock: ")
+        worker.process.send_signal(number)
+        assert worker.wait() == 0
+    assert worker.log.endswith("feature-platform: stopped\n")
+    assert worker.log.count("waiting for a lock") == 1
+    assert features(conn) == 0
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    assert_right(conn)
+
+
+def test_a_lock_delays_it_and_fails_no_run(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
+    every_second(conn)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    with slices_held(database, conn):
+        worker.wait_for("waiting for a lock: ")
+    wait_for_features(conn, 10)
+    worker.stop()
+    assert set(run_column(conn, "error")) == {None}
 
 
 @on_postgres
@@ -241,9 +286,7 @@ def test_it_outlives_the_end_of_its_connection(
     worker.wait_for("at work")
     for times in (1, 2):
         conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks"
-            " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            "SELECT pg_terminate_backend(pid) FROM feature_platform.runner WHERE runner = 'worker'"
         )
         worker.wait_for("the database went away: ", times)
         worker.wait_for("connected again", times)
