@@ -1,0 +1,258 @@
+"""Guards against a reader that stops others: by locks, notifications or open transactions.
+
+A reader has the role feature_platform_reader, as notebooks and Grafana have.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from feature_platform import schema
+from feature_platform.errors import UserError
+from feature_platform.queries import sql_dir
+from feature_platform_tests.fix_processes import (
+    StartWorker,
+    insert_recent,
+    only_line,
+    run_on,
+    value,
+    wait_until,
+)
+from feature_platform_tests.integration.test_schema_apply import psql
+
+Conn = psycopg.Connection[Any]
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+
+# Longer than a writer may have to wait for a set-up.
+STALL_SECONDS = 2.0
+SLACK_SECONDS = 3.0  # a busy machine
+
+UPDATE = "UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = %s"
+LOCKS = ("worker", "job", "gaps", "schema")
+
+
+@pytest.fixture
+def reader(database: str) -> Iterator[Conn]:
+    """Yield a session of a reader."""
+    with as_reader(database) as session:
+        yield session
+
+
+@contextmanager
+def as_reader(url: str) -> Iterator[Conn]:
+    with psycopg.connect(url, autocommit=True) as session:
+        session.execute("SET SESSION AUTHORIZATION feature_platform_reader")
+        yield session
+
+
+def takes_advisory_locks(reader: Conn) -> None:
+    """Take all advisory locks that the platform ever had."""
+    for name in LOCKS:
+        reader.execute(
+            "SELECT pg_advisory_lock(hashtextextended('feature_platform.' || %s::text, 0))", [name]
+        )
+
+
+def takes_refresh_locks(reader: Conn) -> None:
+    reader.execute("SELECT count(pg_advisory_lock(7521, n)) FROM generate_series(0, 4095) AS n")
+
+
+def reads_and_idles(reader: Conn) -> None:
+    """Leave a transaction open that has read every table."""
+    reader.execute("BEGIN")
+    tables = reader.execute(
+        "SELECT c.oid::regclass::text FROM pg_class c WHERE c.relkind IN ('r', 'v')"
+        " AND c.relnamespace IN ('public'::regnamespace, 'feature_platform'::regnamespace)"
+        " AND has_table_privilege(c.oid, 'SELECT')"
+    ).fetchall()
+    assert len(tables) > 10
+    for (table,) in tables:
+        reader.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.SQL(table)))
+
+
+def listens_and_notifies(reader: Conn) -> None:
+    reader.execute("LISTEN feature_platform_dirty")
+    reader.execute("BEGIN")
+    reader.execute(
+        "SELECT count(pg_notify('feature_platform_dirty', repeat('x', 7900) || n))"
+        " FROM generate_series(1, 100) AS n"
+    )
+
+
+ATTACKS = [takes_advisory_locks, takes_refresh_locks, reads_and_idles, listens_and_notifies]
+
+
+@pytest.mark.parametrize("attack", ATTACKS[:1] + ATTACKS[2:])
+def test_everything_goes_on(
+    database: str, conn: Conn, reader: Conn, start_worker: StartWorker, attack: Any
+) -> None:
+    conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
+    insert_recent(conn, "A", 3)
+    attack(reader)
+    worker = start_worker(database)
+    worker.wait_for("at work")
+    insert_recent(conn, "B", 3)
+    counted = "SELECT count(*) FROM features_1m"
+    wait_until(lambda: value(conn, counted) == 6, "the rows of both")
+    assert run_on(database, "refresh").returncode == 0
+    assert run_on(database, "gaps").returncode == 0
+    assert run_on(database, "health", "worker").returncode == 0
+    conn.execute("CALL feature_platform.apply_retention()")
+    running = "SELECT last_runner = 'worker' FROM feature_platform.policy_status"
+    assert value(conn, running)
+    worker.stop()
+
+
+def test_a_reader_cannot_pose_as_the_worker(conn: Conn, reader: Conn) -> None:
+    takes_advisory_locks(reader)
+    conn.execute("INSERT INTO feature_platform.policy_run (runner) VALUES ('worker')")
+    running = "SELECT running FROM feature_platform.policy_status"
+    assert value(conn, running) is False
+    assert value(conn, "SELECT feature_platform.claim_runner('worker')") is True
+    assert value(conn, running) is True
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT FROM feature_platform.mutex FOR UPDATE",
+        "SELECT FROM feature_platform.runner FOR UPDATE",
+        "SELECT FROM feature_platform.policy FOR SHARE",
+        "SELECT FROM feature_platform.retention FOR KEY SHARE",
+        "SELECT FROM feature_platform.dirty_log FOR UPDATE",
+        "SELECT FROM ohlcv_1m FOR UPDATE",
+        "SELECT FROM features_1m FOR SHARE",
+        "SELECT FROM ohlcv_1m_gaps FOR UPDATE",
+        "BEGIN; LOCK TABLE ohlcv_1m IN ROW EXCLUSIVE MODE",
+        "BEGIN; LOCK TABLE feature_platform.dirty_log IN SHARE MODE",
+        "BEGIN; LOCK TABLE features_1m IN ACCESS EXCLUSIVE MODE",
+        "SELECT feature_platform.claim_runner('worker')",
+        "SELECT feature_platform.policy_begin('worker')",
+        "SELECT nextval('feature_platform.dirty_log_id_seq')",
+        "SELECT setval('feature_platform.dirty_log_id_seq', 1)",
+        "UPDATE feature_platform.database_origin SET simulated = true",
+    ],
+)
+def test_a_reader_takes_no_lock_of_the_engine(reader: Conn, statement: LiteralString) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        reader.execute(statement)
+
+
+def test_readers_leave_connections_to_others(conn: Conn) -> None:
+    limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'feature_platform_reader'"
+    allowed = value(conn, "SELECT current_setting('max_connections')::integer")
+    assert 0 < value(conn, limit) < allowed
+
+
+# ---- the set-up beside sessions that use its tables
+
+
+def test_a_set_up_goes_on_beside_readers_of_bars_and_features(database: str, reader: Conn) -> None:
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM ohlcv_1m, features_1m")
+    assert run_on(database, "db", "apply").returncode == 0
+
+
+def test_a_set_up_waits_for_an_idle_reader_and_stalls_no_writer(
+    database: str, conn: Conn, reader: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM ohlcv_1m_gaps, feature_platform.policy_run")
+    insert_recent(conn, "A", 1)
+    failed: list[Exception] = []
+
+    def apply() -> None:
+        try:
+            with psycopg.connect(database, autocommit=True) as connection:
+                schema.apply(connection)
+        except (psycopg.Error, UserError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    longest = 0.0
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        began = time.monotonic()
+        conn.execute("UPDATE ohlcv_1m SET vol = vol + 1")
+        conn.execute("CALL refresh_features_1m(NULL, NULL)")
+        longest = max(longest, time.monotonic() - began)
+    assert thread.is_alive()
+    assert longest < STALL_SECONDS + SLACK_SECONDS
+    waits = [record.getMessage() for record in caplog.records]
+    assert any("is in use by session " in line and "Trying again in" in line for line in waits)
+    reader.execute("ROLLBACK")
+    thread.join(60)
+    assert failed == []
+
+
+def test_a_set_up_gives_up_and_says_why(
+    database: str, reader: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_GIVE_UP_SECONDS", 1.0)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM ohlcv_1m_gaps")
+    with (
+        psycopg.connect(database, autocommit=True) as connection,
+        pytest.raises(UserError, match=r"ohlcv_1m_gaps is in use by session \d+"),
+    ):
+        schema.apply(connection)
+
+
+def test_psql_gives_up_within_two_seconds(database: str, reader: Conn) -> None:
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM feature_platform.policy_run")
+    done = psql(database, "-f", sql_dir() / "feature_ca.sql")
+    assert done.returncode == 3
+    assert "feature_platform.policy_run is in use by session " in done.stderr
+
+
+def test_a_set_up_beside_writers_and_refreshers_ends_without_a_deadlock(database: str) -> None:
+    stopped = threading.Event()
+    failed: list[str] = []
+
+    def work(number: int) -> None:
+        with psycopg.connect(database, autocommit=True) as session:
+            insert_recent(session, f"S{number}", 5)
+            while not stopped.is_set():
+                try:
+                    if number % 2:
+                        session.execute(UPDATE, [f"S{number}"])
+                    else:
+                        session.execute("CALL refresh_features_1m(NULL, NULL)")
+                        session.execute("SELECT feature_platform.find_gaps()")
+                except psycopg.Error as error:
+                    failed.append(str(error))
+
+    with ExitStack() as stack:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        stack.callback(lambda: [thread.join() for thread in threads])
+        stack.callback(stopped.set)
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            done = run_on(database, "db", "apply")
+            assert done.returncode == 0, done.stderr
+            assert "deadlock" not in done.stderr
+    assert failed == []
+
+
+def test_a_set_up_of_a_stranger_is_one_line(database: str, conn: Conn) -> None:
+    conn.execute("ALTER ROLE feature_platform_reader LOGIN")
+    try:
+        url = make_conninfo(database, user="feature_platform_reader")
+        done = run_on(url, "db", "apply")
+        assert done.returncode == 2
+        assert "the database's set-up needs its owner" in only_line(done.stderr)
+    finally:
+        conn.execute("ALTER ROLE feature_platform_reader NOLOGIN")
