@@ -278,7 +278,7 @@ def _check_moment(what: str, moment: Moment) -> datetime:
 
 def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:
     """Raise UserError unless the table has rows, at any time, of each symbol."""
-    asked = {"table": Identifier("public", table.name)}
+    asked = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
     unknown = source.ask("frames_unknown", one(names, TEXTS), **asked)["symbol"].to_pylist()
     if not unknown:
         return

@@ -6,9 +6,12 @@ count all that functions and triggers do, index entries and planning included.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -70,6 +73,25 @@ def pages_of(plan: dict[str, Any]) -> int:
         part.get("Shared Hit Blocks", 0) + part.get("Shared Read Blocks", 0)
         for part in (plan["Plan"], plan.get("Planning", {}))
     )
+
+
+def processor_seconds(conn: psycopg.Connection, statement: LiteralString) -> float:
+    """Run a statement; return the processor seconds that the server's process used for it.
+
+    Other work on the machine does not count. Of a server elsewhere, return the time that passed.
+    """
+    process = Path(f"/proc/{conn.info.backend_pid}/stat")
+    own = process.exists() and "postgres" in process.read_text()
+
+    def used() -> float:
+        if not own:
+            return time.monotonic()
+        user, system = process.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    before = used()
+    conn.execute(statement)
+    return used() - before
 
 
 def about_as_many(pages: list[int]) -> bool:

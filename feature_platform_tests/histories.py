@@ -305,7 +305,7 @@ class RefreshSlices(Operation):
         for _ in range(self.most):
             row = bench.conn.execute(
                 """SELECT more FROM feature_platform.refresh_slice(%s, %s,
-                       feature_platform.dirty_horizon(), slice_minutes => %s, slice_symbols => %s)
+                       feature_platform.dirty_horizon(), slice_rows => %s, slice_symbols => %s)
                 """,
                 (at(self.lo), at(self.hi), self.minutes, self.symbols),
             ).fetchone()

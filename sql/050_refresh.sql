@@ -42,8 +42,8 @@ CREATE OR REPLACE FUNCTION feature_platform.bucket_from(moment timestamptz) RETU
                 THEN feature_platform.bucket_of(moment + interval '59.999999 seconds') ELSE moment END;
 COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a moment.';
 
--- The newest part of a multirange that spans at most so many minutes: what one slice takes of a long range. Minutes are
--- counted as numbers: a sum of intervals has days, which are not all 24 hours long in the session's time zone.
+-- The newest part of a multirange that spans at most so many minutes: what one tick accounts for of a long range.
+-- Minutes are counted as numbers: a sum of intervals has days, which are not all 24 hours long in the session's time zone.
 CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint) RETURNS tstzmultirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN (
@@ -56,6 +56,67 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirang
         FROM part WHERE newer < minutes
     );
 COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS 'The newest part of a multirange that spans at most so many minutes.';
+
+-- Of version 2: sliced by minutes, whether they had bars or not.
+DROP FUNCTION IF EXISTS feature_platform.pick_symbols(tstzrange, bigint, bigint, integer);
+DROP FUNCTION IF EXISTS feature_platform.refresh_symbols(text[], tstzrange, bigint);
+DROP FUNCTION IF EXISTS feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer);
+
+-- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: what one
+-- slice takes of a long range. Rows are bars and, where bars were removed, feature rows. A range counts as one row
+-- more, so that many empty ones are bounded, too.
+CREATE OR REPLACE FUNCTION feature_platform.newest_rows(
+    of_symbol text, buckets tstzmultirange, most bigint, removed boolean) RETURNS tstzmultirange
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    part tstzrange;
+    taken tstzmultirange := '{}';
+    rows_left bigint := most;
+    cut timestamptz;
+    newest timestamptz;
+    count bigint;
+BEGIN
+    FOR part IN SELECT r FROM unnest(buckets) AS r ORDER BY lower(r) DESC LOOP
+        EXIT WHEN rows_left <= 0;
+        SELECT greatest(bar.beyond, feature.beyond) + minute, greatest(bar.newest, feature.newest),
+               bar.count + feature.count
+        INTO cut, newest, count
+        FROM (SELECT count(*) AS count, feature_platform.bucket_of(max(b.ts)) AS newest,
+                     CASE WHEN count(*) > rows_left THEN feature_platform.bucket_of(min(b.ts)) END AS beyond
+              FROM (SELECT b.ts FROM public.ohlcv_1m b
+                    WHERE b.symbol = of_symbol AND b.ts >= lower(part) AND b.ts < upper(part)
+                    ORDER BY b.ts DESC LIMIT rows_left + 1) AS b) AS bar,
+             (SELECT count(*) AS count, max(f.bucket) AS newest,
+                     CASE WHEN count(*) > rows_left THEN min(f.bucket) END AS beyond
+              FROM (SELECT f.bucket FROM public.features_1m f
+                    WHERE removed AND f.symbol = of_symbol AND f.bucket >= lower(part) AND f.bucket < upper(part)
+                    ORDER BY f.bucket DESC LIMIT rows_left + 1) AS f) AS feature;
+        IF cut IS NOT NULL THEN
+            RETURN taken + tstzmultirange(tstzrange(least(cut, newest), upper(part)));
+        END IF;
+        taken := taken + tstzmultirange(part);
+        rows_left := rows_left - count - 1;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.newest_rows(text, tstzmultirange, bigint, boolean) IS
+    'The newest part of a symbol''s minutes that holds at most so many rows.';
+
+-- Whether a range is recomputed from the remembered sums of the newest row: up to a day after it. Then only the bars
+-- that enter or leave the window are read; elsewhere the day before the range is read, too.
+CREATE OR REPLACE FUNCTION feature_platform.starts_cached(
+    newest_bucket timestamptz, newest_holds boolean, buckets tstzrange)
+    RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN coalesce(newest_holds AND newest_bucket < lower(buckets)
+                    AND upper(buckets) - newest_bucket <= '24 hours'::interval, false);
+COMMENT ON FUNCTION feature_platform.starts_cached(timestamptz, boolean, tstzrange) IS
+    'Whether a range is recomputed from the remembered sums of the newest row.';
 
 -- What a refresh that starts now has to bring up to date: everything marked so far. Marks that come later are for the next.
 CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
@@ -95,62 +156,183 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.mark_window(timestamptz, timestamptz) IS 'Marks every row of a window dirty, whether it is or not.';
 
+-- The locks of refreshers: they exclude each other by symbol, and symbols share these rows by hash. Row locks need no
+-- place in the server's table of locks and leave no dead rows. A reader cannot take one: that needs a right to write
+-- here.
+CREATE TABLE IF NOT EXISTS feature_platform.refresh_lock (
+    stripe integer NOT NULL CONSTRAINT refresh_lock_pkey PRIMARY KEY
+);
+COMMENT ON TABLE feature_platform.refresh_lock IS 'Rows that refreshers lock, by a hash of the symbol.';
+INSERT INTO feature_platform.refresh_lock SELECT generate_series(0, 4095) ON CONFLICT DO NOTHING;
+
+CREATE OR REPLACE FUNCTION feature_platform.stripe_of(symbol text) RETURNS integer
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN (hashtextextended(symbol, 7521) & 4095)::integer;
+COMMENT ON FUNCTION feature_platform.stripe_of(text) IS 'The row of refresh_lock that stands for a symbol.';
+
+-- Finds the marks that reach into the live window among any number of older ones.
+CREATE INDEX IF NOT EXISTS dirty_log_until_idx ON feature_platform.dirty_log (upper(buckets));
+
+-- Symbols with marks inside a window, those with the newest mark first: from so many of the newest marks, and so many
+-- of those that reach furthest, whatever else is in the log. `more` is true where the log may have more of them.
+CREATE OR REPLACE FUNCTION feature_platform.newest_dirty(
+    refresh_window tstzrange, horizon bigint, marks integer, OUT symbols text[], OUT more boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- by the two indexes, whatever the statistics
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+AS $$
+BEGIN
+    WITH newest AS (
+        SELECT n.symbol, n.id FROM (
+            SELECT l.symbol, l.id, l.buckets FROM feature_platform.dirty_log l
+            WHERE l.id <= horizon ORDER BY l.id DESC LIMIT marks) AS n
+        WHERE n.buckets && refresh_window
+    ), furthest AS MATERIALIZED (
+        SELECT l.symbol, l.id FROM feature_platform.dirty_log l
+        WHERE upper(l.buckets) > lower(refresh_window) AND l.buckets && refresh_window AND l.id <= horizon
+        ORDER BY upper(l.buckets) DESC LIMIT marks
+    )
+    SELECT array_agg(m.symbol ORDER BY m.id DESC), (SELECT count(*) FROM furthest) = marks
+    INTO symbols, more
+    FROM (SELECT symbol, max(id) AS id FROM (TABLE newest UNION ALL TABLE furthest) AS mark GROUP BY symbol) AS m;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.newest_dirty(tstzrange, bigint, integer) IS
+    'Symbols with marks inside a window, those with the newest mark first.';
+
 -- Takes as many symbols with dirty rows in a window as fit a slice, and locks them for refreshing to the end of the
--- transaction. Refreshers exclude each other by symbol. A slice takes symbols that nobody else has in hand; only when
--- there are no others does it wait, for one symbol and holding none, so no two refreshers can wait for each other. What
--- it waited for is usually done by then, and it takes nothing. Symbols share 4096 locks, by hash: with one each, a dozen
--- refreshers of many thousand symbols filled the server's table of locks, and every session's next lock failed.
+-- transaction. How many rows a symbol costs is looked up in the indexes, up to the size of a slice: the bars of its
+-- dirty minutes, those that its windows reach back to, and rows to be deleted.
+--
+-- A slice takes symbols that no other refresher has locked. Only when there are none it waits, for one symbol and
+-- holding no lock, so no two refreshers can wait for each other. After that wait it takes nothing: the next slice
+-- looks again.
 CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
-    refresh_window tstzrange, horizon bigint, slice_minutes bigint, slice_symbols integer,
-    OUT picked text[], OUT minutes bigint, OUT more boolean)
+    refresh_window tstzrange, horizon bigint, slice_rows bigint, slice_symbols integer, newest_first boolean,
+    OUT picked text[], OUT more boolean)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- index look-ups whatever the numbers: planned once a session
     SET enable_seqscan = off
+    SET enable_bitmapscan = off                 -- the log in the order of its index: no more is read than is taken
+    SET enable_sort = off
+    SET enable_hashagg = off
+    SET lock_timeout = '2s'
 AS $$
 DECLARE
+    day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
+    kept CONSTANT tstzrange := refresh_window * tstzrange(feature_platform.features_from(), NULL);
+    -- Known to a hypertable when the statement starts, so that it leaves out all chunks but those of the window.
+    reads_from CONSTANT timestamptz := lower(refresh_window) - day;
+    reads_until CONSTANT timestamptz := upper(refresh_window);
+    newest text[];
     candidate record;
-    refreshing CONSTANT integer := 7521;        -- the class of these locks
-    waited_for integer;
-    kept CONSTANT tstzrange := tstzrange(feature_platform.features_from(), NULL);
+    batch text[] := '{}';
+    batch_rows bigint := 0;
 BEGIN
     picked := '{}';
-    minutes := 0;
     more := false;
-    FOR candidate IN
-        SELECT d.symbol, (hashtextextended(d.symbol, 7521) & 4095)::integer AS stripe,
-               (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
-                FROM unnest(d.buckets * tstzmultirange(refresh_window * kept * tstzrange(NULL, greatest(
-                    (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = d.symbol ORDER BY b.ts DESC LIMIT 1),
-                    CASE WHEN d.removed THEN (SELECT f.bucket FROM public.features_1m f
-                                              WHERE f.symbol = d.symbol ORDER BY f.bucket DESC LIMIT 1) END)
-                    + interval '1 minute'))) AS r) AS minutes
-        FROM (SELECT l.symbol, range_agg(l.buckets) AS buckets, bool_or(l.removed) AS removed
-              FROM feature_platform.dirty_log l
-              WHERE l.id <= horizon AND lower(l.buckets) < upper(refresh_window)
-                AND (NOT l.reach_known OR l.buckets && refresh_window)
-              GROUP BY l.symbol) AS d
-        ORDER BY d.symbol           -- by the index, so that no more is read than the slice takes
-    LOOP
-        IF cardinality(picked) = slice_symbols OR (picked <> '{}' AND minutes + candidate.minutes > slice_minutes) THEN
-            more := true;
-            EXIT;
-        ELSIF pg_try_advisory_xact_lock(refreshing, candidate.stripe) THEN
-            picked := picked || candidate.symbol;
-            minutes := minutes + candidate.minutes;
-        ELSE
-            more := true;
-            waited_for := candidate.stripe;
-        END IF;
-    END LOOP;
-    IF picked = '{}' AND more THEN
-        PERFORM pg_advisory_xact_lock(refreshing, waited_for);
+    IF newest_first THEN
+        SELECT n.symbols, n.more INTO newest, more
+        FROM feature_platform.newest_dirty(refresh_window, horizon, 2 * slice_symbols) AS n;
     END IF;
-    minutes := least(minutes, slice_minutes);
+    FOR candidate IN
+        SELECT c.symbol, cost.rows
+        FROM (SELECT unnest(newest) AS symbol
+              UNION ALL
+              (SELECT l.symbol
+               FROM feature_platform.dirty_log l
+               WHERE NOT newest_first AND l.id <= horizon AND lower(l.buckets) < upper(refresh_window)
+                 AND (NOT l.reach_known OR l.buckets && refresh_window)
+               GROUP BY l.symbol ORDER BY l.symbol)) AS c
+        CROSS JOIN LATERAL (
+            SELECT range_agg(l.buckets) AS buckets, bool_or(l.removed) AS removed,
+                   coalesce(range_agg(l.buckets) FILTER (WHERE NOT l.reach_known), '{}') AS changed
+            FROM feature_platform.dirty_log l
+            WHERE l.symbol = c.symbol AND lower(l.buckets) < upper(refresh_window)
+              AND (NOT l.reach_known OR l.buckets && refresh_window)
+        ) AS mark
+        CROSS JOIN LATERAL (
+            SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket
+            FROM feature_platform.symbol_state s WHERE s.symbol = c.symbol
+        ) AS state
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(1 + bar.count + base.count + gone.count), 0)::bigint
+                   -- Of each changed range the next row is looked up. Where the first bar moved, a warm-up is dirty.
+                   + (SELECT count(*) FROM unnest(mark.changed))
+                   + CASE WHEN lower(mark.changed) <= state.first_bucket THEN 1440 ELSE 0 END AS rows
+            FROM unnest(mark.buckets * tstzmultirange(kept)) AS r
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS count
+                FROM (SELECT FROM public.ohlcv_1m b
+                      WHERE b.symbol = c.symbol AND b.ts >= lower(r) AND b.ts < upper(r)
+                        AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
+            ) AS bar
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS count
+                FROM (SELECT FROM public.ohlcv_1m b
+                      WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
+                        AND NOT feature_platform.starts_cached(
+                            state.newest_bucket, NOT (mark.removed OR mark.changed @> state.newest_bucket), r)
+                        AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
+            ) AS base
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS count
+                FROM (SELECT FROM public.features_1m f
+                      WHERE mark.removed AND f.symbol = c.symbol AND f.bucket >= lower(r) AND f.bucket < upper(r)
+                        AND f.bucket >= reads_from AND f.bucket < reads_until LIMIT slice_rows) AS f
+            ) AS gone
+        ) AS cost
+    LOOP
+        IF cardinality(batch) = slice_symbols OR (batch <> '{}' AND batch_rows + candidate.rows > slice_rows) THEN
+            more := true;
+            picked := feature_platform.lock_symbols(batch);
+            EXIT WHEN picked <> '{}';
+            batch := '{}';
+            batch_rows := 0;
+        END IF;
+        batch := batch || candidate.symbol;
+        batch_rows := batch_rows + candidate.rows;
+    END LOOP;
+    IF picked = '{}' AND batch <> '{}' THEN
+        picked := feature_platform.lock_symbols(batch);
+        more := more OR cardinality(picked) < cardinality(batch);
+        IF picked = '{}' THEN
+            BEGIN
+                PERFORM FROM feature_platform.refresh_lock k
+                WHERE k.stripe = feature_platform.stripe_of(batch[1]) FOR UPDATE;
+            EXCEPTION WHEN lock_not_available THEN
+                NULL;   -- the caller comes again, or stops: it waits for no lock for ever
+            END;
+        END IF;
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.pick_symbols(tstzrange, bigint, bigint, integer) IS
+COMMENT ON FUNCTION feature_platform.pick_symbols(tstzrange, bigint, bigint, integer, boolean) IS
     'Locks symbols with dirty rows for one slice of a refresh.';
+
+-- Locks those of some symbols that no other refresher has locked, to the end of the transaction, and returns them.
+CREATE OR REPLACE FUNCTION feature_platform.lock_symbols(symbols text[]) RETURNS text[]
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN (
+        WITH locked AS MATERIALIZED (
+            SELECT k.stripe FROM feature_platform.refresh_lock k
+            WHERE k.stripe = ANY (ARRAY(SELECT DISTINCT feature_platform.stripe_of(s) FROM unnest(symbols) AS s))
+            FOR UPDATE SKIP LOCKED
+        )
+        SELECT coalesce(array_agg(s.symbol), '{}') FROM unnest(symbols) AS s (symbol)
+        WHERE feature_platform.stripe_of(s.symbol) IN (SELECT stripe FROM locked));
+END
+$$;
+COMMENT ON FUNCTION feature_platform.lock_symbols(text[]) IS
+    'Locks those of some symbols that no other refresher has locked.';
 
 -- What the bars say: the feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the
 -- statement that calls it does.
@@ -244,8 +426,8 @@ COMMENT ON FUNCTION feature_platform.compute_features(feature_platform.refresh_i
 -- Brings the rows of these symbols up to date with what is marked in a window, and returns how many it stored or deleted.
 -- The caller has them locked. Marks are taken, bars read and rows stored by one statement, hence by one snapshot: it sees a
 -- change with its mark or neither, so no writer can overtake it between the two.
-CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(picked text[], refresh_window tstzrange, slice_minutes bigint)
-    RETURNS bigint
+CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
+    picked text[], refresh_window tstzrange, slice_rows bigint, OUT minutes bigint, OUT rows_written bigint)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
@@ -260,7 +442,6 @@ DECLARE
     reads_until CONSTANT timestamptz := upper(refresh_window);
     done_items feature_platform.refresh_item[];
     done_item feature_platform.refresh_item;
-    written bigint;
     deleted bigint;
 BEGIN
     -- 1. Take the marks, add what they reach beyond a day, put back what lies outside of the window or the slice.
@@ -322,7 +503,8 @@ BEGIN
         ) AS reach
     ), todo AS (
         SELECT d.*, CASE WHEN cardinality(picked) = 1
-                         THEN coalesce(feature_platform.newest_minutes(d.buckets * tstzmultirange(refresh_window), slice_minutes), '{}')
+                         THEN feature_platform.newest_rows(
+                             d.symbol, d.buckets * tstzmultirange(refresh_window), slice_rows, d.removed)
                          ELSE d.buckets * tstzmultirange(refresh_window) END AS now
         FROM dirty d
     ), put_back AS (
@@ -348,10 +530,8 @@ BEGIN
     FROM todo t
     CROSS JOIN LATERAL unnest(t.now) AS r
     CROSS JOIN LATERAL (
-        -- Up to a day after the newest row, its sums are the start, and only bars that enter or leave the window are read;
-        -- elsewhere the day before the range is.
         SELECT c.cached, CASE WHEN c.cached THEN t.newest_bucket + minute ELSE lower(r) END AS start
-        FROM (SELECT t.newest_holds AND t.newest_bucket < lower(r) AND upper(r) - t.newest_bucket <= day AS cached) AS c
+        FROM (SELECT feature_platform.starts_cached(t.newest_bucket, t.newest_holds, r) AS cached) AS c
     ) AS base
     -- 3. Recompute, store what differs.
     ), computed AS MATERIALIZED (
@@ -394,33 +574,40 @@ BEGIN
         SET first_bucket = excluded.first_bucket, newest_bucket = excluded.newest_bucket, newest_n = excluded.newest_n,
             newest_sum = excluded.newest_sum, newest_sum_sq = excluded.newest_sum_sq, newest_close = excluded.newest_close
     )
-    SELECT i.items, (SELECT count(*) FROM stored) INTO done_items, written FROM item i;
+    SELECT i.items, (SELECT count(*) FROM stored),
+           (SELECT coalesce(sum(extract(epoch FROM r.hi - r.lo))::bigint / 60, 0) FROM unnest(i.items) AS r)
+    INTO done_items, rows_written, minutes FROM item i;
 
     -- 5. Rows whose minute has lost its last bar: range by range, so that a columnstore opens only what it must. That this
-    -- looks at the bars a moment later does no harm: a row goes only where there is no bar now.
+    -- looks at the bars a moment later does no harm: a row goes only where there is no bar now. As the difference of
+    -- two sets, it costs what the two hold, whatever the planner knows of them.
     FOREACH done_item IN ARRAY done_items LOOP
         IF done_item.removed THEN
             DELETE FROM public.features_1m f
             WHERE f.symbol = done_item.symbol AND f.bucket >= done_item.lo AND f.bucket < done_item.hi
-              AND NOT EXISTS (SELECT FROM public.ohlcv_1m b
-                              WHERE b.symbol = done_item.symbol AND b.ts >= f.bucket AND b.ts < f.bucket + minute
-                                AND b.ts >= done_item.lo AND b.ts < done_item.hi);   -- so that no other chunk is looked into
+              AND f.bucket = ANY (ARRAY(
+                  SELECT o.bucket FROM public.features_1m o
+                  WHERE o.symbol = done_item.symbol AND o.bucket >= done_item.lo AND o.bucket < done_item.hi
+                  EXCEPT
+                  SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                  WHERE b.symbol = done_item.symbol AND b.ts >= done_item.lo AND b.ts < done_item.hi));
             GET DIAGNOSTICS deleted = ROW_COUNT;
-            written := written + deleted;
+            rows_written := rows_written + deleted;
         END IF;
     END LOOP;
-    RETURN written;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS
     'Brings the rows of some symbols up to date with what is marked in a window.';
 
--- Brings a slice of what is dirty in [window_lo, window_hi) up to date, in the caller's transaction: at most so many symbols
--- and minutes, at least one symbol. Says how many symbols and minutes it took, how many rows it stored or deleted, and
--- whether there is more to do.
+-- Brings a slice of what is dirty in [window_lo, window_hi) up to date, in the caller's transaction: at most so many
+-- symbols and rows, at least one symbol, and of one symbol alone its newest rows first. `newest_first` takes only
+-- symbols with marks inside the window, those with the newest mark first: what older marks reach is then left to a
+-- window that holds them.
+-- Returns how many symbols and minutes it took, how many rows it stored or deleted, and whether there is more to do.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_slice(
     window_lo timestamptz, window_hi timestamptz, horizon bigint,
-    slice_minutes bigint DEFAULT 200000, slice_symbols integer DEFAULT 1000,
+    slice_rows bigint DEFAULT 50000, slice_symbols integer DEFAULT 1000, newest_first boolean DEFAULT false,
     OUT symbols integer, OUT minutes bigint, OUT rows_written bigint, OUT more boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -429,26 +616,29 @@ DECLARE
     refresh_window CONSTANT tstzrange := tstzrange(window_lo, greatest(window_lo, window_hi));
     picked text[];
 BEGIN
-    SELECT p.picked, p.minutes, p.more INTO picked, minutes, more
-    FROM feature_platform.pick_symbols(refresh_window, horizon, slice_minutes, slice_symbols) AS p;
+    SELECT p.picked, p.more INTO picked, more
+    FROM feature_platform.pick_symbols(refresh_window, horizon, slice_rows, slice_symbols, newest_first) AS p;
     symbols := cardinality(picked);
+    minutes := 0;
     rows_written := 0;
     IF symbols > 0 THEN
-        rows_written := feature_platform.refresh_symbols(picked, refresh_window, slice_minutes);
+        SELECT r.minutes, r.rows_written INTO minutes, rows_written
+        FROM feature_platform.refresh_symbols(picked, refresh_window, slice_rows) AS r;
         -- A slice may have put back some of a long range, of which the marks alone could not tell how long it is.
         more := more OR EXISTS (SELECT FROM feature_platform.dirty_log l
                                 WHERE l.symbol = ANY (picked) AND l.id <= horizon AND l.buckets && refresh_window);
     END IF;
 EXCEPTION WHEN deadlock_detected THEN
-    -- Not with writers or refreshers, but with who takes a table's locks in two steps, as TimescaleDB does where it moves a
-    -- chunk into the columnstore. That goes on now; nothing of this slice is done, and the caller comes again.
+    -- Not with writers or refreshers, but with a session that takes a table's locks in two steps, as TimescaleDB does
+    -- where it moves a chunk into the columnstore. That goes on now; nothing of this slice is done, and the caller
+    -- comes again.
     symbols := 0;
     minutes := 0;
     rows_written := 0;
     more := true;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer) IS
+COMMENT ON FUNCTION feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer, boolean) IS
     'Brings a slice of what is dirty in a window up to date, in the caller''s transaction.';
 
 CREATE OR REPLACE PROCEDURE public.refresh_features_1m(

@@ -158,6 +158,8 @@ CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon b
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- Rows of a slice: a bar that comes meanwhile waits for it, and is to be readable within a second.
+    short CONSTANT bigint := 20000;
     p feature_platform.policy;
     live_from timestamptz;
     due timestamptz;
@@ -174,10 +176,11 @@ BEGIN
     due := feature_platform.due_until(p.end_offset);
     live_from := least(feature_platform.bucket_from(feature_platform.clock() - p.start_offset), due);
     -- The live window takes what is marked by now; older ranges what was when the run began, so that a run ends.
-    SELECT * INTO slice FROM feature_platform.refresh_slice(live_from, due, feature_platform.dirty_horizon());
+    SELECT * INTO slice
+    FROM feature_platform.refresh_slice(
+        live_from, due, feature_platform.dirty_horizon(), slice_rows => short, newest_first => true);
     IF slice.symbols = 0 AND NOT slice.more THEN
-        -- A short slice: a bar that comes meanwhile waits for it, and is to be readable within a second.
-        SELECT * INTO slice FROM feature_platform.refresh_slice('-infinity', live_from, horizon, slice_minutes => 40000);
+        SELECT * INTO slice FROM feature_platform.refresh_slice('-infinity', live_from, horizon, slice_rows => short);
         more := slice.more;
     ELSE
         more := slice.more OR EXISTS (

@@ -1034,8 +1034,11 @@ SELECT bucket
  ORDER BY bucket OFFSET %(rows)s LIMIT 1;
 
 -- service_symbol_is_known --
--- Whether a symbol has feature rows.
-SELECT EXISTS (SELECT FROM public.features_1m WHERE symbol = %(symbol)s);
+-- Whether a symbol has feature rows; the table is asked only for symbols that ever had a bar.
+SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = %(symbol)s)
+            THEN (SELECT true FROM public.features_1m f
+                   WHERE f.symbol = %(symbol)s ORDER BY f.bucket DESC LIMIT 1) IS NOT NULL
+            ELSE false END;
 
 -- service_known_symbols --
 -- The symbols that have feature rows, for an error to propose the nearest.
@@ -1107,10 +1110,13 @@ SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::do
 -- Sent over ADBC, whose parameters are $1, $2, …; what stands in braces are identifiers.
 
 -- frames_unknown --
--- Which of some symbols a table has no row of.
+-- Which of some symbols a table has no row of: one index look-up each. The table is read only for symbols that ever
+-- had a bar, and only their newest row, which is in the first chunk that is read.
 SELECT wanted.symbol
   FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
- WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.symbol = wanted.symbol)
+ WHERE CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = wanted.symbol)
+            THEN (SELECT true FROM {table} t WHERE t.symbol = wanted.symbol ORDER BY t.{time} DESC LIMIT 1) IS NULL
+            ELSE true END
  ORDER BY wanted.number;
 
 -- frames_known --

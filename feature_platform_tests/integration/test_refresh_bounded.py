@@ -97,16 +97,15 @@ def test_a_new_minute_stores_one_row(whole_days: Bench) -> None:
     assert rewritten(before, versions(whole_days.conn)) == {("A", DAYS * DAY)}
 
 
-def test_slices_are_cut_by_minutes_whatever_the_time_zone(bench: Bench) -> None:
+def test_slices_are_cut_by_rows_whatever_the_time_zone(bench: Bench) -> None:
     bench.empty()
-    # The older range ends half a day before summer time does in Berlin; a slice takes minutes of it
-    # beside the newer range, which is longer than a day.
-    write(bench.conn, [bar("A", m) for m in (3 * DAY + 720, 8 * DAY, 9 * DAY)])
+    # The older range spans the end of summer time in Berlin.
+    write(bench.conn, [bar("A", m) for m in (4 * DAY + 720, 8 * DAY, 9 * DAY)])
     bench.conn.execute("SET TimeZone = 'Europe/Berlin'")
-    cut = """SELECT minutes, more FROM feature_platform.refresh_slice(
-                 '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon(), %s)"""
-    slices = [bench.conn.execute(cut, [DAY + 10]).fetchone() for _ in range(2)]
-    assert slices == [(DAY + 10, True), (DAY - 9, False)]
+    cut = """SELECT minutes, rows_written, more FROM feature_platform.refresh_slice(
+                 '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon(), 1)"""
+    slices = [bench.conn.execute(cut).fetchone() for _ in range(3)]
+    assert slices == [(DAY, 1, True), (1, 1, True), (DAY, 1, False)]
     bench.check()
 
 
@@ -210,7 +209,7 @@ def test_slices_are_bounded_and_go_from_new_to_old(bench: Bench, minutes: int) -
     while True:
         row = bench.conn.execute(
             """SELECT more, rows_written, minutes FROM feature_platform.refresh_slice(
-                   '-infinity', 'infinity', feature_platform.dirty_horizon(), slice_minutes => %s)
+                   '-infinity', 'infinity', feature_platform.dirty_horizon(), slice_rows => %s)
             """,
             [minutes],
         ).fetchone()

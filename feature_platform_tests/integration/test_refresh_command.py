@@ -229,8 +229,9 @@ def a_slice_is_held(connection: Conn) -> bool:
 def test_a_refresh_that_is_stopped_keeps_its_slices_and_the_rest_stays_dirty(
     database: str, conn: Conn, number: signal.Signals, status: int
 ) -> None:
-    """The newest 200,000 minutes are the first slice; what is older, START with it, the second."""
-    insert_bars(conn, A, START, 420, step=720)
+    """The newest 50,000 rows are the first slice; the older ones, START with them, the second."""
+    rows = 50_100
+    insert_bars(conn, A, START, rows)
     with (
         subprocess.Popen(
             [*COMMAND, "refresh"],
@@ -243,16 +244,16 @@ def test_a_refresh_that_is_stopped_keeps_its_slices_and_the_rest_stays_dirty(
     ):
         wait_until(lambda: a_slice_is_held(conn), "the second slice in hand")
         kept = stored(conn)
-        assert 0 < len(kept) < 420
+        assert 0 < len(kept) < rows
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
         assert (process.returncode, output, errors) == (status, "", "")
         assert stored(conn) == kept
         report = verify(conn)
-        assert (report.mismatches, report.pending) == (0, 420 - len(kept))
+        assert (report.mismatches, report.pending) == (0, rows - len(kept))
     # What the server had in hand when its client was killed, it may finish.
     wait_until(lambda: not a_slice_is_held(conn), "the server has let go")
     assert verify(conn).mismatches == 0
     refresh(conn)
     report = verify(conn)
-    assert (report.rows, report.mismatches, report.pending) == (420, 0, 0)
+    assert (report.rows, report.mismatches, report.pending) == (rows, 0, 0)

@@ -1,0 +1,199 @@
+"""Guards against a refresh that costs more than the rows that are dirty, in any shape of data.
+
+Each on tables with statistics and on tables that were never analysed: a plan must not depend on
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import LiteralString
+
+import psycopg
+import pytest
+
+from feature_platform._adbc import text_of
+from feature_platform.queries import queries
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_plans import about_as_many, explain, pages_of, processor_seconds
+from feature_platform_tests.fix_processes import value
+
+# Two bars of each symbol, 300 days apart, and one symbol whose newest minute is dirty.
+FEW, MANY = 300, 3000
+SPARSE = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT 'S' || s, ts, 10, 10, 10, 10, s
+    FROM generate_series(1, %s) AS s,
+         unnest(ARRAY['2025-01-05 00:00Z', '2025-11-01 00:00Z']::timestamptz[]) AS ts
+"""
+LIVE = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %s, feature_platform.due_until() - interval '1 minute', 10, 10, 10, 10, 1
+"""
+PICK = """
+    SELECT picked FROM feature_platform.pick_symbols(
+        tstzrange({}, feature_platform.due_until()), feature_platform.dirty_horizon(),
+        20000, 10, {})
+"""
+LIVE_FROM = "feature_platform.due_until() - interval '1 hour'"
+SLICE = """
+    SELECT symbols, rows_written, more FROM feature_platform.refresh_slice(
+        '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
+"""
+ENTIRE = "CALL refresh_features_1m(NULL, NULL, true)"
+
+
+@pytest.fixture(params=["analysed", "never analysed"])
+def analysed(request: pytest.FixtureRequest) -> bool:
+    """Return whether the tables have statistics."""
+    return bool(request.param == "analysed")
+
+
+@pytest.fixture
+def conn(conn: psycopg.Connection) -> psycopg.Connection:
+    """Return a connection to a database whose tables autovacuum leaves alone."""
+    for table in ("public.ohlcv_1m", "public.features_1m", "feature_platform.dirty_log"):
+        conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)".encode())
+    return conn
+
+
+@pytest.fixture
+def crowds(databases: Databases, analysed: bool) -> Iterator[list[psycopg.Connection]]:
+    """Yield databases with few and with ten times as many dirty symbols, one of them live."""
+    with databases.fresh() as few, databases.fresh() as many:
+        conns = []
+        for url, symbols in ((few, FEW), (many, MANY)):
+            conn = psycopg.connect(url, autocommit=True)
+            conn.execute("ALTER TABLE feature_platform.dirty_log SET (autovacuum_enabled = false)")
+            conn.execute(LIVE, ["Z"])
+            conn.execute(SPARSE, [symbols])
+            if analysed:
+                conn.execute("VACUUM (ANALYZE)")
+            conns.append(conn)
+        yield conns
+        for conn in conns:
+            conn.close()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_slice_is_picked_from_any_number_of_marks_at_the_same_cost(
+    crowds: list[psycopg.Connection], live: bool
+) -> None:
+    pick = PICK.format(LIVE_FROM if live else "'-infinity'", live)
+    pages = []
+    for conn in crowds:
+        for _ in range(2):
+            with conn.transaction(force_rollback=True):
+                plan = explain(conn, pick)  # type: ignore[arg-type]
+        with conn.transaction(force_rollback=True):
+            picked = value(conn, pick)
+        assert picked == ["Z"] if live else len(picked) == 10
+        pages.append(pages_of(plan))
+    assert about_as_many(pages)
+
+
+def test_a_slice_counts_rows_and_not_the_minutes_between_them(
+    conn: psycopg.Connection, analysed: bool
+) -> None:
+    conn.execute(SPARSE, [FEW])
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    assert conn.execute(SLICE).fetchone() == (FEW, 2 * FEW, False)
+    conn.execute("TRUNCATE ohlcv_1m")
+    assert conn.execute(SLICE).fetchone() == (FEW, 2 * FEW, False)
+
+
+def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analysed: bool) -> None:
+    seconds = []
+    for minutes in (5000, 20000):
+        conn.execute(
+            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+               SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute',
+                      10, 10, 10, 10, m
+               FROM generate_series(1, %s) AS m ON CONFLICT DO NOTHING""",
+            [minutes],
+        )
+        conn.execute("CALL refresh_features_1m(NULL, NULL)")
+        if analysed:
+            conn.execute("VACUUM (ANALYZE)")
+        seconds.append(min(processor_seconds(conn, ENTIRE) for _ in range(2)))
+    assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
+
+
+STEP = "SELECT feature_platform.policy_step(%s, %s)"
+
+
+def begun(conn: psycopg.Connection) -> tuple[int, int]:
+    row = conn.execute(
+        "SELECT feature_platform.policy_begin('worker'), feature_platform.dirty_horizon()"
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def test_the_newest_mark_is_refreshed_before_a_crowd(
+    conn: psycopg.Connection, analysed: bool
+) -> None:
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S' || s, feature_platform.due_until() - interval '1 minute', 10, 10, 10, 10, 1
+           FROM generate_series(1, 4000) AS s"""
+    )
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    run = begun(conn)
+    conn.execute(STEP, run)
+    conn.execute(LIVE, ["Z"])
+    assert value(conn, STEP, *run) is True
+    assert value(conn, "SELECT count(*) FROM features_1m WHERE symbol = 'Z'") == 1
+    assert value(conn, "SELECT count(*) FROM features_1m") < 4001
+
+
+def test_a_step_of_the_policy_is_short_whatever_its_symbols_reach_back_to(
+    conn: psycopg.Connection, analysed: bool
+) -> None:
+    symbols = 40
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S' || s, feature_platform.due_until() - m * interval '1 minute',
+                  10, 10, 10, 10, 1
+           FROM generate_series(1, %s) AS s, generate_series(1, 1500) AS m""",
+        [symbols],
+    )
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    conn.execute("UPDATE ohlcv_1m SET vol = 2 WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
+    run = begun(conn)
+    conn.execute(STEP, run)
+    conn.execute(LIVE, ["Z"])
+    conn.execute(STEP, run)
+    assert value(conn, "SELECT count(*) FROM features_1m WHERE symbol = 'Z'") == 1
+    corrected = value(conn, "SELECT count(*) FROM features_1m WHERE vol = 2")
+    assert 0 < corrected < symbols
+    while value(conn, STEP, *run):
+        pass
+    assert value(conn, "SELECT count(*) FROM features_1m WHERE vol = 2") == symbols
+
+
+@pytest.mark.parametrize("query", ["frames_unknown", "service_symbol_is_known"])
+def test_an_unknown_symbol_is_not_looked_for_in_the_whole_table(
+    conn: psycopg.Connection, analysed: bool, query: LiteralString
+) -> None:
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute', 9, 9, 9, 9, 1
+           FROM generate_series(1, 20000) AS m"""
+    )
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    if query == "frames_unknown":
+        names = psycopg.sql.Identifier("public", "features_1m"), psycopg.sql.Identifier("bucket")
+        statement = text_of(query, table=names[0], time=names[1]).replace(
+            "$1::text[]", "ARRAY['S', 'X']"
+        )
+    else:
+        statement = psycopg.ClientCursor(conn).mogrify(queries[query], {"symbol": "X"})
+    explain(conn, statement)  # type: ignore[arg-type]
+    assert pages_of(explain(conn, statement)) < 100  # type: ignore[arg-type]
