@@ -5,6 +5,7 @@ It recomputes by plain window functions over the bars and shares no code with th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,9 +19,12 @@ from feature_platform.errors import UserError
 from feature_platform.queries import queries
 
 SLICE = timedelta(days=30)
+# Within this time the rolling verification has compared every row of all history.
+PASS = timedelta(days=7)
 EXAMPLES = 10
 
 _MINUTE = timedelta(minutes=1)
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,18 @@ class VerifyReport:
     pending: int = 0
     mismatches: int = 0
     examples: list[Mismatch] = field(default_factory=list)
+
+
+@dataclass
+class RollingReport(VerifyReport):
+    """Count what a call of the rolling verification compared, and how far its pass is.
+
+    days: since the pass began; at most 7 while the platform runs.
+    part: of all history that the pass has verified, 0 to 1.
+    """
+
+    days: float = 0.0
+    part: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,72 @@ def verify_window(
     connection.execute("SET extra_float_digits = 1")
     _verify_slice(connection, _Slice(symbol, start, end), report)
     return report
+
+
+def verify_rolling(
+    connection: psycopg.Connection[Any], *, seconds: float | None, slice_of: timedelta = _DAY
+) -> RollingReport:
+    """Verify the next slices of all history, as many as a pass of seven days is due by now.
+
+    A slice that is wrong stays the next one until it is right, so that each call reports it.
+    connection: in autocommit mode; the position of the pass is kept in its database.
+    seconds: after the first slice, none begins later than this; None verifies all that is due.
+    slice_of: at most `SLICE`.
+    """
+    connection.execute("SET extra_float_digits = 1")
+    report = RollingReport()
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            state = cursor.execute(queries["verification_state"]).fetchone()
+        assert state is not None, "the statement always gives one row"
+        if not state["minutes"] and state["elapsed"] > PASS:
+            # Nothing was verified all that time: there was no history, or the platform was down.
+            connection.execute(queries["verification_move"], {**_position(state), **_BEGIN})
+            continue
+        # A little faster than needed, so that a pass ends in time while history grows.
+        due = 1.2 * state["total"] * (state["elapsed"] / PASS)
+        report.days = state["elapsed"] / _DAY
+        report.part = min(state["minutes"] / state["total"], 1.0) if state["total"] else 1.0
+        if not state["wrong"] and state["minutes"] >= due:
+            return report
+        goes_on = _verify_next(connection, state, slice_of, report)
+        if not goes_on or report.mismatches or (until and time.monotonic() >= until):
+            return report
+
+
+def _verify_next(
+    connection: psycopg.Connection[Any],
+    state: dict[str, Any],
+    slice_of: timedelta,
+    report: RollingReport,
+) -> bool:
+    """Verify one slice and move on; return whether the pass goes on and is this session's."""
+    at = _position(state)
+    row = connection.execute(queries["verification_next"], at).fetchone()
+    if row is None:
+        to = _BEGIN
+    else:
+        symbol, start, last = row
+        end = min(start + slice_of, last)
+        _verify_slice(connection, _Slice(symbol, start, end), report)
+        wrong = report.mismatches > 0
+        if wrong:
+            end = datetime.fromisoformat(report.examples[0].bucket)
+        # A symbol grows all the time: with its end reached, it is the next symbol's turn.
+        next_ts = "infinity" if end == last else end.isoformat()
+        verified = (end - start) // _MINUTE
+        to = {"to_symbol": symbol, "to_ts": next_ts, "verified": verified, "wrong": wrong}
+    moved = connection.execute(queries["verification_move"], {**at, **to}).fetchone()
+    return row is not None and moved is not None and bool(moved[0])
+
+
+# The position from which a pass begins.
+_BEGIN: dict[str, Any] = {"to_symbol": "", "to_ts": "-infinity", "verified": 0, "wrong": False}
+
+
+def _position(state: dict[str, Any]) -> dict[str, Any]:
+    return {"symbol": state["symbol"], "next_ts": state["next_ts"]}
 
 
 def _slices(

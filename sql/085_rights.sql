@@ -57,7 +57,7 @@ BEGIN
                     feature_platform.claim_runner, feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
 
         -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
-        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps,
+        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps, feature_platform.verification_move,
                     public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy,
                     public.set_features_1m_retention, feature_platform.retention_step'),
         ('{orchestrator}', 'EXECUTE ON PROCEDURE feature_platform.apply_retention'),
@@ -66,14 +66,14 @@ BEGIN
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
                     feature_platform.known_symbol, feature_platform.gap_watermark,
-                    feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning,
+                    feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning, feature_platform.verification,
                     feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
                     feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status, feature_platform.heartbeat,
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,
-                    feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards')
+                    feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards, feature_platform.symbol_span')
     ) AS r (roles, what)
     LOOP
         list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role

@@ -23,6 +23,7 @@ SET LOCAL lock_timeout = '2s';      -- rather fail than keep writers waiting beh
 \ir 060_policy.sql
 \ir 070_timescaledb.sql
 \ir 075_hazards.sql
+\ir 077_verification.sql
 \ir 080_status.sql
 \ir 085_rights.sql
 \ir 090_version.sql

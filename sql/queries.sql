@@ -253,6 +253,25 @@ SELECT (SELECT count(*) FROM compared WHERE is_stored) AS rows_checked,
                                                      'stored', to_jsonb(s), 'expected', to_jsonb(e)) ORDER BY bucket), '[]')
           FROM (SELECT * FROM judged WHERE NOT pending ORDER BY bucket LIMIT %(show)s) AS first) AS examples;
 
+-- verification_state --
+-- The position of the rolling verification, how long its pass has taken, and about how many minutes of history there are.
+SELECT v.symbol, v.next_ts::text AS next_ts, v.minutes, v.wrong, feature_platform.clock() - v.started_at AS elapsed,
+       (SELECT coalesce(sum(extract(epoch FROM w.until_ts - w.since_ts)) / 60, 0)::bigint FROM feature_platform.gap_watermark w) AS total
+  FROM feature_platform.verification v;
+
+-- verification_next --
+-- The next symbol at or after a position that has minutes left to verify, and from where to where.
+SELECT k.symbol, part.first, span.end_ts AS last
+  FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol WHERE symbol >= %(symbol)s) AS k
+ CROSS JOIN LATERAL feature_platform.symbol_span(k.symbol) AS span
+ CROSS JOIN LATERAL (SELECT CASE WHEN k.symbol = %(symbol)s THEN greatest(span.first_ts, %(next_ts)s::timestamptz) ELSE span.first_ts END AS first) AS part
+ WHERE part.first < span.end_ts
+ ORDER BY k.symbol LIMIT 1;
+
+-- verification_move --
+-- Move the position of the rolling verification; false where another session has moved it.
+SELECT feature_platform.verification_move(%(symbol)s, %(next_ts)s::timestamptz, %(to_symbol)s, %(to_ts)s::timestamptz, %(verified)s, %(wrong)s);
+
 
 -- ==== status.py ====
 
@@ -806,11 +825,11 @@ SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) F
   FROM judged;
 
 -- check_stored_spans --
--- A few symbols taken at random, with the first and the end of the last minute of their rows.
-SELECT s.symbol,
-       (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first,
-       (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) + interval '1 minute' AS last
-  FROM (SELECT symbol FROM feature_platform.feature_symbol ORDER BY random() LIMIT %(samples)s) AS s;
+-- A few symbols taken at random, with the minutes that have rows or should.
+SELECT s.symbol, span.first_ts AS first, span.end_ts AS last
+  FROM (SELECT symbol FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k ORDER BY random() LIMIT %(samples)s) AS s
+ CROSS JOIN LATERAL feature_platform.symbol_span(s.symbol) AS span
+ WHERE span.first_ts < span.end_ts;
 
 -- check_policy_present --
 -- Whether there is a policy.

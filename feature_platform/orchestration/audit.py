@@ -12,7 +12,7 @@ from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import symbol_status
-from feature_platform.verify import verify
+from feature_platform.verify import SLICE, VerifyReport, verify, verify_rolling
 
 DAY = timedelta(days=1)
 RECENT = 2 * DAY
@@ -33,15 +33,17 @@ def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
 
 @dg.op(
     description=(
-        "Recomputes the features of the last two days, and a day of the past of a few symbols"
-        " taken at random, and compares them with what is stored; fails where they differ."
+        "Recomputes the features of the last two days, a day of the past of a few symbols taken at"
+        " random, and as much of all history as the pass of seven days is due by now, and compares"
+        " them with the stored rows; fails where they differ."
     )
 )
 def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
     """Compare what is stored with what the bars give."""
     recent = get_settings().clock.now() - RECENT
     with database.connection() as connection:
-        reports = [verify(connection, start=recent)]
+        reports: list[VerifyReport] = [verify(connection, start=recent)]
+        reports.append(verify_rolling(connection, seconds=None, slice_of=SLICE))
         older = [
             status
             for status in symbol_status(connection)

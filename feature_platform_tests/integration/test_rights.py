@@ -64,6 +64,7 @@ RELATIONS: dict[str, dict[str, str]] = {
     "feature_platform.schema_version": {"recorder": READ, **READERS},
     "feature_platform.stored_symbol": READERS,
     "feature_platform.symbol_state": READERS,
+    "feature_platform.verification": READERS,
 }
 ANYBODY = {*SERVICES, "stranger"}
 ALL = set(SERVICES)
@@ -128,9 +129,11 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.split_gap": NOBODY,
     "feature_platform.starts_cached": NOBODY,
     "feature_platform.stripe_of": NOBODY,
+    "feature_platform.symbol_span": {"refresher", "orchestrator", "reader"},
     "feature_platform.timescaledb": ALL,
     "feature_platform.timescaledb_schema": {"refresher", "orchestrator", "reader"},
     "feature_platform.unschedule_job": NOBODY,
+    "feature_platform.verification_move": ORCHESTRATOR,
 }
 
 _MADE = """
