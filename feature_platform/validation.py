@@ -1,12 +1,13 @@
-"""The checks of the platform: what must hold of its database, its bars and its features now.
+"""The checks of the platform's database, bars and features, as they are now.
 
-Each check is one statement of `sql/queries.sql` that looks at the newest hour at most, so that a
-check costs the same whatever the history. Nothing here knows who asks: a sensor every minute, a
-click in the UI, a test.
+Each check is one statement of `sql/queries.sql` that reads the newest hour at most, so that its
+cost does not grow with the history. No part of this module depends on Dagster: a sensor, a click
+in the UI and the tests call it alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -89,11 +90,12 @@ ROLLING_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Check:
-    """Say what is checked.
+    """One check: its statement is the query `check_NAME`.
 
-    table: what the check is shown with.
-    noun: what is counted, in the plural.
-    no_data: what to say where there is nothing to look at yet.
+    table: the asset that it belongs to.
+    noun: the things that are counted, in the plural.
+    no_data: the summary where there is nothing to check yet.
+    slow: reads an hour of all rows; runs every five minutes, not every minute.
     """
 
     name: str
@@ -103,14 +105,15 @@ class Check:
     noun: str
     no_data: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    slow: bool = False
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Say how a check went.
+    """The result of a check.
 
-    checked: how many things were looked at; 0 where there are none yet, which is no failure.
-    measures: numbers and texts by name, of which the numbers make a curve over time.
+    checked: the number of things checked; 0 where there are none yet, which is no failure.
+    measures: numbers and texts by name; Dagster draws the numbers over time.
     rows: the first offending rows.
     """
 
@@ -121,6 +124,22 @@ class CheckResult:
     offending: int
     measures: Mapping[str, Value]
     rows: tuple[Mapping[str, Value], ...]
+
+    @property
+    def findings(self) -> str | None:
+        """Name the findings of a failed check in 8 digits; None where it passed.
+
+        They change with the offending symbols (and minutes, of rows that differ from the bars),
+        not with ages and other numbers, which change every minute. Where not all offending rows
+        are shown, they change when the number of them doubles or halves.
+        """
+        if self.passed:
+            return None
+        columns = ("symbol", "bucket") if self.check.name == RECOMPUTED else ("symbol",)
+        found = sorted(str([row.get(column) for column in columns]) for row in self.rows)
+        if self.offending > len(self.rows):
+            found = [f"about 2^{self.offending.bit_length()}"]
+        return hashlib.sha256("".join(found).encode()).hexdigest()[:8]
 
 
 _NO_BARS = "there are no bars yet"
@@ -175,6 +194,14 @@ CHECKS: tuple[Check, ...] = (
         {"limit": BAR_AGE},
     ),
     Check(
+        "no_future_bars",
+        "ohlcv_1m",
+        "ERROR",
+        "No bar is of a minute that has not begun by the database's clock.",
+        "symbols",
+        _NO_BARS,
+    ),
+    Check(
         "minute_gaps",
         "ohlcv_1m",
         "WARN",
@@ -205,6 +232,7 @@ CHECKS: tuple[Check, ...] = (
         "bars of the last hour",
         "there are no bars of the last hour",
         {"step": PRICE_STEP, "stale": STALE_BARS},
+        slow=True,
     ),
     Check(
         "features_table",
@@ -225,10 +253,11 @@ CHECKS: tuple[Check, ...] = (
         "features_rows",
         "features_1m",
         "ERROR",
-        "Every recorded symbol has at least 9 rows in 10 minutes, as of the newest minute whose row"
-        " is late when it is missing; minutes without trades count.",
+        "Every recorded symbol has at least 9 rows in 10 minutes, up to the newest minute whose row"
+        " is due; minutes without trades count as rows. A symbol whose first bar is newer is not"
+        " checked.",
         "symbols",
-        _NO_ROWS,
+        _NO_BARS,
         {"settle": SETTLE},
     ),
     Check(
@@ -244,10 +273,10 @@ CHECKS: tuple[Check, ...] = (
         "features_fresh",
         "features_1m",
         "ERROR",
-        "The row of a minute that begins at T is due at T + 60 s, and is there no later than"
-        f" {SETTLE.seconds} s after that, unless nothing was traded.",
+        "Every recorded symbol that has bars has rows. The row of a minute that begins at T is due"
+        f" at T + 60 s, and stored at most {SETTLE.seconds} s later, unless nothing was traded.",
         "symbols",
-        _NO_ROWS,
+        _NO_BARS,
         {"settle": SETTLE},
     ),
     Check(
@@ -259,6 +288,7 @@ CHECKS: tuple[Check, ...] = (
         "minutes of the last hour",
         "there are no features of the last hour",
         {"flat": FLAT_ROWS, "settle": SETTLE},
+        slow=True,
     ),
     Check(
         "dirty_age",

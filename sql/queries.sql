@@ -598,6 +598,24 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE age > extract(epoch FROM %(li
        max(age) AS worst_age_seconds, min(age) AS best_age_seconds
   FROM judged;
 
+-- check_no_future_bars --
+-- Symbols with a bar of a minute that has not begun; by the index of bars.
+WITH now AS MATERIALIZED (
+    SELECT feature_platform.clock() AS at
+), judged AS MATERIALIZED (
+    SELECT s.symbol, future.ts, future.source
+      FROM now CROSS JOIN feature_platform.bar_symbol s
+      LEFT JOIN LATERAL (SELECT b.ts, b.source FROM public.ohlcv_1m b
+                          WHERE b.symbol = s.symbol AND b.ts >= feature_platform.bucket_of(now.at) + interval '1 minute'
+                          ORDER BY b.ts DESC LIMIT 1) AS future ON true
+)
+SELECT count(*) AS checked, count(ts) AS offending,
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+                                            'source', coalesce(source, '')) ORDER BY ts DESC, symbol)
+          FROM (SELECT * FROM judged WHERE ts IS NOT NULL ORDER BY ts DESC, symbol LIMIT %(show)s) AS farthest) AS rows,
+       max(extract(epoch FROM ts - now.at))::double precision AS farthest_seconds
+  FROM judged CROSS JOIN now;
+
 -- check_minute_gaps --
 -- Minutes that wait to be explained, and recent ones that the venue would not answer for; by the index of gaps.
 WITH now AS MATERIALIZED (
@@ -699,7 +717,7 @@ WITH now AS MATERIALIZED (
     SELECT at, feature_platform.bucket_of(at) AS until FROM (SELECT feature_platform.clock() - %(settle)s::interval AS at) AS settled
 ), judged AS MATERIALIZED (
     SELECT s.symbol, has.rows, quiet.minutes AS quiet
-      FROM now CROSS JOIN feature_platform.feature_symbol s
+      FROM now CROSS JOIN feature_platform.bar_symbol s
      CROSS JOIN LATERAL (SELECT count(*) AS rows FROM public.features_1m f
                           WHERE f.symbol = s.symbol AND f.bucket > now.at - interval '10 minutes' AND f.bucket < now.until) AS has
      CROSS JOIN LATERAL (SELECT coalesce(sum(extract(epoch FROM least(g.end_ts, now.until) - greatest(g.start_ts, now.until - interval '9 minutes')) / 60), 0)::bigint AS minutes
@@ -708,8 +726,11 @@ WITH now AS MATERIALIZED (
                             AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes'
                             AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS quiet
      WHERE s.symbol = ANY (%(symbols)s::text[])
-       AND NOT EXISTS (SELECT FROM (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
-                        WHERE first.bucket > now.until - interval '9 minutes')     -- a symbol that has only begun
+       -- Not a symbol that began in these minutes: by its first row or, without one, by when its first bar was stored.
+       AND coalesce((SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1),
+                    (SELECT greatest(feature_platform.bucket_of(b.ts), b.inserted_at) FROM public.ohlcv_1m b
+                      WHERE b.symbol = s.symbol AND b.ts >= feature_platform.features_from() ORDER BY b.ts LIMIT 1))
+           <= now.until - interval '9 minutes'
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS offending,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows', rows, 'without_trades', quiet) ORDER BY rows, symbol)
@@ -735,24 +756,28 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
   FROM judged;
 
 -- check_features_fresh --
--- How long each symbol's newest row, or the newest minute known to have had no trades, has been over.
+-- The age of each symbol's newest row, or of the newest minute known to have had no trades; without any row, of its first bar.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), newest AS (
-    SELECT s.symbol, last.bucket, greatest(last.bucket + interval '1 minute', answered.until) AS until
-      FROM feature_platform.feature_symbol s
-     CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last
+    SELECT s.symbol, last.bucket, greatest(last.bucket + interval '1 minute', first.since, answered.until) AS until
+      FROM now CROSS JOIN feature_platform.bar_symbol s
+      LEFT JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last ON true
+      LEFT JOIN LATERAL (SELECT feature_platform.bucket_of(greatest(b.ts, b.inserted_at)) AS since
+                           FROM public.ohlcv_1m b
+                          WHERE b.symbol = s.symbol AND last.bucket IS NULL AND b.ts >= feature_platform.features_from() AND b.ts < now.at
+                          ORDER BY b.ts LIMIT 1) AS first ON true
      CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.start_ts > last.bucket AND g.state <> 'filled'
                             AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS answered
-     WHERE s.symbol = ANY (%(symbols)s::text[])
+     WHERE s.symbol = ANY (%(symbols)s::text[]) AND (last.bucket IS NOT NULL OR first.since IS NOT NULL)
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bucket, extract(epoch FROM now.at - n.until)::double precision AS lag,
            n.until < feature_platform.bucket_of(now.at - %(settle)s::interval) AS offends
       FROM newest n CROSS JOIN now
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_row', to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_row', coalesce(to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'none'),
                                             'lag_seconds', round(lag)) ORDER BY lag DESC)
           FROM (SELECT * FROM judged WHERE offends ORDER BY lag DESC LIMIT %(show)s) AS worst) AS rows,
        max(lag) AS worst_lag_seconds
@@ -904,6 +929,18 @@ SELECT s.symbol, has.rows, has.null_log_return, has.null_volume_z,
                        FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= span.lo AND f.bucket < span.hi) AS has
  CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
  ORDER BY missing DESC, s.symbol;
+
+-- newest_minutes --
+-- The newest closed minute of each table: a bar of a minute that is not over does not count.
+WITH now AS MATERIALIZED (
+    SELECT feature_platform.bucket_of(feature_platform.clock()) AS minute
+)
+SELECT (SELECT max(last.minute)
+          FROM now CROSS JOIN feature_platform.bar_symbol s
+         CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS minute FROM public.ohlcv_1m b
+                              WHERE b.symbol = s.symbol AND b.ts < now.minute ORDER BY b.ts DESC LIMIT 1) AS last) AS ohlcv_1m,
+       (SELECT f.bucket FROM public.features_1m f
+         WHERE f.bucket < (SELECT minute FROM now) ORDER BY f.bucket DESC LIMIT 1) AS features_1m;
 
 -- whole_days --
 -- Of these UTC days, the newest first, those that have rows, no minute to be explained and none that is dirty.

@@ -31,8 +31,8 @@ GROUP = "feature_platform"
 # Runs that ask the venue take the only place in this pool; its size is in dagster.yaml.
 VENUE_POOL = "venue"
 
-# Dagster's own alarm, which rings even when no sensor ticks any more: a sensor reports a
-# materialisation every five minutes, as long as something newer is there to report.
+# Dagster's own alarm, which works even when no sensor ticks any more: `run_checks` reports a
+# materialisation about every five minutes, as long as there are newer rows.
 _DEAD_MANS_SWITCH = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(minutes=20), warn_window=timedelta(minutes=10)
 )
@@ -41,9 +41,9 @@ _DEAD_MANS_SWITCH = dg.FreshnessPolicy.time_window(
 exchange_feed = dg.AssetSpec(
     "exchange_feed",
     description=(
-        "The exchange's stream of bars, as the recorder hears it: `feature-platform record` writes"
-        " them into `ohlcv_1m` as they are closed. Nothing here materialises it; the sensor"
-        " `validation` reports its heartbeats."
+        "The exchange's stream of bars: `feature-platform record` writes each closed bar into"
+        " `ohlcv_1m`. Dagster does not materialise it; the sensor `run_checks` reports its"
+        " heartbeats."
     ),
     group_name=GROUP,
     kinds={"websocket"},
@@ -140,7 +140,11 @@ class FeaturesConfig(dg.Config):
         "Features of each closed minute, equal to what the bars give. The policy keeps the newest"
         " minutes current; materialising a day brings that day up to date, now."
     ),
-    deps=[dg.AssetDep("ohlcv_1m", partition_mapping=day_and_day_before)],
+    deps=[
+        dg.AssetDep("ohlcv_1m", partition_mapping=day_and_day_before),
+        # Upstream, since the policy decides when rows are written; it reads nothing of them.
+        "features_1m_policy",
+    ],
     group_name=GROUP,
     kinds={"postgres", "table"},
     partitions_def=days,
@@ -188,10 +192,10 @@ class PolicyConfig(dg.Config):
 
 @dg.asset(
     description=(
-        "The refresh policy of `features_1m`: materialising sets it. A worker, a job of the"
-        " database or, where there is neither, a sensor runs it."
+        "The refresh policy: how often `features_1m` is refreshed, and how far back first."
+        " Materialising it sets the policy. A worker or a job of the database runs it; without"
+        " either, the sensor `watch_refresh` does."
     ),
-    deps=["features_1m"],
     group_name=GROUP,
     kinds={"postgres"},
     metadata={

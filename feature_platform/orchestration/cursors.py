@@ -1,67 +1,87 @@
-"""What sensors remember from tick to tick: what they have reported last."""
+"""The cursors of sensors: the state that each last reported.
+
+A cursor of another shape, such as one of an older version, counts as nothing reported.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Self
 
-# Of the wall clock, by which Dagster ticks, whatever the platform's own tells.
-HEARTBEAT = timedelta(minutes=5)
+# In the wall clock's time, by which Dagster ticks, even where the platform's clock is simulated.
+REPORT_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass
 class Cursor:
-    """Remember when everything was reported last.
-
-    heartbeat: in seconds since 1970.
-    """
-
-    heartbeat: float = 0.0
+    """The base of all cursors: JSON without spaces."""
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Read a cursor; what cannot be read counts as nothing reported."""
+        """Return the cursor that a text holds; an empty one where it cannot be read."""
         try:
             return cls(**json.loads(text or "{}"))
         except (TypeError, ValueError):
             return cls()
 
     def dump(self) -> str:
-        """Return the cursor as Dagster keeps it."""
-        return json.dumps(asdict(self))
-
-    @property
-    def beats(self) -> bool:
-        """Whether it is time to report everything, changed or not."""
-        return time.time() - self.heartbeat >= HEARTBEAT.total_seconds()
+        """Return the cursor as Dagster stores it."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass
-class ReportedState(Cursor):
-    """Remember what the validation sensor has reported.
+class ReportedChecks(Cursor):
+    """The state that `run_checks` reported. Its size depends on neither symbols nor history.
 
-    passed: by the name of the check.
-    newest: the newest bar or row, in ISO-8601, by the name of the table.
-    suspects: symbol and minute of rows that were not what the bars give.
+    reports: when each asset and its checks were last reported, in seconds since 1970.
+    failing: the findings of each failing check, as `CheckResult.findings` gives them.
+    newest: the newest closed minute of each table, in ISO-8601.
+    suspects: symbol and minute of rows that differed from the bars; at most as many as a check
+        shows.
     """
 
-    passed: dict[str, bool] = field(default_factory=dict)
+    reports: dict[str, float] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
     newest: dict[str, str] = field(default_factory=dict)
     suspects: list[tuple[str, str]] = field(default_factory=list)
+
+    def due(self, assets: Sequence[str], outdated: Collection[str]) -> set[str]:
+        """Return the assets to report now: those outdated, and one whose report is old.
+
+        One at a time, so that no tick writes the events of all. The first tick reports all.
+        """
+        if not self.reports:
+            return set(assets)
+        oldest = min(assets, key=lambda asset: self.reports.get(asset, 0))
+        age = time.time() - self.reports.get(oldest, 0)
+        return {*outdated, oldest} if age >= REPORT_INTERVAL.total_seconds() else set(outdated)
+
+    def note_reports(self, assets: Collection[str]) -> None:
+        """Store that assets were reported now."""
+        now = round(time.time(), 3)
+        self.reports |= dict.fromkeys(assets, now)
 
 
 @dataclass
 class ReportedPolicy(Cursor):
-    """Remember what the policy's sensor has reported.
+    """The state that `watch_refresh` reported.
 
-    policy: the policy itself, in PostgreSQL's words for intervals.
-    last: the newest run; rows and slices: what it had done by then, as wakes may add to it.
+    heartbeat: when runs were last reported, in seconds since 1970.
+    policy: the policy itself, as PostgreSQL writes intervals.
+    last: the newest run; rows and slices: its work by then, to which wake-ups may add.
     """
 
+    heartbeat: float = 0.0
     policy: dict[str, str] = field(default_factory=dict)
     last: int = 0
     rows: int = 0
     slices: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to report runs."""
+        return time.time() - self.heartbeat >= REPORT_INTERVAL.total_seconds()

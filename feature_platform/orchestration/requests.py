@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,6 +124,10 @@ def _failures(instance: DagsterInstance, due: DueDay) -> int:
     )
 
 
+def _digest(symbols: Collection[str]) -> str:
+    return hashlib.sha256(",".join(symbols).encode()).hexdigest()[:16]
+
+
 def first_requests(
     connection: psycopg.Connection[Any], now: datetime, in_flight: Collection[str]
 ) -> Iterator[dg.RunRequest]:
@@ -139,8 +144,9 @@ def first_requests(
         key = partition_key(day)
         if key not in in_flight and has_partition(day):
             yield dg.RunRequest(
-                # Asked again every hour, where a symbol stays without bars.
-                run_key=f"first/{key}/{now:%Y-%m-%dT%H}/{','.join(fresh)}",
+                # Requested again every hour, as long as a symbol has no bars. A digest, since
+                # Dagster stores the key in an indexed column.
+                run_key=f"first/{key}/{now:%Y-%m-%dT%H}/{_digest(fresh)}",
                 job_name=REST_BACKFILL,
                 partition_key=key,
                 run_config=repair_config(only_gaps=False, symbols=fresh),

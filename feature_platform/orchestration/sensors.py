@@ -1,4 +1,4 @@
-"""The sensors: each looks once a minute, in the tick itself, and starts a run only to repair.
+"""The sensors: each works in its tick, once a minute, and starts a run only to repair.
 
 A tick every 58 seconds is one a minute: Dagster's own loop adds the rest.
 """
@@ -18,7 +18,7 @@ from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import Feed, list_feeds
 from feature_platform.orchestration.assets import PolicyConfig
 from feature_platform.orchestration.checks import evaluation
-from feature_platform.orchestration.cursors import ReportedPolicy, ReportedState
+from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.jobs import rest_backfill
 from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
 from feature_platform.orchestration.partitions import days, has_partition, partition_key
@@ -33,49 +33,54 @@ from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
-from feature_platform.validation import RECOMPUTED, CheckResult, evaluate
+from feature_platform.validation import CHECKS, RECOMPUTED, CheckResult, evaluate
 
 EVERY_MINUTE = 58
 # What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
 _REFRESH_SECONDS = 20.0
 
-# Past days that a tick may tell of: years of imported history come a month at a time.
+# The most past days that a tick reports: years of imported history come a month at a time.
 _MOST_DAYS = 31
+
+TABLES = ("ohlcv_1m", "features_1m")
+# Those that have checks, in the order of their reports.
+ASSETS = (*TABLES, "exchange_feed", "features_1m_policy")
 
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 
 @dg.sensor(
-    name="validation",
+    name="run_checks",
     description=(
-        "Evaluates every check once a minute, and reports what changed, and everything every five"
-        " minutes and after a run: the checks and, where something newer has come, the newest bars"
-        " and features."
+        "Runs the checks once a minute, the slow ones every five minutes, and reports at once what"
+        " changed. Every five minutes, and after a run, it reports each asset with its checks: how"
+        " new its rows are, and which past days are complete."
     ),
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
-def validation_sensor(
+def run_checks(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
-    """Report checks on a change of state and on a heartbeat."""
-    reported = ReportedState.parse(context.cursor)
-    beats = reported.beats or _outdated(context.instance, reported.heartbeat)
+    """Report checks that changed, and each asset in its turn."""
+    reported = ReportedChecks.parse(context.cursor)
+    due = reported.due(ASSETS, _outdated(context.instance, reported))
+    names = [check.name for check in CHECKS if check.table in due or not check.slow]
     events: list[Event] = []
     with database.connection() as connection:
-        results = evaluate(connection, suspects=reported.suspects)
-        if beats:
-            events += _heartbeats(list_feeds(connection))
-            # A check counts for the newest materialisation only when it is reported after it.
-            events += _whole_days(connection, context.instance)
-            events += _what_is_newer(symbol_status(connection), reported)
-            reported.heartbeat = time.time()
+        results = evaluate(connection, names, suspects=reported.suspects)
+        # A check counts for the newest materialisation only when it is reported after it.
+        if "exchange_feed" in due:
+            events += _feed_observation(list_feeds(connection))
+        if tables := [table for table in TABLES if table in due]:
+            events += _materializations(connection, context.instance, tables, reported)
     for result in results:
-        if beats or reported.passed.get(result.check.name) is not result.passed:
+        findings = reported.failing.get(result.check.name)
+        if result.check.table in due or findings != result.findings:
             events.append(evaluation(result))
-    reported.passed = {result.check.name: result.passed for result in results}
-    reported.suspects = _suspects(results)
-    failing = ", ".join(result.check.name for result in results if not result.passed) or "none"
+    _note(results, reported)
+    reported.note_reports(due)
+    failing = ", ".join(sorted(reported.failing)) or "none"
     if not events:
         return dg.SkipReason(f"no change; failing: {failing}")
     return dg.SensorResult(
@@ -87,16 +92,16 @@ def validation_sensor(
 
 
 @dg.sensor(
-    name="gaps",
+    name="repair_missing_minutes",
     description=(
-        "Finds missing minutes once a minute, and requests a repair over REST of each day that has"
-        " some: the newest day first, and none that a run already sees to."
+        "Finds missing minutes once a minute, and requests a run that fetches them over REST for"
+        " each day that has some: the newest day first, and no day that a run works on already."
     ),
     job=rest_backfill,
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
-def gaps_sensor(
+def repair_missing_minutes(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
     """Request repairs."""
@@ -114,23 +119,24 @@ def gaps_sensor(
         )
     if requests:
         return dg.SensorResult(run_requests=requests)
-    seen_to = f"; runs see to {', '.join(sorted(in_flight))}" if in_flight else ""
-    return dg.SkipReason(f"{open_gaps} gaps are open, and none is to be requested{seen_to}")
+    running = f"; runs work on {', '.join(sorted(in_flight))}" if in_flight else ""
+    return dg.SkipReason(f"{open_gaps} open gaps, none of them due{running}")
 
 
 @dg.sensor(
-    name="policy",
+    name="watch_refresh",
     description=(
-        "Tells every five minutes, and at once of an error, what the refresh policy did; refreshes"
-        " by itself where no worker and no job of the database has for two intervals."
+        "Watches the refresh policy: reports its runs every five minutes, and a failed run at once."
+        " Refreshes in this tick where neither a worker nor a job of the database has done so for"
+        " two intervals."
     ),
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
-def policy_sensor(
+def watch_refresh(
     context: dg.SensorEvaluationContext, database: Database
 ) -> dg.SensorResult | dg.SkipReason:
-    """Report the policy and its runs, or do what nobody else does."""
+    """Report the policy and its runs; refresh where no other process does."""
     reported = ReportedPolicy.parse(context.cursor)
     with database.connection() as connection:
         stood_in = _stand_in(connection)
@@ -144,7 +150,7 @@ def policy_sensor(
     if (found := _words_of(policy)) != reported.policy:
         reported.policy = found
         events.append(_policy_materialization(found))
-    if (runs["runs"] or runs["slices"]) and (reported.beats or runs["failed"]):
+    if (runs["runs"] or runs["slices"]) and (reported.is_due or runs["failed"]):
         reported.heartbeat = time.time()
         reported.last, reported.rows = runs["last"], runs["last_rows"]
         reported.slices = runs["last_slices"]
@@ -159,44 +165,103 @@ def policy_sensor(
     )
 
 
-def _outdated(instance: dg.DagsterInstance, since: float) -> bool:
-    """Tell whether somebody else has materialised since: until told again, checks are unknown."""
-    for name in ("ohlcv_1m", "features_1m", "features_1m_policy"):
-        event = instance.get_latest_materialization_event(dg.AssetKey(name))
-        # Those of this sensor come from no run, and before their checks.
-        by_others = event is not None and (event.run_id or name == "features_1m_policy")
-        if event is not None and by_others and event.timestamp > since:
-            return True
-    return False
+def _outdated(instance: dg.DagsterInstance, reported: ReportedChecks) -> set[str]:
+    """Return the assets that were materialised since their report, by a run or another sensor.
+
+    The UI shows no state for their checks until these are reported again.
+    """
+    assets = {dg.AssetKey(name): name for name in ASSETS}
+    outdated = set()
+    for record in instance.get_asset_records(list(assets)):
+        event, name = record.asset_entry.last_materialization, assets[record.asset_entry.asset_key]
+        # This sensor's own materialisations have no run, and come before their checks.
+        if event is None or not (event.run_id or name == "features_1m_policy"):
+            continue
+        if event.timestamp > reported.reports.get(name, 0):
+            outdated.add(name)
+    return outdated
 
 
-def _suspects(results: list[CheckResult]) -> list[tuple[str, str]]:
-    """Return the rows that are wrong: a sample of the next tick might miss them."""
-    (recomputed,) = (result for result in results if result.check.name == RECOMPUTED)
-    wrong = {(str(row["symbol"]), str(row["bucket"])) for row in recomputed.rows}
-    return sorted(wrong)
+def _note(results: list[CheckResult], reported: ReportedChecks) -> None:
+    """Store the findings of failing checks, and the rows that differed from the bars.
+
+    Without these, the random sample of the next tick might miss the row, and the check pass.
+    """
+    for result in results:
+        name = result.check.name
+        if result.findings is None:
+            reported.failing.pop(name, None)
+        else:
+            reported.failing[name] = result.findings
+        if name == RECOMPUTED:
+            wrong = {(str(row["symbol"]), str(row["bucket"])) for row in result.rows}
+            reported.suspects = sorted(wrong)
+
+
+def _materializations(
+    connection: psycopg.Connection[Any],
+    instance: dg.DagsterInstance,
+    tables: list[str],
+    reported: ReportedChecks,
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield the materialisations of tables: complete past days, then newer rows."""
+    newest = connection.execute(queries["newest_minutes"]).fetchone()
+    assert newest is not None, "the statement always gives one row"
+    statuses = symbol_status(connection)
+    for name in tables:
+        done = instance.get_materialized_partitions(dg.AssetKey(name))
+        yield from _whole_days(connection, name, done)
+        yield from _newer_rows(statuses, name, newest[TABLES.index(name)], done, reported)
 
 
 def _whole_days(
-    connection: psycopg.Connection[Any], instance: dg.DagsterInstance
+    connection: psycopg.Connection[Any], name: str, done: set[str]
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation of each past day that came by stream or import, and is whole."""
-    for name in ("ohlcv_1m", "features_1m"):
-        told = instance.get_materialized_partitions(dg.AssetKey(name))
-        past = [key for key in days.get_partition_keys()[:-1] if key not in told]
-        rows = connection.execute(
-            queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
+    """Yield past days that came by stream or import, and are complete."""
+    past = [key for key in days.get_partition_keys()[:-1] if key not in done]
+    rows = connection.execute(
+        queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
+    )
+    for (day,) in islice(rows, _MOST_DAYS):
+        key = partition_key(day.astimezone(UTC))
+        done.add(key)
+        yield dg.AssetMaterialization(
+            name,
+            partition=key,
+            description="Every minute of the day is accounted for, and no row is dirty.",
         )
-        for (day,) in islice(rows, _MOST_DAYS):
-            yield dg.AssetMaterialization(
-                name,
-                partition=partition_key(day.astimezone(UTC)),
-                description="Every minute of the day is accounted for, and no row is dirty.",
-            )
 
 
-def _heartbeats(feeds: list[Feed]) -> list[Event]:
-    """Return an observation of what the recorder hears, where there ever was one."""
+def _newer_rows(
+    statuses: list[SymbolStatus],
+    name: str,
+    newest: datetime | None,
+    done: set[str],
+    reported: ReportedChecks,
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield a materialisation of a table whose newest closed minute advanced.
+
+    It names the day's partition only where no event has: a later one would hide the plot and the
+    counts of a run. The freshness policy goes by the asset's newest event, with or without one.
+    """
+    if newest is None:
+        return
+    minute = newest.astimezone(UTC)
+    text, last = minute.isoformat(), reported.newest.get(name, "")
+    # A report of a minute that is not over comes from a clock that was set back.
+    if last < text or last > get_settings().clock.now().isoformat():
+        reported.newest[name] = text
+        key = partition_key(minute)
+        yield dg.AssetMaterialization(
+            name,
+            partition=key if has_partition(minute) and key not in done else None,
+            description=f"Newer rows, up to {text}.",
+            metadata=_state_of(statuses, minute),
+        )
+
+
+def _feed_observation(feeds: list[Feed]) -> list[Event]:
+    """Return an observation of the recorder's stream, where a recorder has ever run."""
     if not feeds:
         return []
     rows = [
@@ -213,7 +278,7 @@ def _heartbeats(feeds: list[Feed]) -> list[Event]:
     return [
         dg.AssetObservation(
             "exchange_feed",
-            description="What the recorder hears.",
+            description="The state of the recorder's stream, by symbol.",
             metadata={
                 "live": sum(feed.state == "live" for feed in feeds),
                 "number of symbols": len(feeds),
@@ -223,33 +288,6 @@ def _heartbeats(feeds: list[Feed]) -> list[Event]:
             },
         )
     ]
-
-
-def _what_is_newer(statuses: list[SymbolStatus], reported: ReportedState) -> list[Event]:
-    """Return a materialisation of each table whose newest row advanced since the last."""
-    newest = {
-        "ohlcv_1m": max((one.last_bar for one in statuses if one.last_bar), default=None),
-        "features_1m": max(
-            (one.last_feature for one in statuses if one.last_feature), default=None
-        ),
-    }
-    events: list[Event] = []
-    for name, newest_row in newest.items():
-        if newest_row is None:
-            continue
-        moment = newest_row.astimezone(UTC)
-        text = moment.isoformat()
-        if text > reported.newest.get(name, ""):
-            reported.newest[name] = text
-            events.append(
-                dg.AssetMaterialization(
-                    name,
-                    partition=partition_key(moment) if has_partition(moment) else None,
-                    description=f"Newer rows have come, up to {text}.",
-                    metadata=_state_of(statuses, moment),
-                )
-            )
-    return events
 
 
 def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
@@ -276,7 +314,7 @@ def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
 
 
 def _stand_in(connection: psycopg.Connection[Any]) -> int | None:
-    """Run the policy once where nobody else does; return the rows written, None if not."""
+    """Run the policy once where no other process does; return the rows written, None if not."""
     late = connection.execute(queries["policy_is_late"]).fetchone()
     if late is None or not late[0]:
         return None
@@ -311,7 +349,7 @@ def _words_of(policy: PolicyStatus) -> dict[str, str]:
 def _policy_materialization(policy: dict[str, str]) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         "features_1m_policy",
-        description="The policy is this, whoever has set it.",
+        description="The refresh policy was added or changed.",
         metadata=policy,
     )
 
@@ -338,4 +376,4 @@ def _policy_observation(policy: PolicyStatus, runs: dict[str, Any]) -> dg.AssetO
     )
 
 
-sensors = [validation_sensor, gaps_sensor, policy_sensor]
+sensors = [run_checks, repair_missing_minutes, watch_refresh]

@@ -46,7 +46,7 @@ def storage(platform: Platform) -> Any:
 
 def test_a_month_of_ticks(platform: Platform, storage: psycopg.Connection[Any]) -> None:
     insert_recent(platform.connection, "BTC/USDT", 100)
-    data = platform.tick("validation")
+    data = platform.tick("run_checks")
     newest = {event.check_name: platform_evaluation(platform, event) for event in checks_of(data)}
     # Repeated into the past, below the ids of what is newest: as if it had been reported then.
     age(storage)

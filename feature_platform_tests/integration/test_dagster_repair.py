@@ -55,10 +55,10 @@ def test_a_hole_is_found_requested_once_and_filled(platform_with_venue: Platform
     hole = day + timedelta(hours=9)
     cut(platform.connection, hole)
     assert bars(platform.connection) < before
-    data = platform.tick("gaps")
+    data = platform.tick("repair_missing_minutes")
     mine = [one for one in data.run_requests if one.partition_key == f"{day:%Y-%m-%d}"]
     (request,) = mine
-    again = platform.tick("gaps")
+    again = platform.tick("repair_missing_minutes")
     assert [
         one.run_key for one in again.run_requests if one.partition_key == request.partition_key
     ] == [request.run_key]
@@ -78,7 +78,7 @@ def test_a_hole_is_found_requested_once_and_filled(platform_with_venue: Platform
     cut(platform.connection, hole)
     (second,) = [
         one
-        for one in platform.tick("gaps").run_requests
+        for one in platform.tick("repair_missing_minutes").run_requests
         if one.partition_key == request.partition_key
     ]
     assert second.run_key != request.run_key

@@ -11,7 +11,7 @@ import pytest
 
 from feature_platform.gaps import find_gaps, list_gaps, note_answer
 from feature_platform.orchestration.assets import features_1m_policy
-from feature_platform.orchestration.cursors import Cursor, ReportedPolicy, ReportedState
+from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.partitions import partition_key
 from feature_platform.orchestration.resources import Database
 from feature_platform.queries import queries
@@ -34,11 +34,29 @@ def live(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
     return platform
 
 
-def heart_stopped(cursor: str, kind: type[Cursor] = ReportedState) -> str:
-    """Return a cursor as if its heartbeat were six minutes older."""
-    reported = kind.parse(cursor)
+def aged(cursor: str) -> str:
+    """Return a cursor of `run_checks` as if its reports were six minutes older."""
+    reported = ReportedChecks.parse(cursor)
+    reported.reports = {name: at - 6 * 60 for name, at in reported.reports.items()}
+    return reported.dump()
+
+
+def aged_policy(cursor: str) -> str:
+    """Return a cursor of `watch_refresh` as if its report were six minutes older."""
+    reported = ReportedPolicy.parse(cursor)
     reported.heartbeat -= 6 * 60
     return reported.dump()
+
+
+def report_all(live: Platform, cursor: str) -> list[Any]:
+    """Tick until each asset was reported once more; return the events, one list a tick."""
+    ticks = []
+    cursor = aged(cursor)
+    for _ in range(4):
+        data = live.tick("run_checks", cursor)
+        ticks.append(data.asset_events)
+        cursor = data.cursor
+    return ticks
 
 
 def kinds(data: Any) -> list[str]:
@@ -46,7 +64,7 @@ def kinds(data: Any) -> list[str]:
 
 
 def test_without_data_the_first_tick_reports_every_check(platform: Platform) -> None:
-    data = platform.tick("validation")
+    data = platform.tick("run_checks")
     assert [event.check_name for event in data.asset_events] == [one.name for one in CHECKS]
     for check in CHECKS:
         found = platform.evaluation(check.name, check.table)
@@ -55,28 +73,49 @@ def test_without_data_the_first_tick_reports_every_check(platform: Platform) -> 
     assert platform.materializations("ohlcv_1m") == []
 
 
-def test_nothing_is_reported_without_a_change_or_a_heartbeat(live: Platform) -> None:
-    first = live.tick("validation")
+def test_nothing_is_reported_without_a_change_or_a_turn(live: Platform) -> None:
+    first = live.tick("run_checks")
     assert "AssetMaterialization" in kinds(first)
-    second = live.tick("validation", first.cursor)
+    second = live.tick("run_checks", first.cursor)
     assert second.asset_events == []
     assert "no change" in second.skip_message
-    beat = live.tick("validation", heart_stopped(first.cursor))
-    # No newer bar has come, and so the dead man's switch is left alone.
-    assert kinds(beat) == ["AssetCheckEvaluation"] * len(CHECKS)
+    turns = report_all(live, first.cursor)
+    # One asset a tick, with all its checks; no newer bar has come, so no materialisation.
+    assert all({type(event) for event in turn} <= {dg.AssetCheckEvaluation} for turn in turns)
+    assert [{event.asset_key.to_user_string() for event in turn} for turn in turns] == [
+        {"ohlcv_1m"},
+        {"features_1m"},
+        {"exchange_feed"},
+        {"features_1m_policy"},
+    ]
+    assert sorted(event.check_name for turn in turns for event in turn) == sorted(
+        check.name for check in CHECKS
+    )
+
+
+def test_slow_checks_run_only_in_the_turn_of_their_asset(live: Platform) -> None:
+    first = live.tick("run_checks")
+    live.connection.execute("UPDATE ohlcv_1m SET vol = 0")
+    assert live.tick("run_checks", first.cursor).asset_events == []
+    reported = ReportedChecks.parse(first.cursor)
+    reported.reports["ohlcv_1m"] -= 6 * 60
+    live.tick("run_checks", reported.dump())
+    found = live.evaluation("bars_sane", "ohlcv_1m")
+    assert found is not None
+    assert not found.passed
 
 
 def test_a_change_of_state_is_reported_at_once_and_alone(live: Platform) -> None:
-    first = live.tick("validation")
+    first = live.tick("run_checks")
     live.connection.execute("DROP INDEX features_1m_bucket_idx")
-    data = live.tick("validation", first.cursor)
+    data = live.tick("run_checks", first.cursor)
     assert [event.check_name for event in data.asset_events] == ["features_table"]
     found = live.evaluation("features_table", "features_1m")
     assert found is not None
     assert not found.passed
     assert found.severity is dg.AssetCheckSeverity.ERROR
     assert "features_1m_bucket_idx" in str(found.metadata["offending rows"])
-    assert live.tick("validation", data.cursor).asset_events == []
+    assert live.tick("run_checks", data.cursor).asset_events == []
 
 
 def test_a_wrong_row_stays_wrong_until_it_is_mended(live: Platform) -> None:
@@ -88,54 +127,149 @@ def test_a_wrong_row_stays_wrong_until_it_is_mended(live: Platform) -> None:
     live.connection.execute(
         "UPDATE features_1m SET vwap_gap = vwap_gap + 1e-9 WHERE bucket = %s", row
     )
-    reported = ReportedState(suspects=[("BTC/USDT", row[0].isoformat())])
+    reported = ReportedChecks(suspects=[("BTC/USDT", row[0].isoformat())])
     for _ in range(2):
-        data = live.tick("validation", heart_stopped(reported.dump()))
-        reported = ReportedState.parse(data.cursor)
-        assert reported.passed["stored_equals_recomputed"] is False
+        data = live.tick("run_checks", aged(reported.dump()))
+        reported = ReportedChecks.parse(data.cursor)
+        assert "stored_equals_recomputed" in reported.failing
         assert len(reported.suspects) == 1
     live.connection.execute("CALL refresh_features_1m(%s, NULL, force => true)", row)
-    data = live.tick("validation", reported.dump())  # a change of state, told at once
-    reported = ReportedState.parse(data.cursor)
-    assert reported.passed["stored_equals_recomputed"] is True
+    data = live.tick("run_checks", reported.dump())  # a change of state, reported at once
+    reported = ReportedChecks.parse(data.cursor)
+    assert "stored_equals_recomputed" not in reported.failing
     assert reported.suspects == []
+
+
+def test_new_findings_of_a_failing_check_are_reported_at_once(live: Platform) -> None:
+    def break_row(back: int) -> None:
+        live.connection.execute(
+            "UPDATE features_1m SET vwap_gap = vwap_gap + 1e-9"
+            " WHERE bucket = feature_platform.due_until() - %s * interval '1 minute'",
+            (back,),
+        )
+
+    cursor = live.tick("run_checks").cursor
+    break_row(5)
+    first = live.tick("run_checks", cursor)
+    assert [event.check_name for event in first.asset_events] == ["stored_equals_recomputed"]
+    assert live.tick("run_checks", first.cursor).asset_events == []  # the same row
+    break_row(7)
+    second = live.tick("run_checks", first.cursor)
+    assert [event.check_name for event in second.asset_events] == ["stored_equals_recomputed"]
+    assert second.asset_events[0].metadata["offending"].value == 2
+
+
+def test_the_cursor_stays_short(live: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1,000 symbols of long names that fail wherever symbols can."""
+    many = [f"kraken:{'LONG' * 40}{number:04}/USDT" for number in range(1000)]
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(many))
+    get_settings.cache_clear()
+    live.connection.execute(
+        "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol, inserted_at)"
+        " SELECT symbol, feature_platform.due_until() - k * interval '1 minute', k, 30, 1, k, 0,"
+        "        now() - interval '1 hour'"
+        "   FROM unnest(%s::text[]) AS symbol, generate_series(20, 21) AS k",
+        (many,),
+    )
+    live.connection.execute("UPDATE features_1m SET vwap_gap = vwap_gap + 1e-9")
+    data = live.tick("run_checks")
+    failing = ReportedChecks.parse(data.cursor).failing
+    assert {"bars_fresh", "features_fresh", "features_rows", "bars_sane"} <= set(failing)
+    assert "stored_equals_recomputed" in failing
+    assert len(data.cursor) < 4000
+    keys = [one.run_key for one in live.tick("repair_missing_minutes").run_requests]
+    assert max((len(key) for key in keys), default=0) < 200
 
 
 def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
     """The bars' materialisation goes before the checks, or these would be out of date with it."""
-    found = kinds(live.tick("validation"))
+    found = kinds(live.tick("run_checks"))
     assert found[: -len(CHECKS)] == ["AssetMaterialization"] * (len(found) - len(CHECKS))
     assert len(found) >= len(CHECKS) + 2  # after midnight, one more of yesterday for each table
     assert found[-len(CHECKS) :] == ["AssetCheckEvaluation"] * len(CHECKS)
 
 
 def test_after_a_run_the_checks_are_reported_again(live: Platform) -> None:
-    """A run's materialisation outdates the checks: until they are reported, nothing is known."""
-    first = live.tick("validation")
-    assert live.tick("validation", first.cursor).asset_events == []
+    """A run's materialisation outdates the checks: until they are reported, they have no state."""
+    first = live.tick("run_checks")
+    assert live.tick("run_checks", first.cursor).asset_events == []
     assert dg.materialize(
         [features_1m_policy], resources={"database": Database()}, instance=live.instance
     ).success
-    data = live.tick("validation", first.cursor)
-    assert kinds(data) == ["AssetCheckEvaluation"] * len(CHECKS)
-    assert live.tick("validation", data.cursor).asset_events == []
+    data = live.tick("run_checks", first.cursor)
+    assert [event.check_name for event in data.asset_events] == [
+        check.name for check in CHECKS if check.table == "features_1m_policy"
+    ]
+    assert live.tick("run_checks", data.cursor).asset_events == []
 
 
 def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
-    first = live.tick("validation")
+    first = live.tick("run_checks")
     live.connection.execute(
         "UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts < now() - interval '1 hour'"
     )
-    beat = live.tick("validation", heart_stopped(first.cursor))
-    assert "AssetMaterialization" not in kinds(beat)
-    live.connection.execute(
-        "INSERT INTO ohlcv_1m SELECT symbol, ts + interval '1 minute', open, high, low, close, vol"
-        "  FROM ohlcv_1m ORDER BY ts DESC LIMIT 1"
-    )
-    beat = live.tick("validation", heart_stopped(beat.cursor))
-    (materialized,) = [one for one in beat.asset_events if isinstance(one, dg.AssetMaterialization)]
+    assert newer_rows(live, first.cursor) == []
+    store_bars(live, value(live.connection, "SELECT max(ts) FROM ohlcv_1m"))
+    # A bar of the minute that is not over yet is no newer row.
+    assert newer_rows(live, first.cursor) == []
+    reported = ReportedChecks.parse(first.cursor)
+    reported.newest["ohlcv_1m"] = "2026-01-01T00:00:00+00:00"
+    (materialized,) = newer_rows(live, reported.dump())
     assert materialized.asset_key == dg.AssetKey("ohlcv_1m")
-    assert materialized.partition == partition_key(datetime.now(UTC))
+
+
+def test_a_bar_of_the_future_does_not_stop_the_reports(live: Platform) -> None:
+    """It was stored and reported, and is deleted: newer bars are reported all the same."""
+    live.connection.execute(
+        "UPDATE ohlcv_1m SET ts = ts + interval '2 hours' WHERE ts = (SELECT max(ts) FROM ohlcv_1m)"
+    )
+    cursor = live.tick("run_checks").cursor
+    newest = datetime.fromisoformat(ReportedChecks.parse(cursor).newest["ohlcv_1m"])
+    last = value(live.connection, "SELECT max(ts) FROM ohlcv_1m WHERE ts < now()")
+    assert newest == last
+    live.connection.execute("DELETE FROM ohlcv_1m WHERE ts > now()")
+    store_bars(live, last)
+    (materialized,) = newer_rows(live, cursor)
+    assert materialized.asset_key == dg.AssetKey("ohlcv_1m")
+
+
+def test_a_clock_that_was_set_back_does_not_stop_the_reports(live: Platform) -> None:
+    reported = ReportedChecks.parse(live.tick("run_checks").cursor)
+    ahead = datetime.now(UTC) + timedelta(days=1)
+    reported.newest = dict.fromkeys(reported.newest, ahead.isoformat())
+    assert len(newer_rows(live, reported.dump())) == 2
+
+
+def test_the_plot_of_a_run_stays_with_its_day(live: Platform) -> None:
+    """Newer rows of the day are reported later, without a plot of their own."""
+    first = live.tick("run_checks")
+    newest = value(live.connection, "SELECT max(ts) FROM ohlcv_1m").astimezone(UTC)
+    live.run("refresh_features", partition_key(newest))
+    reported = ReportedChecks.parse(first.cursor)
+    reported.newest["features_1m"] = "2026-01-01T00:00:00+00:00"
+    (materialized,) = newer_rows(live, reported.dump())
+    assert materialized.asset_key == dg.AssetKey("features_1m")
+    shown = live.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("features_1m"), [partition_key(newest)]), limit=1
+    ).records[0]
+    assert shown.asset_materialization is not None
+    assert "plot" in shown.asset_materialization.metadata
+    assert shown.run_id
+
+
+def newer_rows(live: Platform, cursor: str) -> list[dg.AssetMaterialization]:
+    """Return the materialisations that the next turn of each asset reports."""
+    return [
+        event
+        for turn in report_all(live, cursor)
+        for event in turn
+        if isinstance(event, dg.AssetMaterialization)
+    ]
+
+
+def store_bars(live: Platform, last: datetime) -> None:
+    """Store a bar for the minute after a moment."""
+    insert_bars(live.connection, "BTC/USDT", last + timedelta(minutes=1), 1)
 
 
 def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> None:
@@ -147,15 +281,15 @@ def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> N
     insert_bars(live.connection, "ETH/USDT", earlier[1] + timedelta(hours=1), 30)
     find_gaps(live.connection)
     # Dirty, they are not what the bars say.
-    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": [], "features_1m": []}
+    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     # Of the others, two have minutes of ETH/USDT that nobody has explained.
     whole = [partition_key(earlier[0])]
-    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": whole, "features_1m": whole}
+    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": whole, "features_1m": whole}
     note_answer(live.connection, "ETH/USDT", earlier[1], earlier[2] + timedelta(days=1))
     others = [partition_key(day) for day in (earlier[2], earlier[1])]
-    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": others, "features_1m": others}
-    assert materialized_days(live.tick("validation")) == {"ohlcv_1m": [], "features_1m": []}
+    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": others, "features_1m": others}
+    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
 
 
 def materialized_days(data: Any) -> dict[str, list[str]]:
@@ -163,7 +297,7 @@ def materialized_days(data: Any) -> dict[str, list[str]]:
     today = partition_key(datetime.now(UTC))
     found: dict[str, list[str]] = {"ohlcv_1m": [], "features_1m": []}
     for event in data.asset_events:
-        if isinstance(event, dg.AssetMaterialization) and event.partition != today:
+        if isinstance(event, dg.AssetMaterialization) and event.partition not in (today, None):
             assert event.partition is not None
             found[event.asset_key.to_user_string()].append(event.partition)
     return found
@@ -171,27 +305,27 @@ def materialized_days(data: Any) -> dict[str, list[str]]:
 
 def test_an_old_cursor_is_no_reason_to_fail(live: Platform) -> None:
     for cursor in ("", "nonsense", "[]", '{"unknown": 1}'):
-        assert live.tick("validation", cursor).asset_events
+        assert live.tick("run_checks", cursor).asset_events
 
 
 def test_no_partition_is_named_by_a_runless_check(live: Platform) -> None:
     """Dagster refuses the second evaluation of a partition that no run reports."""
-    for event in live.tick("validation").asset_events:
+    for event in live.tick("run_checks").asset_events:
         if isinstance(event, dg.AssetCheckEvaluation):
             assert event.partition is None
 
 
 def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
     day = cut_hole(live)
-    (request,) = live.tick("gaps").run_requests
+    (request,) = live.tick("repair_missing_minutes").run_requests
     assert request.partition_key == partition_key(day)
     assert request.run_config["ops"]["ohlcv_1m"]["config"]["only_gaps"] is True
     # Where its process dies, it is in flight no longer than that.
     assert request.tags["dagster/max_runtime"] == "1800"
     start(live, request)
-    data = live.tick("gaps")
+    data = live.tick("repair_missing_minutes")
     assert data.run_requests == []
-    assert f"runs see to {request.partition_key}" in data.skip_message
+    assert f"runs work on {request.partition_key}" in data.skip_message
 
 
 def test_a_run_that_was_killed_is_requested_again_a_few_times(live: Platform) -> None:
@@ -199,7 +333,7 @@ def test_a_run_that_was_killed_is_requested_again_a_few_times(live: Platform) ->
     cut_hole(live)
     keys = []
     for _ in range(6):
-        (request,) = live.tick("gaps").run_requests
+        (request,) = live.tick("repair_missing_minutes").run_requests
         keys.append(request.run_key)
         start(live, request, dg.DagsterRunStatus.FAILURE)
     assert len(set(keys)) == 4  # of a key that it knows, Dagster starts no run
@@ -207,21 +341,21 @@ def test_a_run_that_was_killed_is_requested_again_a_few_times(live: Platform) ->
 
 def test_an_outage_that_goes_on_keeps_its_run_key(live: Platform) -> None:
     cut_hole(live)
-    (first,) = live.tick("gaps").run_requests
+    (first,) = live.tick("repair_missing_minutes").run_requests
     live.connection.execute("UPDATE ohlcv_1m_gaps SET end_ts = end_ts + interval '1 minute'")
-    (second,) = live.tick("gaps").run_requests
+    (second,) = live.tick("repair_missing_minutes").run_requests
     assert second.run_key == first.run_key
 
 
 def test_after_a_failed_attempt_the_key_is_another_one(live: Platform) -> None:
     cut_hole(live)
-    (first,) = live.tick("gaps").run_requests
+    (first,) = live.tick("repair_missing_minutes").run_requests
     live.connection.execute(
         "SELECT feature_platform.gap_failed('BTC/USDT', now() - interval '1 day', now(), 'away')"
     )
-    assert live.tick("gaps").run_requests == []  # it is asked for later
+    assert live.tick("repair_missing_minutes").run_requests == []  # it is asked for later
     live.connection.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = now()")
-    (second,) = live.tick("gaps").run_requests
+    (second,) = live.tick("repair_missing_minutes").run_requests
     assert second.run_key != first.run_key
 
 
@@ -233,7 +367,7 @@ def test_the_newest_days_come_first_and_few_at_a_time(live: Platform) -> None:
             "   FROM (SELECT date_trunc('day', now(), 'UTC') - %s * interval '1 day') AS day (t)",
             (back,),
         )
-    requested = [one.partition_key for one in live.tick("gaps").run_requests]
+    requested = [one.partition_key for one in live.tick("repair_missing_minutes").run_requests]
     first_bar = value(live.connection, "SELECT min(ts) FROM ohlcv_1m").astimezone(UTC)
     # The gaps are older than the first bar: all that lies between is open now, too.
     assert requested == [partition_key(first_bar - timedelta(days=back)) for back in (0, 1, 2)]
@@ -243,8 +377,8 @@ def test_what_is_not_recorded_is_history(live: Platform) -> None:
     """An import of long ago is no outage: nothing is requested for it, and no check fails."""
     insert_bars(live.connection, "OLD/USDT", datetime(2025, 3, 1, tzinfo=UTC), 2000)
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
-    assert live.tick("gaps").run_requests == []
-    live.tick("validation")
+    assert live.tick("repair_missing_minutes").run_requests == []
+    live.tick("run_checks")
     for name, asset in (
         ("bars_fresh", "ohlcv_1m"),
         ("minute_gaps", "ohlcv_1m"),
@@ -264,7 +398,7 @@ def test_a_symbol_without_any_bar_is_fetched_first(
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,ETH/USDT")
     get_settings.cache_clear()
-    requests = live.tick("gaps").run_requests
+    requests = live.tick("repair_missing_minutes").run_requests
     today = datetime.now(UTC)
     assert [one.partition_key for one in requests] == [
         partition_key(today),
@@ -278,14 +412,14 @@ def test_the_policy_is_run_where_nobody_else_does(live: Platform) -> None:
     connection = live.connection
     connection.execute("UPDATE feature_platform.policy SET changed_at = now() - interval '1 hour'")
     connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
-    data = live.tick("policy")
+    data = live.tick("watch_refresh")
     assert value(connection, "SELECT max(runner) FROM feature_platform.policy_run") == "sensor"
     assert value(connection, "SELECT count(*) FROM feature_platform.dirty") == 0
     _, observed = data.asset_events
     assert observed.metadata["runs"].value == 1
     assert observed.metadata["rows written"].value > 0
     # It goes on doing so: its own runs do not count as somebody else's.
-    live.tick("policy", data.cursor)
+    live.tick("watch_refresh", data.cursor)
     assert value(connection, "SELECT count(*) FROM feature_platform.policy_run") == 2
 
 
@@ -293,45 +427,45 @@ def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
     live.connection.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))"
     )
-    data = live.tick("policy")
+    data = live.tick("watch_refresh")
     assert value(live.connection, "SELECT count(*) FROM feature_platform.policy_run") == 1
     assert kinds(data) == ["AssetMaterialization", "AssetObservation"]
     for event in data.asset_events:
         assert event.asset_key == dg.AssetKey("features_1m_policy")
-    assert live.tick("policy", data.cursor).asset_events == []
+    assert live.tick("watch_refresh", data.cursor).asset_events == []
 
 
 def test_what_wakes_add_to_a_reported_run_is_reported_once(live: Platform) -> None:
     connection = live.connection
     run_id = value(connection, "SELECT feature_platform.policy_begin('worker')")
     connection.execute("SELECT feature_platform.policy_end(%s)", [run_id])
-    cursor = live.tick("policy").cursor
+    cursor = live.tick("watch_refresh").cursor
     connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
     connection.execute(queries["worker_wake"], {"run_id": run_id})
-    data = live.tick("policy", heart_stopped(cursor, ReportedPolicy))
+    data = live.tick("watch_refresh", aged_policy(cursor))
     (observed,) = data.asset_events
     assert observed.metadata["runs"].value == 0
     assert observed.metadata["rows written"].value > 0
-    assert live.tick("policy", heart_stopped(data.cursor, ReportedPolicy)).asset_events == []
+    assert live.tick("watch_refresh", aged_policy(data.cursor)).asset_events == []
 
 
 def test_the_policy_is_told_of_when_it_is_new_or_changed(live: Platform) -> None:
-    first = live.tick("policy")
+    first = live.tick("watch_refresh")
     (told,) = live.materializations("features_1m_policy")
     assert told.metadata["start_offset"].value == "1:00:00"
-    assert live.tick("policy", first.cursor).asset_events == []
+    assert live.tick("watch_refresh", first.cursor).asset_events == []
     live.connection.execute("SELECT alter_features_1m_policy(start_offset => '2 hours')")
-    live.tick("policy", first.cursor)
+    live.tick("watch_refresh", first.cursor)
     told, _ = live.materializations("features_1m_policy")
     assert told.metadata["start_offset"].value == "2:00:00"
 
 
 def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
-    cursor = live.tick("policy").cursor
+    cursor = live.tick("watch_refresh").cursor
     live.connection.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'), 'disk full')"
     )
-    data = live.tick("policy", cursor)
+    data = live.tick("watch_refresh", cursor)
     (observed,) = data.asset_events
     assert observed.metadata["failed runs"].value == 1
     assert observed.metadata["last error"].value == "disk full"
@@ -344,9 +478,9 @@ def test_a_tick_costs_the_same_whatever_the_history(live: Platform) -> None:
         live.tick(sensor)
         return rows_read(live.connection) - before
 
-    for name in ("gaps", "policy"):
+    for name in ("repair_missing_minutes", "watch_refresh"):
         touched(name)
-    little = {name: touched(name) for name in ("gaps", "policy")}
+    little = {name: touched(name) for name in ("repair_missing_minutes", "watch_refresh")}
     live.connection.execute(
         "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
         " SELECT symbol, ts - k * interval '300 minutes', open, high, low, close, vol"
@@ -354,7 +488,7 @@ def test_a_tick_costs_the_same_whatever_the_history(live: Platform) -> None:
     )
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     live.connection.execute("VACUUM ANALYZE")
-    for name in ("gaps", "policy"):
+    for name in ("repair_missing_minutes", "watch_refresh"):
         touched(name)  # the tick that takes the new history up
     for name, few in little.items():
         assert touched(name) <= few + 100, name

@@ -383,7 +383,7 @@ def test_dagster_works_as_orchestrator(
     day = value(platform.connection, "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
     run_config = {"ops": {"ohlcv_1m": {"config": {"only_gaps": False, "symbols": ["BTC/USDT"]}}}}
     assert platform.run("rest_backfill", day, run_config=run_config).success
-    for sensor in ("gaps", "validation", "policy"):
+    for sensor in ("repair_missing_minutes", "run_checks", "watch_refresh"):
         platform.tick(sensor)
     assert platform.run("refresh_features", day).success
     assert platform.run("audit").success

@@ -10,6 +10,7 @@ import pytest
 
 from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import Heartbeat, begin_heartbeats, write_heartbeats
+from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS, SHOWN, CheckResult, evaluate
 from feature_platform_tests.fix_processes import value
 
@@ -77,6 +78,11 @@ _OFFENCES: dict[str, tuple[LiteralString, str]] = {
     "bars_fresh": (
         """DELETE FROM ohlcv_1m
             WHERE symbol = 'BTC/USDT' AND ts > now() - interval '10 minutes'""",
+        "BTC/USDT",
+    ),
+    "no_future_bars": (
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'BTC/USDT', feature_platform.due_until() + interval '2 minutes', 1, 1, 1, 1, 1""",
         "BTC/USDT",
     ),
     "minute_gaps": (
@@ -184,6 +190,62 @@ def test_minutes_without_trades_are_no_offence(live: psycopg.Connection[Any]) ->
     )
     assert result(live, "features_fresh").passed
     assert result(live, "features_rows").passed
+
+
+def test_a_bar_of_the_open_minute_is_no_future_bar(live: psycopg.Connection[Any]) -> None:
+    live.execute(
+        "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
+        " VALUES ('BTC/USDT', now(), 1, 1, 1, 1, 1)"
+    )
+    assert result(live, "no_future_bars").passed
+
+
+@pytest.mark.parametrize("name", ["features_fresh", "features_rows"])
+def test_a_recorded_symbol_without_any_row_is_an_error(
+    live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its bars are 15 minutes old, and no refresh has written a row for them."""
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,ETH/USDT")
+    get_settings.cache_clear()
+    assert result(live, name).passed
+    live.execute(
+        "UPDATE ohlcv_1m SET inserted_at = now() - interval '15 minutes' WHERE symbol = 'ETH/USDT'"
+    )
+    live.execute("DELETE FROM features_1m WHERE symbol = 'ETH/USDT'")
+    found = result(live, name)
+    assert not found.passed
+    assert found.check.severity == "ERROR"
+    assert [row["symbol"] for row in found.rows] == ["ETH/USDT"]
+
+
+@pytest.mark.parametrize("name", ["features_fresh", "features_rows"])
+def test_a_symbol_that_was_just_stored_has_time_to_get_rows(
+    live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,NEW/USDT")
+    get_settings.cache_clear()
+    live.execute(_BARS, {"symbol": "NEW/USDT", "count": MINUTES})
+    assert result(live, name).passed
+
+
+def test_findings_change_with_the_offenders_and_not_with_time(
+    live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "ADA/USDT,BTC/USDT,ETH/USDT")
+    get_settings.cache_clear()
+    assert result(live, "bars_fresh").findings is None
+
+    def without(symbol: str, minutes: int) -> str | None:
+        live.execute(
+            "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts > now() - %s * interval '1 minute'",
+            (symbol, minutes),
+        )
+        return result(live, "bars_fresh").findings
+
+    one = without("BTC/USDT", 10)
+    assert one is not None
+    assert without("BTC/USDT", 20) == one  # older, and the same symbol
+    assert without("ETH/USDT", 10) not in (one, None)
 
 
 def test_unavailable_minutes_offend(live: psycopg.Connection[Any]) -> None:
