@@ -114,6 +114,8 @@ def platform(
     """Return the platform on a fresh database."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
     get_settings.cache_clear()
+    # The database that tests are copied from, and its policy, are as old as their session.
+    conn.execute("UPDATE feature_platform.policy SET changed_at = clock_timestamp()")
     return Platform(definitions(), instance, conn)
 
 
