@@ -92,7 +92,7 @@ def listens_and_notifies(reader: Conn) -> None:
 ATTACKS = [takes_advisory_locks, takes_refresh_locks, reads_and_idles, listens_and_notifies]
 
 
-@pytest.mark.parametrize("attack", ATTACKS[:1] + ATTACKS[2:])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_everything_goes_on(
     database: str, conn: Conn, reader: Conn, start_worker: StartWorker, attack: Any
 ) -> None:
