@@ -4,6 +4,7 @@ PYTHON ?= python3
 BARS ?=
 PORT ?= 3000
 PYTEST_ARGS ?=
+DEV_ARGS ?=
 WORKERS ?= 2
 
 VENV := .venv
@@ -23,7 +24,7 @@ demo: setup ## Import bars, refresh, verify, show it all (BARS='files' for your 
 	$(BIN)/feature-platform demo $(BARS)
 
 dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another)
-	$(BIN)/feature-platform dev --port $(PORT)
+	$(BIN)/feature-platform dev --port $(PORT) $(DEV_ARGS)
 
 test: setup ## Run every test (PYTEST_ARGS='-k import' for some)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -106,6 +106,12 @@ class BarBuilder:
         for line, ts, *values in zip(*columns, strict=True):
             symbol, _, at, final = rows[line]
             opening, high, low, close, vol = values
+            if ts > at + MINUTE_US:
+                reason = f"its minute begins {(ts - at) / 1e6:,.0f} s in the future"
+                self._due.refused.append(Refused(symbol, reason, str(rows[line].row)[:200]))
+                continue
+            if ts < at - _REMEMBERED:
+                continue  # history is fetched over REST, which has the last word on it
             if final is not None:
                 self._closers = True
                 if not final and self._is_closed(symbol, ts):

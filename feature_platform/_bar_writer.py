@@ -6,7 +6,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,12 +45,12 @@ class BarWriter:
     `in_memory`; when it is back, they are stored in the order in which they came. What the disk
     does not take stays in memory, and that is told of again and again.
 
-    symbols: the markets that are recorded.
+    symbols: those that are recorded, and the exchange of each.
     contested: told, on the writer's thread, which bars differ from what the exchange said.
     """
 
     def __init__(
-        self, spool: Spool, symbols: Sequence[str], *, in_memory: int, contested: Contested
+        self, spool: Spool, symbols: Mapping[str, str], *, in_memory: int, contested: Contested
     ) -> None:
         self._spool = spool
         self._symbols = symbols
@@ -58,7 +58,7 @@ class BarWriter:
         self._contested = contested
         self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._bars: deque[list[StreamBar]] = deque()
-        self._beats: Sequence[Heartbeat] = ()
+        self._beats: dict[str, Heartbeat] = {}
         self._outages: list[Outage] = []
         self._stopping = self._begun = False
         self._trouble = TroubleLog(_log)
@@ -72,7 +72,7 @@ class BarWriter:
         """Have heartbeats written; from any thread."""
 
         def keep() -> None:
-            self._beats = beats
+            self._beats.update((beat.symbol, beat) for beat in beats)
             self._outages += outages
 
         self._items.put(keep)
@@ -119,8 +119,8 @@ class BarWriter:
             self._store(connection, self._bars[0])
             self._bars.popleft()
         if self._beats:
-            write_heartbeats(connection, self._beats, self._outages)
-            self._beats, self._outages = (), []
+            write_heartbeats(connection, list(self._beats.values()), self._outages)
+            self._beats, self._outages = {}, []
 
     def _store(self, connection: psycopg.Connection[Any], bars: list[StreamBar]) -> None:
         """Store bars; one that the database refuses costs no other."""

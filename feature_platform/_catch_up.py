@@ -12,12 +12,12 @@ import psycopg
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from feature_platform._trouble import TroubleLog
-from feature_platform.backfill import backfill
+from feature_platform.backfill import backfill, backfill_known
 from feature_platform.bars import moment
 from feature_platform.clock import Clock
 from feature_platform.database import connect
 from feature_platform.errors import UserError
-from feature_platform.exchange import Exchange, ExchangeUnavailable
+from feature_platform.exchange import Exchange, ExchangeUnavailable, Interrupted
 from feature_platform.gaps import due_gaps, find_gaps
 from feature_platform.queries import queries
 from feature_platform.settings import redact
@@ -135,6 +135,8 @@ class CatchUp:
                     self._ask_for(connection, *wanted)
                 if looking:
                     self._ask_for_gaps(connection)
+        except Interrupted:
+            return  # `stop` is set
         except (psycopg.Error, UserError) as error:
             raise _Unanswered(" ".join(redact(str(error)).split())) from error
 
@@ -176,10 +178,11 @@ class CatchUp:
             if self._stop.is_set():
                 return
             if gap.start >= oldest:
-                report = backfill(connection, self._exchange, gap.symbol, gap.start, gap.end)
+                report = backfill_known(connection, self._exchange, gap.symbol, gap.start, gap.end)
                 if report.error is not None:
                     _log.warning("%s: %s", gap.symbol, report.error)
-                    return
+                    if not report.unknown:
+                        return
 
     def _next(self, connection: psycopg.Connection[Any]) -> tuple[str, datetime] | None:
         """Take the next market of which something is wanted, and from when on."""

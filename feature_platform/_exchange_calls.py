@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,9 +36,12 @@ _FINAL_STATUSES = frozenset({400, 404, 405, 410, 451})
 _PASSING_STATUSES = frozenset({408, 418, 425, 429})
 
 # What ccxt's own code raises when an answer is not of the form that it expects.
-_MISREAD = (AttributeError, LookupError, TypeError, ValueError)
+_MISREAD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _LONGEST_MESSAGE = 300
+
+# No exchange bars a client for longer; what asks for more is taken for that. In seconds.
+_LONGEST_RETRY_AFTER = 3 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +197,15 @@ def retry_after(error: BaseException) -> float | None:
     text = None if response is None else response.headers.get("Retry-After")
     if text is None:
         return None
-    if text.strip().isdigit():
-        return float(text)
     try:
-        when = parsedate_to_datetime(text)
-    except ValueError:
+        if re.fullmatch(r"\s*[0-9]+\s*", text):
+            seconds = float(text)
+        else:
+            when = parsedate_to_datetime(text).replace(tzinfo=UTC)
+            seconds = (when - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
         return None
-    return max(0.0, (when.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)
 
 
 def describe(error: BaseException | None) -> str:

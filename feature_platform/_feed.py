@@ -6,11 +6,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import aiohttp
 import ccxt
 import ccxt.pro
 from ccxt.async_support.base.ws.cache import ArrayCache, ArrayCacheByTimestamp
@@ -21,10 +22,20 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from feature_platform._bounded_http import BARS, MIB
 from feature_platform._exchange_calls import describe
 from feature_platform.clock import Clock
 from feature_platform.errors import UserError
-from feature_platform.exchange import TIMEFRAME, make_client
+from feature_platform.exchange import (
+    TIMEFRAME,
+    Exchange,
+    ExchangeUnavailable,
+    Interrupted,
+    Patience,
+    make_client,
+)
+from feature_platform.settings import PREFIX
+from feature_platform.symbols import name_at
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +61,18 @@ _STEADY = 20.0
 _GOOD_BYE = 0.5
 _closing: set[asyncio.Task[None]] = set()
 
-# What ccxt's own code raises when a message is not of the form that it expects.
-_MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, ccxt.BaseError)
+# Errors of ccxt's own code for a message of another form than it expects.
+_MISREAD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    ccxt.BaseError,
+)
+# Seconds of the wall clock between two warnings of messages that cannot be read.
+_WARN_EVERY = 30.0
 
 
 class Listener(Protocol):
@@ -70,6 +91,10 @@ class Listener(Protocol):
 
     def on_up(self) -> None:
         """Take note that from now on everything is heard."""
+        ...
+
+    def on_unknown(self, unknown: Mapping[str, str]) -> None:
+        """Take note of the symbols that the exchange does not have, and why not, at each dial."""
         ...
 
     def on_down(self, reason: str) -> None:
@@ -123,12 +148,15 @@ class Feed:
         self._clock = clock
         self._stall = stall
         self._back_off = back_off or BackOff()
-        self._markets: Any = None
+        self._markets: dict[str, Any] | None = None
+        self._warned_at = 0.0
+        self._unread = 0
 
     async def run(self) -> None:
         """Connect, listen, and connect again when the connection is lost.
 
-        Raises UserError where the exchange refuses what will not be otherwise later.
+        Symbols that the exchange does not have are left out, and looked for at each connection.
+        Raises UserError where it has none of them, or rejects what will not pass later.
         """
         while True:
             await AsyncRetrying(
@@ -155,9 +183,46 @@ class Feed:
         if not session.up or time.monotonic() - began < _STEADY:
             raise _Lost(f"{self.name}: {reason}")
 
+    async def markets(self) -> dict[str, Any]:
+        """Return the exchange's symbols, asked for again while one of ours is missing.
+
+        Raises ExchangeUnavailable, TimeoutError, UserError.
+        """
+        if self._markets is None or self.unknown(self._markets):
+            # ccxt's client of streams would load them without a limit.
+            patience = Patience(attempts=1)
+            with Exchange(self.name, self.symbols, url=self._url, patience=patience) as exchange:
+                try:
+                    async with asyncio.timeout(_DIAL):
+                        self._markets = await asyncio.to_thread(exchange.markets)
+                finally:
+                    exchange.interrupt()
+        return self._markets
+
+    def unknown(self, markets: Mapping[str, Any]) -> dict[str, str]:
+        """Return why each of the symbols that the exchange does not have is not recorded."""
+        names = {symbol: name_at(self.name, symbol) for symbol in self.symbols}
+        return {
+            symbol: f"{self.name} has no symbol {name!r}"
+            for symbol, name in names.items()
+            if name not in markets
+        }
+
+    def warn_unread(self, error: Exception, message: Any) -> None:
+        """Log a message that cannot be read; of many, one in a while."""
+        self._unread += 1
+        now = time.monotonic()
+        if self._warned_at and now - self._warned_at < _WARN_EVERY:
+            return
+        self._warned_at = now
+        _log.warning(
+            "%s: a message that cannot be read (%d so far), %.200r: %.200r",
+            *(self.name, self._unread, error, message),
+        )
+
 
 class _Session:
-    """Be one connection."""
+    """One connection."""
 
     def __init__(self, feed: Feed) -> None:
         self.up = False
@@ -165,22 +230,29 @@ class _Session:
         self._client = make_client(feed.name, feed.symbols, feed._url, library=ccxt.pro)
         self._client.timeout_on_exit = 0
         self._handle = self._client.handle_message
+        self._make_socket = self._client.client
+        # The symbols that the exchange has, by its own names for them.
+        self._symbols: dict[str, str] = {}
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[Any]] = []
         self._began = self._heard = self._now()
         self._messages = 0
         self._final: bool | None = None
-        self._install()
 
     async def run(self) -> str:
         """Listen until the connection is lost; return why."""
+        feed = self._feed
         try:
-            await self._load_markets()
-        except (TimeoutError, *_MISREAD) as error:
-            return f"no list of markets: {describe(error)}"
-        missing = sorted(set(self._feed.symbols) - set(self._client.markets))
-        if missing:
-            raise UserError(f"FEATURE_PLATFORM_SYMBOLS: {self._feed.name} has no {missing[0]!r}")
+            markets = await feed.markets()
+        except (TimeoutError, ExchangeUnavailable, Interrupted, UserError) as error:
+            return f"no list of symbols: {describe(error)}"
+        self._client.set_markets(markets)
+        unknown = feed.unknown(markets)
+        feed._listener.on_unknown(unknown)
+        self._symbols = {name_at(feed.name, one): one for one in feed.symbols if one not in unknown}
+        if not self._symbols:
+            raise UserError(f"{PREFIX}SYMBOLS: {next(iter(unknown.values()))}")
+        self._install()
         self._tasks = [asyncio.ensure_future(call) for call in self._subscriptions()]
         for task in self._tasks:
             task.add_done_callback(self._subscribed)
@@ -209,6 +281,14 @@ class _Session:
         of another market, in the meantime is not said. So its caches are ones that pass it on.
         """
         client, feed = self._client, self._feed
+        client.open()
+        opened = client.session
+        client.session = aiohttp.ClientSession(
+            connector=client.tcp_connector,
+            response_class=_BoundedResponse,
+            trust_env=client.aiohttp_trust_env,
+        )
+        opened.detach()
         on_error, on_close = client.on_error, client.on_close
 
         def lost(socket: Any, error: Any) -> None:
@@ -219,26 +299,41 @@ class _Session:
             on_close(socket, code)
             self._lose(f"the exchange closed it, {code}")
 
+        client.client = self._socket
         client.handle_message = self._take
         client.on_error, client.on_close = lost, closed
-        for symbol in feed.symbols:
+        for name, symbol in self._symbols.items():
             if feed.kind == "trades":
-                client.trades[symbol] = _TradesTap(symbol, self)
+                client.trades[name] = _TradesTap(symbol, self)
             else:
                 tap = _RowsTap(symbol, self)
                 # Some clients do not know by the message which timeframe it is of.
-                client.ohlcvs[symbol] = {TIMEFRAME: tap, "unknown": tap}
+                client.ohlcvs[name] = {TIMEFRAME: tap, "unknown": tap}
 
-    async def _load_markets(self) -> None:
-        if self._feed._markets is None:
-            async with asyncio.timeout(_DIAL):
-                await self._client.load_markets()
-            self._feed._markets = self._client.markets
-        else:
-            self._client.set_markets(self._feed._markets)
+    def _socket(self, url: str) -> Any:
+        """Return ccxt's client of one WebSocket, with its frames guarded.
+
+        ccxt decodes a frame in a callback: an error there ends its reading, and nothing else.
+        """
+        known = url in (self._client.clients or {})
+        made = self._make_socket(url)
+        if not known:
+            decode = made.handle_message
+
+            def guarded(frame: Any) -> None:
+                try:
+                    decode(frame)
+                except Exception as error:  # noqa: BLE001  # any would end the reading
+                    # A frame that is skipped may have been the last update of a minute: a new
+                    # connection asks for all since the last message.
+                    self._feed.warn_unread(error, frame.data)
+                    self._lose(f"a frame that cannot be decoded: {describe(error)}")
+
+            made.handle_message = guarded
+        return made
 
     def _subscriptions(self) -> list[Awaitable[Any]]:
-        client, symbols = self._client, self._feed.symbols
+        client, symbols = self._client, tuple(self._symbols)
         if self._feed.kind == "trades":
             if client.has.get("watchTradesForSymbols"):
                 return [client.watch_trades_for_symbols(some) for some in _parts(symbols)]
@@ -267,10 +362,8 @@ class _Session:
         try:
             self._handle(socket, message)
         except _MISREAD as error:
-            # ccxt would stop listening without a word.
-            _log.warning(
-                "%s: a message that cannot be read, %r: %.200s", self._feed.name, error, message
-            )
+            # ccxt would stop reading without an error.
+            self._feed.warn_unread(error, message)
 
     def hear(self) -> None:
         """Take note that something was said of a market."""
@@ -310,6 +403,23 @@ class _Session:
 
     def _now(self) -> float:
         return self._feed._clock.milliseconds() / 1000
+
+
+class _BoundedResponse(aiohttp.ClientResponse):
+    """An answer of bounded size to what ccxt's client of streams asks over REST.
+
+    ccxt gives each of them a total deadline.
+    """
+
+    async def read(self) -> bytes:
+        content = bytearray()
+        async for chunk in self.content.iter_any():
+            content += chunk
+            if len(content) > BARS.size:
+                self.close()
+                raise ccxt.BadResponse(f"an answer of more than {BARS.size // MIB} MiB")
+        self._body = bytes(content)
+        return self._body
 
 
 class _RowsTap(ArrayCacheByTimestamp):  # type: ignore[misc]  # ccxt has no types

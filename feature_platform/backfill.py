@@ -13,6 +13,7 @@ import psycopg
 from feature_platform.bars import MINUTE_US, Stored, moment, store_bars
 from feature_platform.exchange import (
     Exchange,
+    Exchanges,
     ExchangeUnavailable,
     Fetched,
     Rejected,
@@ -32,6 +33,7 @@ class BackfillReport:
         rejected_rows counts them all.
     quiet_minutes: minutes of the range in which the exchange had no trades.
     error: why the exchange did not answer for all of the range, None where it did.
+    unknown: whether that is because the exchange does not have the symbol.
     """
 
     symbol: str
@@ -42,6 +44,7 @@ class BackfillReport:
     rejected_rows: int
     quiet_minutes: int
     error: str | None
+    unknown: bool = False
 
     @property
     def fetched(self) -> int:
@@ -51,7 +54,7 @@ class BackfillReport:
 
 def backfill(
     connection: psycopg.Connection[Any],
-    exchange: Exchange,
+    exchange: Exchange | Exchanges,
     symbol: str,
     start: datetime,
     end: datetime,
@@ -86,44 +89,50 @@ def backfill(
 
 
 def backfill_gaps(
-    connection: psycopg.Connection[Any], exchange: Exchange, *, day: datetime | None = None
+    connection: psycopg.Connection[Any],
+    exchange: Exchange | Exchanges,
+    *,
+    day: datetime | None = None,
 ) -> list[BackfillReport]:
     """Ask for every open gap of the exchange's symbols whose time has come.
 
     day: the start of a UTC day, to ask for that day's only.
     """
     return [
-        _backfill_known(connection, exchange, gap.symbol, gap.start, gap.end)
+        backfill_known(connection, exchange, gap.symbol, gap.start, gap.end)
         for gap in due_gaps(connection, exchange.symbols, day=day)
     ]
 
 
 def backfill_day(
     connection: psycopg.Connection[Any],
-    exchange: Exchange,
+    exchange: Exchange | Exchanges,
     day: datetime,
     symbols: Iterable[str] | None = None,
 ) -> list[BackfillReport]:
     """Ask for all of a UTC day, of the exchange's symbols or of some: gaps and corrections."""
     return [
-        _backfill_known(connection, exchange, symbol, day, day + DAY)
+        backfill_known(connection, exchange, symbol, day, day + DAY)
         for symbol in (exchange.symbols if symbols is None else symbols)
     ]
 
 
-def _backfill_known(
+def backfill_known(
     connection: psycopg.Connection[Any],
-    exchange: Exchange,
+    exchange: Exchange | Exchanges,
     symbol: str,
     start: datetime,
     end: datetime,
 ) -> BackfillReport:
-    """Backfill one symbol of several: that one is no market any more must not stop the others."""
+    """Backfill one symbol of several: one that the exchange no longer has must not stop the others.
+
+    It is reported as an error, as an exchange that does not answer is.
+    """
     try:
         return backfill(connection, exchange, symbol, start, end)
     except UnknownMarket as unknown:
         note_failure(connection, symbol, start, end, str(unknown))
-        return BackfillReport(symbol, start, end, Stored(), (), 0, 0, str(unknown))
+        return BackfillReport(symbol, start, end, Stored(), (), 0, 0, str(unknown), unknown=True)
 
 
 def _account(connection: psycopg.Connection[Any], page: Fetched) -> int:

@@ -44,6 +44,19 @@ def _parse_moment(text: str) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
+def _parse_symbol(text: str) -> str:
+    """Read a symbol within its limits."""
+    from feature_platform.symbols import check_symbol
+
+    try:
+        return check_symbol(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+_ONE_SYMBOL = typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Only this symbol.")
+OneSymbol = Annotated[str | None, _ONE_SYMBOL]
+
 _START = typer.Option(
     parser=_parse_moment, metavar="TIME", help="First minute, such as 2026-02-01T12:00Z."
 )
@@ -79,6 +92,7 @@ def main() -> NoReturn:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, _exit)
     try:
+        _check_arguments(sys.argv[1:])
         sys.exit(app(prog_name=PROGRAM, standalone_mode=False))
     except UserError as error:
         _fail(str(error), 2)
@@ -96,6 +110,15 @@ def main() -> NoReturn:
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
     """Leave in order, because the last process to leave stops the embedded server."""
     sys.exit(128 + number)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Raise UserError for an argument that is not valid UTF-8: no output could show it."""
+    from feature_platform.symbols import is_text
+
+    for argument in arguments:
+        if not is_text(argument):
+            raise UserError(f"{argument!a} is not valid UTF-8: rename the file, or write it so")
 
 
 def _fail(text: str, status: int) -> NoReturn:
@@ -226,7 +249,7 @@ def refresh_command(
 
 @app.command("verify")
 def verify_command(
-    symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    symbol: OneSymbol = None,
     start: Start = None,
     end: End = None,
 ) -> None:
@@ -297,7 +320,7 @@ def top_command(
 
 @app.command("gaps")
 def gaps_command(
-    symbol: Annotated[str | None, typer.Option(help="Only this symbol.")] = None,
+    symbol: OneSymbol = None,
     state: Annotated[
         list[str] | None, typer.Option(help="Only open, filled, quiet or unavailable; repeatable.")
     ] = None,
@@ -317,16 +340,28 @@ def gaps_command(
 
 @app.command("backfill")
 def backfill_command(
-    symbol: Annotated[str, typer.Option(help="By ccxt's name for it, such as BTC/USDT.")],
+    symbol: Annotated[
+        str,
+        typer.Option(
+            parser=_parse_symbol,
+            metavar="SYMBOL",
+            help="By ccxt's name for it, such as BTC/USDT, or kraken:BTC/USD.",
+        ),
+    ],
     start: StartRequired,
     end: End = None,
 ) -> None:
     """Fetch bars over REST and store them; exit status 1 where the exchange did not answer."""
     from feature_platform import console
     from feature_platform.backfill import backfill
-    from feature_platform.exchange import Exchange, ExchangeUnavailable
+    from feature_platform.exchange import Exchanges, ExchangeUnavailable
+    from feature_platform.origin import exchange_settings
 
-    with _database() as connection, Exchange.configured() as exchange:
+    with (
+        _database() as connection,
+        Exchanges(exchange_settings(connection, symbol=symbol)) as exchanges,
+    ):
+        exchange = exchanges.of(symbol)
         try:
             until = end or exchange.now()
         except ExchangeUnavailable as error:
@@ -349,6 +384,21 @@ def backfill_command(
         raise typer.Exit(1)
 
 
+@app.command("forget")
+def forget_command(
+    symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL", help="Which.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete all of a symbol: bars, features, gaps, marks and heartbeat; for the schema's owner."""
+    from feature_platform.forget import forget
+
+    if not yes:
+        typer.confirm(f"Delete all bars and features of {symbol}?", abort=True)
+    with _database() as connection:
+        gone = forget(connection, symbol)
+    typer.echo(f"forgotten: {symbol}, {gone.bars:,} bars and {gone.features:,} feature rows")
+
+
 @app.command("record")
 def record_command(
     days: Annotated[
@@ -367,13 +417,16 @@ def record_command(
 def dev_command(
     port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,
     exchange_port: Annotated[int, typer.Option(help="Of the simulated exchange.")] = 8090,
-    days: Annotated[int, typer.Option(min=0, help="Of history for a market without bars.")] = 2,
+    days: Annotated[int, typer.Option(min=0, help="Of history for a symbol without bars.")] = 2,
+    two_exchanges: Annotated[
+        bool, typer.Option(help="Simulate a second exchange, binanceus, on the next port.")
+    ] = False,
 ) -> None:
     """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
     from feature_platform.dev import run_dev
 
     verbose = logging.getLogger("feature_platform").level == logging.INFO
-    raise typer.Exit(run_dev(port, exchange_port, days, verbose=verbose))
+    raise typer.Exit(run_dev(port, exchange_port, days, two=two_exchanges, verbose=verbose))
 
 
 @app.command("demo")
@@ -439,7 +492,12 @@ def simulate_command(
     bars: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Serve these bars, of --symbol, instead.")
     ] = None,
-    symbol: Annotated[str | None, typer.Option(help="Whose bars those of --bars are.")] = None,
+    symbol: Annotated[
+        str | None,
+        typer.Option(
+            parser=_parse_symbol, metavar="SYMBOL", help="Whose bars those of --bars are."
+        ),
+    ] = None,
     update_seconds: Annotated[
         float, typer.Option(min=0.01, help="Between what streams send of the minute that goes on.")
     ] = 1.0,

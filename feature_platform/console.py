@@ -107,7 +107,8 @@ def feed_lines(feeds: Sequence[Feed]) -> list[str]:
     counts = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
     beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))
     lines = [f"recorder: {len(feeds):,} symbols, {counts}; last heartbeat {beat} ago"]
-    troubled = [feed for feed in feeds if feed.state != "live" and feed.last_error]
+    well = ("live", "not_recorded")
+    troubled = [feed for feed in feeds if feed.state not in well and feed.last_error]
     if troubled:
         lines.append(f"recorder: {name(troubled[0].symbol)}: {troubled[0].last_error}")
     return lines

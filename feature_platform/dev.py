@@ -19,8 +19,10 @@ from feature_platform._supervisor import Supervisor
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.orchestration.instance import instance_file, prepare_instance
+from feature_platform.origin import exchange_settings
 from feature_platform.schema import prepare
 from feature_platform.settings import PREFIX, get_settings
+from feature_platform.symbols import by_exchange, name_at
 
 _HOST = "127.0.0.1"
 _DAGSTER = "dagster"
@@ -30,29 +32,44 @@ _DAGSTER_PATIENCE = 4.0
 _CTRL_C = 130
 
 
-def run_dev(port: int, exchange_port: int, days: int, *, verbose: bool = False) -> int:
+# Of ccxt's exchanges those that speak the API that is simulated.
+_SIMULATED = ("binance", "binanceus")
+
+
+def run_dev(
+    port: int, exchange_port: int, days: int, *, two: bool = False, verbose: bool = False
+) -> int:
     """Run everything under one supervisor until Ctrl-C; return its exit status, 0 after a Ctrl-C.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
     the recorder, the worker, and Dagster with its UI on `port`. A process that ends is started
     again.
     days: of history of a symbol that has no bars.
+    two: simulate a second exchange, too, with the same symbols.
     verbose: show Dagster's log as it is, with its tracebacks.
     Raises UserError where one runs already, a port is taken or the database cannot be used.
     """
     settings = get_settings()
     simulated = not settings.model_fields_set & {"exchange", "exchange_url"}
+    if two and not simulated:
+        raise UserError(
+            f"--two-exchanges simulates both: unset {PREFIX}EXCHANGE and {PREFIX}EXCHANGE_URL"
+        )
+    symbols = settings.symbols
+    if two:
+        symbols += tuple(f"{_SIMULATED[1]}:{one}" for one in symbols if ":" not in one)
+    ports: dict[str, int] = {}
     url = f"http://{_HOST}:{port}"
     bars = "simulated exchange, no real prices" if simulated else f"bars of {settings.exchange}"
     invitation = f"open {url} : {bars}"
     with _the_one(settings.home, url):
         _require_free(port, "--port")
         if simulated:
-            _require_free(exchange_port, "--exchange-port")
+            ports = _exchange_ports(by_exchange(symbols, settings.exchange), exchange_port)
         print(f"{invitation} (it takes some seconds to start)", flush=True)
         # Held to the end: a process that starts later finds the embedded server running.
         with connect() as connection:
-            prepare(connection)
+            prepare(connection, simulated=simulated)
             environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
             environment.setdefault(f"{PREFIX}HOME", str(settings.home))
             # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
@@ -60,20 +77,36 @@ def run_dev(port: int, exchange_port: int, days: int, *, verbose: bool = False) 
             start = (settings.clock.now() - timedelta(days=days)).date().isoformat()
             environment.setdefault(f"{PREFIX}START_DATE", start)
             if simulated:
-                environment[f"{PREFIX}EXCHANGE_URL"] = f"http://{_HOST}:{exchange_port}"
+                urls = ",".join(f"{name}=http://{_HOST}:{one}" for name, one in ports.items())
+                environment[f"{PREFIX}EXCHANGE_URL"] = urls
+                environment[f"{PREFIX}SYMBOLS"] = ",".join(symbols)
+                settings = settings.model_copy(update={"exchange_url": urls, "symbols": symbols})
+            exchange_settings(connection, settings)
             _migrate(environment)
             supervisor = Supervisor(_Printer(invitation, verbose=verbose))
-            _add_processes(
-                supervisor, port, exchange_port if simulated else None, days, environment
-            )
+            _add_processes(supervisor, port, ports, days, environment)
             status = supervisor.run()
     return 0 if status == _CTRL_C else status
+
+
+def _exchange_ports(exchanges: dict[str, tuple[str, ...]], first: int) -> dict[str, int]:
+    """Return the port of each exchange to simulate. Raises UserError where one cannot be."""
+    ports: dict[str, int] = {}
+    for name in exchanges:
+        if name not in _SIMULATED:
+            raise UserError(
+                f"{exchanges[name][0]}: {name} cannot be simulated, only {' and '.join(_SIMULATED)}"
+                f" can: take it out of {PREFIX}SYMBOLS, or set {PREFIX}EXCHANGE for real exchanges"
+            )
+        ports[name] = first + len(ports)
+        _require_free(ports[name], "--exchange-port")
+    return ports
 
 
 def _add_processes(
     supervisor: Supervisor,
     port: int,
-    exchange_port: int | None,
+    ports: dict[str, int],
     days: int,
     environment: dict[str, str],
 ) -> None:
@@ -81,8 +114,11 @@ def _add_processes(
         supervisor.add(name, command, environment, **options)
 
     platform = _script("feature-platform")
-    if exchange_port is not None:
-        add("exchange", platform, "simulate", "--host", _HOST, "--port", str(exchange_port))
+    symbols = by_exchange(environment.get(f"{PREFIX}SYMBOLS", "").split(","), _SIMULATED[0])
+    for seed, (name, at) in enumerate(ports.items()):
+        simulate = ("simulate", "--host", _HOST, "--port", str(at), "--seed", str(seed))
+        names = ",".join(name_at(name, one) for one in symbols[name])
+        add("exchange" if len(ports) == 1 else name, platform, *simulate, "--symbols", names)
     add("recorder", platform, "record", "--days", str(days))
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")

@@ -15,18 +15,21 @@ from urllib.parse import urlsplit
 import ccxt
 import numpy as np
 
-from feature_platform._bar_rules import Ints
+from feature_platform._bar_rules import END_SECOND, FIRST_SECOND, Ints
+from feature_platform._bounded_http import LISTS, BoundedSession, Interrupted
 from feature_platform._exchange_answer import Answer, Rejected, read_answer
 from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience, UnknownMarket
 from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
 from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.settings import PREFIX, Settings, get_settings
+from feature_platform.symbols import close_to, exchange_of, name_at
 
 __all__ = [
     "Exchange",
     "ExchangeUnavailable",
     "Fetched",
+    "Interrupted",
     "Patience",
     "Rejected",
     "UnknownMarket",
@@ -64,15 +67,15 @@ class Fetched:
 class Exchange:
     """Fetch bars from an exchange.
 
-    One object is for one thread. It asks for the list of markets once, which with some exchanges
-    takes seconds: keep it. The platform sends no credentials to any exchange.
+    One object is for one thread, but for `interrupt`. It asks for the list of symbols once, which
+    with some exchanges takes seconds: keep it. The platform sends no credentials to any exchange.
 
-    name: ccxt's for it.
-    symbols: the markets that `check` looks for.
+    name: ccxt's id.
+    symbols: those that `check` looks for, with or without the exchange's id as a prefix.
     url: stands for scheme and host of its URLs.
     patience: how long to go on when it does not answer.
-    clock: which minutes are closed; by default the exchange's own time where it tells it, as it
-        is the exchange that closes them, and otherwise this machine's.
+    clock: which minutes are closed; by default the exchange's own time where it publishes it, but
+        no minute that is open by this machine's clock is closed.
     rate_limit: whether to keep to the rate that ccxt knows the exchange to allow.
     Raises UserError where there is no such exchange, or it has no bars by the minute.
     """
@@ -98,21 +101,27 @@ class Exchange:
         self._client.parse_ohlcvs = self._keep_rows
         self._parse_json = self._client.parse_json
         self._client.parse_json = self._watch_json
+        self._session: BoundedSession = self._client.session
         self._misread: str | None = None
         self._markets: dict[str, Any] | None = None
         self._time: tuple[float, float] | None = None
 
     @classmethod
-    def configured(cls, settings: Settings | None = None, **options: Any) -> Self:
-        """Return the exchange that the settings name.
+    def configured(
+        cls, settings: Settings | None = None, name: str | None = None, **options: Any
+    ) -> Self:
+        """Return an exchange with its symbols and URL as in the settings.
 
-        Where the platform's clock is not the wall clock, it says which minutes are closed here,
-        too: what the exchange's own tells goes on at another speed than ours.
+        Where the platform's clock is not the wall clock, it decides which minutes are closed here,
+        too: the exchange's own may run at another speed.
+        name: by default the exchange of symbols without a prefix.
         """
         chosen = settings or get_settings()
         if isinstance(chosen.clock, SimulatedClock):
             options.setdefault("clock", chosen.clock)
-        return cls(chosen.exchange, chosen.symbols, url=chosen.exchange_url, **options)
+        wanted = name or chosen.exchange
+        symbols = chosen.by_exchange().get(wanted, ())
+        return cls(wanted, symbols, url=chosen.url_of(wanted), **options)
 
     def __enter__(self) -> Self:
         return self
@@ -124,12 +133,16 @@ class Exchange:
         """Close the connections to the exchange."""
         self._client.close()
 
+    def interrupt(self) -> None:
+        """End the request that runs, and all later ones, with Interrupted; from any thread."""
+        self._session.interrupt()
+
     def check(self) -> None:
         """Make sure that the exchange answers and has all `symbols`.
 
         Raises UserError naming the setting that is wrong, ExchangeUnavailable.
         """
-        self._load_markets()
+        self.markets()
         for symbol in self.symbols:
             self._check_symbol(symbol, f"{PREFIX}SYMBOLS: ")
 
@@ -185,7 +198,7 @@ class Exchange:
         def call() -> Answer:
             rows = self._request(
                 self._client.fetch_ohlcv,
-                symbol,
+                name_at(self.name, symbol),
                 TIMEFRAME,
                 start // 1000,
                 (end - start) // MINUTE_US,
@@ -209,7 +222,8 @@ class Exchange:
 
     def _watch_json(self, text: str) -> Any:
         value = self._parse_json(text)
-        if value is None:
+        # Some of ccxt's clients read an empty object as an empty list: as no bars.
+        if value is None or value == {}:
             self._misread = text[:100]
         return value
 
@@ -228,13 +242,16 @@ class Exchange:
         return rows
 
     def _now(self) -> float:
-        """Return the time in seconds since 1970-01-01 UTC."""
+        """Return the time in seconds since 1970-01-01 UTC.
+
+        An exchange whose clock is ahead must not make bars of open or future minutes closed.
+        """
         if self._clock is not None:
             return self._clock.milliseconds() / 1000
         if not self._client.has.get("fetchTime"):
             return time.time()
         if self._time is None or time.monotonic() - self._time[1] > _CLOCK_VALID:
-            told = self._calls(lambda: float(self._request(self._client.fetch_time)) / 1000)
+            told = self._calls(self._ask_time)
             # Taken as the time when the answer came, so that it is rather slow than fast.
             self._time = told, time.monotonic()
             skew = told - time.time()
@@ -246,27 +263,74 @@ class Exchange:
                     skew,
                 )
         told, when = self._time
-        return told + time.monotonic() - when
+        return min(told + time.monotonic() - when, time.time())
+
+    def _ask_time(self) -> float:
+        seconds = float(self._request(self._client.fetch_time)) / 1000
+        if not FIRST_SECOND <= seconds < END_SECOND:  # nor is NaN
+            raise ccxt.BadResponse(f"an answer that is no time: {seconds * 1000!r} ms")
+        return seconds
 
     def _check_symbol(self, symbol: str, where: str = "") -> None:
-        markets = self._load_markets()
-        if symbol in markets:
+        markets = self.markets()
+        name = name_at(self.name, symbol)
+        if name in markets:
             return
-        by_id = (self._client.markets_by_id or {}).get(symbol.upper())
+        by_id = (self._client.markets_by_id or {}).get(name.upper())
         known = [by_id[0]["symbol"]] if by_id else []
-        known = known or difflib.get_close_matches(symbol.upper(), markets, 1)
+        known = known or difflib.get_close_matches(name.upper(), markets, 1)
         hint = f"; is it {known[0]}?" if known else ""
-        raise UnknownMarket(f"{where}{self.name} has no market {symbol!r}{hint}")
+        raise UnknownMarket(f"{where}{self.name} has no symbol {name!r}{hint}")
 
-    def _load_markets(self) -> dict[str, Any]:
+    def markets(self) -> dict[str, Any]:
+        """Return what ccxt knows of each of the exchange's symbols, asked for once.
+
+        Raises ExchangeUnavailable, UserError.
+        """
         if self._markets is None:
             reload = True  # what an answer that could not be read has left behind is no list
-            self._markets = self._calls(lambda: self._request(self._client.load_markets, reload))
+            with self._session.limited(LISTS):
+                self._markets = self._calls(
+                    lambda: self._request(self._client.load_markets, reload)
+                )
         return self._markets
 
     def _page_minutes(self, symbol: str) -> int:
-        limit = self._client.feature_value(symbol, "fetchOHLCV", "limit")
+        name = name_at(self.name, symbol)
+        limit = self._client.feature_value(name, "fetchOHLCV", "limit")
         return int(limit) if limit else _USUAL_LIMIT
+
+
+class Exchanges:
+    """Fetch bars from the exchange that each symbol belongs to.
+
+    Each exchange has a client, a rate limit and a patience of its own, made when it is first used.
+    settings: which exchanges and symbols; by default the platform's.
+    """
+
+    def __init__(self, settings: Settings | None = None, **options: Any) -> None:
+        self._settings = settings or get_settings()
+        self._options = options
+        self._made: dict[str, Exchange] = {}
+        self.symbols = self._settings.symbols
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for exchange in self._made.values():
+            exchange.close()
+
+    def of(self, symbol: str) -> Exchange:
+        """Return the exchange of a symbol. Raises UserError where there is none."""
+        name = exchange_of(symbol, self._settings.exchange)
+        if name not in self._made:
+            self._made[name] = Exchange.configured(self._settings, name, **self._options)
+        return self._made[name]
+
+    def fetch_bars(self, symbol: str, start: datetime, end: datetime) -> Iterator[Fetched]:
+        """Fetch bars as `Exchange.fetch_bars` does."""
+        return self.of(symbol).fetch_bars(symbol, start, end)
 
 
 def has_minutes(client: Any) -> bool:
@@ -289,16 +353,18 @@ def make_client(
     Raises UserError where there is no such exchange.
     """
     if name not in library.exchanges:
-        close = difflib.get_close_matches(name.lower(), library.exchanges, 1)
-        raise UserError(
-            f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}"
-            + (f"; is it {close[0]}?" if close else "")
-        )
+        hint = close_to(name, library.exchanges)
+        raise UserError(f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}{hint}")
     client = getattr(library, name)({"enableRateLimit": rate_limit})
+    if client.session is not None:  # ccxt's client of streams opens its own in its loop
+        client.session.close()
+        session = BoundedSession()
+        session.trust_env = client.requests_trust_env
+        client.session = session
     kinds = client.options.get("fetchMarkets")
     by_kind = isinstance(kinds, dict) and "spot" in kinds.get("types", ())
     # Lists of swaps, futures and options are long, and their symbols have a colon.
-    if by_kind and not any(":" in symbol for symbol in symbols):
+    if by_kind and not any(":" in name_at(name, symbol) for symbol in symbols):
         client.options["fetchMarkets"] = {**kinds, "types": ["spot"]}
     if url is not None:
         client.urls = {**client.urls, "api": _redirected(client.urls["api"], url)}

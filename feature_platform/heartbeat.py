@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from feature_platform.queries import queries
 # Heartbeats come every ten seconds; two of them are late.
 SILENT_SECONDS = 25.0
 
-FeedState = Literal["live", "catching_up", "down", "stopped"]
+FeedState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Heartbeat:
     """Say what is heard of one market.
 
     state: `live`: heard, and nothing is missing; `catching_up`: heard, and the exchange is being
-        asked for what was missed; `down`: not heard; `stopped`: the recorder ended in order.
+        asked for what was missed; `down`: not heard; `stopped`: the recorder ended in order;
+        `not_recorded`: the symbol was taken out of the settings.
     state_at: since when.
     connected_at: since when the present connection is up; None where there is none.
     heard_at: when something was last heard of the market.
@@ -44,11 +45,12 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Outage:
-    """Say when the exchange was not heard, and why."""
+    """A time without updates of an exchange, and the reason."""
 
     start: datetime
     end: datetime
     reason: str
+    exchange: str
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,18 @@ class Feed:
     @property
     def shown_state(self) -> str:
         """The state in words: `silent` where heartbeats stopped without a word, as of a kill."""
-        silent = self.age > SILENT_SECONDS and self.state != "stopped"
+        silent = self.age > SILENT_SECONDS and self.state not in ("stopped", "not_recorded")
         return "silent" if silent else self.state.replace("_", " ")
 
 
-def begin_heartbeats(connection: psycopg.Connection[Any], symbols: Sequence[str]) -> None:
-    """Note that a recorder begins with these markets, and when the last one ended.
+def begin_heartbeats(connection: psycopg.Connection[Any], symbols: Mapping[str, str]) -> None:
+    """Note that a recorder begins with these symbols, and when the last one ended.
 
-    Markets that are recorded no more are forgotten.
+    The others that were recorded are `not_recorded` from now on.
+    symbols: the exchange of each.
     """
-    connection.execute(queries["heartbeat_begin"], {"symbols": list(symbols)})
+    parameters = {"symbols": list(symbols), "exchanges": list(symbols.values())}
+    connection.execute(queries["heartbeat_begin"], parameters)
 
 
 def write_heartbeats(
@@ -92,6 +96,7 @@ def write_heartbeats(
                 "start": [one.start for one in outages],
                 "end": [one.end for one in outages],
                 "reason": [one.reason for one in outages],
+                "exchange": [one.exchange for one in outages],
             },
         )
     columns = (

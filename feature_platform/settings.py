@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import date
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, InstanceOf, SecretStr, ValidationError, field_validator
+from pydantic import Field, InstanceOf, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from feature_platform.clock import Clock, SimulatedClock, WallClock
 from feature_platform.errors import UserError
+from feature_platform.symbols import (
+    by_exchange,
+    check_exchange,
+    check_symbol,
+    is_text,
+    split_symbol,
+)
 
 PREFIX = "FEATURE_PLATFORM_"
 
@@ -26,10 +34,11 @@ class Settings(BaseSettings):
 
     database_url: the PostgreSQL to use; without one the platform starts its own.
     home: the directory of the embedded server and of what the platform keeps, made absolute.
-    exchange: where bars are fetched from, by ccxt's name for it.
-    symbols: the markets to fetch, by ccxt's names for them.
+    exchange: the exchange that bars are fetched from, by ccxt's id.
+    symbols: the symbols to fetch, by ccxt's names for them; one of another exchange carries that
+        exchange's id, as in kraken:BTC/USD.
     exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
-        one, goes before theirs.
+        one, goes before theirs. For several exchanges, as in URL,kraken=URL.
     start_date: the first UTC day that the orchestration knows as a partition.
     owner_password, ..., reader_password: of the role of that name, for `db logins` to set.
     recorder_grace: how long after a minute's end the recorder waits for its last trades; seconds.
@@ -105,7 +114,17 @@ class Settings(BaseSettings):
             symbols = tuple(name.strip() for name in symbols.split(",") if name.strip())
         if not symbols:
             raise ValueError("no symbol; write them as BTC/USDT,ETH/USDT")
+        for symbol in symbols:
+            split_symbol(check_symbol(symbol))
         return tuple(dict.fromkeys(symbols))
+
+    @model_validator(mode="after")
+    def _are_of_one_exchange_each(self) -> Self:
+        for symbol in self.symbols:
+            at, name = split_symbol(symbol)
+            if at == self.exchange and name in self.symbols:
+                raise ValueError(f"{name} and {symbol} are the same symbol: remove one")
+        return self
 
     @field_validator("api_key")
     @classmethod
@@ -132,14 +151,25 @@ class Settings(BaseSettings):
     @field_validator("exchange_url")
     @classmethod
     def _is_safe(cls, url: str | None) -> str | None:
-        if url is not None:
-            check_exchange_url(url)
+        for name, one in _url_entries(url):
+            check_exchange_url(one)
+            if name:
+                check_exchange(name, f"{name}=...")
         return url
 
     @field_validator("clock", mode="before")
     @classmethod
     def _is_a_clock(cls, clock: Any) -> Any:
         return SimulatedClock.parse(clock) if isinstance(clock, str) else clock
+
+    def by_exchange(self) -> dict[str, tuple[str, ...]]:
+        """Return the symbols of each exchange, as they are configured."""
+        return by_exchange(self.symbols, self.exchange)
+
+    def url_of(self, exchange: str) -> str | None:
+        """Return the URL that stands for an exchange's own, None where it is its own."""
+        urls = {name or self.exchange: url for name, url in _url_entries(self.exchange_url)}
+        return urls.get(exchange)
 
 
 @cache
@@ -148,13 +178,28 @@ def get_settings() -> Settings:
 
     Raises UserError naming the variable that holds a bad value.
     """
+    for variable, text in os.environ.items():
+        if variable.startswith(PREFIX) and not is_text(text):
+            raise UserError(f"{variable}: it is not valid UTF-8")
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        variable = PREFIX + str(first["loc"][0]).upper()
+        variable = PREFIX + str(first["loc"][0] if first["loc"] else "symbols").upper()
         reason = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{variable}: {reason}") from None
+
+
+def _url_entries(urls: str | None) -> list[tuple[str, str]]:
+    """Return each exchange's URL; the name is empty for the configured exchange's."""
+    entries = []
+    for part in (urls or "").split(","):
+        name, sign, url = part.strip().partition("=")
+        if not sign or "/" in name:  # a URL may have an equals sign in its path
+            name, url = "", part.strip()
+        if url:
+            entries.append((name, url))
+    return entries
 
 
 def check_url(url: str) -> None:

@@ -176,10 +176,13 @@ def _policy_line(frame: Frame) -> Text:
 def _recorder_line(frame: Frame) -> Text:
     if not frame.feeds:
         return Text("recorder: no recorder", "dim")
-    states = Counter(one.shown_state for one in frame.feeds)
+    recorded = [one for one in frame.feeds if one.state != "not_recorded"]
+    states = Counter(one.shown_state for one in recorded)
+    if not states:
+        return Text("recorder: no symbol is recorded any more", "dim")
     told = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
     line = Text(f"recorder: {told}", "" if states.keys() == {"live"} else "red")
-    errors = [one for one in frame.feeds if one.last_error and one.state != "live"]
+    errors = [one for one in recorded if one.last_error and one.state != "live"]
     if errors:
         line.append(f"; {errors[0].symbol}: {' '.join((errors[0].last_error or '').split())}")
     return line
@@ -200,6 +203,7 @@ def _table_of(
     frame: Frame, symbols: Sequence[SymbolStatus], times: Sequence[str], feed: Sequence[str]
 ) -> Table:
     feeds = {one.symbol: one.shown_state for one in frame.feeds}
+    over = _not_recorded(frame)
     made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open", *feed)
     for one in symbols:
         age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
@@ -207,8 +211,8 @@ def _table_of(
         made.add_row(
             console.name(one.symbol),
             *moments[: len(times)],
-            _age(age),
-            _age(one.lag),
+            _age(age, over=one.symbol in over),
+            _age(one.lag, over=one.symbol in over),
             Text(f"{one.rows_dirty:,}", "red" if _dirty_for_long(frame, one) else ""),
             _number(frame.open_minutes.get(one.symbol, 0)),
             *(_feed_cell(feeds.get(one.symbol)) for _ in feed),
@@ -219,10 +223,17 @@ def _table_of(
 def _badness(frame: Frame, one: SymbolStatus) -> tuple[Any, ...]:
     """Order symbols: those without rows first, then by lag to the second, by what is open."""
     behind = math.inf if one.lag is None else int(one.lag.total_seconds())
-    return (-behind, -one.rows_dirty, -frame.open_minutes.get(one.symbol, 0), one.symbol)
+    over = one.symbol in _not_recorded(frame)
+    return (over, -behind, -one.rows_dirty, -frame.open_minutes.get(one.symbol, 0), one.symbol)
 
 
-def _age(age: timedelta | None) -> Text:
+def _not_recorded(frame: Frame) -> frozenset[str]:
+    return frozenset(one.symbol for one in frame.feeds if one.state == "not_recorded")
+
+
+def _age(age: timedelta | None, *, over: bool = False) -> Text:
+    if over:
+        return Text("-" if age is None else console.duration(max(age, timedelta())), "dim")
     if age is None:
         return Text("-", "red")
     # A bar of the open minute has no age yet.
@@ -230,7 +241,8 @@ def _age(age: timedelta | None) -> Text:
 
 
 def _feed_cell(state: str | None) -> Text:
-    return Text(state or "-", "" if state in ("live", None) else "red")
+    styles = {"live": "", None: "", "not recorded": "dim"}
+    return Text(state or "-", styles.get(state, "red"))
 
 
 def _number(count: int) -> Text:

@@ -37,6 +37,13 @@ COMMENT ON COLUMN public.ohlcv_1m.vol IS 'Traded volume, in the base currency.';
 COMMENT ON COLUMN public.ohlcv_1m.source IS 'Who wrote the row: stream, rest or import.';
 COMMENT ON COLUMN public.ohlcv_1m.inserted_at IS 'When the bar, with these values, became known.';
 
+-- The limits of a symbol: 1 to 200 characters, none of them a control character, and no space of any kind at the ends.
+CREATE OR REPLACE FUNCTION feature_platform.is_symbol(symbol text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN symbol <> '' AND length(symbol) <= 200
+       AND symbol !~ '[\u0001-\u001F\u007F-\u009F]|^[\u0020\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]|[\u0020\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]$';
+COMMENT ON FUNCTION feature_platform.is_symbol(text) IS 'Whether a text can be a symbol.';
+
 -- Every symbol that ever had a bar: written with its first bar, in the writer's own transaction, and never deleted. Writers only
 -- ever INSERT here, hence never wait: two that are first at once leave two rows of a symbol, which do no harm.
 CREATE TABLE IF NOT EXISTS feature_platform.known_symbol (

@@ -8,6 +8,10 @@ CREATE TABLE IF NOT EXISTS feature_platform.database_origin (
 COMMENT ON TABLE feature_platform.database_origin IS 'Where this database''s bars come from; final once there are bars.';
 COMMENT ON COLUMN feature_platform.database_origin.simulated IS 'Whether the bars are simulated, so that a session may set feature_platform.clock.';
 
+ALTER TABLE feature_platform.database_origin ADD COLUMN IF NOT EXISTS exchange text, ADD COLUMN IF NOT EXISTS exchange_url text;
+COMMENT ON COLUMN feature_platform.database_origin.exchange IS 'The exchange of symbols without a prefix, by ccxt''s id; NULL before bars of one were fetched.';
+COMMENT ON COLUMN feature_platform.database_origin.exchange_url IS 'The URLs of simulated exchanges, as FEATURE_PLATFORM_EXCHANGE_URL.';
+
 CREATE OR REPLACE FUNCTION feature_platform.keep_origin() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -45,3 +49,18 @@ BEGIN
     WHERE set_up_as IN ('simulated', 'real') AND o.simulated <> (set_up_as = 'simulated');
 END
 $$;
+
+-- Keeps the exchange of symbols without a prefix, and the URLs of simulated exchanges; returns the one that is kept. Another one
+-- takes its place only while there are no bars.
+CREATE OR REPLACE FUNCTION feature_platform.claim_exchange(claimed text, url text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE feature_platform.database_origin o SET exchange = claimed, exchange_url = url
+    WHERE (o.exchange IS DISTINCT FROM claimed OR o.exchange_url IS DISTINCT FROM url)
+      AND (coalesce(o.exchange, claimed) = claimed OR NOT EXISTS (SELECT FROM public.ohlcv_1m));
+    RETURN (SELECT o.exchange FROM feature_platform.database_origin o);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.claim_exchange(text, text) IS 'Keeps the exchange of symbols without a prefix; returns the one that is kept.';

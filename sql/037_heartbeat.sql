@@ -1,4 +1,4 @@
--- What the recorder says of itself, so that a market without trades and a feed that is dead can be told apart.
+-- The recorder's state by symbol: it sets a symbol without trades and a dead feed apart, and says which symbols are recorded.
 CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     symbol        text COLLATE "C" PRIMARY KEY,
     state         text        NOT NULL,
@@ -11,10 +11,23 @@ CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     refused       bigint      NOT NULL DEFAULT 0,
     last_error    text,
     last_error_at timestamptz,
-    CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped'))
+    exchange      text        NOT NULL DEFAULT '',
+    CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'))
 ) WITH (fillfactor = 50);
+-- Of a database that was set up when there was one exchange, and symbols that were recorded no more were forgotten.
+ALTER TABLE feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
+DO $$
+BEGIN
+    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE conrelid = 'feature_platform.heartbeat'::regclass AND conname = 'heartbeat_state_check') NOT LIKE '%not\_recorded%' THEN
+        ALTER TABLE feature_platform.heartbeat DROP CONSTRAINT heartbeat_state_check,
+            ADD CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'));
+    END IF;
+END
+$$;
 COMMENT ON TABLE feature_platform.heartbeat IS 'What the recorder hears of each market, and when it last said so.';
-COMMENT ON COLUMN feature_platform.heartbeat.state IS 'live: heard, and nothing is missing; catching_up: heard, and the exchange is being asked for what was missed; down: not heard; stopped: the recorder ended in order.';
+COMMENT ON COLUMN feature_platform.heartbeat.state IS 'live: heard, and nothing is missing; catching_up: heard, and the exchange is being asked for what was missed; down: not heard; stopped: the recorder ended in order; not_recorded: the symbol was taken out of the settings.';
+COMMENT ON COLUMN feature_platform.heartbeat.exchange IS 'The exchange of the symbol, by ccxt''s id.';
 COMMENT ON COLUMN feature_platform.heartbeat.refused IS 'How many rows of the stream were no bars, since the recorder started.';
 
 -- When no recorder heard the exchange, and why; kept for 30 days.
@@ -23,8 +36,10 @@ CREATE TABLE IF NOT EXISTS feature_platform.feed_outage (
     from_at timestamptz NOT NULL,
     to_at   timestamptz NOT NULL,
     reason  text        NOT NULL,
+    exchange text       NOT NULL DEFAULT '',    -- empty: every exchange
     CONSTRAINT feed_outage_range_check CHECK (from_at <= to_at)
 );
+ALTER TABLE feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 CREATE INDEX IF NOT EXISTS feed_outage_to_idx ON feature_platform.feed_outage (to_at);
 COMMENT ON TABLE feature_platform.feed_outage IS 'When the exchange was not heard, and why.';
 
@@ -34,15 +49,18 @@ CREATE OR REPLACE FUNCTION feature_platform.feed_in(feed_symbol text, minutes ts
     LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH beat AS (
-        SELECT feature_platform.bucket_of(h.first_at) AS since,
+        SELECT h.exchange, feature_platform.bucket_of(h.first_at) AS since,
+               CASE WHEN h.state = 'not_recorded' THEN feature_platform.bucket_of(h.state_at) END AS until,
                CASE WHEN h.state IN ('down', 'stopped') THEN least(h.state_at, h.beat_at)
-                    WHEN h.beat_at < feature_platform.clock() - interval '1 minute' THEN h.beat_at END AS silent_from
+                    WHEN h.state <> 'not_recorded' AND h.beat_at < feature_platform.clock() - interval '1 minute' THEN h.beat_at END AS silent_from
         FROM feature_platform.heartbeat h WHERE h.symbol = feed_symbol
     ), known AS (
-        SELECT tstzmultirange(minutes * tstzrange(b.since, NULL)) AS span FROM beat b
+        SELECT tstzmultirange(minutes * tstzrange(b.since, CASE WHEN b.until IS NOT NULL THEN greatest(b.since, b.until) END)) AS span FROM beat b
     ), dead AS (
         SELECT range_agg(tstzrange(feature_platform.bucket_of(o.from_at), feature_platform.bucket_of(o.to_at) + interval '1 minute')) AS span
-        FROM (SELECT o.from_at, o.to_at FROM feature_platform.feed_outage o WHERE o.to_at >= lower(minutes) AND o.from_at < upper(minutes)
+        FROM (SELECT o.from_at, o.to_at FROM feature_platform.feed_outage o
+              WHERE o.to_at >= lower(minutes) AND o.from_at < upper(minutes)
+                AND (o.exchange = '' OR o.exchange = (SELECT b.exchange FROM beat b))
               UNION ALL
               SELECT b.silent_from, upper(minutes) FROM beat b WHERE b.silent_from < upper(minutes)) AS o
     ), parted AS (

@@ -46,7 +46,8 @@ BEGIN
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
         ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
         ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
-                    feature_platform.gap_failed, feature_platform.minutes_to_account'),
+                    feature_platform.gap_failed, feature_platform.minutes_to_account,
+                    feature_platform.claim_exchange'),
 
         -- Who records: says what is heard.
         ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),

@@ -21,6 +21,7 @@ SET LOCAL lock_timeout = '2s';      -- rather fail than keep writers waiting beh
 \ir 050_refresh.sql
 \ir 055_retention.sql
 \ir 060_policy.sql
+\ir 065_forget.sql
 \ir 070_timescaledb.sql
 \ir 075_hazards.sql
 \ir 077_verification.sql

@@ -138,6 +138,29 @@ SELECT set_config('feature_platform.set_up_as', %(origin)s, true), set_config('f
 SELECT simulated FROM feature_platform.database_origin;
 
 
+-- ==== origin.py ====
+
+-- origin_exchange --
+-- The exchange that this database's bars without a prefix come from, and the URLs of simulated exchanges.
+SELECT exchange, exchange_url FROM feature_platform.database_origin;
+
+-- origin_claim_exchange --
+-- Keep an exchange where none is kept yet; the one that is kept.
+SELECT feature_platform.claim_exchange(%(exchange)s, %(url)s);
+
+
+-- ==== forget.py ====
+
+-- forget_recorded_until --
+-- When a recorder last wrote that it records a symbol; no row where none does.
+SELECT beat_at FROM feature_platform.heartbeat WHERE symbol = %(symbol)s AND state NOT IN ('not_recorded', 'stopped')
+   AND beat_at > feature_platform.clock() - interval '1 minute';
+
+-- forget_symbol --
+-- Delete all of a symbol; how many bars and feature rows it had.
+SELECT bars, features FROM feature_platform.forget_symbol(%(symbol)s);
+
+
 -- ==== logins.py ====
 
 -- roles_missing --
@@ -307,7 +330,9 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
 -- top_open_minutes --
 -- How many minutes of each symbol are missing and not explained yet, by the index of open gaps.
 SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minutes
-  FROM public.ohlcv_1m_gaps WHERE state = 'open' GROUP BY symbol;
+  FROM public.ohlcv_1m_gaps g
+ WHERE state = 'open' AND NOT EXISTS (SELECT FROM feature_platform.heartbeat h WHERE h.symbol = g.symbol AND h.state = 'not_recorded')
+ GROUP BY symbol;
 
 
 -- ==== worker.py ====
@@ -791,7 +816,7 @@ WITH judged AS MATERIALIZED (
            extract(epoch FROM feature_platform.clock() - h.state_at)::double precision AS since,
            h.beat_at < feature_platform.clock() - %(limit)s::interval
                OR (h.state <> 'live' AND h.state_at < feature_platform.clock() - %(limit)s::interval) AS offends
-      FROM feature_platform.heartbeat h
+      FROM feature_platform.heartbeat h WHERE h.state <> 'not_recorded'
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since), 'beat_seconds', round(age),
@@ -1245,28 +1270,32 @@ SELECT (SELECT count(*) FILTER (WHERE is_new) FROM changed), (SELECT count(*) FI
 SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s AND ts < %(before)s ORDER BY ts DESC LIMIT 1;
 
 -- heartbeat_begin --
--- A recorder begins: what the last one left counts as dead from its last beat until now.
+-- A recorder begins with some symbols: the outage since the last beat of the one before, and the symbols that are recorded no more.
 WITH last AS (
-    SELECT max(beat_at) AS at FROM feature_platform.heartbeat
+    SELECT max(beat_at) AS at FROM feature_platform.heartbeat WHERE state <> 'not_recorded'
 ), outage AS (
     INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
     SELECT last.at, feature_platform.clock(), 'no recorder was running' FROM last WHERE last.at < feature_platform.clock()
-), gone AS (
-    DELETE FROM feature_platform.heartbeat WHERE symbol <> ALL (%(symbols)s)
+), ended AS (
+    UPDATE feature_platform.heartbeat SET state = 'not_recorded', state_at = beat_at, connected_at = NULL
+     WHERE symbol <> ALL (%(symbols)s) AND state <> 'not_recorded'
 )
-INSERT INTO feature_platform.heartbeat AS h (symbol, state, state_at, first_at, beat_at)
-SELECT symbol, 'down', now.at, now.at, now.at FROM unnest(%(symbols)s::text[]) AS symbol CROSS JOIN feature_platform.clock() AS now (at)
+INSERT INTO feature_platform.heartbeat AS h (symbol, exchange, state, state_at, first_at, beat_at)
+SELECT symbol, exchange, 'down', now.at, now.at, now.at
+  FROM unnest(%(symbols)s::text[], %(exchanges)s::text[]) AS s (symbol, exchange) CROSS JOIN feature_platform.clock() AS now (at)
  ORDER BY symbol
 ON CONFLICT (symbol) DO UPDATE
-   SET state = 'down', state_at = excluded.state_at, connected_at = NULL, beat_at = excluded.beat_at, refused = 0;
+   SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL, beat_at = excluded.beat_at,
+       refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END;
 
 -- heartbeat_outages --
 -- Note outages that are over, and forget what is long past.
 WITH gone AS (
     DELETE FROM feature_platform.feed_outage WHERE to_at < feature_platform.clock() - interval '30 days'
 )
-INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
-SELECT least(from_at, to_at), to_at, reason FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[]) AS o (from_at, to_at, reason);
+INSERT INTO feature_platform.feed_outage (from_at, to_at, reason, exchange)
+SELECT least(from_at, to_at), to_at, reason, exchange
+  FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[], %(exchange)s::text[]) AS o (from_at, to_at, reason, exchange);
 
 -- heartbeat_write --
 -- What is heard of each market now.

@@ -10,7 +10,8 @@ import dagster as dg
 import psycopg
 
 from feature_platform.database import connect
-from feature_platform.exchange import Exchange
+from feature_platform.exchange import Exchanges
+from feature_platform.origin import exchange_settings
 from feature_platform.schema import prepare
 
 
@@ -26,10 +27,12 @@ class Database(dg.ConfigurableResource[Any]):
 
 
 class Venue(dg.ConfigurableResource[Any]):
-    """The exchange that bars are fetched from, as the settings name it."""
+    """The exchanges that bars are fetched from, as the settings name them."""
 
     @contextmanager
-    def exchange(self) -> Iterator[Exchange]:
-        """Give a client of the exchange, and close its connections."""
-        with Exchange.configured() as exchange:
-            yield exchange
+    def exchange(self) -> Iterator[Exchanges]:
+        """Give clients of the exchanges, and close their connections."""
+        with connect(application_name="feature_platform dagster") as connection:
+            settings = exchange_settings(connection)
+        with Exchanges(settings) as exchanges:
+            yield exchanges

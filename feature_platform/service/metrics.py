@@ -126,11 +126,13 @@ class _PlatformCollector(Collector):
         yield _gauge("database_up", "Whether the database answers.", float(state is not None))
         if state is None:
             return
+        # A symbol that is recorded no more has no age: it would be the maximum for ever.
+        over = {row[0] for row in state.recorder if row[1] == "not_recorded"}
         yield _gauges(
             "lag_seconds",
             "Since the minute of a symbol's newest feature row ended.",
             "symbol",
-            [(symbol, age) for symbol, _first, _last, age in state.symbols],
+            [(one, age) for one, _first, _last, age in state.symbols if one not in over],
         )
         ((rows, age),) = state.dirty
         yield _gauge("dirty_rows", "Closed minutes whose feature row may be wrong.", rows)
@@ -167,6 +169,7 @@ def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
     for symbol, state, _beat_age, _heard_age, _refused in rows:
         states.add_metric([symbol, state], 1)
     yield states
+    rows = [row for row in rows if row[1] != "not_recorded"]
     yield _gauges(
         "recorder_silent_seconds",
         "Since the recorder last said anything of a market.",

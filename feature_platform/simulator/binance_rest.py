@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -31,6 +32,8 @@ from feature_platform.simulator.binance_events import taker_columns
 from feature_platform.simulator.damage import damaged
 from feature_platform.simulator.faults import (
     Banned,
+    Dripping,
+    Endless,
     Endpoint,
     Garbled,
     Hit,
@@ -38,6 +41,7 @@ from feature_platform.simulator.faults import (
     IgnoredStart,
     Latency,
     Malformed,
+    Odd,
     OpenCandle,
     Repeated,
     Reset,
@@ -143,8 +147,13 @@ class _Rest:
             ",".join(hit.fault.kind for hit in hits) or "-",
         )
         for hit in hits:
-            if isinstance(hit.fault, Reset):
-                return _CutResponse(response, hit.fault.at)
+            match hit.fault:
+                case Reset():
+                    return _CutResponse(response, hit.fault.at)
+                case Endless():
+                    return _EndlessResponse(hit.fault)
+                case Dripping():
+                    return _EndlessResponse(hit.fault)
         return response
 
     def _refuse(self, address: str, hits: list[Hit]) -> Verdict | None:
@@ -169,6 +178,9 @@ class _Rest:
             return JSONResponse(refusal.body, refusal.status, media_type=_JSON)
         except OutageHitError as outage:
             return _server_error(outage.status)
+        for hit in hits:
+            if isinstance(hit.fault, Odd):
+                return Response(hit.fault.text, media_type=_JSON)
         text = body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))
         if any(isinstance(hit.fault, Garbled) for hit in hits):
             text = text[: len(text) // 2]
@@ -306,8 +318,38 @@ class _CutResponse(Response):
             part = bytes(self.body[: self._sent])
             await send({"type": "http.response.body", "body": part, "more_body": True})
         scope["state"]["abort"](tuple(scope["client"]))
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _until_disconnect(receive)
+
+
+class _EndlessResponse(Response):
+    """Send an answer without an end, until the client leaves."""
+
+    def __init__(self, fault: Endless | Dripping) -> None:
+        super().__init__()
+        self._pause = fault.seconds if isinstance(fault, Dripping) else 0.0
+        self._first, self._part = b"[", b" " if isinstance(fault, Dripping) else b"1," * 500_000
+        self._named = {"content-type": _JSON}
+        if isinstance(fault, Endless) and fault.gzip:
+            packer = zlib.compressobj(wbits=31)
+            self._first = packer.compress(b"[") + packer.flush(zlib.Z_FULL_FLUSH)
+            # After a full flush, equal parts are equal bytes.
+            self._part = packer.compress(b" " * 2**24) + packer.flush(zlib.Z_FULL_FLUSH)
+            self._named["content-encoding"] = "gzip"
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.create_task(_until_disconnect(receive))
+        headers = [(name.encode(), value.encode()) for name, value in self._named.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        part = self._first
+        while not gone.done():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            part = self._part
+            await asyncio.wait([gone], timeout=self._pause)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def abort_connection(transport: asyncio.BaseTransport) -> None:

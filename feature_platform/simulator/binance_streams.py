@@ -99,7 +99,7 @@ class _Connection:
         self._feed = feed
         self._combined = combined
         self._streams: dict[str, None] = {}
-        self._outbox: deque[str | _Close] = deque()
+        self._outbox: deque[str | bytes | _Close] = deque()
         self._more = asyncio.Event()
         self._asked: deque[float] = deque(maxlen=_MOST_REQUESTS)
         self._stalled = self._deaf = False
@@ -118,8 +118,11 @@ class _Connection:
             sender.cancel()
             self._feed.leave(self, self._streams)
 
-    def take(self, stream: str, event: str) -> None:
-        """Take an event of a stream for sending."""
+    def take(self, stream: str, event: str | bytes) -> None:
+        """Take an event of a stream, or a binary frame, for sending."""
+        if isinstance(event, bytes):
+            self._put(event)
+            return
         self._put(f'{{"stream":"{stream}","data":{event}}}' if self._combined else event)
 
     def drop(self, code: int | None) -> None:
@@ -148,7 +151,7 @@ class _Connection:
         self._deaf = deaf
         self._websocket.scope["state"]["deafen"](tuple(self._websocket.scope["client"]), deaf)
 
-    def _put(self, item: str | _Close) -> None:
+    def _put(self, item: str | bytes | _Close) -> None:
         if self._stalled:
             return
         if len(self._outbox) == _LONGEST_BACKLOG:
@@ -174,7 +177,10 @@ class _Connection:
                 if isinstance(item, _Close):
                     await self._websocket.close(item.code, item.reason)
                     return
-                await self._websocket.send_text(item)
+                if isinstance(item, bytes):
+                    await self._websocket.send_bytes(item)
+                else:
+                    await self._websocket.send_text(item)
 
     async def _answer_requests(self) -> None:
         loop = asyncio.get_running_loop()

@@ -24,6 +24,8 @@ def _high_below_low(fields: Fields) -> Any:
     return _with(2, f"{float(fields[3]) / 2:.8f}")(fields)
 
 
+_DAY_MS = 86_400_000
+
 _DAMAGE: dict[Damage, Callable[[Fields], Any]] = {
     "missing_price": _with(1, None),
     "text_price": _with(4, "n/a"),
@@ -36,6 +38,8 @@ _DAMAGE: dict[Damage, Callable[[Fields], Any]] = {
     "missing_time": _with(0, None),
     "odd_time": lambda fields: [fields[0] + 1234, *fields[1:]],
     "far_time": lambda fields: [fields[0] * 1000, *fields[1:]],
+    "future_time": lambda fields: [fields[0] + _DAY_MS, *fields[1:]],
+    "old_time": lambda fields: [fields[0] - 30 * _DAY_MS, *fields[1:]],
     "short_row": lambda fields: fields[:3],
     "not_a_row": lambda _fields: "oops",
 }

@@ -41,10 +41,15 @@ Damage = Literal[
     "missing_time",
     "odd_time",
     "far_time",
+    "future_time",
+    "old_time",
     "short_row",
     "not_a_row",
 ]
-DAMAGES: tuple[Damage, ...] = get_args(Damage)
+# By default those that leave no bar; a bar of another time may be one.
+DAMAGES: tuple[Damage, ...] = tuple(
+    one for one in get_args(Damage) if one not in ("future_time", "old_time")
+)
 
 _Seconds = Annotated[float, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -124,6 +129,30 @@ class Garbled(RequestFault):
     """Answer 200 with the first half of the JSON."""
 
     kind: Literal["garbled"] = "garbled"
+
+
+class Odd(RequestFault):
+    """Answer 200 with this text: markup, `NaN`, nested lists, an answer to another question."""
+
+    kind: Literal["odd"] = "odd"
+    text: str
+
+
+class Endless(RequestFault):
+    """Answer without an end.
+
+    gzip: with a few kB that are 16 MiB each.
+    """
+
+    kind: Literal["endless"] = "endless"
+    gzip: bool = False
+
+
+class Dripping(RequestFault):
+    """Answer one byte in so many seconds, without an end."""
+
+    kind: Literal["dripping"] = "dripping"
+    seconds: _Seconds = 1.0
 
 
 class ShortPage(RequestFault):
@@ -318,6 +347,18 @@ class Impossible(StreamFault):
     damages: Annotated[tuple[Damage, ...], Field(min_length=1)] = DAMAGES
 
 
+class Undecodable(StreamFault):
+    """Send a frame that is no event after the closed bar.
+
+    text: of the frame.
+    binary: whether the frame is one of bytes, none of which is of a text.
+    """
+
+    kind: Literal["undecodable"] = "undecodable"
+    text: str = '{"a":NaN}'
+    binary: bool = False
+
+
 Fault = (
     Latency
     | TooManyRequests
@@ -325,6 +366,9 @@ Fault = (
     | ServerError
     | Reset
     | Garbled
+    | Odd
+    | Endless
+    | Dripping
     | ShortPage
     | OpenCandle
     | Shuffled
@@ -342,6 +386,7 @@ Fault = (
     | Reordered
     | Lost
     | Impossible
+    | Undecodable
 )
 
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Annotated[Fault, Discriminator("kind")]])

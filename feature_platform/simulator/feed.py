@@ -32,6 +32,7 @@ from feature_platform.simulator.faults import (
     Reordered,
     Stalled,
     StreamFault,
+    Undecodable,
 )
 from feature_platform.simulator.markets import Market
 from feature_platform.simulator.trades import Trades, bar_so_far, trades_of
@@ -56,8 +57,8 @@ _LONGEST_SLEEP = 1440
 class Listener(Protocol):
     """Take the events of streams over a connection."""
 
-    def take(self, stream: str, event: str) -> None:
-        """Take one event, JSON without the wrapping of combined streams."""
+    def take(self, stream: str, event: str | bytes) -> None:
+        """Take one event, JSON without the wrapping of combined streams, or a binary frame."""
         ...
 
     def drop(self, code: int | None) -> None:
@@ -244,19 +245,22 @@ class Feed:
         stale = bar_so_far(state.bar, state.trades, len(state.trades) - 1) if state.trades else None
         for published in self._venue.publications(market.symbol, state.bar):
             at, copies = published.at, 1
-            events = [kline_event(market, published.bar, at, closed=True)]
+            bar = kline_event(market, published.bar, at, closed=True)
+            events: list[str | bytes] = [bar]
             for fault in faults:
                 match fault:
                     case Duplicated():
                         copies += fault.times
                     case Impossible():
                         damage = fault.damages[state.minute % len(fault.damages)]
-                        events[0] = damaged_kline(events[0], damage)
+                        events[0] = damaged_kline(bar, damage)
                     case Reordered():
                         # After the bar of the next minute, which goes out in time.
                         at += (MINUTE_MS + 1) * (state.minute % 2 == 0)
                         if stale is not None:
                             events.append(kline_event(market, stale, at, closed=False))
+                    case Undecodable():
+                        events.append(b"\xff" * 1000 if fault.binary else fault.text)
             if at > after:
                 self._plan(at, partial(self._send_all, stream, events[:1] * copies + events[1:]))
 
@@ -285,11 +289,11 @@ class Feed:
         while self._due and self._due[0].at <= until:
             heapq.heappop(self._due).happen()
 
-    def _send_all(self, stream: str, events: list[str]) -> None:
+    def _send_all(self, stream: str, events: list[str | bytes]) -> None:
         for event in events:
             self._send(stream, event)
 
-    def _send(self, stream: str, event: str) -> None:
+    def _send(self, stream: str, event: str | bytes) -> None:
         for listener in self._listeners.get(stream, ()):
             listener.take(stream, event)
 

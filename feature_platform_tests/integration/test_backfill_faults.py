@@ -161,7 +161,7 @@ def test_a_market_that_is_gone_stops_no_other(
     reports = {report.symbol: report for report in tick()}
     assert reports[FULL].error is None
     assert reports[FULL].stored.inserted == 60
-    assert reports[gone].error == f"binance has no market '{gone}'"
+    assert reports[gone].error == f"binance has no symbol '{gone}'"
     (gap,) = list_gaps(conn, gone)
     assert (gap.state, gap.attempts, gap.last_error) == ("open", 1, reports[gone].error)
     day = NOW.replace(hour=0, minute=0, second=0)

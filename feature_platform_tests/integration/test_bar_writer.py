@@ -43,7 +43,10 @@ class Running:
         self.contested: list[tuple[str, int]] = []
         self.spool = Spool(path)
         self.writer = BarWriter(
-            self.spool, SYMBOLS, in_memory=in_memory, contested=self.contested.extend
+            self.spool,
+            dict.fromkeys(SYMBOLS, "binance"),
+            in_memory=in_memory,
+            contested=self.contested.extend,
         )
         self.kept: bool | None = None
         self._thread = threading.Thread(target=self._run)

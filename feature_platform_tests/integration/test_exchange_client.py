@@ -629,7 +629,7 @@ def test_symbols_that_the_venue_does_not_have(
     make_exchange: MakeExchange, symbol: str, hint: str
 ) -> None:
     exchange = make_exchange(symbols=(FULL, symbol))
-    complaint = f"binance has no market '{symbol}'{hint}"
+    complaint = f"binance has no symbol '{symbol}'{hint}"
     with pytest.raises(UserError) as caught:
         exchange.check()
     assert str(caught.value) == f"FEATURE_PLATFORM_SYMBOLS: {complaint}"

@@ -34,7 +34,7 @@ def first(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> datetime:
     get_settings.cache_clear()
     until = value(conn, "SELECT feature_platform.due_until()")
     first: datetime = until - 30 * MINUTE
-    begin_heartbeats(conn, ["A"])
+    begin_heartbeats(conn, {"A": "binance"})
     write_heartbeats(conn, [Heartbeat("A", "live", until)], [])
     conn.execute("UPDATE feature_platform.heartbeat SET first_at = %s", [first + 10 * MINUTE])
     insert_bars(conn, "A", first, 2, step=27)
@@ -50,7 +50,7 @@ def found(conn: Conn, first: datetime) -> list[tuple[int, int, str | None]]:
 
 
 def test_minutes_are_parted_by_what_the_feed_did(conn: Conn, first: datetime) -> None:
-    outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled")
+    outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled", "binance")
     write_heartbeats(conn, [], [outage])
     assert found(conn, first) == [
         (1, 10, None),
@@ -78,7 +78,7 @@ def test_a_recorder_that_is_silent_is_dead_since_its_last_beat(conn: Conn, first
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [last_beat])
     assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, "dead")]
     # The next one knows for how long there was none.
-    begin_heartbeats(conn, ["A", "B"])
+    begin_heartbeats(conn, {"A": "binance", "B": "binance"})
     assert [feed.state for feed in list_feeds(conn)] == ["down", "down"]
     outage = conn.execute("SELECT from_at, reason FROM feature_platform.feed_outage").fetchall()
     assert outage == [(last_beat, "no recorder was running")]
@@ -93,7 +93,30 @@ def test_an_outage_that_goes_on_is_one_gap(conn: Conn, first: datetime) -> None:
     assert len(gaps) == 1
 
 
-def test_markets_that_are_recorded_no_more_have_no_heartbeat(conn: Conn) -> None:
-    begin_heartbeats(conn, ["A", "B"])
-    begin_heartbeats(conn, ["B"])
-    assert [feed.symbol for feed in list_feeds(conn)] == ["B"]
+def test_a_symbol_that_is_recorded_no_more_stays_so_until_it_is_again(conn: Conn) -> None:
+    begin_heartbeats(conn, {"A": "binance", "B": "binance"})
+    for _ in range(2):  # from its last beat on, however often a recorder begins
+        begin_heartbeats(conn, {"B": "binance"})
+        state, since = states(conn)["A"]
+        assert state == "not_recorded"
+    begin_heartbeats(conn, {"A": "binance", "B": "binance"})
+    assert states(conn)["A"][0] == "down"
+    first_at = value(conn, "SELECT first_at FROM feature_platform.heartbeat WHERE symbol = 'A'")
+    assert first_at > since
+
+
+def test_minutes_after_a_symbol_was_recorded_are_no_feeds(conn: Conn, first: datetime) -> None:
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 20 * MINUTE])
+    begin_heartbeats(conn, {"B": "binance"})
+    conn.execute("DELETE FROM feature_platform.feed_outage")
+    assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, None)]
+
+
+def test_an_outage_of_one_exchange_is_none_of_another(conn: Conn, first: datetime) -> None:
+    outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled", "kraken")
+    write_heartbeats(conn, [], [outage])
+    assert found(conn, first) == [(1, 10, None), (10, 27, "alive")]
+
+
+def states(conn: Conn) -> dict[str, tuple[str, datetime]]:
+    return {feed.symbol: (feed.state, feed.state_at) for feed in list_feeds(conn)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,21 @@ from feature_platform.errors import UserError
 from feature_platform.heartbeat import list_feeds
 from feature_platform.recorder import Recorder
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_recorder import Live, RecorderThread
+from feature_platform.simulator.server import SimulatedExchange
+from feature_platform.simulator.truth import GeneratedTruth
+from feature_platform.validation import evaluate
+from feature_platform_tests.fix_processes import wait_until
+from feature_platform_tests.fix_recorder import (
+    BarKey,
+    BarValues,
+    Live,
+    RecorderThread,
+    differences,
+    stored_bars,
+    true_bars,
+)
+
+HOUR = timedelta(hours=1)
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -121,15 +136,138 @@ def test_an_exchange_without_a_stream_is_asked_each_minute(live: Live) -> None:
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source <> 'rest'") == 0
 
 
-def test_a_market_that_the_exchange_has_not_is_named(
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_frame_that_cannot_be_decoded_costs_no_bar(live: Live, binary: bool) -> None:
+    """ccxt reads nothing more after one, while the connection stays open."""
+    live.venue.set_faults({"kind": "undecodable", "binary": binary, "count": 1})
+    with RecorderThread() as recorder:
+        live.wait_for_states("live")
+        end = live.pass_minutes(3)
+        live.wait_for_truth(end)
+        live.wait_for_states("live")
+        recorder.stop()
+    reasons = live.value("SELECT array_agg(reason) FROM feature_platform.feed_outage")
+    assert any("a frame that cannot be decoded" in reason for reason in reasons), reasons
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") > 0
+
+
+def test_bars_of_the_future_or_of_long_ago_are_not_stored(live: Live) -> None:
+    live.venue.set_faults({"kind": "impossible", "damages": ["future_time", "old_time"]})
+    with RecorderThread() as recorder:
+        live.wait_for_states("live")
+        end = live.pass_minutes(3)
+        live.wait_for_truth(end)
+        recorder.stop()
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE ts > %s", live.clock.now()) == 0
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE ts < %s", live.start - HOUR) == 0
+    assert live.value("SELECT sum(refused) FROM feature_platform.heartbeat") > 0
+    error = live.value("SELECT max(last_error) FROM feature_platform.heartbeat")
+    assert "in the future" in error
+
+
+def test_a_symbol_that_the_exchange_does_not_have_stops_no_other(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,NONE/SUCH")
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,NONE/SUCH,LINK/USDT,XRP/ETH")
+    get_settings.cache_clear()
+    with RecorderThread() as recorder:
+        wait_until(lambda: states(live).get("BTC/USDT") == "live", "the others are live")
+        end = live.pass_minutes(2)
+        live.wait_for_truth(end)
+        live.pass_minutes(2)
+        assert states(live)["NONE/SUCH"] == "down"
+        with connect(live.database.url) as connection:
+            (check,) = evaluate(connection, {"recorder_alive"})
+        assert [row["symbol"] for row in check.rows] == ["NONE/SUCH"]
+        assert check.rows[0]["last_error"] == "binance has no symbol 'NONE/SUCH'"
+        recorder.stop()
+
+
+@pytest.mark.usefixtures("live")
+def test_an_exchange_that_has_none_of_the_symbols_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "NONE/SUCH")
     get_settings.cache_clear()
 
     async def record() -> None:
         await Recorder(get_settings(), timedelta(0)).run()
 
-    with pytest.raises(UserError, match=r"FEATURE_PLATFORM_SYMBOLS: binance has no .NONE/SUCH"):
+    with pytest.raises(UserError, match=r"FEATURE_PLATFORM_SYMBOLS: binance has no symbol"):
         asyncio.run(record())
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE symbol = 'NONE/SUCH'") == 0
+
+
+@pytest.fixture
+def second(live: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedExchange]:
+    """Yield a second exchange, of other bars, of which two symbols are recorded, too."""
+    truth = GeneratedTruth(["BTC/USDT", "LINK/USDT"], seed=8)
+    with SimulatedExchange(truth, seed=8, clock=live.clock) as exchange:
+        own = ",".join(live.venue.truth.markets)
+        monkeypatch.setenv(
+            "FEATURE_PLATFORM_SYMBOLS", f"{own},binanceus:BTC/USDT,binanceus:LINK/USDT"
+        )
+        monkeypatch.setenv(
+            "FEATURE_PLATFORM_EXCHANGE_URL", f"{live.venue.url},binanceus={exchange.url}"
+        )
+        get_settings.cache_clear()
+        yield exchange
+
+
+def test_two_exchanges_are_recorded_each_by_itself(live: Live, second: SimulatedExchange) -> None:
+    with RecorderThread() as recorder:
+        live.wait_for_states("live")
+        live.pass_minutes(2)
+        with live.venue_away():  # the other one goes on
+            wait_until(lambda: states(live)["BTC/USDT"] == "down", "the first one is down")
+            assert states(live)["binanceus:BTC/USDT"] == "live"
+            end = live.pass_minutes(2)
+            wait_until(lambda: not of_second(live, second, end), "the second one's bars are stored")
+        end = live.pass_minutes(1)
+        wait_until(lambda: not of_first(live, end), "the first one's bars are stored")
+        recorder.stop()
+    assert of_second(live, second, end) == of_first(live, end) == []
+    exchanges = live.value("SELECT array_agg(DISTINCT exchange) FROM feature_platform.feed_outage")
+    assert exchanges == ["binance"]
+
+
+@pytest.mark.usefixtures("second")
+def test_an_exchange_without_its_symbols_stops_no_other(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,binanceus:NONE/SUCH")
+    get_settings.cache_clear()
+    with RecorderThread() as recorder:
+        wait_until(lambda: states(live).get("BTC/USDT") == "live", "the other one is live")
+        wait_until(lambda: states(live)["binanceus:NONE/SUCH"] == "down", "it is down")
+        live.pass_minutes(2)
+        recorder.stop()
+    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") > 0
+    error = live.value(
+        "SELECT last_error FROM feature_platform.heartbeat WHERE symbol = 'binanceus:NONE/SUCH'"
+    )
+    assert error.endswith("binanceus has no symbol 'NONE/SUCH'")
+
+
+def states(live: Live) -> dict[str, str]:
+    with connect(live.database.url) as connection:
+        return {feed.symbol: feed.state for feed in list_feeds(connection)}
+
+
+def of_first(live: Live, end: datetime) -> list[str]:
+    stored = {key: bar for key, bar in all_stored(live, end).items() if ":" not in key[0]}
+    return differences(stored, true_bars(live.venue.truth, live.start, end))
+
+
+def of_second(live: Live, second: SimulatedExchange, end: datetime) -> list[str]:
+    prefix = "binanceus:"
+    stored = {
+        (symbol.removeprefix(prefix), ts): bar
+        for (symbol, ts), bar in all_stored(live, end).items()
+        if symbol.startswith(prefix)
+    }
+    return differences(stored, true_bars(second.truth, live.start, end))
+
+
+def all_stored(live: Live, end: datetime) -> dict[BarKey, BarValues]:
+    with connect(live.database.url) as connection:
+        return stored_bars(connection, live.start, end)

@@ -37,7 +37,7 @@ def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     for _ in range(3):  # until writers from before the first tick are known to be over
         find_gaps(conn)
     symbols = [row[0] for row in conn.execute("SELECT symbol FROM feature_platform.bar_symbol")]
-    begin_heartbeats(conn, symbols)
+    begin_heartbeats(conn, dict.fromkeys(symbols, "binance"))
     write_heartbeats(conn, [Heartbeat(name, "live", datetime.now(UTC)) for name in symbols], [])
     return conn
 

@@ -1,0 +1,170 @@
+"""Guards against answers without an end: of any size, of any length in time, and of any content."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import requests
+
+from feature_platform import _bounded_http
+from feature_platform._bounded_http import MIB, Limit
+from feature_platform._exchange_calls import retry_after
+from feature_platform.clock import Clock, ManualClock, WallClock
+from feature_platform.errors import UserError
+from feature_platform.exchange import ExchangeUnavailable, Interrupted
+from feature_platform.simulator.server import SimulatedExchange
+from feature_platform_tests.fix_exchange import MakeExchange, quick
+from feature_platform_tests.fix_processes import wait_until
+
+MINUTE = timedelta(minutes=1)
+SYMBOL = "BTC/USDT"
+END = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+START = END - 30 * MINUTE
+
+
+def fetch(make_exchange: MakeExchange, **options: Any) -> list[Any]:
+    return list(make_exchange(**options).fetch_bars(SYMBOL, START, END))
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+@pytest.mark.parametrize(("endpoint", "most"), [("klines", 8), ("exchangeInfo", 32)])
+def test_an_endless_answer_is_cut_off(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, gzip: bool, endpoint: str, most: int
+) -> None:
+    simulator.set_faults({"kind": "endless", "gzip": gzip, "endpoint": endpoint})
+    with pytest.raises(ExchangeUnavailable, match=f"an answer of more than {most} MiB"):
+        fetch(make_exchange, patience=quick(1))
+    simulator.set_faults()
+    assert len(fetch(make_exchange)[0].bars) == 30
+
+
+def test_a_dripping_answer_ends_at_the_deadline(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bounded_http, "BARS", Limit(MIB, 1.0))
+    simulator.set_faults({"kind": "dripping", "seconds": 0.2})
+    began = time.monotonic()
+    with pytest.raises(ExchangeUnavailable, match="RequestTimeout"):
+        fetch(make_exchange, patience=quick(2))
+    assert 2 <= time.monotonic() - began < 20
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Yield the URL of a server that takes connections and says nothing, or drips a header."""
+    stop = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while not stop.wait(0.1):
+                try:
+                    connection.send(b"H")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        stop.set()
+        thread.join()
+
+
+def test_a_stop_ends_a_request_whatever_it_waits_for(
+    make_exchange: MakeExchange, silent: str
+) -> None:
+    exchange = make_exchange(url=silent, patience=quick(1))
+    errors: list[BaseException] = []
+
+    def check() -> None:
+        try:
+            exchange.check()
+        except Interrupted as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    exchange.interrupt()
+    thread.join(30)
+    assert errors
+    assert time.monotonic() - began < 5
+    # Nothing goes on behind its back, and nothing begins after a stop.
+    wait_until(lambda: all(one.name != "request" for one in threading.enumerate()), "no request")
+    with pytest.raises(Interrupted):
+        exchange.check()
+
+
+ODD = {
+    "markup": "<html>" * 1000,
+    "empty": "",
+    "null": "null",
+    "number": "5",
+    "object": "{}",
+    "nested": "[" * 200_000 + "]" * 200_000,
+    "not finite": "[[1773143400000,NaN,Infinity,-Infinity,1e400,null,0,0,0,0,0,0],[null],[],{},5]",
+    "huge number": f"[[{10**400},1,1,1,1,1]]",
+    "year 3000": "[[32503680000000,1,1,1,1,1],[-60000,1,1,1,1,1]]",
+    "half a character": '["\\ud800"]',
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("endpoint", ["klines", "exchangeInfo", "time"])
+def test_no_answer_is_a_traceback_or_a_bar(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, name: str, endpoint: str
+) -> None:
+    simulator.set_faults({"kind": "odd", "text": ODD[name], "endpoint": endpoint})
+    with suppress(ExchangeUnavailable, UserError):  # and no other error
+        pages = fetch(make_exchange, patience=quick(1))
+        assert not any(len(page.bars) or len(page.quiet) for page in pages)
+
+
+@pytest.mark.parametrize("told", ["NaN", "1e308", "-1", "0", '"x"', "null", "32503680000000"])
+def test_no_time_is_one_only_if_it_can_be(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, told: str
+) -> None:
+    simulator.set_faults({"kind": "odd", "text": f'{{"serverTime":{told}}}', "endpoint": "time"})
+    with pytest.raises(ExchangeUnavailable):
+        fetch(make_exchange, patience=quick(1))
+
+
+class TestAhead:
+    """An exchange whose clock is a day ahead publishes bars of the future."""
+
+    @pytest.fixture
+    def venue_clock(self) -> Clock:
+        return ManualClock(datetime.now(UTC) + timedelta(days=1))
+
+    def test_no_minute_that_is_open_here_is_closed(self, make_exchange: MakeExchange) -> None:
+        begun = WallClock().now()
+        pages = make_exchange().fetch_bars(SYMBOL, begun - 5 * MINUTE, begun + 60 * MINUTE)
+        assert max(page.end for page in pages) <= WallClock().now()
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("60", 60),
+        (" 60 ", 60),
+        ("9" * 400, 3 * 86400),
+        ("1e308", None),
+        ("²", None),
+        ("-5", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3 * 86400),
+        ("Fri, 99 Dec 9999 23:59:59 GMT", None),
+    ],
+)
+def test_retry_after_is_bounded(header: str, seconds: float | None) -> None:
+    response = requests.Response()
+    response.headers["Retry-After"] = header
+    assert retry_after(requests.HTTPError(response=response)) == seconds
