@@ -41,7 +41,7 @@ def insert(bench: Bench, changes: dict[str, object]) -> None:
         {"open": 9, "high": 12, "low": 9, "close": 12},
         dict.fromkeys(PRICES, 1e100),
         dict.fromkeys(PRICES, 1e-100),
-        {"symbol": " "},
+        {"symbol": "A B"},
         {"ts": "1970-01-01 00:00Z"},
         {"ts": "9999-12-31 23:59:59.999999Z"},
         {"ts": "2024-01-01 00:00:30.5Z"},
