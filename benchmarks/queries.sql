@@ -440,6 +440,10 @@ UPDATE feature_platform.heartbeat SET beat_at = feature_platform.clock(), heard_
 -- How many bars one symbol has.
 SELECT count(*) FROM public.ohlcv_1m WHERE symbol = benchmark.symbol_name(1);
 
+-- find_symbols --
+-- Know the symbols that were stored while the triggers were off.
+SELECT feature_platform.find_symbols();
+
 -- account_again --
 -- The state before the last tick of the accounting.
 UPDATE feature_platform.gap_watermark SET until_ts = feature_platform.bucket_of(feature_platform.clock() - interval '3 minutes');

@@ -87,6 +87,7 @@ class History:
         for what in ("bars", "features", "state"):
             execute(queries[f"multiply_{what}"], span)
         execute(queries["triggers_on"])
+        execute(queries["find_symbols"])
         execute(queries["account_for_quiet"], span)
         execute(queries["account_for_all"], span)
         execute(queries["hear_all"])
