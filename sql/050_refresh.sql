@@ -265,17 +265,20 @@ BEGIN
                    + CASE WHEN lower(mark.changed) <= state.first_bucket THEN 1440 ELSE 0 END AS rows
             FROM unnest(mark.buckets * tstzmultirange(kept)) AS r
             CROSS JOIN LATERAL (
-                SELECT count(*) AS count
-                FROM (SELECT FROM public.ohlcv_1m b
+                SELECT count(*) AS count, feature_platform.bucket_of(max(b.ts)) + interval '1 minute' AS until
+                FROM (SELECT b.ts FROM public.ohlcv_1m b
                       WHERE b.symbol = c.symbol AND b.ts >= lower(r) AND b.ts < upper(r)
-                        AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
+                        AND b.ts >= reads_from AND b.ts < reads_until
+                      ORDER BY b.ts DESC LIMIT slice_rows) AS b
             ) AS bar
             CROSS JOIN LATERAL (
+                -- A mark reaches a day beyond its last bar, a recomputation does not.
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.ohlcv_1m b
                       WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
                         AND NOT feature_platform.starts_cached(
-                            state.newest_bucket, NOT (mark.removed OR mark.changed @> state.newest_bucket), r)
+                            state.newest_bucket, NOT (mark.removed OR mark.changed @> state.newest_bucket),
+                            tstzrange(lower(r), bar.until))
                         AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
             ) AS base
             CROSS JOIN LATERAL (

@@ -103,6 +103,25 @@ def test_a_slice_counts_rows_and_not_the_minutes_between_them(
     assert conn.execute(SLICE).fetchone() == (FEW, 2 * FEW, False)
 
 
+def test_a_new_minute_of_an_old_history_is_not_taken_for_a_day(
+    conn: psycopg.Connection, analysed: bool
+) -> None:
+    symbols = 40
+    minute = """
+        INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+        SELECT 'S' || s, '2025-01-05 00:00Z'::timestamptz + m * interval '1 minute',
+               10, 10, 10, 10, 1
+        FROM generate_series(1, %s) AS s, generate_series(%s::integer, %s) AS m"""
+    conn.execute(minute, [symbols, 1, 1500])
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    conn.execute(minute, [symbols, 1501, 1501])
+    # The sums are remembered, so the bars of the day before are not read and do not count.
+    slice_ = SLICE.replace("())", "(), slice_rows => 10 * %s)")
+    assert conn.execute(slice_, [symbols]).fetchone() == (symbols, symbols, False)
+
+
 def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analysed: bool) -> None:
     seconds = []
     for minutes in (5000, 20000):
