@@ -387,22 +387,25 @@ HOSTILE = [
     "'; DROP TABLE ohlcv_1m; --",
     '"; DROP TABLE ohlcv_1m; --',
     "%s %(symbol)s {0} {symbol}",
-    "a\nb\tc",
     "Ω≈ç√∫ 中文 🚀",
     "[bold]/[/] :smile:",
-    "\x1b[31mred\x07",
     "\\'; SELECT 1",
-    " ",
-    "x" * 2000,
+    "x" * 200,
 ]
+NO_SYMBOLS = ["a\nb\tc", "\x1b[31mred\x07", " ", "x" * 2000, ""]
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_hostile_symbols_are_names_and_nothing_else(database: str) -> None:
-    for name in (HOSTILE[0], HOSTILE[2], HOSTILE[3], HOSTILE[6], "", "\udcff"):
+    for name in HOSTILE:
         line = refusal(run_on(database, "verify", "--symbol", name))
         assert line.startswith("there are no bars and no features of ")
         assert line.isprintable()
+    for name in NO_SYMBOLS:
+        line = refusal(run_on(database, "verify", "--symbol", name))
+        assert " is no symbol: " in line
+        assert line.isprintable()
+    assert "is not valid UTF-8" in refusal(run_on(database, "verify", "--symbol", "\udcff"))
     with psycopg.connect(database, autocommit=True) as connection:
         for name in HOSTILE:
             insert_bars(connection, name, START, 3)
@@ -414,7 +417,7 @@ def test_hostile_symbols_are_names_and_nothing_else(database: str) -> None:
     done = run_on(database, "verify")
     assert (done.returncode, done.stderr) == (1, "")
     for name in HOSTILE:
-        assert (name if name.isprintable() else repr(name)) in done.stdout
+        assert name in done.stdout
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
