@@ -32,7 +32,7 @@ from benchmarks import (
 from benchmarks.harness import Result, Workbench
 from benchmarks.machine import describe
 from benchmarks.report import RESULTS, keep, text_table, write_report
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "one_minute": one_minute.run,

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.harness import Ratio, Result, Workbench, WrongResultError, free_port
 from feature_platform.database import connect
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.gaps import list_gaps
 from feature_platform.settings import PREFIX, Settings
 from feature_platform.status import symbol_status
@@ -103,7 +103,7 @@ def _dev() -> Iterator[tuple[psutil.Popen, Path, float]]:
     with tempfile.TemporaryDirectory(prefix="feature_platform-") as folder:
         Path(folder).chmod(0o711)  # or root's server would have to, and say so
         home = Path(folder, "home")
-        command = (sys.executable, "-m", "feature_platform.cli", "dev")
+        command = (sys.executable, "-m", "feature_platform.cli.app", "dev")
         began = time.monotonic()
         process = psutil.Popen(
             [*command, "--port", str(port), "--exchange-port", str(exchange_port)],

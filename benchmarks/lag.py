@@ -137,7 +137,7 @@ def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
 def _worker(bench: Workbench, connection: Connection) -> Iterator[psutil.Popen]:
     """Run a worker on a database while the body runs."""
     environment = {**os.environ, "FEATURE_PLATFORM_DATABASE_URL": bench.url_of(connection)}
-    command = (sys.executable, "-m", "feature_platform.cli", "worker")
+    command = (sys.executable, "-m", "feature_platform.cli.app", "worker")
     with psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + PATIENCE

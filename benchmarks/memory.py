@@ -123,7 +123,7 @@ def _running(
 
 def _start(environment: dict[str, str], *command: str) -> psutil.Popen:
     return psutil.Popen(
-        [sys.executable, "-m", "feature_platform.cli", *command],
+        [sys.executable, "-m", "feature_platform.cli.app", *command],
         env=environment,
         stderr=subprocess.DEVNULL,
     )

@@ -25,7 +25,7 @@ from benchmarks.harness import (
     timed,
 )
 from feature_platform.backfill import BackfillReport, backfill
-from feature_platform.exchange import Exchange, make_client
+from feature_platform.exchange.client import Exchange, make_client
 
 SYMBOL = "BTC/USDT"
 DAYS = 20
@@ -108,7 +108,7 @@ def _pages(client: Any, start: datetime, end: datetime) -> Iterator[Any]:
 @contextmanager
 def _simulator() -> Iterator[str]:
     """Simulate the exchange in a process of its own; give its URL."""
-    command = (sys.executable, "-u", "-m", "feature_platform.cli", "simulate", "--port", "0")
+    command = (sys.executable, "-u", "-m", "feature_platform.cli.app", "simulate", "--port", "0")
     with subprocess.Popen(
         [*command, "--symbols", SYMBOL],
         stdout=subprocess.PIPE,

@@ -113,7 +113,7 @@ def _newest_rows(connection: Connection) -> pa.Table:
 def _service(url: str) -> Iterator[str]:
     """Serve the database of `url` from a process of its own; give the service's URL."""
     with subprocess.Popen(
-        [sys.executable, "-m", "feature_platform.cli", "serve", "--port", "0"],
+        [sys.executable, "-m", "feature_platform.cli.app", "serve", "--port", "0"],
         env={**os.environ, "FEATURE_PLATFORM_DATABASE_URL": url},
         stderr=subprocess.PIPE,
         text=True,

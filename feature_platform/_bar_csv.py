@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from feature_platform._bar_columns import (
+from feature_platform._bar_symbols import SymbolRule
+from feature_platform.bar_columns import (
     PRICES,
     ColumnMap,
     Layout,
@@ -21,7 +22,7 @@ from feature_platform._bar_columns import (
     layout_without_header,
     looks_like_data,
 )
-from feature_platform._bar_rules import (
+from feature_platform.bar_rules import (
     ISO_TIME,
     ZONED_TIME,
     BadRow,
@@ -35,7 +36,6 @@ from feature_platform._bar_rules import (
     to_numpy,
     unit_times,
 )
-from feature_platform._bar_symbols import SymbolRule
 from feature_platform.errors import UserError
 
 # A quoted field may hold line ends, so an unclosed quote would swallow the rest of a file.

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_platform._bar_columns import PRICES, ColumnMap, layout_of_header
-from feature_platform._bar_rules import (
+from feature_platform._bar_symbols import SymbolRule, Symbols
+from feature_platform.bar_columns import PRICES, ColumnMap, layout_of_header
+from feature_platform.bar_rules import (
     NO_TIME,
     Batch,
     Floats,
@@ -25,7 +26,6 @@ from feature_platform._bar_rules import (
     to_numpy,
     unit_times,
 )
-from feature_platform._bar_symbols import SymbolRule, Symbols
 from feature_platform.errors import UserError
 
 # Pages are read through a buffer of this size rather than a whole row group at once.

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from feature_platform._bar_rules import to_numpy
+from feature_platform.bar_rules import to_numpy
 from feature_platform.errors import UserError
 
 

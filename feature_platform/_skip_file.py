@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from feature_platform._bar_rules import BadRow
+from feature_platform.bar_rules import BadRow
 from feature_platform.errors import UserError
 
 HEADER = ("file", "line", "reason", "text")

@@ -11,7 +11,7 @@ import numpy as np
 import psycopg
 
 from feature_platform.bars import MINUTE_US, Stored, moment, store_bars
-from feature_platform.exchange import (
+from feature_platform.exchange.client import (
     Exchange,
     Exchanges,
     ExchangeUnavailable,

@@ -16,7 +16,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from feature_platform._bar_rules import Floats, Ints, Mask
+from feature_platform.bar_rules import Floats, Ints, Mask
 from feature_platform.queries import queries
 
 Source = Literal["stream", "rest", "import"]

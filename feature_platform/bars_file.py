@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from feature_platform._bar_columns import ColumnMap
 from feature_platform._bar_csv import ByteStream, read_csv
 from feature_platform._bar_parquet import read_parquet
-from feature_platform._bar_rules import BadRow, Batch
 from feature_platform._bar_symbols import SymbolRule
+from feature_platform.bar_columns import ColumnMap
+from feature_platform.bar_rules import BadRow, Batch
 from feature_platform.errors import UserError
 
 __all__ = ["BATCH_ROWS", "BadRow", "Batch", "ColumnMap", "read_bars"]

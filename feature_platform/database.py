@@ -56,7 +56,7 @@ def database_url(settings: Settings | None = None, silence: float | None = None)
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     # Imported here because a configured server needs none of it.
-    from feature_platform.embedded import embedded_server
+    from feature_platform.embedded.server import embedded_server
 
     server = embedded_server(settings.home)
     server.start(silence)

@@ -15,8 +15,8 @@ import pyarrow as pa
 from psycopg.sql import SQL, Identifier
 
 from feature_platform._adbc import MOMENT, TEXTS, Reader, one, reader
-from feature_platform._near import near_names
 from feature_platform.errors import UserError
+from feature_platform.near_names import near_names
 
 if TYPE_CHECKING:
     import polars as pl

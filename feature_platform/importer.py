@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from feature_platform._bar_columns import PRICES
-from feature_platform._bar_rules import Ints
 from feature_platform._read_ahead import read_ahead
 from feature_platform._skip_file import SkipFile
+from feature_platform.bar_columns import PRICES
+from feature_platform.bar_rules import Ints
 from feature_platform.bars_file import BadRow, Batch, ColumnMap, read_bars
 from feature_platform.errors import UserError
 from feature_platform.queries import queries

@@ -1,7 +1,7 @@
 """The SQL that Python sends, by name.
 
-`sql/queries.sql` holds every statement under a line `-- name --` and a line `-- purpose`;
-nothing here or elsewhere formats a statement from strings.
+The files of `sql/queries/`, one for each consumer, hold every statement under a line `-- name --`
+and a line `-- purpose`; no code formats a statement from strings.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def parse_queries(text: str) -> dict[str, LiteralString]:
     return found
 
 
+def query_files() -> list[Path]:
+    """Return the files of statements, in the order of their names."""
+    return sorted((sql_dir() / "queries").glob("*.sql"))
+
+
 queries: Mapping[str, LiteralString] = MappingProxyType(
-    parse_queries((sql_dir() / "queries.sql").read_text(encoding="utf-8"))
+    parse_queries("".join(file.read_text(encoding="utf-8") for file in query_files()))
 )

@@ -1,8 +1,8 @@
 """The checks of the platform's database, bars and features, as they are now.
 
-Each check is one statement of `sql/queries.sql` that reads the newest hour at most, so that its
-cost does not grow with the history. No part of this module depends on Dagster: a sensor, a click
-in the UI and the tests call it alike.
+Each check is one statement of `sql/queries/validation.sql` that reads the newest hour at most, so
+that its cost does not grow with the history. No part of this module depends on Dagster: a sensor,
+a click in the UI and the tests call it alike.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from feature_platform._near import near_names
 from feature_platform.errors import UserError
+from feature_platform.near_names import near_names
 from feature_platform.queries import queries
 
 SLICE = timedelta(days=30)

@@ -19,14 +19,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from feature_platform._bell import Bell
 from feature_platform._mark_watch import MarkWatch
-from feature_platform._trouble import TroubleLog, is_disk_full
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
 from feature_platform.settings import get_settings, redact
+from feature_platform.stop_event import Bell
+from feature_platform.trouble_log import TroubleLog, is_disk_full
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ import pytest
 from psycopg import sql
 
 from feature_platform import schema
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 TIMESCALE_URL = "FEATURE_PLATFORM_TEST_TIMESCALE_URL"
 POSTGRES_URL = "FEATURE_PLATFORM_TEST_POSTGRES_URL"

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import pytest
 
-from feature_platform.embedded import embedded_server
+from feature_platform.embedded.server import embedded_server
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_processes import COMMAND, value
 

@@ -19,8 +19,8 @@ import psycopg
 import pytest
 
 import feature_platform
-from feature_platform._account import Account, run_as
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
+from feature_platform.embedded.system_user import Account, run_as
 
 CHECKOUT = Path(feature_platform.__file__).parents[1]
 
@@ -30,7 +30,7 @@ FAST = {"fsync": "off", "shared_buffers": "16MB"}
 HOLD = """
 import sys
 from pathlib import Path
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.errors import UserError
 
 server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off", "shared_buffers": "16MB"})
@@ -140,7 +140,7 @@ def normal_user() -> User:
     for python in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
         found = User(account, python)
         try:
-            with found.popen("import feature_platform.embedded") as process:
+            with found.popen("import feature_platform.embedded.server") as process:
                 process.communicate()
         except OSError:
             continue

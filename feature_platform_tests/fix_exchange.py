@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from feature_platform.clock import Clock, WallClock
-from feature_platform.exchange import Exchange, Patience
+from feature_platform.exchange.client import Exchange, Patience
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth, Truth
 

@@ -17,7 +17,7 @@ from typing import Any, LiteralString, Self
 import psycopg
 import pytest
 
-COMMAND = (sys.executable, "-W", "error", "-m", "feature_platform.cli")
+COMMAND = (sys.executable, "-W", "error", "-m", "feature_platform.cli.app")
 
 # Long enough for a machine that is busy with other things; nobody waits for it in vain.
 PATIENCE = 60.0

@@ -17,11 +17,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_platform._feed import BackOff, Kind
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect
+from feature_platform.exchange.stream import BackOff, Kind
 from feature_platform.heartbeat import FeedState, list_feeds
-from feature_platform.recorder import Recorder
+from feature_platform.recorder.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import Truth

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from feature_platform.backfill import BackfillReport, backfill_day, backfill_gaps
 from feature_platform.errors import UserError
-from feature_platform.exchange import ExchangeUnavailable
+from feature_platform.exchange.client import ExchangeUnavailable
 from feature_platform.gaps import find_gaps
 from feature_platform.orchestration import metadata
 from feature_platform.orchestration.partitions import (

@@ -10,7 +10,7 @@ import dagster as dg
 import psycopg
 
 from feature_platform.database import connect
-from feature_platform.exchange import Exchanges
+from feature_platform.exchange.client import Exchanges
 from feature_platform.origin import exchange_settings
 from feature_platform.schema import prepare
 

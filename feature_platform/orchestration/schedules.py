@@ -9,7 +9,7 @@ from feature_platform.gaps import find_gaps
 from feature_platform.orchestration.audit import audit
 from feature_platform.orchestration.jobs import repair_config, rest_backfill
 from feature_platform.orchestration.partitions import DAY, has_partition, partition_key
-from feature_platform.orchestration.requests import days_in_flight, due_days, repair_requests
+from feature_platform.orchestration.repairs import days_in_flight, due_days, repair_requests
 from feature_platform.orchestration.resources import Database
 
 # Days that an hour may ask for: what is left over is for the next hour.

@@ -22,7 +22,7 @@ from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolic
 from feature_platform.orchestration.jobs import rest_backfill
 from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
 from feature_platform.orchestration.partitions import days, has_partition, partition_key
-from feature_platform.orchestration.requests import (
+from feature_platform.orchestration.repairs import (
     MOST_IN_FLIGHT,
     days_in_flight,
     due_days,

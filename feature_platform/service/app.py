@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from feature_platform import __version__
-from feature_platform._near import near_names
-from feature_platform._trouble import TroubleLog
+from feature_platform.near_names import near_names
 from feature_platform.service import health, history, index, latest, metrics, symbols
 from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
 from feature_platform.service.database import Database, DatabaseUnavailableError
 from feature_platform.service.guard import OPEN_PATHS, Guard
+from feature_platform.trouble_log import TroubleLog
 
 _trouble = TroubleLog(logging.getLogger(__name__))
 

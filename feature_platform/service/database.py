@@ -74,7 +74,7 @@ class Database:
     async def fetch(
         self, query: str, parameters: Mapping[str, object] | None = None
     ) -> list[TupleRow]:
-        """Return the rows of a query of `queries.sql`.
+        """Return the rows of a query of `sql/queries/service.sql`.
 
         Raises DatabaseUnavailableError when they do not come in time, or cannot.
         """

@@ -16,8 +16,8 @@ import uvloop
 from starlette.types import ASGIApp
 
 from feature_platform import database as sync_database
-from feature_platform._listen import listen, url_of
 from feature_platform.errors import UserError
+from feature_platform.listening_socket import listen, url_of
 from feature_platform.schema import prepare
 from feature_platform.service.app import create_app
 from feature_platform.service.connections import LimitedConfig, Limits

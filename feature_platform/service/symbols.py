@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from feature_platform._near import near_names
+from feature_platform.near_names import near_names
 from feature_platform.service.answers import RefusedError, answer_json, refusals
 from feature_platform.service.database import Database
 

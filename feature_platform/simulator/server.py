@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from feature_platform._listen import listen, url_of
 from feature_platform.clock import Clock
 from feature_platform.errors import UserError
+from feature_platform.listening_socket import listen, url_of
 from feature_platform.settings import get_settings
 from feature_platform.simulator.binance_rest import abort_connection, create_app
 from feature_platform.simulator.binance_streams import add_streams

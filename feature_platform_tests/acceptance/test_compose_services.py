@@ -27,7 +27,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_platform.embedded import EmbeddedServer, bin_dir
+from feature_platform.embedded.server import EmbeddedServer, bin_dir
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.compose import example, image_environment, required, services
 from feature_platform_tests.fix_database import Engine

@@ -14,8 +14,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from feature_platform.demo_bars import MARKETS, write_files
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.dev.demo_bars import MARKETS, write_files
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.errors import UserError
 from feature_platform.plot import plot_features
 from feature_platform.refresh import refresh

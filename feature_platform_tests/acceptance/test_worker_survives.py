@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from feature_platform import schema
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Engine
 from feature_platform_tests.fix_embedded import (

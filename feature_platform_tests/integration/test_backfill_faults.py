@@ -15,7 +15,7 @@ import pytest
 
 from feature_platform.backfill import BackfillReport, backfill, backfill_day, backfill_gaps
 from feature_platform.clock import ManualClock
-from feature_platform.exchange import Exchange
+from feature_platform.exchange.client import Exchange
 from feature_platform.gaps import find_gaps, list_gaps
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from feature_platform.embedded import EmbeddedServer, bin_dir
-from feature_platform.logins import role_name, set_logins
+from feature_platform.embedded.server import EmbeddedServer, bin_dir
+from feature_platform.roles import role_name, set_logins
 from feature_platform.settings import Settings
 from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Databases

@@ -13,10 +13,10 @@ import numpy as np
 import psycopg
 import pytest
 
-from feature_platform._bar_writer import BarWriter
-from feature_platform._spool import Spool
 from feature_platform.bars import Bars, StreamBar, store_bars, store_stream, ts_of
 from feature_platform.heartbeat import Heartbeat, list_feeds
+from feature_platform.recorder.spool import Spool
+from feature_platform.recorder.writer import BarWriter
 from feature_platform_tests.fix_processes import value, wait_until
 from feature_platform_tests.fix_recorder import GoingDatabase, files_up_to
 

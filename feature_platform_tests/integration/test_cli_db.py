@@ -11,11 +11,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform_tests.fix_embedded import is_running
 
 SECRET = "s3cr3t"
-COMMAND = [sys.executable, "-W", "error", "-m", "feature_platform.cli"]
+COMMAND = [sys.executable, "-W", "error", "-m", "feature_platform.cli.app"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +36,7 @@ def only_line(text: str) -> str:
 
 def test_help_is_quick_to_load() -> None:
     code = (
-        "import sys, feature_platform.cli; "
+        "import sys, feature_platform.cli.app; "
         "print(*{'psycopg', 'pandas', 'pyarrow', 'matplotlib', 'pydantic'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -111,7 +111,7 @@ def test_a_venue_that_is_away_fails_the_run_and_is_noted(
 ) -> None:
     platform = platform_with_venue
     simulator.set_faults({"kind": "server_error"})
-    monkeypatch.setattr("feature_platform.exchange.Patience", quick)
+    monkeypatch.setattr("feature_platform.exchange.client.Patience", quick)
     insert_bars(platform.connection, "BTC/USDT", midnight(1), 30)
     insert_bars(platform.connection, "BTC/USDT", midnight(1) + timedelta(hours=1), 30)
     platform.connection.execute("SELECT feature_platform.find_gaps()")

@@ -61,7 +61,7 @@ def test_what_is_no_url_is_told_and_not_shown() -> None:
 
 
 def test_without_a_url_the_embedded_server_runs(tmp_path: Path) -> None:
-    from feature_platform.embedded import embedded_server
+    from feature_platform.embedded.server import embedded_server
 
     try:
         with connect() as connection:

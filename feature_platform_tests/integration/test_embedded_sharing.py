@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from feature_platform.embedded import EmbeddedServer, bin_dir, embedded_server
+from feature_platform.embedded.server import EmbeddedServer, bin_dir, embedded_server
 from feature_platform_tests.fix_embedded import (
     FAST,
     Hold,
@@ -59,7 +59,7 @@ def test_comings_and_goings_at_once_never_fail(home: Path, user: User) -> None:
 import sys
 from pathlib import Path
 import psycopg
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 for _ in range(10):
     with EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"}) as server:
@@ -137,7 +137,7 @@ def test_a_forked_child_does_not_stop_it(home: Path, user: User) -> None:
 import os, sys
 from pathlib import Path
 import psycopg
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
 server.start()
@@ -159,7 +159,7 @@ def test_a_forked_child_that_asks_for_it_keeps_it(home: Path, user: User) -> Non
     code = """
 import os, sys
 from pathlib import Path
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
 server.start()
@@ -293,7 +293,7 @@ def test_a_home_that_is_removed_meanwhile_is_no_error(home: Path) -> None:
     code = """
 import shutil, sys
 from pathlib import Path
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 
 server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
 server.start()

@@ -19,9 +19,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from feature_platform import _cluster, embedded
-from feature_platform._account import SYSTEM_USER
-from feature_platform.embedded import EmbeddedServer, bin_dir
+from feature_platform.embedded import cluster as _cluster
+from feature_platform.embedded import server as embedded
+from feature_platform.embedded.server import EmbeddedServer, bin_dir
+from feature_platform.embedded.system_user import SYSTEM_USER
 from feature_platform.errors import UserError
 from feature_platform_tests.fix_embedded import (
     FAST,

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import requests
 
-from feature_platform import _bounded_http
-from feature_platform._bounded_http import MIB, Limit
-from feature_platform._exchange_calls import retry_after
 from feature_platform.clock import Clock, ManualClock, WallClock
 from feature_platform.errors import UserError
-from feature_platform.exchange import ExchangeUnavailable, Interrupted
+from feature_platform.exchange import bounded_http as _bounded_http
+from feature_platform.exchange.bounded_http import MIB, Limit
+from feature_platform.exchange.client import ExchangeUnavailable, Interrupted
+from feature_platform.exchange.retry import retry_after
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.fix_exchange import MakeExchange, quick
 from feature_platform_tests.fix_processes import wait_until

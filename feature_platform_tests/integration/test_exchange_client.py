@@ -21,7 +21,7 @@ import pytest
 from feature_platform.bars import MINUTE_US, Bars, Stored, moment, store_bars, ts_of
 from feature_platform.clock import ManualClock
 from feature_platform.errors import UserError
-from feature_platform.exchange import Exchange, ExchangeUnavailable, Fetched
+from feature_platform.exchange.client import Exchange, ExchangeUnavailable, Fetched
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth, RecordedTruth, Truth

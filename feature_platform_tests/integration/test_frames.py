@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from feature_platform import latest, read_bars, read_features, schema
 from feature_platform.database import connect
-from feature_platform.embedded import embedded_server
+from feature_platform.embedded.server import embedded_server
 from feature_platform.errors import UserError
 from feature_platform.refresh import refresh
 from feature_platform.settings import get_settings
@@ -345,7 +345,7 @@ def test_without_polars_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = """
 import sys, feature_platform
-from feature_platform import cli
+from feature_platform.cli import app as cli
 heavy = {"pandas", "numpy", "pyarrow", "polars", "adbc_driver_postgresql", "psycopg", "matplotlib"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 from feature_platform import read_features, read_bars, latest

@@ -26,7 +26,7 @@ def run(database: str, tmp_path: Path) -> Run:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "feature_platform.cli", "import", *arguments],
+            [sys.executable, "-W", "error", "-m", "feature_platform.cli.app", "import", *arguments],
             env={**os.environ, "FEATURE_PLATFORM_DATABASE_URL": database},
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,

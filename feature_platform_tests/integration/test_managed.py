@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform_tests.fix_processes import only_line, run, run_on, value
 
 OWNER = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'"

@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from feature_platform import console, schema
+from feature_platform import schema
+from feature_platform.cli import console
 from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import policy_status

@@ -12,7 +12,7 @@ import pytest
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.heartbeat import list_feeds
-from feature_platform.recorder import Recorder
+from feature_platform.recorder.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth

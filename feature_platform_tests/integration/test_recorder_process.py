@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from feature_platform._spool import Spool
+from feature_platform.recorder.spool import Spool
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_processes import only_line, run
 from feature_platform_tests.fix_recorder import Live, RecorderProcess

@@ -13,8 +13,8 @@ from psycopg.conninfo import make_conninfo
 
 from feature_platform import latest, read_bars, read_features, schema
 from feature_platform.gaps import note_answer, note_failure
-from feature_platform.logins import ROLES, role_name
 from feature_platform.queries import sql_dir
+from feature_platform.roles import ROLES, role_name
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_dagster import Platform
 from feature_platform_tests.fix_database import Databases

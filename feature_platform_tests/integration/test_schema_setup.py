@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from feature_platform import schema
-from feature_platform.embedded import bin_dir
+from feature_platform.embedded.server import bin_dir
 from feature_platform.errors import UserError
 from feature_platform.queries import sql_dir
 

@@ -13,9 +13,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from feature_platform import schema
-from feature_platform.embedded import EmbeddedServer
-from feature_platform.logins import ROLES, role_name, set_logins
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.orchestration.instance import prepare_instance
+from feature_platform.roles import ROLES, role_name, set_logins
 from feature_platform.settings import Settings
 from feature_platform_tests.fix_processes import WorkerProcess, only_line, run, value
 

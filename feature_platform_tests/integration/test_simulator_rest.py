@@ -35,7 +35,7 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 COLUMNS = ["open", "high", "low", "close", "vol"]
 ADMIN_METHODS = ("GET", "POST", "DELETE")
-COMMAND = [sys.executable, "-W", "error", "-m", "feature_platform.cli", "simulate"]
+COMMAND = [sys.executable, "-W", "error", "-m", "feature_platform.cli.app", "simulate"]
 
 
 @pytest.fixture

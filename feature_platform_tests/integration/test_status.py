@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from feature_platform import console, schema
+from feature_platform import schema
+from feature_platform.cli import console
 from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import Counts, policy_status, row_counts, symbol_status

@@ -23,7 +23,7 @@ from feature_platform_tests.fix_processes import PATIENCE, refusal, run, wait_un
 
 SUPERVISE = """
 import os, sys
-from feature_platform._supervisor import Supervisor
+from feature_platform.dev.supervisor import Supervisor
 
 if __name__ == "__main__":
     supervisor = Supervisor()

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from feature_platform import schema
-from feature_platform.embedded import EmbeddedServer
+from feature_platform.embedded.server import EmbeddedServer
 from feature_platform_tests.fix_processes import StartWorker, insert_recent
 from feature_platform_tests.integration.test_worker_wakes import (
     MINUTE_BAR,

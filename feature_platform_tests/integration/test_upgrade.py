@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from feature_platform import schema
-from feature_platform.embedded import bin_dir
+from feature_platform.embedded.server import bin_dir
 from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_processes import insert_recent, run_on, value

@@ -60,8 +60,11 @@ def run(*command: str | Path, cwd: Path = Path("/"), **environment: str) -> str:
 def test_it_carries_the_sql(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    expected = {f"feature_platform/sql/{path.name}" for path in (CHECKOUT / "sql").iterdir()}
-    assert "feature_platform/sql/queries.sql" in expected
+    expected = {
+        f"feature_platform/{path.relative_to(CHECKOUT)}"
+        for path in (CHECKOUT / "sql").rglob("*.sql")
+    }
+    assert "feature_platform/sql/queries/core.sql" in expected
     assert expected <= names
     assert not {name for name in names if name.startswith(("sql/", "feature_platform_tests/"))}
     assert "feature_platform/py.typed" in names

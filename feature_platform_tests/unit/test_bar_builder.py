@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from feature_platform._bar_builder import BarBuilder, Heard, TradeSums
 from feature_platform.bars import StreamBar
+from feature_platform.recorder.bar_builder import BarBuilder, Heard, TradeSums
 
 MINUTE = 60_000_000
 T = 1_772_323_200_000_000  # a minute of 2026

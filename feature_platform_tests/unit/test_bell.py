@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_platform._bell import Bell
+from feature_platform.stop_event import Bell
 from feature_platform_tests.fix_processes import PATIENCE, wait_until
 
 
@@ -54,7 +54,7 @@ def test_it_leaves_no_descriptors_behind() -> None:
 STORM = """
 import signal
 import time
-from feature_platform._bell import Bell
+from feature_platform.stop_event import Bell
 
 bells = [Bell()]
 signal.signal(signal.SIGALRM, lambda *_: bells[-1].ring())
@@ -83,7 +83,7 @@ def test_no_moment_is_wrong_for_a_signal() -> None:
 
 PAUSED = """
 import signal
-from feature_platform._bell import Bell
+from feature_platform.stop_event import Bell
 
 bell = Bell()
 signal.signal(signal.SIGTERM, lambda *_: bell.ring())

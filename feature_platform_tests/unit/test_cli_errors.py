@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from feature_platform.cli import app, main
+from feature_platform.cli.app import app, main
 from feature_platform_tests.fix_processes import COMMAND, only_line, refusal, run
 
 

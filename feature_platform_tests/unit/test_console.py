@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from rich.table import Table
 
-from feature_platform import console
+from feature_platform.cli import console
 from feature_platform.heartbeat import Feed, FeedState
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import Mismatch, VerifyReport
@@ -178,7 +178,7 @@ def test_no_policy() -> None:
 
 
 PROGRAM = """
-from feature_platform import console
+from feature_platform.cli import console
 with console.progress_bar("refresh") as progress:
     progress(0, 0)
     progress(5, 10)

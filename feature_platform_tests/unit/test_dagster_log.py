@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from feature_platform._dagster_log import DagsterLog
+from feature_platform.dev.dagster_log import DagsterLog
 
 
 def record(event: str, level: str = "info", **more: object) -> str:

@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 import feature_platform
-from feature_platform.cli import app
+from feature_platform.cli.app import app
 from feature_platform.settings import PREFIX, Settings
 from feature_platform.simulator.faults import Fault
 from feature_platform.validation import CHECKS

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from feature_platform._near import near_names
+from feature_platform.near_names import near_names
 
 KNOWN = ["BTC/USDT", "ETH/USDT", "LINK/USDT", "volume_z"]
 

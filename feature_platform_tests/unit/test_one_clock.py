@@ -19,14 +19,14 @@ ALLOWED = {
     "sql/010_guard.sql": "",  # the same, and when a version of the schema was set up
     "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
     "sql/090_version.sql": "pg_get_expr",  # what old databases have instead
-    "sql/070_timescaledb.sql": "initial_start",  # a job of the database knows no other
-    "sql/queries.sql": "daemon_heartbeats",  # Dagster's own
+    "sql/070_timescaledb.sql": "",  # a job of the database has no other clock
+    "sql/queries/status.sql": "daemon_heartbeats",  # Dagster's own
     "feature_platform/orchestration/cursors.py": "time.time()",  # it ticks by the wall clock
     "feature_platform/orchestration/sensors.py": "heartbeat",
     "feature_platform/orchestration/purge.py": "before = ",  # the age of what Dagster keeps
-    "feature_platform/_exchange_calls.py": "when.replace",  # a date of HTTP
-    "feature_platform/exchange.py": "time.time()",  # whether the exchange's differs from ours
-    "feature_platform/_cluster.py": "oldest = ",  # the age of files
+    "feature_platform/exchange/retry.py": "(when - ",  # a date of HTTP
+    "feature_platform/exchange/client.py": "time.time()",  # the exchange's clock may differ
+    "feature_platform/embedded/cluster.py": "oldest = ",  # the age of files
 }
 FILES = sorted(
     path.relative_to(CHECKOUT).as_posix()

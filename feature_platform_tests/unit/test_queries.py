@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import feature_platform
-from feature_platform.queries import parse_queries, queries, sql_dir
+from feature_platform.queries import parse_queries, queries, query_files
 
 
 def test_parse() -> None:
@@ -44,7 +44,7 @@ def test_a_bad_file_is_refused(text: str, complaint: str) -> None:
 
 
 def test_every_query_says_its_purpose() -> None:
-    text = (sql_dir() / "queries.sql").read_text()
+    text = "".join(file.read_text() for file in query_files())
     with_purpose = re.findall(r"^-- (\w+) --\n-- \S", text, re.MULTILINE)
     assert with_purpose == list(queries)
 

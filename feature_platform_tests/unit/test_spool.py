@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_platform._spool import Spool
 from feature_platform.bars import StreamBar
+from feature_platform.recorder.spool import Spool
 from feature_platform_tests.fix_recorder import files_up_to
 
 FIRST = [StreamBar("BTC/USDT", 60_000_000 * at, 1.1, 2.0, 0.1, 1 / 3, 5e-17) for at in range(3)]
@@ -20,7 +20,7 @@ SECOND = [StreamBar("XRP/ETH", 0, 0.0007, 0.0007, 0.0007, 0.0007, 0.0)]
 APPEND_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from feature_platform._spool import Spool
+from feature_platform.recorder.spool import Spool
 from feature_platform.bars import StreamBar
 from feature_platform_tests.fix_recorder import files_up_to
 

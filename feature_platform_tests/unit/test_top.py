@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
+from feature_platform.cli.top import Frame, render
 from feature_platform.heartbeat import Feed, FeedState
 from feature_platform.status import PolicyStatus, SymbolStatus
-from feature_platform.top import Frame, render
 
 NOW = datetime(2026, 2, 1, 12, 30, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

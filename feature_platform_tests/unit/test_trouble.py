@@ -8,7 +8,7 @@ import logging
 import psycopg
 import pytest
 
-from feature_platform._trouble import REPEAT_SECONDS, Repeats, TroubleLog, is_disk_full
+from feature_platform.trouble_log import REPEAT_SECONDS, Repeats, TroubleLog, is_disk_full
 
 FULL = psycopg.errors.DiskFull('could not extend file "base/5/16384": No space left on device')
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_platform._bar_columns import PRICES
-from feature_platform._bar_rules import NO_TIME, Batch, Floats, Ints, Mask, Rows, judge, unit_times
+from feature_platform.bar_columns import PRICES
+from feature_platform.bar_rules import NO_TIME, Batch, Floats, Ints, Mask, Rows, judge, unit_times
 from feature_platform.bars import MINUTE_US, Bars, moment
 
 # How much of a row that cannot be stored is shown.

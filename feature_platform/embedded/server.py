@@ -34,8 +34,8 @@ from typing import Self
 import psycopg
 from psycopg import pq, sql
 
-from feature_platform._account import give_to_owner
-from feature_platform._cluster import Cluster, bin_dir
+from feature_platform.embedded.cluster import Cluster, bin_dir
+from feature_platform.embedded.system_user import give_to_owner
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 

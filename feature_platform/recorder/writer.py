@@ -14,14 +14,14 @@ import psycopg
 from psycopg.rows import TupleRow
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from feature_platform._spool import Spool
-from feature_platform._trouble import TroubleLog
 from feature_platform.bars import StreamBar, store_stream
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.heartbeat import Heartbeat, Outage, begin_heartbeats, write_heartbeats
+from feature_platform.recorder.spool import Spool
 from feature_platform.schema import prepare
 from feature_platform.settings import redact
+from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from feature_platform.database import database_url, with_clock
-from feature_platform.embedded import bin_dir
+from feature_platform.embedded.server import bin_dir
 from feature_platform.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from feature_platform import console
+from feature_platform.cli import console
 from feature_platform.importer import FileReport, ImportReport, Progress
 
 # What part of a file's time goes into reading it; the rest is the database's.

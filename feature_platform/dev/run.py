@@ -14,9 +14,9 @@ from pathlib import Path
 
 from honcho.printer import Message, Printer
 
-from feature_platform._dagster_log import DagsterLog
-from feature_platform._supervisor import Supervisor
 from feature_platform.database import connect
+from feature_platform.dev.dagster_log import DagsterLog
+from feature_platform.dev.supervisor import Supervisor
 from feature_platform.errors import UserError
 from feature_platform.orchestration.instance import instance_file, prepare_instance
 from feature_platform.origin import exchange_settings

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
-from feature_platform._bar_columns import PRICES
-from feature_platform._exchange_answer import judge_rows
+from feature_platform.bar_columns import PRICES
 from feature_platform.bars import MINUTE_US, StreamBar
+from feature_platform.exchange.response import judge_rows
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ import psutil
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from feature_platform._account import (
+from feature_platform.embedded.system_user import (
     Account,
     RunAs,
     give_to_owner,

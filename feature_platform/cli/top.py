@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from feature_platform import console
+from feature_platform.cli import console
 from feature_platform.database import connect, server_description
 from feature_platform.errors import UserError
 from feature_platform.gaps import minutes_to_account

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from typing import Any
 
-from feature_platform._trouble import Repeats
+from feature_platform.trouble_log import Repeats
 
 # What `logging` writes by itself once any library has logged without a logger of its own: from then
 # on Dagster's processes write each record a second time, in this form.

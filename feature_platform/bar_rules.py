@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_platform._bar_columns import PRICES
+from feature_platform.bar_columns import PRICES
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

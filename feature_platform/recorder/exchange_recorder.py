@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from feature_platform._bar_builder import BarBuilder, Heard, Refused, TradeSums
-from feature_platform._bar_writer import BarWriter
-from feature_platform._catch_up import CatchUp
-from feature_platform._feed import BackOff, Feed, Kind
 from feature_platform.bars import MINUTE_US, StreamBar, moment
-from feature_platform.exchange import Exchange, Patience
+from feature_platform.exchange.client import Exchange, Patience
+from feature_platform.exchange.stream import BackOff, Feed, Kind
 from feature_platform.heartbeat import FeedState, Heartbeat, Outage
+from feature_platform.recorder.bar_builder import BarBuilder, Heard, Refused, TradeSums
+from feature_platform.recorder.catch_up import CatchUp
+from feature_platform.recorder.writer import BarWriter
 from feature_platform.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import ccxt
 import numpy as np
 
-from feature_platform._bar_rules import END_SECOND, FIRST_SECOND, Ints
-from feature_platform._bounded_http import LISTS, BoundedSession, Interrupted
-from feature_platform._exchange_answer import Answer, Rejected, read_answer
-from feature_platform._exchange_calls import Calls, ExchangeUnavailable, Patience, UnknownMarket
+from feature_platform.bar_rules import END_SECOND, FIRST_SECOND, Ints
 from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
 from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
+from feature_platform.exchange.bounded_http import LISTS, BoundedSession, Interrupted
+from feature_platform.exchange.response import Answer, Rejected, read_answer
+from feature_platform.exchange.retry import Calls, ExchangeUnavailable, Patience, UnknownMarket
 from feature_platform.settings import PREFIX, Settings, get_settings
 from feature_platform.symbols import close_to, exchange_of, name_at
 

@@ -11,16 +11,16 @@ from typing import Any
 import psycopg
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from feature_platform._trouble import TroubleLog
 from feature_platform.backfill import backfill, backfill_known
 from feature_platform.bars import moment
 from feature_platform.clock import Clock
 from feature_platform.database import connect
 from feature_platform.errors import UserError
-from feature_platform.exchange import Exchange, ExchangeUnavailable, Interrupted
+from feature_platform.exchange.client import Exchange, ExchangeUnavailable, Interrupted
 from feature_platform.gaps import due_gaps, find_gaps
 from feature_platform.queries import queries
 from feature_platform.settings import redact
+from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
 

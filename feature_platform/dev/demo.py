@@ -15,9 +15,11 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from rich.table import Table
 
-from feature_platform import console, demo_bars, schema
+from feature_platform import schema
+from feature_platform.cli import console
 from feature_platform.database import connect, server_description
-from feature_platform.embedded import EmbeddedServer, embedded_server
+from feature_platform.dev import demo_bars
+from feature_platform.embedded.server import EmbeddedServer, embedded_server
 from feature_platform.errors import UserError
 from feature_platform.importer import FileReport, ImportReport, Progress, import_bars
 from feature_platform.plot import plot_features

@@ -22,11 +22,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from feature_platform._bounded_http import BARS, MIB
-from feature_platform._exchange_calls import describe
 from feature_platform.clock import Clock
 from feature_platform.errors import UserError
-from feature_platform.exchange import (
+from feature_platform.exchange.bounded_http import BARS, MIB
+from feature_platform.exchange.client import (
     TIMEFRAME,
     Exchange,
     ExchangeUnavailable,
@@ -34,6 +33,7 @@ from feature_platform.exchange import (
     Patience,
     make_client,
 )
+from feature_platform.exchange.retry import describe
 from feature_platform.settings import PREFIX
 from feature_platform.symbols import name_at
 

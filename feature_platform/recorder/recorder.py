@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from feature_platform._bar_writer import BarWriter
-from feature_platform._exchange_recorder import ExchangeRecorder
-from feature_platform._feed import BackOff, Kind
-from feature_platform._spool import Spool
 from feature_platform.database import connect
 from feature_platform.errors import UserError
-from feature_platform.exchange import Patience
+from feature_platform.exchange.client import Patience
+from feature_platform.exchange.stream import BackOff, Kind
 from feature_platform.origin import exchange_settings
+from feature_platform.recorder.exchange_recorder import ExchangeRecorder
+from feature_platform.recorder.spool import Spool
+from feature_platform.recorder.writer import BarWriter
 from feature_platform.schema import prepare
 from feature_platform.settings import PREFIX, Settings, get_settings
 from feature_platform.symbols import exchange_of

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "feature-platform"
 
-_log = logging.getLogger("feature_platform.cli")  # whatever name this module is run by
+_log = logging.getLogger("feature_platform.cli.app")  # whatever name this module is run by
 
 # What a mistake on the command line raises: typer's own, or click's with an older typer.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -202,8 +202,9 @@ def import_command(
     column_symbol: _Column = None,
 ) -> None:
     """Store the bars of files, each whole or not at all; equal bars are left alone."""
-    from feature_platform import _import_view, console
     from feature_platform.bars_file import ColumnMap
+    from feature_platform.cli import console
+    from feature_platform.cli import import_view as _import_view
     from feature_platform.importer import import_bars
 
     columns = ColumnMap(
@@ -236,7 +237,7 @@ def refresh_command(
     force: Annotated[bool, typer.Option("--force", help="Recompute clean rows too.")] = False,
 ) -> None:
     """Bring the features up to date with the bars, now."""
-    from feature_platform import console
+    from feature_platform.cli import console
     from feature_platform.refresh import refresh
 
     with _database() as connection, console.progress_bar("refresh") as progress:
@@ -254,7 +255,7 @@ def verify_command(
     end: End = None,
 ) -> None:
     """Recompute every row from the bars and compare; exit status 1 where one differs."""
-    from feature_platform import console
+    from feature_platform.cli import console
     from feature_platform.verify import verify
 
     with _database() as connection, console.progress_bar("verify") as progress:
@@ -275,7 +276,8 @@ def status_command(
     ] = True,
 ) -> None:
     """Show what each symbol has, how the refresh policy does, and the database in use."""
-    from feature_platform import console, status
+    from feature_platform import status
+    from feature_platform.cli import console
     from feature_platform.clock import SimulatedClock
     from feature_platform.database import connect_briefly, server_description
     from feature_platform.heartbeat import list_feeds
@@ -313,7 +315,7 @@ def top_command(
     once: Annotated[bool, typer.Option("--once", help="Print one frame, of all symbols.")] = False,
 ) -> None:
     """Watch symbols, lag, dirty rows, gaps and policy, the worst first, until Ctrl-C."""
-    from feature_platform.top import run_top
+    from feature_platform.cli.top import run_top
 
     run_top(interval, once)
 
@@ -326,7 +328,7 @@ def gaps_command(
     ] = None,
 ) -> None:
     """Account for every minute up to now, and list those without a bar, with the reason."""
-    from feature_platform import console
+    from feature_platform.cli import console
     from feature_platform.gaps import find_all_gaps, list_gaps, parse_states
 
     states = parse_states(state or [])
@@ -352,9 +354,9 @@ def backfill_command(
     end: End = None,
 ) -> None:
     """Fetch bars over REST and store them; exit status 1 where the exchange did not answer."""
-    from feature_platform import console
     from feature_platform.backfill import backfill
-    from feature_platform.exchange import Exchanges, ExchangeUnavailable
+    from feature_platform.cli import console
+    from feature_platform.exchange.client import Exchanges, ExchangeUnavailable
     from feature_platform.origin import exchange_settings
 
     with (
@@ -406,7 +408,7 @@ def record_command(
     ] = 2,
 ) -> None:
     """Write the configured symbols' bars as they are closed, by the exchange's stream."""
-    from feature_platform.recorder import run_recorder
+    from feature_platform.recorder.recorder import run_recorder
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
     if not run_recorder(timedelta(days=days)):
@@ -423,7 +425,7 @@ def dev_command(
     ] = False,
 ) -> None:
     """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
-    from feature_platform.dev import run_dev
+    from feature_platform.dev.run import run_dev
 
     verbose = logging.getLogger("feature_platform").level == logging.INFO
     raise typer.Exit(run_dev(port, exchange_port, days, two=two_exchanges, verbose=verbose))
@@ -437,7 +439,7 @@ def demo_command(
     ] = None,
 ) -> None:
     """Import, refresh, repair and verify in a database of its own, and show what was done."""
-    from feature_platform.demo import run_demo
+    from feature_platform.dev.demo import run_demo
     from feature_platform.settings import get_settings
 
     if not run_demo(get_settings().home, files or []):
@@ -527,7 +529,7 @@ def simulate_command(
 def db_url() -> None:
     """Print the URL of the database, its password included."""
     from feature_platform.database import database_url
-    from feature_platform.embedded import embedded_server
+    from feature_platform.embedded.server import embedded_server
     from feature_platform.settings import get_settings
 
     typer.echo(database_url())
@@ -549,7 +551,7 @@ def db_psql(
     ] = None,
 ) -> None:
     """Open PostgreSQL's shell on the database."""
-    from feature_platform.psql import run_psql
+    from feature_platform.cli.psql import run_psql
 
     raise typer.Exit(run_psql(arguments or []))
 
@@ -567,7 +569,7 @@ def db_apply(
     """Set up the database, or bring its set-up up to date; it may be done again at any time."""
     from feature_platform import schema
     from feature_platform.database import connect, server_description
-    from feature_platform.logins import missing_roles
+    from feature_platform.roles import missing_roles
 
     with connect() as connection:
         schema.apply(connection, simulated=simulated)
@@ -585,7 +587,7 @@ def db_apply(
 def db_logins() -> None:
     """Let the roles log in, each with its password from FEATURE_PLATFORM_<ROLE>_PASSWORD."""
     from feature_platform.database import connect
-    from feature_platform.logins import set_logins
+    from feature_platform.roles import set_logins
 
     with connect() as connection:
         names = set_logins(connection)

@@ -1,0 +1,3 @@
+"""The command line: `feature-platform`."""
+
+from __future__ import annotations

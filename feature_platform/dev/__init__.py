@@ -1,0 +1,3 @@
+"""`make dev` and `make demo`: everything on one machine."""
+
+from __future__ import annotations

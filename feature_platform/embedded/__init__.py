@@ -1,0 +1,3 @@
+"""The embedded PostgreSQL server."""
+
+from __future__ import annotations

@@ -1,0 +1,162 @@
+-- Statements of connections, the embedded server, set-up, roles and origin.
+
+-- ==== database.py ====
+-- database_session --
+-- Wait for no lock for ever.
+SET lock_timeout = '30s';
+
+-- server_capabilities --
+-- The version and licence of TimescaleDB in this database, NULL where it is not installed.
+SELECT extversion AS timescaledb_version,
+       current_setting('timescaledb.license', true) AS timescaledb_license
+  FROM (VALUES (1)) AS one
+  LEFT JOIN pg_extension ON extname = 'timescaledb';
+
+
+-- ==== embedded.py ====
+-- database_exists --
+-- A row if the server has a database of this name.
+SELECT 1 FROM pg_database WHERE datname = %(name)s;
+
+
+-- ---- import ----
+
+-- import_check_table --
+-- Fail where there is no table of bars, before a long file is read for nothing.
+SELECT FROM public.ohlcv_1m LIMIT 0;
+
+-- import_create_staging --
+-- Where the rows of one file wait until all of them are known to be good; row_number is their place in the file.
+CREATE TEMPORARY TABLE import_bar (
+    row_number bigint,
+    symbol_id  integer,
+    ts         timestamptz,
+    open       double precision,
+    high       double precision,
+    low        double precision,
+    close      double precision,
+    vol        double precision
+) ON COMMIT DROP;
+
+-- import_copy --
+-- Fill the staging table.
+COPY pg_temp.import_bar (row_number, symbol_id, ts, open, high, low, close, vol) FROM STDIN (FORMAT binary);
+
+-- import_find_repeats --
+-- The rows whose symbol and time an earlier row of the file has, and whether their values differ from it.
+CREATE TEMPORARY TABLE import_repeat ON COMMIT DROP AS
+SELECT row_number, first_row, differs
+  FROM (SELECT row_number,
+               first_value(row_number) OVER same AS first_row,
+               (open, high, low, close, vol) IS DISTINCT FROM
+               (first_value(open) OVER same, first_value(high) OVER same, first_value(low) OVER same,
+                first_value(close) OVER same, first_value(vol) OVER same) AS differs
+          FROM pg_temp.import_bar
+        WINDOW same AS (PARTITION BY symbol_id, ts ORDER BY row_number)) AS staged
+ WHERE row_number <> first_row;
+
+-- import_count_repeats --
+-- How many repeat the values of the earlier row, and how many contradict them.
+SELECT count(*) FILTER (WHERE NOT differs), count(*) FILTER (WHERE differs) FROM pg_temp.import_repeat;
+
+-- import_conflicts --
+-- The rows that contradict an earlier one, in the file's order.
+SELECT row_number, first_row FROM pg_temp.import_repeat WHERE differs ORDER BY row_number;
+
+-- import_delete_repeats --
+-- Leave the first row of each symbol and time in the staging table.
+DELETE FROM pg_temp.import_bar b USING pg_temp.import_repeat r WHERE b.row_number = r.row_number;
+
+-- import_overlaps --
+-- Whether bars are stored already between the first and the last staged one of any symbol.
+SELECT EXISTS (
+    SELECT FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
+                AS staged (symbol, first, last)
+     WHERE EXISTS (SELECT FROM public.ohlcv_1m b
+                    WHERE b.symbol = staged.symbol COLLATE "C" AND b.ts BETWEEN staged.first AND staged.last));
+
+-- import_insert_in_order --
+-- Store the staged bars where none was, of one symbol and in the order of time: the common case, a fifth faster.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
+SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s, (SELECT feature_platform.clock()) FROM pg_temp.import_bar;
+
+-- import_insert --
+-- Store the staged bars where none was, in any order: half the time of an upsert.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
+SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
+  FROM pg_temp.import_bar i
+  JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
+ ORDER BY s.symbol COLLATE "C", i.ts;
+
+-- import_analyze --
+-- Tell the planner what is staged, before the join with what is stored.
+ANALYZE pg_temp.import_bar;
+
+-- import_upsert --
+-- Store the staged bars that are new or differ from what is stored; count both. Equal rows are not even locked.
+WITH changed AS (
+    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)
+    SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
+      FROM pg_temp.import_bar i
+      JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
+      LEFT JOIN public.ohlcv_1m o
+             ON o.symbol = s.symbol COLLATE "C" AND o.ts = i.ts
+            AND o.ts BETWEEN (SELECT min(f) FROM unnest(%(first)s::timestamptz[]) AS f)
+                         AND (SELECT max(l) FROM unnest(%(last)s::timestamptz[]) AS l)
+     WHERE o.symbol IS NULL
+        OR (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+     ORDER BY s.symbol COLLATE "C", i.ts
+    ON CONFLICT (symbol, ts) DO UPDATE
+       SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+           vol = excluded.vol, source = excluded.source, inserted_at = excluded.inserted_at
+     WHERE (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
+           (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
+    RETURNING b.xmax = 0 AS is_new
+)
+SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed;
+
+
+-- ==== schema.py ====
+-- schema_is_applied --
+-- Whether any version of the schema has been set up in this database.
+SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
+
+-- schema_version --
+-- The version of the schema that is set up here.
+SELECT max(version) FROM feature_platform.schema_version;
+
+-- schema_set_up_as --
+-- Have the set-up make this a simulated or a real database, and wait for a table first.
+SELECT set_config('feature_platform.set_up_as', %(origin)s, true), set_config('feature_platform.lock_first', %(lock_first)s, true);
+
+-- schema_is_simulated --
+-- Whether this database was set up for simulated bars.
+SELECT simulated FROM feature_platform.database_origin;
+
+
+-- ==== origin.py ====
+-- origin_exchange --
+-- The exchange that this database's bars without a prefix come from, and the URLs of simulated exchanges.
+SELECT exchange, exchange_url FROM feature_platform.database_origin;
+
+-- origin_claim_exchange --
+-- Keep an exchange where none is kept yet; the one that is kept.
+SELECT feature_platform.claim_exchange(%(exchange)s, %(url)s);
+
+
+-- ==== forget.py ====
+-- forget_recorded_until --
+-- When a recorder last wrote that it records a symbol; no row where none does.
+SELECT beat_at FROM feature_platform.heartbeat WHERE symbol = %(symbol)s AND state NOT IN ('not_recorded', 'stopped')
+   AND beat_at > feature_platform.clock() - interval '1 minute';
+
+-- forget_symbol --
+-- Delete all of a symbol; how many bars and feature rows it had.
+SELECT bars, features FROM feature_platform.forget_symbol(%(symbol)s);
+
+
+-- ==== logins.py ====
+-- roles_missing --
+-- Which of these roles the server does not have.
+SELECT name FROM unnest(%(names)s::text[]) WITH ORDINALITY AS r (name, place)
+ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r.name) ORDER BY place;

@@ -1,0 +1,83 @@
+-- Statements of the recorder: bars of streams and heartbeats.
+
+-- recorder_store --
+-- Store bars of a stream, of any markets, none twice: new ones, and corrections of what a stream said before. What the exchange
+-- said over REST, or a file, is left as it is; where it differs, symbol and time are returned for the exchange to be asked again.
+WITH incoming AS (
+    SELECT symbol COLLATE "C" AS symbol, '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, us, open, high, low, close, vol
+      FROM unnest(%(symbol)s::text[], %(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[],
+                  %(low)s::double precision[], %(close)s::double precision[], %(vol)s::double precision[])
+           AS bar (symbol, us, open, high, low, close, vol)
+), differing AS MATERIALIZED (
+    SELECT i.*, o.source
+      FROM incoming i
+      LEFT JOIN public.ohlcv_1m o
+             ON o.symbol = i.symbol AND o.ts = i.ts AND o.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+     WHERE o.symbol IS NULL
+        OR (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+), changed AS (
+    INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source)
+    SELECT d.symbol, d.ts, d.open, d.high, d.low, d.close, d.vol, 'stream'
+      FROM differing d WHERE d.source IS NULL OR d.source = 'stream'
+     ORDER BY d.symbol, d.ts
+    ON CONFLICT (symbol, ts) DO UPDATE
+       SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+           vol = excluded.vol, inserted_at = excluded.inserted_at
+     WHERE b.source = 'stream'
+       AND (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
+           (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
+    RETURNING b.xmax = 0 AS is_new
+)
+SELECT (SELECT count(*) FILTER (WHERE is_new) FROM changed), (SELECT count(*) FILTER (WHERE NOT is_new) FROM changed),
+       coalesce(array_agg(d.symbol), '{}'), coalesce(array_agg(d.us), '{}')
+  FROM differing d WHERE d.source <> 'stream';
+
+-- recorder_newest --
+-- When the newest bar of a symbol before a moment began.
+SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s AND ts < %(before)s ORDER BY ts DESC LIMIT 1;
+
+-- heartbeat_begin --
+-- A recorder begins with some symbols: the outage since the last beat of the one before, and the symbols that are recorded no more.
+WITH last AS (
+    SELECT max(beat_at) AS at FROM feature_platform.heartbeat WHERE state <> 'not_recorded'
+), outage AS (
+    INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
+    SELECT last.at, feature_platform.clock(), 'no recorder was running' FROM last WHERE last.at < feature_platform.clock()
+), ended AS (
+    UPDATE feature_platform.heartbeat SET state = 'not_recorded', state_at = beat_at, connected_at = NULL
+     WHERE symbol <> ALL (%(symbols)s) AND state <> 'not_recorded'
+)
+INSERT INTO feature_platform.heartbeat AS h (symbol, exchange, state, state_at, first_at, beat_at)
+SELECT symbol, exchange, 'down', now.at, now.at, now.at
+  FROM unnest(%(symbols)s::text[], %(exchanges)s::text[]) AS s (symbol, exchange) CROSS JOIN feature_platform.clock() AS now (at)
+ ORDER BY symbol
+ON CONFLICT (symbol) DO UPDATE
+   SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL, beat_at = excluded.beat_at,
+       refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END;
+
+-- heartbeat_outages --
+-- Note outages that are over, and forget what is long past.
+WITH gone AS (
+    DELETE FROM feature_platform.feed_outage WHERE to_at < feature_platform.clock() - interval '30 days'
+)
+INSERT INTO feature_platform.feed_outage (from_at, to_at, reason, exchange)
+SELECT least(from_at, to_at), to_at, reason, exchange
+  FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[], %(exchange)s::text[]) AS o (from_at, to_at, reason, exchange);
+
+-- heartbeat_write --
+-- What is heard of each market now.
+UPDATE feature_platform.heartbeat h
+   SET state = b.state, state_at = b.state_at, connected_at = b.connected_at, heard_at = coalesce(b.heard_at, h.heard_at),
+       bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error, last_error_at = b.last_error_at,
+       beat_at = feature_platform.clock()
+  FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
+              %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(refused)s::bigint[], %(last_error)s::text[],
+              %(last_error_at)s::timestamptz[])
+       AS b (symbol, state, state_at, connected_at, heard_at, bar_at, refused, last_error, last_error_at)
+ WHERE h.symbol = b.symbol;
+
+-- heartbeat_list --
+-- What the recorder hears of each market.
+SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused, last_error,
+       extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS age
+  FROM feature_platform.heartbeat ORDER BY symbol;

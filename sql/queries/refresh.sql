@@ -1,0 +1,81 @@
+-- Statements of refreshes and of the worker.
+
+-- ==== refresh.py ====
+-- refresh_read_committed --
+-- Make a slice see what was committed up to each of its statements, whatever the database's default is.
+SET default_transaction_isolation = 'read committed';
+
+-- refresh_bounds --
+-- A refresh window as the engine takes it, as text since its ends may be infinite, and the newest mark that it is to see.
+SELECT coalesce(feature_platform.bucket_from(%(start)s), '-infinity')::text AS window_lo,
+       least(coalesce(feature_platform.bucket_from(%(end)s), 'infinity'), feature_platform.due_until())::text AS window_hi;
+
+-- refresh_mark_window --
+-- Mark all of a window dirty.
+SELECT feature_platform.mark_window(%(window_lo)s::timestamptz, %(window_hi)s::timestamptz);
+
+-- refresh_todo --
+-- The newest mark, and about how many minutes are dirty in a window.
+SELECT feature_platform.dirty_horizon() AS horizon,
+       coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0) AS minutes
+  FROM feature_platform.dirty d
+ CROSS JOIN unnest(d.buckets * tstzmultirange(tstzrange(
+           %(window_lo)s::timestamptz, greatest(%(window_lo)s::timestamptz, %(window_hi)s::timestamptz)))) AS r;
+
+-- refresh_slice --
+-- Bring one slice of a window up to date.
+SELECT symbols, minutes, rows_written, more
+  FROM feature_platform.refresh_slice(%(window_lo)s::timestamptz, %(window_hi)s::timestamptz, %(horizon)s);
+
+
+-- ==== worker.py ====
+-- worker_session --
+-- Wait for no lock for long: a worker that waits cannot be stopped.
+SET lock_timeout = '2s';
+
+-- worker_claim --
+-- Be the one worker of this database, to the end of the session.
+SELECT feature_platform.claim_runner('worker');
+
+-- worker_look --
+-- The newest mark, committed or not, and the transactions that are running. The snapshot is older than the mark.
+SELECT feature_platform.dirty_horizon() AS mark,
+       ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) AS xid) AS running;
+
+-- worker_any_due --
+-- Whether rows are due by a mark after this one.
+SELECT EXISTS (
+    SELECT FROM feature_platform.dirty_log l
+     WHERE l.id > %(after)s AND lower(l.buckets) < feature_platform.due_until(p.end_offset))
+  FROM feature_platform.policy p;
+
+-- worker_next_run --
+-- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a multiple of
+-- schedule_interval since the epoch, when the minute before is closed. Then which rows are due, and seconds until there are
+-- more. No row where there is no policy.
+SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00') + step - now.at)::double precision AS next_run,
+       due.until AS due, extract(epoch FROM due.until + greatest(end_offset, '1 minute') - now.at)::double precision AS next_due
+  FROM feature_platform.policy
+ CROSS JOIN LATERAL make_interval(secs => extract(epoch FROM schedule_interval)) AS step -- months cannot be binned
+ CROSS JOIN LATERAL feature_platform.due_until(end_offset) AS due (until)
+ CROSS JOIN feature_platform.clock() AS now (at);
+
+-- worker_begin --
+-- Begin a run of the policy.
+SELECT feature_platform.policy_begin('worker') AS run_id, feature_platform.dirty_horizon() AS horizon, feature_platform.clock() AS began;
+
+-- worker_step --
+-- One slice of a run; whether there is more.
+SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
+
+-- worker_wake --
+-- One slice of what is due by now, after a run; whether there is more than that.
+SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon(), woken => true);
+
+-- worker_end --
+-- End a run.
+SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
+
+-- worker_run --
+-- What a run did.
+SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run WHERE id = %(run_id)s;

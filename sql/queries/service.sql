@@ -1,0 +1,100 @@
+-- Statements of the model service.
+
+-- service_session --
+-- Have a session of the service give up on time, write nothing, and tell time in UTC.
+SELECT set_config('statement_timeout', %(statement_timeout)s, false), set_config('default_transaction_read_only', 'on', false),
+       set_config('timezone', 'UTC', false);
+
+-- service_latest --
+-- The newest row of each of some symbols, and how many seconds ago its minute ended.
+SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
+       f.parkinson_vol, extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
+  FROM unnest(%(symbols)s::text[]) AS asked (symbol)
+ CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
+                      WHERE f.symbol = asked.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+
+-- service_rows --
+-- Some rows of one symbol, from start to end, in the order of time.
+SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
+  FROM public.features_1m
+ WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
+ ORDER BY bucket LIMIT %(rows)s;
+
+-- service_next_start --
+-- The minute of the row that comes after so many, from start to end; no row where there are no more.
+SELECT bucket
+  FROM public.features_1m
+ WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
+ ORDER BY bucket OFFSET %(rows)s LIMIT 1;
+
+-- service_symbol_is_known --
+-- Whether a symbol has feature rows; the table is asked only for symbols that ever had a bar.
+SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = %(symbol)s)
+            THEN (SELECT true FROM public.features_1m f
+                   WHERE f.symbol = %(symbol)s ORDER BY f.bucket DESC LIMIT 1) IS NOT NULL
+            ELSE false END;
+
+-- service_known_symbols --
+-- The symbols that have feature rows, for an error to propose the nearest.
+SELECT symbol FROM feature_platform.feature_symbol LIMIT 5000;
+
+-- service_symbols --
+-- Every symbol that has feature rows, its first and last one, and how many seconds ago the last one's minute ended.
+SELECT s.symbol, ends.first, ends.last,
+       extract(epoch FROM feature_platform.clock() - ends.last - interval '1 minute')::double precision AS age_seconds
+  FROM feature_platform.feature_symbol s
+ CROSS JOIN LATERAL (
+       SELECT (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first,
+              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last
+ ) AS ends
+ ORDER BY s.symbol;
+
+-- service_dirty --
+-- How many rows are dirty, and for how many seconds the oldest has been.
+SELECT coalesce(sum(rows_dirty), 0)::bigint,
+       coalesce(extract(epoch FROM feature_platform.clock() - min(marked_at)), 0)::double precision
+  FROM feature_platform.dirty;
+
+-- service_gaps --
+-- The minutes of the last 24 hours without a bar, by state, by the index of gaps.
+WITH day AS MATERIALIZED (
+    SELECT at - interval '24 hours' AS since, at AS until FROM feature_platform.clock() AS now (at)
+), gap AS (
+    SELECT g.state, extract(epoch FROM least(g.end_ts, day.until) - greatest(g.start_ts, day.since)) / 60 AS minutes
+      FROM day CROSS JOIN feature_platform.gap_watermark w
+     CROSS JOIN LATERAL (
+           (SELECT g.* FROM public.ohlcv_1m_gaps g -- the one that may reach into the day
+             WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts < day.since ORDER BY g.start_ts DESC LIMIT 1)
+           UNION ALL
+           SELECT g.* FROM public.ohlcv_1m_gaps g
+            WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts >= day.since AND g.start_ts < day.until) AS g
+     WHERE g.end_ts > day.since
+)
+SELECT s.state, coalesce(sum(gap.minutes), 0)::double precision
+  FROM unnest('{open,quiet,unavailable}'::text[]) AS s (state)
+  LEFT JOIN gap ON gap.state = s.state
+ GROUP BY s.state ORDER BY s.state;
+
+-- service_policy --
+-- Whether there is a policy, and its last run: when it began, how many seconds it took, what it wrote.
+SELECT EXISTS (SELECT FROM feature_platform.policy), extract(epoch FROM run.started_at)::double precision,
+       extract(epoch FROM run.finished_at - run.started_at)::double precision, run.rows_written
+  FROM (VALUES (1)) AS one
+  LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r ORDER BY r.id DESC LIMIT 1) AS run ON true;
+
+-- service_policy_runs --
+-- How the runs of the last hour ended, of the last thousand.
+SELECT o.outcome, count(r.id)
+  FROM unnest('{ok,failed,unfinished}'::text[]) AS o (outcome)
+  LEFT JOIN (SELECT id, started_at,
+                    CASE WHEN error IS NOT NULL THEN 'failed' WHEN finished_at IS NULL THEN 'unfinished' ELSE 'ok' END AS outcome
+               FROM feature_platform.policy_run ORDER BY id DESC LIMIT 1000) AS r
+         ON r.outcome = o.outcome AND r.started_at > feature_platform.clock() - interval '1 hour'
+ GROUP BY o.outcome ORDER BY o.outcome;
+
+-- service_recorder --
+-- What the recorder said last of each market, and for how many seconds it and the market have been silent.
+SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,
+       extract(epoch FROM feature_platform.clock() - heard_at)::double precision AS heard_age, refused
+  FROM feature_platform.heartbeat
+ ORDER BY symbol;
