@@ -11,11 +11,12 @@ import psycopg
 from psycopg.rows import class_row
 
 from feature_platform.errors import UserError
+from feature_platform.near_names import near_names
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 
-State = Literal["open", "filled", "quiet", "unavailable"]
-STATES: tuple[State, ...] = ("open", "filled", "quiet", "unavailable")
+State = Literal["open", "filled", "quiet", "unavailable", "not_recorded"]
+STATES: tuple[State, ...] = ("open", "filled", "quiet", "unavailable", "not_recorded")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ def parse_states(names: Sequence[str]) -> list[State]:
         wrong = next(name for name in names if name not in STATES)
         raise UserError(f"{wrong!r} is no state of a gap: use one of {', '.join(STATES)}")
     return found
+
+
+def check_known(connection: psycopg.Connection[Any], symbol: str) -> None:
+    """Raise UserError, with the nearest names, where a symbol has neither bars nor gaps."""
+    known = [row[0] for row in connection.execute(queries["bar_symbols"])]
+    if symbol not in known and not list_gaps(connection, symbol):
+        raise UserError(
+            f"there are no bars of {symbol!r}{near_names(symbol, known)}:"
+            " `feature-platform status` lists the symbols"
+        )
 
 
 def find_gaps(connection: psycopg.Connection[Any]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from feature_platform.errors import UserError
+from feature_platform.near_names import near_names
 
 LONGEST = 200  # characters
 
@@ -80,7 +81,7 @@ def check_exchange(exchange: str, where: str) -> None:
     import ccxt  # takes half a second, and most symbols have no prefix
 
     if exchange not in ccxt.exchanges:
-        hint = close_to(exchange, ccxt.exchanges)
+        hint = near_names(exchange, ccxt.exchanges)
         raise ValueError(f"{where!r}: ccxt knows no exchange {exchange!r}{hint}")
 
 
@@ -106,11 +107,3 @@ def exchange_of(symbol: str, configured: str) -> str:
 def name_at(exchange: str, symbol: str) -> str:
     """Return a symbol by its exchange's own name for it."""
     return symbol.removeprefix(f"{exchange}:")
-
-
-def close_to(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is nearest to one, empty where none is near."""
-    import difflib
-
-    near = difflib.get_close_matches(name.lower(), list(known), 1)
-    return f"; is it {near[0]}?" if near else ""

@@ -13,15 +13,26 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
     last_error      text,
     feed            text,
     CONSTRAINT ohlcv_1m_gaps_range_check CHECK (start_ts < end_ts),
-    CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable'))
+    CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable', 'not_recorded'))
 );
 ALTER TABLE public.ohlcv_1m_gaps ADD COLUMN IF NOT EXISTS feed text;    -- of a database that was set up before there was a recorder
+-- Of a database that was set up when minutes of a symbol that is no longer recorded were `open`.
+DO $$
+BEGIN
+    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE conrelid = 'public.ohlcv_1m_gaps'::regclass AND conname = 'ohlcv_1m_gaps_state_check') NOT LIKE '%not\_recorded%' THEN
+        ALTER TABLE public.ohlcv_1m_gaps DROP CONSTRAINT ohlcv_1m_gaps_state_check,
+            ADD CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable', 'not_recorded'));
+    END IF;
+END
+$$;
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state <> 'filled';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
+CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_not_recorded_idx ON public.ohlcv_1m_gaps (symbol) WHERE state = 'not_recorded';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_filled_idx ON public.ohlcv_1m_gaps (changed_at) WHERE state = 'filled';
-COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet or unavailable.';
+COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet, unavailable or not_recorded.';
 COMMENT ON COLUMN public.ohlcv_1m_gaps.feed IS 'What the recorder heard in these minutes when they were found to be missing: alive, all was heard, so that nothing was traded or the venue is late; dead; NULL: no recorder was at work.';
-COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the venue answered and had no trades; unavailable: the venue would not answer.';
+COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the exchange answered and had no trades; unavailable: the exchange did not answer; not_recorded: the symbol was no longer in the settings.';
 
 -- What is missing of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so that of those before the
 -- range only the last can reach into it: the others are not read.
@@ -134,7 +145,8 @@ END;
 COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS 'Gives a part of one gap another state.';
 
 -- Brings the gaps of one symbol in line with its bars over these minutes: a listed minute that has a bar becomes `filled`, a
--- minute without one that is not listed becomes `open`, everything else stays as it was.
+-- minute without one that is not listed becomes `open` (`not_recorded` where its symbol was no longer recorded), everything else
+-- stays as it was.
 CREATE OR REPLACE FUNCTION feature_platform.account_minutes(account_symbol text, minutes tstzmultirange) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -176,22 +188,23 @@ BEGIN
         SELECT range_agg(tstzrange(g.start_ts, g.end_ts)) AS minutes
         FROM unnest(minutes) AS r CROSS JOIN LATERAL feature_platform.gaps_in(account_symbol, lower(r), upper(r)) AS g
     ), fresh AS MATERIALIZED (
-        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, f.feed, before.id AS follows
+        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, nullif(f.feed, 'not_recorded') AS feed, now.state, before.id AS follows
         FROM missing m CROSS JOIN known k
         CROSS JOIN LATERAL unnest(m.minutes - coalesce(k.minutes, '{}')) AS r
         CROSS JOIN LATERAL feature_platform.feed_in(account_symbol, r) AS f
+        CROSS JOIN LATERAL (SELECT CASE WHEN f.feed = 'not_recorded' THEN 'not_recorded' ELSE 'open' END AS state) AS now
         LEFT JOIN LATERAL (
             SELECT p.* FROM public.ohlcv_1m_gaps p
             WHERE p.symbol = account_symbol AND p.state <> 'filled' AND p.start_ts < lower(f.part)
             ORDER BY p.start_ts DESC LIMIT 1
-        ) AS before ON before.state = 'open' AND before.end_ts = lower(f.part) AND before.feed IS NOT DISTINCT FROM f.feed
+        ) AS before ON before.state = now.state AND before.end_ts = lower(f.part) AND before.feed IS NOT DISTINCT FROM nullif(f.feed, 'not_recorded')
     ), grown AS (
         -- An outage that goes on is one gap.
         UPDATE public.ohlcv_1m_gaps g SET end_ts = f.end_ts, changed_at = feature_platform.clock()
         FROM fresh f WHERE g.id = f.follows
     )
-    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, feed)
-    SELECT account_symbol, f.start_ts, f.end_ts, f.feed FROM fresh f WHERE f.follows IS NULL ORDER BY f.start_ts;
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, feed)
+    SELECT account_symbol, f.start_ts, f.end_ts, f.state, f.feed FROM fresh f WHERE f.follows IS NULL ORDER BY f.start_ts;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS 'Brings the gaps of one symbol in line with its bars.';
@@ -211,9 +224,23 @@ DECLARE
     from_ts timestamptz;
     now_minutes tstzmultirange;
     part record;
+    ended record;
 BEGIN
     PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;     -- one accounting at a time
     PERFORM feature_platform.begin_accounting();
+
+    -- A symbol may have been taken out of the settings, or put back, after its minutes were listed.
+    FOR ended IN
+        SELECT g AS gap, tstzmultirange(tstzrange(feature_platform.bucket_of(h.state_at), NULL)) AS minutes
+        FROM feature_platform.heartbeat h
+        CROSS JOIN LATERAL feature_platform.gaps_in(h.symbol, feature_platform.bucket_of(h.state_at), 'infinity') AS g
+        WHERE h.state = 'not_recorded' AND g.state = 'open'
+    LOOP
+        PERFORM feature_platform.split_gap(ended.gap, ended.minutes, 'not_recorded');
+    END LOOP;
+    UPDATE public.ohlcv_1m_gaps g SET state = 'open', changed_at = feature_platform.clock(), next_attempt_at = NULL
+    FROM feature_platform.heartbeat h
+    WHERE g.state = 'not_recorded' AND h.symbol = g.symbol AND h.state <> 'not_recorded';
 
     INSERT INTO feature_platform.gap_watermark AS w (symbol, since_ts, until_ts)
     SELECT s.symbol, first.bucket, first.bucket
@@ -351,7 +378,7 @@ BEGIN
     PERFORM feature_platform.account_minutes(answered_symbol, tstzmultirange(answered));
     FOR gap IN
         SELECT g.* FROM feature_platform.gaps_in(answered_symbol, lower(answered), upper(answered)) AS g
-        WHERE g.state IN ('open', 'unavailable')
+        WHERE g.state IN ('open', 'unavailable', 'not_recorded')
         ORDER BY g.start_ts
     LOOP
         PERFORM feature_platform.split_gap(gap, old_enough, 'quiet');

@@ -43,8 +43,8 @@ ALTER TABLE feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text 
 CREATE INDEX IF NOT EXISTS feed_outage_to_idx ON feature_platform.feed_outage (to_at);
 COMMENT ON TABLE feature_platform.feed_outage IS 'When the exchange was not heard, and why.';
 
--- Parts minutes by what the feed did in them: `alive` where it was heard all the time, `dead` where it was not, NULL where no
--- recorder was at work yet.
+-- Parts minutes by the state of the feed: `alive` where it was connected all the time, `dead` where it was not, `not_recorded`
+-- where the symbol was no longer recorded, NULL where no recorder was at work yet.
 CREATE OR REPLACE FUNCTION feature_platform.feed_in(feed_symbol text, minutes tstzrange, OUT part tstzrange, OUT feed text) RETURNS SETOF record
     LANGUAGE sql STABLE
 BEGIN ATOMIC
@@ -64,11 +64,14 @@ BEGIN ATOMIC
               UNION ALL
               SELECT b.silent_from, upper(minutes) FROM beat b WHERE b.silent_from < upper(minutes)) AS o
     ), parted AS (
-        SELECT coalesce(k.span * d.span, '{}') AS dead, coalesce(k.span - coalesce(d.span, '{}'), '{}') AS alive
+        SELECT coalesce(k.span * d.span, '{}') AS dead, coalesce(k.span - coalesce(d.span, '{}'), '{}') AS alive,
+               coalesce((SELECT tstzmultirange(minutes * tstzrange(greatest(b.since, b.until), NULL)) FROM beat b WHERE b.until IS NOT NULL),
+                        '{}') AS ended
         FROM (SELECT) AS one LEFT JOIN known k ON true LEFT JOIN dead d ON true
     )
     SELECT r, 'alive' FROM parted p CROSS JOIN LATERAL unnest(p.alive) AS r
     UNION ALL SELECT r, 'dead' FROM parted p CROSS JOIN LATERAL unnest(p.dead) AS r
-    UNION ALL SELECT r, NULL FROM parted p CROSS JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead) AS r;
+    UNION ALL SELECT r, 'not_recorded' FROM parted p CROSS JOIN LATERAL unnest(p.ended) AS r
+    UNION ALL SELECT r, NULL FROM parted p CROSS JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead - p.ended) AS r;
 END;
 COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Parts minutes by whether the feed was alive in them.';

@@ -571,7 +571,8 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT t.newest_holds AND (n.bucket IS NULL OR n.bucket <= t.newest_bucket) AS keep
         ) AS better
-        WHERE t.first_bucket IS DISTINCT FROM t.old_first OR NOT better.keep
+        WHERE (t.first_bucket IS DISTINCT FROM t.old_first OR NOT better.keep)
+          AND (t.first_bucket IS NOT NULL OR t.old_first IS NOT NULL)     -- a symbol without bars needs no row
         ORDER BY t.symbol
         ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE
         SET first_bucket = excluded.first_bucket, newest_bucket = excluded.newest_bucket, newest_n = excluded.newest_n,

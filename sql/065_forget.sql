@@ -2,7 +2,6 @@
 --
 -- A refresh that runs meanwhile may still store rows of bars that it saw. So the marks that deleting the bars makes are left: the
 -- next refresh takes them, and deletes such rows; the next accounting takes the record of the changed minutes.
--- A row of symbol_state that the refresh then leaves says that there are no bars; it is no more than a cache.
 CREATE OR REPLACE FUNCTION feature_platform.forget_symbol(forgotten text, OUT bars bigint, OUT features bigint)
     LANGUAGE plpgsql
 AS $$

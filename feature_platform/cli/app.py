@@ -324,15 +324,18 @@ def top_command(
 def gaps_command(
     symbol: OneSymbol = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="Only open, filled, quiet or unavailable; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only open, filled, quiet, unavailable or not_recorded; repeatable."),
     ] = None,
 ) -> None:
     """Account for every minute up to now, and list those without a bar, with the reason."""
     from feature_platform.cli import console
-    from feature_platform.gaps import find_all_gaps, list_gaps, parse_states
+    from feature_platform.gaps import check_known, find_all_gaps, list_gaps, parse_states
 
     states = parse_states(state or [])
     with _database() as connection:
+        if symbol is not None:
+            check_known(connection, symbol)
         with console.progress_bar("account for minutes") as progress:
             find_all_gaps(connection, progress)
         gaps = list_gaps(connection, symbol, states)

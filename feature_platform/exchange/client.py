@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from collections.abc import Iterator
@@ -22,8 +21,9 @@ from feature_platform.errors import UserError
 from feature_platform.exchange.bounded_http import LISTS, BoundedSession, Interrupted
 from feature_platform.exchange.response import Answer, Rejected, read_answer
 from feature_platform.exchange.retry import Calls, ExchangeUnavailable, Patience, UnknownMarket
+from feature_platform.near_names import near_names
 from feature_platform.settings import PREFIX, Settings, get_settings
-from feature_platform.symbols import close_to, exchange_of, name_at
+from feature_platform.symbols import exchange_of, name_at
 
 __all__ = [
     "Exchange",
@@ -277,9 +277,8 @@ class Exchange:
         if name in markets:
             return
         by_id = (self._client.markets_by_id or {}).get(name.upper())
-        known = [by_id[0]["symbol"]] if by_id else []
-        known = known or difflib.get_close_matches(name.upper(), markets, 1)
-        hint = f"; is it {known[0]}?" if known else ""
+        near = by_id[0]["symbol"] if by_id else None
+        hint = f" (did you mean {near!r}?)" if near else near_names(name, list(markets))
         raise UnknownMarket(f"{where}{self.name} has no symbol {name!r}{hint}")
 
     def markets(self) -> dict[str, Any]:
@@ -353,7 +352,7 @@ def make_client(
     Raises UserError where there is no such exchange.
     """
     if name not in library.exchanges:
-        hint = close_to(name, library.exchanges)
+        hint = near_names(name, library.exchanges)
         raise UserError(f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}{hint}")
     client = getattr(library, name)({"enableRateLimit": rate_limit})
     if client.session is not None:  # ccxt's client of streams opens its own in its loop

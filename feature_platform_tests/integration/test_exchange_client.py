@@ -623,7 +623,11 @@ def test_all_is_well(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize(
     ("symbol", "hint"),
-    [("BTCUSDT", "; is it BTC/USDT?"), ("btc/usdt", "; is it BTC/USDT?"), ("EUR/CHF", "")],
+    [
+        ("BTCUSDT", " (did you mean 'BTC/USDT'?)"),
+        ("btc/usdt", " (did you mean 'BTC/USDT'?)"),
+        ("EUR/CHF", ""),
+    ],
 )
 def test_symbols_that_the_venue_does_not_have(
     make_exchange: MakeExchange, symbol: str, hint: str
@@ -657,7 +661,10 @@ def test_a_symbol_that_is_gone(make_exchange: MakeExchange, venue_clock: ManualC
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("binanse", "ccxt knows no exchange 'binanse'; is it binance?"),
+        (
+            "binanse",
+            "ccxt knows no exchange 'binanse' (did you mean 'binance' or 'binanceus' or 'coinbase'?)",
+        ),
         ("", "ccxt knows no exchange ''"),
         ("paymium", "paymium has no bars of one minute over REST"),
         ("coinmate", "coinmate has no bars of one minute over REST"),

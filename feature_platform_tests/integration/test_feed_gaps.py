@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from feature_platform.gaps import find_gaps, list_gaps, note_answer
+from feature_platform.gaps import due_gaps, find_gaps, list_gaps, note_answer
 from feature_platform.heartbeat import (
     Heartbeat,
     Outage,
@@ -16,6 +16,7 @@ from feature_platform.heartbeat import (
     list_feeds,
     write_heartbeats,
 )
+from feature_platform.orchestration.metadata import of_bars, of_features
 from feature_platform.settings import get_settings
 from feature_platform.validation import evaluate
 from feature_platform_tests.fix_processes import insert_bars, value
@@ -105,11 +106,67 @@ def test_a_symbol_that_is_recorded_no_more_stays_so_until_it_is_again(conn: Conn
     assert first_at > since
 
 
-def test_minutes_after_a_symbol_was_recorded_are_no_feeds(conn: Conn, first: datetime) -> None:
+def test_minutes_after_a_symbol_was_recorded_are_not_recorded(conn: Conn, first: datetime) -> None:
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 20 * MINUTE])
     begin_heartbeats(conn, {"B": "binance"})
     conn.execute("DELETE FROM feature_platform.feed_outage")
     assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, None)]
+    assert [gap.state for gap in list_gaps(conn, "A")] == ["open", "open", "not_recorded"]
+    assert [gap.start for gap in due_gaps(conn, ["A"])] == [first + MINUTE, first + 10 * MINUTE]
+    assert_accounted_for(conn)
+
+
+def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: datetime) -> None:
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 20 * MINUTE])
+    find_gaps(conn)  # before the recorder begins without the symbol
+    begin_heartbeats(conn, {"B": "binance"})
+    for grace in ("5 minutes", "3 minutes", "2 minutes"):
+        conn.execute("SELECT feature_platform.find_gaps(%s::interval)", [grace])
+    (over,) = list_gaps(conn, "A", ["not_recorded"])
+    assert over.start == first + 20 * MINUTE
+    assert all(gap.end <= over.start for gap in list_gaps(conn, "A", ["open"]))
+    assert_accounted_for(conn)
+    # Bars close it; the exchange's answer, too.
+    insert_bars(conn, "A", first + 22 * MINUTE, 1)
+    note_answer(conn, "A", first + 14 * MINUTE, first + 18 * MINUTE)
+    conn.execute(
+        "SELECT feature_platform.gap_answered('A', %s, %s, '0')",
+        [first + 23 * MINUTE, first + 24 * MINUTE],
+    )
+    find_gaps(conn)
+    assert [gap.start for gap in list_gaps(conn, "A", ["quiet"])] == [
+        first + 14 * MINUTE,
+        first + 23 * MINUTE,
+    ]
+    assert len(list_gaps(conn, "A", ["not_recorded"])) == 2
+    assert_accounted_for(conn)
+    # Back in the settings: its minutes are fetched.
+    begin_heartbeats(conn, {"A": "binance", "B": "binance"})
+    find_gaps(conn)
+    assert list_gaps(conn, "A", ["not_recorded"]) == []
+    assert first + 20 * MINUTE in [gap.start for gap in due_gaps(conn, ["A"])]
+    assert_accounted_for(conn)
+
+
+def test_no_lag_grows_of_a_symbol_that_is_not_recorded(conn: Conn, first: datetime) -> None:
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 10 * MINUTE])
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    shown = [of(conn, first, first + 30 * MINUTE) for of in (of_bars, of_features)]
+    assert [one["lag (s)"] for one in shown] == [29 * 60, 29 * 60]
+    begin_heartbeats(conn, {"B": "binance"})
+    shown = [of(conn, first, first + 30 * MINUTE) for of in (of_bars, of_features)]
+    assert [one["lag (s)"] for one in shown] == [9 * 60, 9 * 60]
+    assert [one["missing minutes"] for one in shown] == [9, 9]
+
+
+def assert_accounted_for(conn: Conn) -> None:
+    while value(conn, "SELECT EXISTS (SELECT FROM feature_platform.gap_beginning)"):
+        find_gaps(conn)  # until no writer from before the first accounting is left
+    (check,) = evaluate(conn, {"minutes_accounted_for"})
+    assert (check.passed, check.rows) == (True, ())
+    assert check.checked > 20
 
 
 def test_an_outage_of_one_exchange_is_none_of_another(conn: Conn, first: datetime) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from feature_platform.gaps import Gap, State, due_gaps, find_gaps, list_gaps, note_answer
 from feature_platform_tests.fix_database import Databases
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_processes import insert_bars, run_on, value
 
 MINUTE = timedelta(minutes=1)
 SYMBOL = "BTC/USDT"
@@ -419,3 +419,15 @@ def step(
             find_gaps(conn)
         case "audit":
             conn.execute("SELECT feature_platform.recheck_gaps()")
+
+
+def test_an_unknown_symbol_is_an_error_with_the_nearest_name(
+    database: str, conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    insert_bars(conn, SYMBOL, now - 5 * MINUTE, 3)
+    done = run_on(database, "gaps", "--symbol", "BTCUSDT")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "feature-platform: there are no bars of 'BTCUSDT' (did you mean 'BTC/USDT'?):"
+        " `feature-platform status` lists the symbols\n"
+    )

@@ -28,7 +28,7 @@ def test_bars_survive_a_kill_and_a_stop_while_the_database_is_away(
     with RecorderProcess() as stopped:
         stopped.wait_for("bars are on disk, from an earlier time")
         stopped.wait_for("that were on disk")
-        stopped.wait_for("nothing is missing")
+        stopped.wait_for("no minute is missing")
         assert spool.stat().st_size == 0
         refused = run("record")
         assert refused.returncode == 2

@@ -1,19 +1,22 @@
 -- Statements of Dagster's assets, sensors and schedules.
 
 -- window_bars --
--- Bars and minutes without one of each symbol in a window, up to the last closed minute.
+-- Bars and minutes without one of each symbol in a window, up to the last closed minute; of a symbol that is no longer recorded, up to
+-- the last minute in which it was.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
 SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, gap.open, gap.quiet, gap.unavailable,
-       coalesce(greatest(extract(epoch FROM span.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
+       coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
        last.close AS last_close
   FROM span CROSS JOIN feature_platform.bar_symbol s
+ CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at) FROM feature_platform.heartbeat h
+                                             WHERE h.symbol = s.symbol AND h.state = 'not_recorded')) AS hi) AS recorded
  CROSS JOIN LATERAL (SELECT count(*) AS bars, count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes,
                             feature_platform.bucket_of(max(b.ts)) AS last
                        FROM public.ohlcv_1m b WHERE b.symbol = s.symbol AND b.ts >= span.lo AND b.ts < span.hi) AS has
  CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
- CROSS JOIN LATERAL (SELECT (extract(epoch FROM span.hi - greatest(span.lo, first.bucket)) / 60)::bigint AS minutes) AS asked
+ CROSS JOIN LATERAL (SELECT (extract(epoch FROM recorded.hi - greatest(span.lo, first.bucket)) / 60)::bigint AS minutes) AS asked
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(part.minutes) FILTER (WHERE g.state = 'open'), 0)::bigint AS open,
               coalesce(sum(part.minutes) FILTER (WHERE g.state = 'quiet'), 0)::bigint AS quiet,
@@ -26,15 +29,18 @@ SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, 
  ORDER BY missing DESC, s.symbol;
 
 -- window_features --
--- Rows and NULLs of each symbol in a window, and minutes without a row, up to the last closed minute.
+-- Rows and NULLs of each symbol in a window, and minutes without a row, up to the last closed minute; of a symbol that is no longer
+-- recorded, up to the last minute in which it was.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
 SELECT s.symbol, has.rows, has.null_log_return, has.null_volume_z,
-       greatest((extract(epoch FROM span.hi - greatest(span.lo, first.bucket)) / 60)::bigint - has.rows, 0) AS missing,
-       has.spikes, coalesce(greatest(extract(epoch FROM span.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
+       greatest((extract(epoch FROM recorded.hi - greatest(span.lo, first.bucket)) / 60)::bigint - has.rows, 0) AS missing,
+       has.spikes, coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
        has.volatility
   FROM span CROSS JOIN feature_platform.feature_symbol s
+ CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at) FROM feature_platform.heartbeat h
+                                             WHERE h.symbol = s.symbol AND h.state = 'not_recorded')) AS hi) AS recorded
  CROSS JOIN LATERAL (SELECT count(*) AS rows, count(*) FILTER (WHERE f.log_return IS NULL) AS null_log_return,
                             count(*) FILTER (WHERE f.volume_z IS NULL) AS null_volume_z,
                             count(*) FILTER (WHERE f.volume_z > 3) AS spikes, max(f.bucket) AS last,

@@ -71,7 +71,7 @@ WITH day AS MATERIALIZED (
      WHERE g.end_ts > day.since
 )
 SELECT s.state, coalesce(sum(gap.minutes), 0)::double precision
-  FROM unnest('{open,quiet,unavailable}'::text[]) AS s (state)
+  FROM unnest('{open,quiet,unavailable,not_recorded}'::text[]) AS s (state)
   LEFT JOIN gap ON gap.state = s.state
  GROUP BY s.state ORDER BY s.state;
 
