@@ -18,7 +18,7 @@ def near_names(name: str, known: Sequence[str]) -> str:
     Case and punctuation count little.
     """
     sought = _bare(name)
-    if len(sought) > _LONGEST:
+    if not sought or len(sought) > _LONGEST:
         return ""
     bare = {_bare(one): one for one in known}
     near = [one for one in bare if sought in one][:_MOST]

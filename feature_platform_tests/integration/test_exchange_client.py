@@ -663,7 +663,10 @@ def test_a_symbol_that_is_gone(make_exchange: MakeExchange, venue_clock: ManualC
     [
         (
             "binanse",
-            "ccxt knows no exchange 'binanse' (did you mean 'binance' or 'binanceus' or 'coinbase'?)",
+            (
+                "ccxt knows no exchange 'binanse'"
+                " (did you mean 'binance' or 'binanceus' or 'coinbase'?)"
+            ),
         ),
         ("", "ccxt knows no exchange ''"),
         ("paymium", "paymium has no bars of one minute over REST"),

@@ -94,8 +94,8 @@ def test_the_command_line_refuses_in_one_line(
     assert value(intact, "SELECT count(*) FROM ohlcv_1m") == 20
 
 
-def test_gaps_of_a_hostile_symbol_are_none(intact: Conn, database: str) -> None:
+def test_gaps_of_a_hostile_symbol_are_an_error(intact: Conn, database: str) -> None:
     done = run_on(database, "gaps", "--symbol", HOSTILE[2])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "BTC" not in done.stdout
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there are no bars of" in only_line(done.stderr)
     assert value(intact, "SELECT count(*) FROM ohlcv_1m") == 20

@@ -21,6 +21,7 @@ KNOWN = ["BTC/USDT", "ETH/USDT", "LINK/USDT", "volume_z"]
         ("usdt", " (did you mean 'BTC/USDT' or 'ETH/USDT' or 'LINK/USDT'?)"),
         ("nothing alike", ""),
         ("x" * 200, ""),
+        ("", ""),
     ],
 )
 def test_the_nearest_is_named(name: str, hint: str) -> None:
