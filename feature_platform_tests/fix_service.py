@@ -20,7 +20,7 @@ from feature_platform_tests.fix_engine import refresh
 from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, insert_bars, value
 
 # What a symbol may be called, whatever anybody thinks of it.
-STRANGE = 'Ö/$ "x", \';--\n%s {} \u202e😀'
+STRANGE = 'Ö/$ "x", \';-- %s {} \u202e😀'
 
 
 class ServedDatabase:
