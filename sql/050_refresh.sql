@@ -8,8 +8,10 @@ CREATE TABLE IF NOT EXISTS feature_platform.symbol_state (
     newest_n      bigint,
     newest_sum    numeric,
     newest_sum_sq numeric,
-    newest_close  double precision
+    newest_close  double precision,
+    newest_vol    numeric               -- the newest row's own part of the sums
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE feature_platform.symbol_state ADD COLUMN IF NOT EXISTS newest_vol numeric;  -- not in version 2
 COMMENT ON TABLE feature_platform.symbol_state IS 'Cache of each symbol''s newest window sums; may be emptied at any time.';
 
 DO $$
@@ -61,6 +63,7 @@ COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS '
 DROP FUNCTION IF EXISTS feature_platform.pick_symbols(tstzrange, bigint, bigint, integer);
 DROP FUNCTION IF EXISTS feature_platform.refresh_symbols(text[], tstzrange, bigint);
 DROP FUNCTION IF EXISTS feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer);
+DROP FUNCTION IF EXISTS feature_platform.starts_cached(timestamptz, boolean, tstzrange);
 
 -- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: what one
 -- slice takes of a long range. Rows are bars and, where bars were removed, feature rows. A range counts as one row
@@ -108,15 +111,22 @@ $$;
 COMMENT ON FUNCTION feature_platform.newest_rows(text, tstzmultirange, bigint, boolean) IS
     'The newest part of a symbol''s minutes that holds at most so many rows.';
 
--- Whether a range is recomputed from the remembered sums of the newest row: up to a day after it. Then only the bars
--- that enter or leave the window are read; elsewhere the day before the range is read, too.
-CREATE OR REPLACE FUNCTION feature_platform.starts_cached(
-    newest_bucket timestamptz, newest_holds boolean, buckets tstzrange)
-    RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN coalesce(newest_holds AND newest_bucket < lower(buckets)
-                    AND upper(buckets) - newest_bucket <= '24 hours'::interval, false);
-COMMENT ON FUNCTION feature_platform.starts_cached(timestamptz, boolean, tstzrange) IS
-    'Whether a range is recomputed from the remembered sums of the newest row.';
+-- The moment just before which the remembered sums hold, for a range that is recomputed from them: a range up to a day
+-- after the newest row, or one from that row on where no earlier bar of its window changed: the row's own part is then
+-- taken out of the sums. Only the bars that enter or leave the window are read. For other ranges the result is NULL,
+-- and the day before them is read.
+CREATE OR REPLACE FUNCTION feature_platform.sums_from(
+    newest_bucket timestamptz, newest_vol numeric, changed tstzmultirange, removed boolean,
+    lo timestamptz, hi timestamptz) RETURNS timestamptz
+    LANGUAGE sql STABLE PARALLEL SAFE       -- as timestamptz + interval is: otherwise it is not inlined
+    RETURN CASE WHEN removed OR newest_bucket IS NULL OR hi - newest_bucket > '24 hours'::interval THEN NULL
+                WHEN NOT changed @> newest_bucket
+                THEN CASE WHEN newest_bucket < lo THEN newest_bucket + '1 minute'::interval END
+                WHEN newest_bucket <= lo AND newest_vol IS NOT NULL
+                     AND NOT changed @> newest_bucket - '1 minute'::interval THEN newest_bucket END;
+COMMENT ON FUNCTION feature_platform.sums_from(
+    timestamptz, numeric, tstzmultirange, boolean, timestamptz, timestamptz) IS
+    'The moment just before which the remembered sums hold, for a range that is recomputed from them.';
 
 -- What a refresh that starts now has to bring up to date: everything marked so far. Marks that come later are for the next.
 CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
@@ -255,7 +265,8 @@ BEGIN
               AND (NOT l.reach_known OR l.buckets && refresh_window)
         ) AS mark
         CROSS JOIN LATERAL (
-            SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket
+            SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket,
+                   max(s.newest_vol) AS newest_vol
             FROM feature_platform.symbol_state s WHERE s.symbol = c.symbol
         ) AS state
         CROSS JOIN LATERAL (
@@ -276,9 +287,8 @@ BEGIN
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.ohlcv_1m b
                       WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
-                        AND NOT feature_platform.starts_cached(
-                            state.newest_bucket, NOT (mark.removed OR mark.changed @> state.newest_bucket),
-                            tstzrange(lower(r), bar.until))
+                        AND feature_platform.sums_from(state.newest_bucket, state.newest_vol, mark.changed,
+                                                       mark.removed, lower(r), bar.until) IS NULL
                         AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
             ) AS base
             CROSS JOIN LATERAL (
@@ -337,13 +347,14 @@ $$;
 COMMENT ON FUNCTION feature_platform.lock_symbols(text[]) IS
     'Locks those of some symbols that no other refresher has locked.';
 
--- What the bars say: the feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the
--- statement that calls it does.
+-- The feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the statement that
+-- calls it does.
+DROP FUNCTION IF EXISTS feature_platform.compute_features(feature_platform.refresh_item[]);     -- its columns change
 CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platform.refresh_item[])
     RETURNS TABLE (symbol text, bucket timestamptz, last_close double precision, vol double precision,
                    log_return double precision, n_1d integer, ma_vol_1d double precision, std_vol_1d double precision,
                    volume_z double precision, vwap_gap double precision, parkinson_vol double precision,
-                   sum_vol numeric, sum_vol_sq numeric, last_of_range boolean)
+                   sum_vol numeric, sum_vol_sq numeric, exact_vol numeric, last_of_range boolean)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_custom_plan     -- plans follow the size of the slice in hand
@@ -401,6 +412,7 @@ BEGIN
     ), window_sum AS (
         -- Sums over (bucket - 1 day, bucket]: what was there or entered, less what had left.
         SELECT r.symbol, r.lo, r.bucket, r.last_close, r.vol, r.vwap, r.high, r.low, r.next_bucket, r.first_bucket,
+               r.exact_vol,
                CASE WHEN r.prev_bucket >= r.start OR (r.base_n IS NULL AND r.prev_bucket IS NOT NULL)
                     THEN r.lag_close ELSE r.prev_close END AS prev_close,
                coalesce(r.base_n, 0) + r.n_in - coalesce(last_value(r.n_all) OVER gone, 0) AS n,
@@ -419,7 +431,7 @@ BEGIN
     )
     SELECT m.symbol, m.bucket, m.last_close, m.vol, ln(m.last_close / m.prev_close), m.n::integer, m.mean, m.std,
            CASE WHEN m.std > 0 THEN (m.vol - m.mean) / m.std END, m.last_close - m.vwap, 0.5 * power(ln(m.high / m.low), 2),
-           m.sum, m.sum_sq, m.next_bucket IS NULL
+           m.sum, m.sum_sq, m.exact_vol, m.next_bucket IS NULL
     FROM moments m;
 END
 $$;
@@ -435,6 +447,7 @@ CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
     SET enable_seqscan = off
+    SET extra_float_digits = 1                  -- as in compute_features
 AS $$
 DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
@@ -460,7 +473,7 @@ BEGIN
     ), known AS MATERIALIZED (      -- lest the planner repeats each look-up wherever its result is used
         SELECT m.*, s.first_bucket AS old_first, first.bucket AS first_bucket, last.bucket + minute AS until,
                last.bucket AS last_bucket,
-               s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close,
+               s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close, s.newest_vol,
                s.newest_bucket IS NOT NULL AND NOT m.removed AND NOT m.changed @> s.newest_bucket AS newest_holds
         FROM mark m
         LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
@@ -522,20 +535,33 @@ BEGIN
                                    AND b.ts >= reads_from AND b.ts < reads_until
                                    AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
                          base.start,
-                         CASE WHEN base.cached THEN upper(r) - day ELSE base.start END,
-                         CASE WHEN base.cached THEN t.newest_n END,
-                         CASE WHEN base.cached THEN t.newest_sum END,
-                         CASE WHEN base.cached THEN t.newest_sum_sq END,
-                         CASE WHEN base.cached THEN t.newest_close
+                         CASE WHEN base.known THEN upper(r) - day ELSE base.start END,
+                         CASE WHEN base.known THEN t.newest_n + own.n END,
+                         CASE WHEN base.known THEN t.newest_sum + own.sum END,
+                         CASE WHEN base.known THEN t.newest_sum_sq + own.sum_sq END,
+                         CASE WHEN base.known AND base.start > t.newest_bucket THEN t.newest_close
                               ELSE (SELECT b.close FROM public.ohlcv_1m b
                                     WHERE b.symbol = t.symbol AND b.ts < base.start ORDER BY b.ts DESC LIMIT 1) END
                      )::feature_platform.refresh_item ORDER BY t.symbol, lower(r)), '{}') AS items
     FROM todo t
     CROSS JOIN LATERAL unnest(t.now) AS r
     CROSS JOIN LATERAL (
-        SELECT c.cached, CASE WHEN c.cached THEN t.newest_bucket + minute ELSE lower(r) END AS start
-        FROM (SELECT feature_platform.starts_cached(t.newest_bucket, t.newest_holds, r) AS cached) AS c
+        SELECT s.start IS NOT NULL AS known, coalesce(s.start, lower(r)) AS start
+        FROM (SELECT feature_platform.sums_from(
+                  t.newest_bucket, t.newest_vol, t.changed, t.removed, lower(r), upper(r)) AS start) AS s
     ) AS base
+    CROSS JOIN LATERAL (
+        -- Just before the newest row, the window does not have that row yet, and still has the minute a day earlier.
+        SELECT CASE WHEN base.start = t.newest_bucket THEN leaving.n - 1 ELSE 0 END AS n,
+               CASE WHEN base.start = t.newest_bucket THEN leaving.vol - t.newest_vol ELSE 0 END AS sum,
+               CASE WHEN base.start = t.newest_bucket
+                    THEN leaving.vol * leaving.vol - t.newest_vol * t.newest_vol ELSE 0 END AS sum_sq
+        FROM (SELECT sign(count(*))::bigint AS n, coalesce(sum(b.vol::text::numeric), 0) AS vol
+              FROM public.ohlcv_1m b
+              WHERE base.known AND base.start = t.newest_bucket AND b.symbol = t.symbol
+                AND b.ts >= base.start - day AND b.ts < base.start - day + minute
+                AND b.ts >= reads_from AND b.ts < reads_until) AS leaving
+    ) AS own
     -- 3. Recompute, store what differs.
     ), computed AS MATERIALIZED (
         SELECT c.* FROM item i CROSS JOIN LATERAL feature_platform.compute_features(i.items) AS c
@@ -559,13 +585,15 @@ BEGIN
         SELECT DISTINCT ON (c.symbol) c.* FROM computed c WHERE c.last_of_range ORDER BY c.symbol, c.bucket DESC
     ), remembered AS (
         INSERT INTO feature_platform.symbol_state AS s
-            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close)
+            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close,
+             newest_vol)
         SELECT t.symbol, t.first_bucket,
                CASE WHEN better.keep THEN t.newest_bucket ELSE n.bucket END,
                CASE WHEN better.keep THEN t.newest_n ELSE n.n_1d END,
                CASE WHEN better.keep THEN t.newest_sum ELSE n.sum_vol END,
                CASE WHEN better.keep THEN t.newest_sum_sq ELSE n.sum_vol_sq END,
-               CASE WHEN better.keep THEN t.newest_close ELSE n.last_close END
+               CASE WHEN better.keep THEN t.newest_close ELSE n.last_close END,
+               CASE WHEN better.keep THEN t.newest_vol ELSE n.exact_vol END
         FROM todo t
         LEFT JOIN newest n ON n.symbol = t.symbol
         CROSS JOIN LATERAL (
@@ -576,7 +604,8 @@ BEGIN
         ORDER BY t.symbol
         ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE
         SET first_bucket = excluded.first_bucket, newest_bucket = excluded.newest_bucket, newest_n = excluded.newest_n,
-            newest_sum = excluded.newest_sum, newest_sum_sq = excluded.newest_sum_sq, newest_close = excluded.newest_close
+            newest_sum = excluded.newest_sum, newest_sum_sq = excluded.newest_sum_sq,
+            newest_close = excluded.newest_close, newest_vol = excluded.newest_vol
     )
     SELECT i.items, (SELECT count(*) FROM stored),
            (SELECT coalesce(sum(extract(epoch FROM r.hi - r.lo))::bigint / 60, 0) FROM unnest(i.items) AS r)

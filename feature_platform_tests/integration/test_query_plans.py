@@ -32,6 +32,10 @@ INSIDE_A_MINUTE = """
     VALUES ('S7', current_setting('tests.newest')::timestamptz + interval '9.5 minutes',
             10, 10, 10, 10, 3)
 """
+CORRECTED = """
+    UPDATE ohlcv_1m SET vol = vol + 5
+    WHERE ts = current_setting('tests.newest')::timestamptz
+"""
 OLD_BAR = """
     UPDATE ohlcv_1m SET vol = vol + 5
     WHERE symbol = 'S7'
@@ -88,6 +92,7 @@ def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
     [
         # Of each symbol: the bars that enter and leave, its first and last, the row it replaces.
         pytest.param(NEW_MINUTE, 15 * SYMBOLS, id="a new minute of each symbol"),
+        pytest.param(CORRECTED, 20 * SYMBOLS, id="the newest bar of each symbol, corrected"),
         # The bars of two days and the rows of one, some of them twice.
         pytest.param(OLD_BAR, 6 * 144, id="an old bar"),
         pytest.param(DELETED, 10 * 144, id="an old bar that is deleted"),

@@ -252,3 +252,29 @@ def test_an_old_horizon_leaves_newer_marks_alone(bench: Bench) -> None:
         "SELECT feature_platform.refresh_slice('-infinity', 'infinity', %s)", [horizon]
     )
     assert {symbol for symbol, _ in bench.features()} == {"A"}
+
+
+@pytest.mark.parametrize("a_day_earlier", [True, False], ids=["bar a day earlier", "none"])
+@pytest.mark.parametrize("second", [0, 30], ids=["same bar", "row inside the minute"])
+def test_the_newest_minute_is_corrected_as_often_as_it_changes(
+    bench: Bench, a_day_earlier: bool, second: int
+) -> None:
+    """Its sums are taken from the cache less its own part, with the minute that leaves."""
+    bench.empty()
+    newest = DAY + 100
+    minutes = [m for m in range(newest + 1) if a_day_earlier or m != newest - DAY]
+    write(bench.conn, [bar("A", m, vol=1 + m % 7 / 10) for m in minutes])
+    bench.refresh()
+    for vol in (0.1, 1e-9, 12345678.9):
+        write(bench.conn, [bar("A", newest + second / 60, vol=vol)])
+        bench.refresh()
+        bench.check()
+    write(bench.conn, [bar("A", newest, vol=3), bar("A", newest + 1, vol=4)])
+    bench.refresh()
+    bench.check()
+    write(bench.conn, [bar("A", newest, vol=5), bar("A", newest - 1, vol=6)])
+    bench.refresh()
+    bench.check()
+    write(bench.conn, [bar("A", newest + 1, vol=7), bar("A", newest + 1 - DAY, vol=8)])
+    bench.refresh()
+    bench.check()

@@ -182,7 +182,10 @@ def test_a_step_of_the_policy_is_short_whatever_its_symbols_reach_back_to(
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
-    conn.execute("UPDATE ohlcv_1m SET vol = 2 WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
+    conn.execute(
+        """UPDATE ohlcv_1m SET vol = 2
+           WHERE ts = (SELECT max(ts) - interval '2 minutes' FROM ohlcv_1m WHERE symbol = 'S1')"""
+    )
     run = begun(conn)
     conn.execute(STEP, run)
     conn.execute(LIVE, ["Z"])

@@ -130,7 +130,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.session_clock": ANYBODY,
     "feature_platform.simulated_clock": ANYBODY,
     "feature_platform.split_gap": NOBODY,
-    "feature_platform.starts_cached": NOBODY,
+    "feature_platform.sums_from": NOBODY,
     "feature_platform.stripe_of": NOBODY,
     "feature_platform.symbol_span": {"refresher", "orchestrator", "reader"},
     "feature_platform.timescaledb": ALL,
