@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import (
     correction,
     full_build,
+    heavy_lag,
     idle,
     import_files,
     lag,
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "read_year": read_year.run,
     "verify": verify_rows.run,
     "lag": lag.run,
+    "heavy_lag": heavy_lag.run,
     "memory": memory.run,
     "serve_latest": serve_latest.run,
     "ticks": ticks.run,

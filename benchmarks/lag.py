@@ -9,10 +9,7 @@ database job runs.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +32,7 @@ from benchmarks.harness import (
     require_exact,
     value,
 )
+from benchmarks.worker_process import running_worker
 
 SYMBOLS = (1, 100, 1000)
 ROUNDS = {1: 40, 100: 20, 1000: 15}
@@ -80,7 +78,7 @@ def run(bench: Workbench) -> Result:
             scheduled.connection.execute(queries[query])
         for side in (woken, scheduled):
             refresh(side.connection)
-        worker = stack.enter_context(_worker(bench, woken.connection))
+        worker = stack.enter_context(running_worker(bench, woken.connection))
         idle = _idle(bench, worker)
         stack.enter_context(_schedule(scheduled.connection, interval))
         for size, symbols in sizes.items():
@@ -131,23 +129,6 @@ def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
     refresh(connection)
     settle(connection)
     return Side(connection, first_new)
-
-
-@contextmanager
-def _worker(bench: Workbench, connection: Connection) -> Iterator[psutil.Popen]:
-    """Run a worker on a database while the body runs."""
-    environment = {**os.environ, "FEATURE_PLATFORM_DATABASE_URL": bench.url_of(connection)}
-    command = (sys.executable, "-m", "feature_platform.cli.app", "worker")
-    with psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not value(connection, "ended_runs"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise WrongResultError("the worker does not run")
-                time.sleep(0.05)
-            yield process
-        finally:
-            process.terminate()
 
 
 def _idle(bench: Workbench, worker: psutil.Popen) -> float:

@@ -316,10 +316,6 @@ SELECT feature_platform.mark_window('-infinity', 'infinity');
 -- Run the policy once, as a database job does.
 CALL feature_platform.run_policy();
 
--- ended_runs --
--- How many runs of the policy have ended.
-SELECT count(*) FROM feature_platform.policy_run WHERE finished_at IS NOT NULL;
-
 -- woken_slices --
 -- How many slices commits have led to.
 SELECT sum(wakes) FROM feature_platform.policy_run;
@@ -332,6 +328,59 @@ SELECT symbol FROM public.features_1m WHERE bucket = %(bucket)s;
 -- Store a bar's volume, as a writer of single bars does.
 UPDATE public.ohlcv_1m SET vol = %(by)s
  WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);
+
+
+-- ==== worker_process.py ====
+
+-- ended_runs --
+-- How many runs of the policy have ended.
+SELECT count(*) FROM feature_platform.policy_run WHERE finished_at IS NOT NULL;
+
+
+-- ==== heavy_lag.py ====
+
+-- live_history --
+-- An hour of bars of each live symbol, up to the minute before a minute.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT 'LIVE' || lpad(s::text, 5, '0'), benchmark.moment(%(minute)s::bigint - m), 10, 10, 10, 10, s
+  FROM generate_series(1, %(symbols)s::integer) AS s, generate_series(1, 60) AS m;
+
+-- heavy_history --
+-- Bars of each symbol that a heavy statement writes, first and last minute included.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT 'SYM' || lpad(s::text, 5, '0'), benchmark.moment(m), 10, 12, 9, 10 + m %% 3, 1 + (m + s) %% 7
+  FROM generate_series(1, %(symbols)s::integer) AS s, generate_series(%(first)s::bigint, %(last)s) AS m;
+
+-- heavy_correction --
+-- Correct the newest bar of each symbol.
+UPDATE public.ohlcv_1m SET vol = %(round)s + %(minute)s::double precision
+ WHERE symbol IN (SELECT 'SYM' || lpad(s::text, 5, '0') FROM generate_series(1, %(symbols)s::integer) AS s)
+   AND ts = (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = 'SYM00001');
+
+-- heavy_ticks --
+-- Store a row for each second of a minute of each symbol.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT 'SYM' || lpad(s::text, 5, '0'), benchmark.moment(%(minute)s) + t * interval '1 second', 10, 12, 9, 10 + t %% 3, t
+  FROM generate_series(1, %(symbols)s::integer) AS s, generate_series(0, 59) AS t;
+
+-- heavy_symbols --
+-- Store the first bar of each of many symbols.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT 'SYM' || %(round)s || lpad(s::text, 6, '0'), benchmark.moment(%(minute)s), 10, 12, 9, 10, s
+  FROM generate_series(1, %(symbols)s::integer) AS s;
+
+-- heavy_marks --
+-- Whether the heavy statement's symbols have anything left to refresh.
+SELECT count(*) FROM (SELECT FROM feature_platform.dirty_log WHERE symbol >= 'SYM' LIMIT 1) AS mark;
+
+-- write_live_bar --
+-- Store the newest bar of a live symbol.
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+VALUES (%(symbol)s, benchmark.moment(%(minute)s), 10, 10, 10, 10, 1);
+
+-- live_rows --
+-- Whose rows of a minute can be read.
+SELECT symbol FROM public.features_1m WHERE symbol = ANY (%(symbols)s::text[]) AND bucket = %(bucket)s;
 
 
 -- ==== memory.py ====
