@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_platform.bar_columns import PRICES
+PRICES = ("open", "high", "low", "close", "vol")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+MINUTE_US = 60_000_000
 
 # The bounds of the table's constraints: they keep every product and square of the features finite.
 SMALLEST = 1e-100
@@ -34,14 +34,9 @@ END_SECOND = int(datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC).timestamp())
 # What stands in for a time that could not be read; such a row has a fault.
 NO_TIME = -1
 
-# What begins like a date is read as ISO-8601, and what ends so names its zone.
-ISO_TIME = r"^\d{4}-"
-ZONED_TIME = r"[T ].*(Z|[+-]\d{2}(:?\d{2})?)$"
-
 _YEARS = f"the years {FIRST_YEAR} to {LAST_YEAR}"
 _OUT_OF_YEARS = f"is not in {_YEARS}"
-_BOUNDS = f"{SMALLEST:g} to {LARGEST:g}"
-_NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
+BOUNDS = f"{SMALLEST:g} to {LARGEST:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +64,7 @@ class Batch:
     bad: the rows that are refused, by line.
     done: the share of the file, from 0 to 1, that has been read up to here.
     text: returns the text of the row at an index of `line`.
+    empty: how many rows have a time and no values, for minutes without trades.
     """
 
     file: str
@@ -84,11 +80,12 @@ class Batch:
     bad: tuple[BadRow, ...]
     done: float
     text: Callable[[int], str]
+    empty: int = 0
 
     @property
     def rows(self) -> int:
-        """Return the number of rows, good and bad."""
-        return len(self.line) + len(self.bad)
+        """Return the number of rows: good, bad and without values."""
+        return len(self.line) + len(self.bad) + self.empty
 
 
 @dataclass(slots=True)
@@ -171,7 +168,7 @@ def _broken_rule(rows: Rows, at: int) -> str:
         if number <= 0:
             return f"{name} is {number!r}, {'below' if name == 'vol' else 'not above'} 0"
         if not SMALLEST <= number <= LARGEST:
-            return f"{name} {number!r} is outside of {_BOUNDS}"
+            return f"{name} {number!r} is outside of {BOUNDS}"
     for name in ("low", "open", "close"):
         if value["high"] < value[name]:
             return f"high {value['high']!r} is below {name} {value[name]!r}"
@@ -200,14 +197,12 @@ def unit_times(
     per_second: int | Ints,
     faults: dict[int, str],
     indices: Ints | None = None,
-    texts: pa.Array | None = None,
 ) -> Ints:
     """Convert times in a known unit to microseconds since 1970-01-01 UTC.
 
     per_second: how many of the unit make a second: 1, a thousand, a million or a billion.
     faults: gets a reason for every time that is out of the years, or finer than a microsecond.
     indices: what `faults` calls each value; by default its place among `values`.
-    texts: how the file writes the times, by those indices; by default as the numbers they are.
     """
     coarse = np.maximum(1_000_000 // np.asarray(per_second), 1)
     fine = np.maximum(np.asarray(per_second) // 1_000_000, 1)
@@ -218,91 +213,20 @@ def unit_times(
     for at in np.flatnonzero(times == NO_TIME).tolist():
         index = at if indices is None else int(indices[at])
         reason = _OUT_OF_YEARS if not sane[at] else "is finer than a microsecond"
-        shown = int(values[at]) if texts is None else repr(texts[index].as_py())
+        shown = int(values[at])
         faults.setdefault(index, f"time {shown} {reason}")
     return times
+
+
+def inside_minutes(times: Ints) -> Mask:
+    """Tell which times are known, and not the start of a minute."""
+    inside: Mask = (times != NO_TIME) & (times % MINUTE_US != 0)
+    return inside
 
 
 def _in_years(values: Ints, per_second: int | Ints) -> Mask:
     inside: Mask = (values >= FIRST_SECOND * per_second) & (values < END_SECOND * per_second)
     return inside
-
-
-def text_times(texts: pa.Array, faults: dict[int, str]) -> Ints:
-    """Convert texts, whole numbers or ISO-8601, to microseconds since 1970-01-01 UTC.
-
-    A time without a zone is UTC.
-    faults: gets a reason for every text that is neither, by its index.
-    """
-    times = np.full(len(texts), NO_TIME, np.int64)
-    iso: Mask = to_numpy(pc.match_substring_regex(texts, ISO_TIME))
-    zoned: Mask = to_numpy(pc.match_substring_regex(texts, ZONED_TIME))
-    for rows, kind in (
-        (~iso, pa.int64()),
-        (iso & ~zoned, pa.timestamp("ns")),
-        (iso & zoned, pa.timestamp("ns", "UTC")),
-    ):
-        if not rows.any():
-            continue
-        indices = np.flatnonzero(rows)
-        values, read = cast_each(texts.take(pa.array(indices)), kind)
-        found, whole = indices[read], values[read].astype(np.int64)
-        if kind == pa.int64():
-            times[found] = epoch_times(whole, faults, found)
-        else:
-            times[found] = unit_times(whole, 1_000_000_000, faults, found, texts)
-        for index in indices[~read].tolist():
-            text = texts[index].as_py()
-            # Nanoseconds cannot hold years far away; 30 February is in none.
-            reason = (
-                f"is no time in {_YEARS}"
-                if iso[index]
-                else "is neither a whole number nor ISO-8601"
-            )
-            faults.setdefault(index, f"time {text!r} {reason}" if text else "ts is missing")
-    return times
-
-
-def text_numbers(name: str, texts: pa.Array, faults: dict[int, str]) -> Floats:
-    """Convert texts to numbers, NaN where a text is none.
-
-    faults: gets a reason for every text that is none, by its index.
-    """
-    values, read = cast_each(texts, pa.float64())
-    numbers: Floats = values.astype(np.float64)
-    numbers[~read] = np.nan
-    for index in np.flatnonzero(~read).tolist():
-        text = texts[index].as_py()
-        reason = f"{name} {text!r} is not a number" if text else f"{name} is missing"
-        faults.setdefault(index, reason)
-    # 1e-400 reads as 0, which a volume may be.
-    for index in np.flatnonzero(numbers == 0).tolist():
-        text = texts[index].as_py()
-        if _NOT_ZERO.match(text):
-            faults.setdefault(index, f"{name} {text} is outside of {_BOUNDS}")
-    return numbers
-
-
-def cast_each(texts: pa.Array, kind: pa.DataType) -> tuple[NDArray[np.generic], Mask]:
-    """Cast every text that can be cast, 0 in place of the others; the mask tells which.
-
-    A cast fails as a whole, so what fails is halved until only the culprits are left: cheap
-    while they are few.
-    """
-    try:
-        values = texts.cast(kind)
-    except pa.ArrowInvalid:
-        if len(texts) == 1:
-            return np.zeros(1, np.int64), np.zeros(1, np.bool_)
-        middle = len(texts) // 2
-        halves = [cast_each(half, kind) for half in (texts[:middle], texts[middle:])]
-        return (
-            np.concatenate([values for values, _ in halves]),
-            np.concatenate([read for _, read in halves]),
-        )
-    # As integers, a time in nanoseconds can be mixed with the 0 of one that cannot be read.
-    numbers = values.cast(pa.int64()) if pa.types.is_timestamp(kind) else values
-    return to_numpy(numbers), np.ones(len(texts), np.bool_)
 
 
 def to_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:

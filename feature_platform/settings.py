@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         exchange's id, as in kraken:BTC/USD.
     exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
         one, goes before theirs. For several exchanges, as in URL,kraken=URL.
+    archive_url: where the exchange's archives of bars are, for `import --from`.
     start_date: the first UTC day that the orchestration knows as a partition.
     owner_password, ..., reader_password: of the role of that name, for `db logins` to set.
     recorder_grace: how long after a minute's end the recorder waits for its last trades; seconds.
@@ -72,6 +73,7 @@ class Settings(BaseSettings):
         "LINK/USDT",
     )
     exchange_url: str | None = None
+    archive_url: str = "https://data.binance.vision"
     start_date: date = date(2025, 1, 1)
     owner_password: SecretStr | None = None
     recorder_password: SecretStr | None = None
@@ -148,7 +150,7 @@ class Settings(BaseSettings):
                 ) from None
         return proxies
 
-    @field_validator("exchange_url")
+    @field_validator("exchange_url", "archive_url")
     @classmethod
     def _is_safe(cls, url: str | None) -> str | None:
         for name, one in _url_entries(url):

@@ -184,14 +184,36 @@ def options(
 
 @app.command("import")
 def import_command(
-    files: Annotated[list[Path], typer.Argument(help="CSV, also in gzip or zip, or Parquet.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Files, directories or patterns; - is standard input. See docs/importing.md."
+        ),
+    ] = None,
     symbol: Annotated[
         str | None,
-        typer.Option(help="Whose bars they are, for files without a column that says it."),
+        typer.Option(help="Whose bars they are, for files without a column of symbols."),
     ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ZONE",
+            help="Zone of times without an offset, such as America/New_York; otherwise UTC.",
+        ),
+    ] = None,
+    time: Annotated[
+        Literal["open", "close"], typer.Option(help="Whether times stamp a bar's open or its end.")
+    ] = "open",
+    ticks: Annotated[bool, typer.Option("--ticks", help="Rows may lie inside minutes.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let a later file correct bars of an earlier one.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the summary, and store nothing.")
+    ] = False,
     skip_bad: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Leave bad rows out, and write them to this new CSV."),
+        typer.Option(metavar="FILE", help="Write bad rows to this new CSV, and store the others."),
     ] = None,
     column_ts: _Column = None,
     column_open: _Column = None,
@@ -200,13 +222,36 @@ def import_command(
     column_close: _Column = None,
     column_vol: _Column = None,
     column_symbol: _Column = None,
+    exchange: Annotated[
+        Literal["binance"] | None,
+        typer.Option("--from", help="Load this exchange's archives of --symbol instead of files."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="MONTH|DAY", help="With --from: the first, such as 2024-01."),
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Option(metavar="MONTH|DAY", help="With --from: the last, included; yesterday."),
+    ] = None,
 ) -> None:
-    """Store the bars of files, each whole or not at all; equal bars are left alone."""
-    from feature_platform.bars_file import ColumnMap
+    """Store the bars of files, each whole or not at all; exit status 1 where one gave no bar."""
     from feature_platform.cli import console
-    from feature_platform.cli import import_view as _import_view
-    from feature_platform.importer import import_bars
+    from feature_platform.importer import import_bars, view
+    from feature_platform.importer.columns import ColumnMap
+    from feature_platform.importer.importer import ImportStoppedError
+    from feature_platform.importer.opening import find_files
+    from feature_platform.importer.times import TimeRule
 
+    if exchange is not None:
+        if files or symbol is None or start is None:
+            raise UserError("--from needs --symbol and --start, and no files")
+        _import_archives(symbol, start, end, dry_run=dry_run)
+        return
+    if start is not None or end is not None:
+        raise UserError("--start and --end go with --from binance")
+    if not files:
+        raise UserError("give files to import, or --from binance with --symbol and --start")
     columns = ColumnMap(
         ts=column_ts,
         open=column_open,
@@ -216,18 +261,49 @@ def import_command(
         vol=column_vol,
         symbol=column_symbol,
     )
+    rule = TimeRule(zone=timezone, stamp=time, ticks=ticks)
+    found, skipped = find_files(files)
+    stopped: ImportStoppedError | None = None
     with _database() as connection, console.progress_bar("import") as progress:
-        report = import_bars(
-            connection,
-            files,
-            symbol=symbol,
-            columns=columns,
-            skip_bad=skip_bad,
-            progress=_import_view.bar_of_files(files, progress),
-        )
-    console.out.print(_import_view.report_table(report))
-    if report.total.bad:
-        typer.echo(f"bad rows, left out: {report.total.bad:,}, in {skip_bad}")
+        try:
+            report = import_bars(
+                connection,
+                found,
+                symbol=symbol,
+                columns=columns,
+                rule=rule,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                skip_bad=skip_bad,
+                progress=view.bar_of_files(found, progress),
+            )
+        except ImportStoppedError as error:
+            report, stopped = error.report, error
+    console.out.print(view.report_table(report))
+    for line in view.report_lines(report, skipped, dry_run=dry_run, skip_bad=skip_bad):
+        typer.echo(line)
+    if stopped is not None:
+        raise stopped
+    if dry_run and report.total.bad and skip_bad is None:
+        _fail("an import would reject these files for their bad rows, without --skip-bad FILE", 2)
+    useless = [one for one in report.files if not one.bars]
+    if useless:
+        _fail(view.nothing_stored(useless), 1)
+
+
+def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool) -> None:
+    """Load an exchange's archives of one symbol, and show the summary."""
+    from feature_platform.cli import console
+    from feature_platform.importer import view
+    from feature_platform.importer.archives import import_archives
+
+    with _database() as connection, console.progress_bar("import") as progress:
+        report = import_archives(connection, symbol, start, end, dry_run=dry_run, progress=progress)
+    console.out.print(view.report_table(report.imported))
+    for line in view.archive_lines(report):
+        typer.echo(line)
+    if report.failed:
+        _fail(f"{len(report.failed):,} archives could not be loaded: run it again", 1)
 
 
 @app.command("refresh")

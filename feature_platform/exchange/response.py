@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_platform.bar_columns import PRICES
-from feature_platform.bar_rules import NO_TIME, Batch, Floats, Ints, Mask, Rows, judge, unit_times
+from feature_platform.bar_rules import (
+    NO_TIME,
+    PRICES,
+    Batch,
+    Floats,
+    Ints,
+    Mask,
+    Rows,
+    inside_minutes,
+    judge,
+    unit_times,
+)
 from feature_platform.bars import MINUTE_US, Bars, moment
 
 # How much of a row that cannot be stored is shown.
@@ -106,7 +116,7 @@ def _times(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Ints:
     times = unit_times(values, 1000, faults)
     if faults:
         times[list(faults)] = NO_TIME
-    for at in np.flatnonzero((times != NO_TIME) & (times % MINUTE_US != 0)).tolist():
+    for at in np.flatnonzero(inside_minutes(times)).tolist():
         faults[at] = f"time {values[at]} is not the start of a minute"
     return times
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
-from feature_platform.bar_columns import PRICES
+from feature_platform.bar_rules import PRICES
 from feature_platform.bars import MINUTE_US, StreamBar
 from feature_platform.exchange.response import judge_rows
 

@@ -149,7 +149,7 @@ class _Rest:
         for hit in hits:
             match hit.fault:
                 case Reset():
-                    return _CutResponse(response, hit.fault.at)
+                    return CutResponse(response, hit.fault.at)
                 case Endless():
                     return _EndlessResponse(hit.fault)
                 case Dripping():
@@ -304,7 +304,7 @@ class _Rest:
         return JSONResponse({"error": "faults are set from this machine only"}, 403)
 
 
-class _CutResponse(Response):
+class CutResponse(Response):
     """Send a part of another response, then reset the connection."""
 
     def __init__(self, whole: Response, at: float) -> None:

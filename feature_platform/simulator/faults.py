@@ -27,7 +27,7 @@ from feature_platform.errors import UserError
 from feature_platform.simulator._noise import key_of, uniform_at
 
 # A stream is asked for once: when its WebSocket is opened.
-Endpoint = Literal["ping", "time", "exchangeInfo", "klines", "stream"]
+Endpoint = Literal["ping", "time", "exchangeInfo", "klines", "stream", "archive"]
 
 Damage = Literal[
     "missing_price",
@@ -210,6 +210,20 @@ class Malformed(RequestFault):
     damages: Annotated[tuple[Damage, ...], Field(min_length=1)] = DAMAGES
 
 
+class NotPublished(RequestFault):
+    """Answer 404 for an archive."""
+
+    kind: Literal["not_published"] = "not_published"
+    endpoint: Endpoint | Literal["any"] = "archive"
+
+
+class WrongChecksum(RequestFault):
+    """Answer another checksum than the archive's."""
+
+    kind: Literal["wrong_checksum"] = "wrong_checksum"
+    endpoint: Endpoint | Literal["any"] = "archive"
+
+
 class BarFault(_Fault):
     """Be so for the minutes of [start, end), by default for all."""
 
@@ -376,6 +390,8 @@ Fault = (
     | IgnoredStart
     | IgnoredEnd
     | Malformed
+    | NotPublished
+    | WrongChecksum
     | QuietLeftOut
     | Late
     | Corrected

@@ -22,6 +22,7 @@ from feature_platform.clock import Clock
 from feature_platform.errors import UserError
 from feature_platform.listening_socket import listen, url_of
 from feature_platform.settings import get_settings
+from feature_platform.simulator.binance_archives import add_archives
 from feature_platform.simulator.binance_rest import abort_connection, create_app
 from feature_platform.simulator.binance_streams import add_streams
 from feature_platform.simulator.faults import Fault, Faults, parse_faults
@@ -72,6 +73,7 @@ class SimulatedExchange:
         self.feed = Feed(self.venue, update_seconds)
         app = create_app(self.venue, Weights(self.clock, weight_limit))
         add_streams(app, self.venue, self.feed)
+        add_archives(app, self.venue)
         self._server = _Server(app)
         self._thread: threading.Thread | None = None
 

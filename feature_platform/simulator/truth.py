@@ -12,8 +12,8 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from feature_platform.bars_file import read_bars
 from feature_platform.errors import UserError
+from feature_platform.importer.reader import read_bars
 from feature_platform.simulator._noise import Floats, Ints, key_of, uniform, value_noise
 from feature_platform.simulator.markets import Market, market_of
 

@@ -66,7 +66,8 @@ def test_a_bad_row_is_one_line_and_exit_2(run: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "bad rows, left out: 1, in bad.csv"
     assert (tmp_path / "bad.csv").read_text(encoding="utf-8").splitlines()[1] == (
-        "bars.csv,4,time 'noon' is neither a whole number nor ISO-8601,\"noon,10,12,9,11,5.5\""
+        "bars.csv,4,time 'noon' is neither a whole number nor a known form of date,"
+        '"noon,10,12,9,11,5.5"'
     )
 
 

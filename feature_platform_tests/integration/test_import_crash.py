@@ -33,7 +33,12 @@ def tell(progress):
 with psycopg.connect(url, autocommit=True) as conn:
     try:
         import_bars(
-            conn, list(map(Path, paths)), symbol="A", skip_bad=Path(skip), progress=tell
+            conn,
+            list(map(Path, paths)),
+            symbol="A",
+            overwrite=True,
+            skip_bad=Path(skip),
+            progress=tell,
         )
     except KeyboardInterrupt:
         sys.exit(130)
@@ -89,7 +94,7 @@ def test_a_kill_stores_nothing_of_the_file(
         process.kill()
         process.wait()
     assert stored_in_the_end(database) == [1.0]
-    assert not skip.exists()
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 def test_a_kill_in_the_middle_of_the_storing(

@@ -33,7 +33,7 @@ print(report.total.inserted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 READ = """
 import resource, sys
 from pathlib import Path
-from feature_platform.bars_file import read_bars
+from feature_platform.importer.reader import read_bars
 
 path, rows = sys.argv[1:]
 found = sum(len(batch.line) for batch in read_bars(Path(path), symbol="A"))
@@ -47,11 +47,21 @@ def write(path: Path, rows: int) -> None:
         [("ts", pa.int64())]
         + [(name, pa.float64()) for name in ("open", "high", "low", "close", "vol")]
     )
-    parquet = path.suffix == ".parquet"
+    if path.suffix == ".json":
+        table = path.with_suffix(".csv")
+        write(table, rows)
+        with table.open() as lines, path.open("w") as file:
+            next(lines)
+            file.writelines(
+                f"{',' if at else '['}[{line.strip()}]" for at, line in enumerate(lines)
+            )
+            file.write("]")
+        return
+    makers = {".parquet": pq.ParquetWriter, ".feather": pa.ipc.new_file}
     generator = np.random.default_rng(5)
     with (
         gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file,
-        (pq.ParquetWriter if parquet else pa_csv.CSVWriter)(file, schema) as writer,
+        makers.get(path.suffix, pa_csv.CSVWriter)(file, schema) as writer,
     ):
         for start in range(0, rows, SMALL):
             number = np.arange(start, min(start + SMALL, rows))
@@ -81,6 +91,6 @@ def test_memory_of_an_import_is_flat(database: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".feather", ".json"])
 def test_memory_of_reading_is_flat(tmp_path: Path, suffix: str) -> None:
     assert growth_mib(tmp_path / f"bars{suffix}", READ) < TOLERANCE_MIB

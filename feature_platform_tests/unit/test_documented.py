@@ -12,6 +12,7 @@ from typer.main import get_command
 
 import feature_platform
 from feature_platform.cli.app import app
+from feature_platform.importer.layouts import HEADERS, LAYOUTS
 from feature_platform.settings import PREFIX, Settings
 from feature_platform.simulator.faults import Fault
 from feature_platform.validation import CHECKS
@@ -46,6 +47,47 @@ def test_every_setting_that_is_named_exists() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command: str) -> None:
     assert re.search(rf"\bfeature-platform {command}\b", ALL)
+
+
+IMPORTING = (CHECKOUT / "docs" / "importing.md").read_text(encoding="utf-8")
+IMPORT_OPTIONS = sorted(
+    option
+    for parameter in get_command(app).commands["import"].params  # type: ignore[attr-defined]
+    for option in parameter.opts
+    if option.startswith("--")
+)
+IMPORT_LAYOUTS = [
+    *(order.name for order in LAYOUTS),
+    *HEADERS,
+    "columns by name",
+    "columns by position",
+]
+IMPORT_EXAMPLES = sorted(
+    path.name for path in (CHECKOUT / "feature_platform_tests" / "data" / "import").iterdir()
+)
+
+
+@pytest.mark.parametrize("option", IMPORT_OPTIONS)
+def test_every_option_of_the_import_has_its_example(option: str) -> None:
+    rows = re.findall(rf"^\| `{option}` \| .+ \| (.+) \|$", IMPORTING, re.MULTILINE)
+    assert [option in example for example in rows] == [True]
+
+
+@pytest.mark.parametrize("layout", IMPORT_LAYOUTS)
+def test_every_layout_of_the_import_has_its_example(layout: str) -> None:
+    assert re.search(rf"^\| {re.escape(layout)} \| .+ \| `.+` \|$", IMPORTING, re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", IMPORT_EXAMPLES)
+def test_every_example_of_the_import_is_named(example: str) -> None:
+    assert f"`{example}`" in IMPORTING
+
+
+def test_every_rule_of_the_import_has_its_example() -> None:
+    section = IMPORTING.split("## Rules")[1].split("## ")[0]
+    rules = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rules) >= 15
+    assert all(len(cells) == 2 and len(cells[1]) > 8 for cells in rules)
 
 
 @pytest.mark.parametrize("kind", KINDS)

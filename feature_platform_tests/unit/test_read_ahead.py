@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from feature_platform._read_ahead import read_ahead
+from feature_platform.importer.read_ahead import read_ahead
 
 
 def test_items_come_in_order_from_another_thread() -> None:

@@ -169,7 +169,7 @@ def test_recorded_bars_are_those_of_the_file(tmp_path: Path) -> None:
     [
         (["1772323200000,1,1,1,1,1", "1772323260000,1,0.5,1,1,1"], ":3: high 0.5 is below"),
         (["1772323260000,1,1,1,1,1", "1772323200000,1,1,1,1,1"], "ascending order"),
-        (["1772323200001,1,1,1,1,1"], "bars of minutes"),
+        (["1772323200001,1,1,1,1,1"], "is not the start of a minute"),
     ],
 )
 def test_a_file_that_cannot_be_served(tmp_path: Path, rows: list[str], complaint: str) -> None:

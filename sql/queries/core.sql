@@ -25,6 +25,15 @@ SELECT 1 FROM pg_database WHERE datname = %(name)s;
 -- Fail where there is no table of bars, before a long file is read for nothing.
 SELECT FROM public.ohlcv_1m LIMIT 0;
 
+-- import_clock --
+-- The time that decides which minutes are over.
+SELECT feature_platform.clock();
+
+-- import_bounds --
+-- The times of the first and last bar of a symbol.
+SELECT (SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s ORDER BY ts LIMIT 1),
+       (SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s ORDER BY ts DESC LIMIT 1);
+
 -- import_create_staging --
 -- Where the rows of one file wait until all of them are known to be good; row_number is their place in the file.
 CREATE TEMPORARY TABLE import_bar (
@@ -66,6 +75,40 @@ SELECT row_number, first_row FROM pg_temp.import_repeat WHERE differs ORDER BY r
 -- import_delete_repeats --
 -- Leave the first row of each symbol and time in the staging table.
 DELETE FROM pg_temp.import_bar b USING pg_temp.import_repeat r WHERE b.row_number = r.row_number;
+
+-- import_steps --
+-- The most frequent step of each symbol, in microseconds, how often it is, the number of steps, and the shortest.
+SELECT DISTINCT ON (symbol_id) symbol_id, (extract(epoch FROM step) * 1000000)::bigint, n, (sum(n) OVER same)::bigint,
+       (extract(epoch FROM min(step) OVER same) * 1000000)::bigint
+  FROM (SELECT symbol_id, step, count(*) AS n
+          FROM (SELECT symbol_id, ts - lag(ts) OVER (PARTITION BY symbol_id ORDER BY ts) AS step FROM pg_temp.import_bar) AS staged
+         WHERE step > interval '0'
+         GROUP BY symbol_id, step) AS counted
+WINDOW same AS (PARTITION BY symbol_id)
+ ORDER BY symbol_id, n DESC, step;
+
+-- import_contradicted --
+-- The first staged bar that differs from what earlier files of the same import stored, and the number of such bars.
+SELECT i.row_number, s.symbol, i.ts, e.file, count(*) OVER ()
+  FROM unnest(%(earlier)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[], %(files)s::text[]) AS e (symbol, first, last, file)
+  JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.symbol = e.symbol
+  JOIN pg_temp.import_bar i ON i.symbol_id = s.id AND i.ts BETWEEN e.first AND e.last
+  JOIN public.ohlcv_1m o ON o.symbol = s.symbol COLLATE "C" AND o.ts = i.ts
+ WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+ ORDER BY i.row_number
+ LIMIT 1;
+
+-- import_compare --
+-- How many of the staged bars are new, and how many differ from what is stored.
+SELECT count(*) FILTER (WHERE o.symbol IS NULL),
+       count(*) FILTER (WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+                          AND o.symbol IS NOT NULL)
+  FROM pg_temp.import_bar i
+  JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
+  LEFT JOIN public.ohlcv_1m o
+         ON o.symbol = s.symbol COLLATE "C" AND o.ts = i.ts
+        AND o.ts BETWEEN (SELECT min(f) FROM unnest(%(first)s::timestamptz[]) AS f)
+                     AND (SELECT max(l) FROM unnest(%(last)s::timestamptz[]) AS l);
 
 -- import_overlaps --
 -- Whether bars are stored already between the first and the last staged one of any symbol.

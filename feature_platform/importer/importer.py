@@ -1,4 +1,4 @@
-"""Store the bars of files: each file whole or not at all, and equal bars left alone."""
+"""Store the bars of files: each file whole or not at all; equal bars are not touched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, LiteralString
@@ -17,12 +17,20 @@ from numpy.typing import NDArray
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from feature_platform._read_ahead import read_ahead
-from feature_platform._skip_file import SkipFile
-from feature_platform.bar_columns import PRICES
-from feature_platform.bar_rules import Ints
-from feature_platform.bars_file import BadRow, Batch, ColumnMap, read_bars
+from feature_platform.bar_rules import MINUTE_US, PRICES, Ints
 from feature_platform.errors import UserError
+from feature_platform.importer.intervals import Steps, interval_text, is_wrong
+from feature_platform.importer.opening import Input, find_files
+from feature_platform.importer.read_ahead import read_ahead
+from feature_platform.importer.reader import (
+    BadRow,
+    Batch,
+    ColumnMap,
+    Findings,
+    TimeRule,
+    read_bars,
+)
+from feature_platform.importer.rejects import SkipFile
 from feature_platform.queries import queries
 
 Connection = psycopg.Connection[Any]
@@ -47,16 +55,19 @@ _COPY_ROW = np.dtype(
 )
 _POSTGRES_EPOCH_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
+# How many bad rows a report shows.
+_EXAMPLES = 10
+
 # A storing that meets another writer's in a deadlock is repeated; the staged rows are still there.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Say how far an import is.
+    """How far an import is.
 
-    share: of the file in hand that has been read, from 0 to 1.
-    rows: of the file in hand that have been read.
+    share: of the current file that has been read, from 0 to 1.
+    rows: of the current file that have been read.
     """
 
     path: Path
@@ -67,11 +78,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """Say what became of the rows of one file; every one of `rows` is in exactly one count.
+    """The counts of the rows of one file; every one of `rows` is in exactly one count.
 
     duplicates: rows that repeat a bar of the same file with equal values.
-    bad: rows that were left out, and written to the file of bad rows.
+    bad: rows that were rejected, and written to the file of bad rows.
+    empty: rows with a time and no values, for minutes without trades.
+    unclosed: bars of a minute that is not over, or of the future.
     spans: the times of the first and last good bar, in UTC, by symbol.
+    layout: the layout that was recognised.
+    times: "exact" where times have an offset or are epochs; otherwise the zone that was assumed.
+    interval: the most frequent step between bars, "-" where there is none.
+    notes: what the user should know of how the file was read.
+    examples: the first bad rows.
     """
 
     path: Path
@@ -83,16 +101,28 @@ class FileReport:
     bad: int
     seconds: float
     spans: Mapping[str, Span]
+    empty: int = 0
+    unclosed: int = 0
+    layout: str = ""
+    times: str = ""
+    interval: str = "-"
+    notes: tuple[str, ...] = ()
+    examples: tuple[BadRow, ...] = ()
 
     @property
     def bars_per_second(self) -> float:
         """Return the speed, the storing included."""
         return self.rows / self.seconds if self.seconds else 0.0
 
+    @property
+    def bars(self) -> int:
+        """Return how many bars of the file the table has."""
+        return self.inserted + self.updated + self.unchanged
+
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """Say what an import did, file by file in the order they were given."""
+    """The reports of an import, file by file in the order they were given."""
 
     files: tuple[FileReport, ...]
 
@@ -104,64 +134,94 @@ class ImportReport:
             for symbol, (first, last) in report.spans.items():
                 known = spans.get(symbol, (first, last))
                 spans[symbol] = (min(known[0], first), max(known[1], last))
-        return FileReport(
-            path=Path(),
-            rows=sum(report.rows for report in self.files),
-            inserted=sum(report.inserted for report in self.files),
-            updated=sum(report.updated for report in self.files),
-            unchanged=sum(report.unchanged for report in self.files),
-            duplicates=sum(report.duplicates for report in self.files),
-            bad=sum(report.bad for report in self.files),
-            seconds=sum(report.seconds for report in self.files),
-            spans=spans,
-        )
+        counts = ("rows", "inserted", "updated", "unchanged", "duplicates", "bad", "empty")
+        sums: dict[str, Any] = {
+            name: sum(getattr(report, name) for report in self.files)
+            for name in (*counts, "unclosed", "seconds")
+        }
+        return FileReport(path=Path(), spans=spans, **sums)
+
+
+class ImportStoppedError(UserError):
+    """A file of several that cannot be stored.
+
+    report: the files before it, which are stored.
+    """
+
+    def __init__(self, message: str, report: ImportReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """How files are to be read and stored.
+
+    symbol: whose bars they are, for files without a column of symbols.
+    columns: the columns that are not recognised by name.
+    rule: how times are to be read.
+    overwrite: whether a later file may correct bars of an earlier one of the same import.
+    dry_run: count, and store nothing.
+    source: the mark of the rows.
+    """
+
+    symbol: str | None = None
+    columns: ColumnMap = field(default_factory=ColumnMap)
+    rule: TimeRule = field(default_factory=TimeRule)
+    overwrite: bool = False
+    dry_run: bool = False
+    source: Source = "import"
 
 
 def import_bars(
     conn: Connection,
     paths: Sequence[Path],
     *,
-    symbol: str | None = None,
-    columns: ColumnMap | None = None,
     skip_bad: Path | None = None,
-    source: Source = "import",
     progress: Callable[[Progress], None] | None = None,
+    **options: Any,
 ) -> ImportReport:
     """Store the bars of files in `ohlcv_1m`, each file in a transaction of its own.
 
     A bar that is stored already with equal values is not touched; one with other values is
-    corrected. An import that fails, or is killed, stores nothing of the file in hand; the files
-    before it stay stored, and to import them again changes nothing.
+    corrected. An import that fails, or is killed, stores nothing of the current file; the files
+    before it stay stored, and importing them again changes nothing.
 
     conn: a connection that is in no transaction.
-    symbol: whose bars they are, for files without a column that says it.
-    columns: the columns that are not recognised by name.
+    paths: files, directories and patterns; `-` is standard input.
     skip_bad: a new CSV file for rows that cannot be stored (file, line, reason, text); without
         it, one such row stops the import.
-    source: what the rows are marked with.
     progress: called now and then.
+    options: those of ImportOptions.
     Raises UserError for a file that cannot be read or has a bad row, with file, line and reason,
     and psycopg.OperationalError where the database fails.
     """
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise ValueError("an import needs a connection that is in no transaction")
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
+    chosen = ImportOptions(**{name: value for name, value in options.items() if value is not None})
+    files, _ = find_files(paths)
     reports: list[FileReport] = []
     with SkipFile(skip_bad) if skip_bad else nullcontext() as skip:
-        for path in paths:
-            job = _FileImport(
-                conn, path, symbol, columns or ColumnMap(), skip, source, progress or _ignore
-            )
+        for path in files:
+            source = Input(path)
+            job = _FileImport(conn, source, chosen, skip, progress or _ignore, reports)
             try:
                 reports.append(job.run())
             except UserError as error:
                 if not reports:
                     raise
-                stored = f"{len(reports)} of {len(paths)} files before it"
-                raise UserError(f"{error}; stored are the {stored}") from None
+                stored = f"{len(reports)} of {len(files)} files before it"
+                raise ImportStoppedError(
+                    f"{error}; stored are the {stored}", ImportReport(tuple(reports))
+                ) from None
+            finally:
+                source.close()
     return ImportReport(tuple(reports))
+
+
+def import_input(conn: Connection, source: Input, **options: Any) -> FileReport:
+    """Store the bars of one input, as import_bars does."""
+    return _FileImport(conn, source, ImportOptions(**options), None, _ignore, ()).run()
 
 
 def _ignore(_progress: Progress) -> None:
@@ -174,23 +234,25 @@ class _FileImport:
     def __init__(
         self,
         conn: Connection,
-        path: Path,
-        symbol: str | None,
-        columns: ColumnMap,
+        source: Input,
+        options: ImportOptions,
         skip: SkipFile | None,
-        source: Source,
         progress: Callable[[Progress], None],
+        earlier: Sequence[FileReport],
     ) -> None:
         self._conn = conn
-        self._path = path
-        self._symbol = symbol
-        self._columns = columns
-        self._skip = skip
         self._source = source
+        self._path = source.path
+        self._options = options
+        self._skip = skip
         self._progress = progress
+        self._earlier = earlier
+        self._findings = Findings()
         self._contents = _Contents()
         self._bad = 0
         self._first_bad: BadRow | None = None
+        self._examples: list[BadRow] = []
+        self._interval = "-"
 
     def run(self) -> FileReport:
         started = time.perf_counter()
@@ -198,29 +260,54 @@ class _FileImport:
         try:
             with self._conn.transaction():
                 self._conn.execute(queries["import_check_table"])
+                (now,) = self._row(queries["import_clock"])
+                self._contents.end = int(now.timestamp()) // 60 * MINUTE_US
                 duplicates = self._stage()
                 inserted, updated = self._store()
                 stored = True
         except psycopg.Error as error:
-            raise _explained(error, self._path, committing=stored) from error
+            raise _explained(error, self._source.label, committing=stored) from error
         if self._skip is not None:
             self._skip.keep()
-        rows = self._contents.rows
-        self._progress(Progress(self._path, "stored", 1.0, rows))
+        contents = self._contents
+        self._progress(Progress(self._path, "stored", 1.0, contents.rows))
+        left_out = self._bad + duplicates + contents.empty + contents.unclosed
         return FileReport(
             path=self._path,
-            rows=rows,
+            rows=contents.rows,
             inserted=inserted,
             updated=updated,
-            unchanged=rows - self._bad - duplicates - inserted - updated,
+            unchanged=contents.rows - left_out - inserted - updated,
             duplicates=duplicates,
             bad=self._bad,
             seconds=time.perf_counter() - started,
-            spans=self._contents.spans(),
+            spans=contents.spans(),
+            empty=contents.empty,
+            unclosed=contents.unclosed,
+            layout=", ".join(layout.name for layout in self._findings.layouts),
+            times=self._times(),
+            interval=self._interval,
+            notes=tuple(self._notes()),
+            examples=tuple(self._examples),
         )
 
+    def _times(self) -> str:
+        if not self._findings.local:
+            return "exact"
+        return self._options.rule.zone or "UTC (assumed)"
+
+    def _notes(self) -> Generator[str, None, None]:
+        assumed = self._findings.local and self._options.rule.zone is None
+        if assumed:
+            hint = next((one.hint for one in self._findings.layouts if one.hint), "")
+            yield "times without an offset are taken as UTC" + (
+                f"; {hint}" if hint else "; --timezone ZONE takes them as local times"
+            )
+        for name in self._findings.skipped:
+            yield f"no file of bars, left out: {name}"
+
     def _stage(self) -> int:
-        """Bring the good rows into the staging table; return how many duplicates were left out."""
+        """Bring the good rows into the staging table; return the number of duplicates."""
         self._conn.execute(queries["import_create_staging"])
         with (
             self._conn.cursor() as cursor,
@@ -232,46 +319,118 @@ class _FileImport:
                 copy.write(rows)
                 self._progress(told)
             copy.write(_COPY_TRAILER)
-        duplicates = 0 if self._contents.ascending else self._refuse_repeats()
-        if self._first_bad is not None and self._skip is None:
-            raise UserError(self._refusal(self._first_bad))
+        duplicates = 0 if self._contents.ascending else self._reject_repeats()
+        if self._first_bad is not None and self._skip is None and not self._options.dry_run:
+            raise UserError(self._rejection(self._first_bad))
+        if not self._options.rule.ticks:
+            self._check_interval()
+        if not self._options.overwrite:
+            self._check_earlier_files()
         return duplicates
 
+    def _check_interval(self) -> None:
+        """Raise UserError where the bars of a symbol are not one minute apart."""
+        coarse = self._findings.coarse
+        if coarse and self._contents.symbols:
+            raise UserError(
+                f"{self._source.label}: the times are {coarse} without minutes, so these are no "
+                "one-minute bars, and nothing of the file is stored"
+            )
+        if self._contents.steps.ordered:
+            usual = self._contents.steps.usual()
+        else:
+            usual = {
+                symbol: (int(step), count, total, int(shortest))
+                for symbol, step, count, total, shortest in self._conn.execute(
+                    queries["import_steps"]
+                )
+            }
+        names = list(self._contents.symbols)
+        for symbol, (step, count, total, shortest) in usual.items():
+            if is_wrong(step, count, total, shortest):
+                raise UserError(
+                    f"{self._source.label}: the bars of {names[symbol - 1]} are "
+                    f"{interval_text(step)} apart ({count:,} of {total:,} steps): only one-minute "
+                    "bars can be imported, and nothing of the file is stored"
+                )
+        if usual:
+            step = max(usual.values(), key=lambda found: found[1])[0]
+            self._interval = interval_text(step)
+
+    def _check_earlier_files(self) -> None:
+        """Raise UserError where a bar has other values than an earlier file of the same import."""
+        spans = self._contents.spans()
+        before = [
+            (symbol, *span, str(report.path))
+            for report in self._earlier
+            for symbol, span in report.spans.items()
+            if symbol in spans and span[0] <= spans[symbol][1] and span[1] >= spans[symbol][0]
+        ]
+        if not before or self._options.dry_run:
+            return
+        names, firsts, lasts, files = (list(column) for column in zip(*before, strict=True))
+        found = self._conn.execute(
+            queries["import_contradicted"],
+            {
+                "symbols": list(self._contents.symbols),
+                "earlier": names,
+                "first": firsts,
+                "last": lasts,
+                "files": files,
+            },
+        ).fetchone()
+        if found is not None:
+            number, symbol, moment, earlier, count = found
+            file, line = self._contents.place(number)
+            others = f"{count:,} such bars" if count > 1 else "the only such bar"
+            raise UserError(
+                f"{file}:{line}: other values for {symbol} at {moment.astimezone(UTC):%F %R} than "
+                f"in {earlier} ({others}; nothing of the file is stored; --overwrite lets a later "
+                "file correct an earlier one)"
+            )
+
     def _batches(self) -> Generator[Batch, None, None]:
-        return read_bars(self._path, symbol=self._symbol, columns=self._columns)
+        return read_bars(
+            self._source,
+            symbol=self._options.symbol,
+            columns=self._options.columns,
+            rule=self._options.rule,
+            findings=self._findings,
+        )
 
     def _packed(self) -> Generator[tuple[bytes, Progress], None, None]:
         """Read the file, and yield its rows as COPY takes them."""
         for batch in self._batches():
             rows = self._contents.add(batch)
-            self._refuse(batch.bad)
+            self._reject(batch.bad)
             yield rows, Progress(self._path, "reading", batch.done, self._contents.rows)
 
-    def _refuse(self, rows: Sequence[BadRow]) -> None:
+    def _reject(self, rows: Sequence[BadRow]) -> None:
         self._bad += len(rows)
+        self._examples += rows[: _EXAMPLES - len(self._examples)]
         first = [self._first_bad] if self._first_bad is not None else []
         self._first_bad = min([*first, *rows[:1]], key=self._contents.order, default=None)
         if self._skip is not None:
             self._skip.add(rows)
 
-    def _refusal(self, first: BadRow) -> str:
+    def _rejection(self, first: BadRow) -> str:
         others = f"{self._bad:,} bad rows in all" if self._bad > 1 else "the only bad row"
         return (
             f"{first.file}:{first.line}: {first.reason} ({others}; nothing of the file is stored; "
             "--skip-bad FILE stores the good rows and writes the bad ones there)"
         )
 
-    def _refuse_repeats(self) -> int:
-        """Leave out rows with the symbol and time of an earlier one; return how many agree."""
+    def _reject_repeats(self) -> int:
+        """Delete rows with the symbol and time of an earlier one; return how many agree."""
         self._conn.execute(queries["import_find_repeats"])
         agreeing, contradicting = self._row(queries["import_count_repeats"])
         if contradicting:
-            self._refuse_conflicts()
+            self._reject_conflicts()
         if agreeing or contradicting:
             self._conn.execute(queries["import_delete_repeats"])
         return int(agreeing)
 
-    def _refuse_conflicts(self) -> None:
+    def _reject_conflicts(self) -> None:
         """Read the file again, for the text of the rows that contradict an earlier one."""
         numbering = _Numbering()
         with (
@@ -289,10 +448,10 @@ class _FileImport:
                     file, line = numbering.place(conflict[1])
                     where = f"line {line}" if file == batch.file else f"{file}:{line}"
                     reason = f"other values than {where} for the same symbol and time"
-                    self._refuse([BadRow(batch.file, int(batch.line[at]), reason, batch.text(at))])
+                    self._reject([BadRow(batch.file, int(batch.line[at]), reason, batch.text(at))])
                     conflict = next(conflicts, None)
             if conflict is not None:
-                raise UserError(f"{self._path}: the file was changed while it was read")
+                raise UserError(f"{self._source.label}: the file was changed while it was read")
 
     def _store(self) -> tuple[int, int]:
         """Move what is staged into the table; return how many bars were inserted and updated."""
@@ -304,8 +463,12 @@ class _FileImport:
             "symbols": list(self._contents.symbols),
             "first": [first for first, _ in spans.values()],
             "last": [last for _, last in spans.values()],
-            "source": self._source,
+            "source": self._options.source,
         }
+        if self._options.dry_run:
+            self._conn.execute(queries["import_analyze"])
+            inserted, updated = self._row(queries["import_compare"], ranges)
+            return int(inserted), int(updated)
         (overlaps,) = self._row(queries["import_overlaps"], ranges)
         deadlocks = 0
         while True:
@@ -336,8 +499,8 @@ class _FileImport:
         return tuple(row)
 
 
-def _explained(error: psycopg.Error, path: Path, *, committing: bool) -> Exception:
-    """Say what a failure of the database means for the file in hand."""
+def _explained(error: psycopg.Error, path: str, *, committing: bool) -> Exception:
+    """Return the error that explains a failure of the database for the current file."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if committing:
         return psycopg.OperationalError(
@@ -350,7 +513,7 @@ def _explained(error: psycopg.Error, path: Path, *, committing: bool) -> Excepti
         return UserError(
             f"the database is not set up: run `feature-platform db apply` first ({reason})"
         )
-    return UserError(f"{path}: nothing of it is stored: the database refuses it: {reason}")
+    return UserError(f"{path}: nothing of it is stored: the database rejects it: {reason}")
 
 
 class _Numbering:
@@ -386,21 +549,29 @@ class _Numbering:
 
 
 class _Contents:
-    """Know what was staged of a file.
+    """The contents of a file, as far as they were staged.
 
+    end: bars from this time on are of minutes that are not over, in microseconds since 1970.
     symbols: each symbol with its number, from 1.
     rows: how many were read, good or bad.
+    empty, unclosed: as in FileReport.
+    steps: those between the bars.
     ascending: whether the times of every symbol only went up, so that no two rows can have the
         same key.
     """
 
     def __init__(self) -> None:
+        self.end = int(_NEVER)
         self.symbols: dict[str, int] = {}
         self.rows = 0
+        self.empty = 0
+        self.unclosed = 0
+        self.steps = Steps()
         self.ascending = True
         self._numbering = _Numbering()
         self._first = np.empty(0, np.int64)
         self._last = np.empty(0, np.int64)
+        self._newest = np.empty(0, np.int64)
 
     @property
     def in_order(self) -> bool:
@@ -408,9 +579,14 @@ class _Contents:
         return self.ascending and len(self.symbols) == 1
 
     def add(self, batch: Batch) -> bytes:
-        """Take note of a batch; return its good rows as COPY takes them."""
+        """Count a batch; return its good rows as COPY takes them."""
         self.rows += batch.rows
+        self.empty += batch.empty
         numbers = self._numbering.of(batch)
+        closed = batch.ts < self.end
+        if not closed.all():
+            self.unclosed += int((~closed).sum())
+            numbers, batch = numbers[closed], _taken(batch, closed)
         if not len(numbers):
             return b""
         # Not every name of a batch need be a good row's.
@@ -434,22 +610,41 @@ class _Contents:
         """Return what sorts rows as the file has them."""
         return self._numbering.order(row)
 
+    def place(self, number: int) -> tuple[str, int]:
+        """Return the file and the line of a row by its number."""
+        return self._numbering.place(number)
+
     def _note_times(self, ids: NDArray[np.int32], ts: Ints) -> None:
         new = len(self.symbols) - len(self._first)
         if new:
             self._first = np.append(self._first, np.full(new, _NEVER))
             self._last = np.append(self._last, np.full(new, -_NEVER))
+            self._newest = np.append(self._newest, np.full(new, -_NEVER))
         if len(self.symbols) > 1:
             by_symbol = np.argsort(ids, kind="stable")
             ids, ts = ids[by_symbol], ts[by_symbol]
         starts = np.flatnonzero(np.diff(ids, prepend=0))
         present = ids[starts] - 1
         steps = np.diff(ts, prepend=ts[0])
-        steps[starts] = ts[starts] - self._last[present]
+        before = self._newest[present]
+        steps[starts] = np.where(before == -_NEVER, _NEVER, ts[starts] - before)
+        ends = np.append(starts[1:], len(ts)) - 1
+        self._newest[present] = ts[ends]
+        for symbol, start, end in zip(
+            present.tolist(), starts.tolist(), ends.tolist(), strict=True
+        ):
+            of_symbol = steps[start : end + 1]
+            self.steps.add(symbol + 1, of_symbol[of_symbol != _NEVER])
         self.ascending = self.ascending and bool((steps > 0).all())
         firsts, lasts = np.minimum.reduceat(ts, starts), np.maximum.reduceat(ts, starts)
         self._first[present] = np.minimum(self._first[present], firsts)
         self._last[present] = np.maximum(self._last[present], lasts)
+
+
+def _taken(batch: Batch, kept: NDArray[np.bool_]) -> Batch:
+    """Return a batch with some of its good rows."""
+    columns = ("symbol", "ts", *PRICES, "line")
+    return replace(batch, **{name: getattr(batch, name)[kept] for name in columns})
 
 
 def _pack(numbers: Ints, ids: NDArray[np.int32], batch: Batch) -> bytes:

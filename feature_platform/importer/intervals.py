@@ -1,0 +1,82 @@
+"""The interval of a file's bars: the most frequent step of each symbol decides."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_platform.bar_rules import MINUTE_US, Ints
+
+_MINUTE = MINUTE_US
+_NO_STEP = np.int64(2**62)
+
+# Steps longer than a day are counted as one, so that the counters stay small.
+_LONGEST = 1441 * _MINUTE
+
+# One step alone tells nothing of thin trade, unless it is one of the usual intervals of an hour
+# and more, in minutes.
+# Of fewer steps than these, the most frequent one tells little of thin trade.
+_FEW = 10
+_USUAL_HOURS = frozenset({60, 120, 180, 240, 360, 480, 720, 1440})
+
+
+class Steps:
+    """Count the steps between bars of each symbol that follow each other in a file.
+
+    ordered: whether the times of every symbol went one way, so that the steps are the intervals.
+    """
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._ways: defaultdict[int, set[bool]] = defaultdict(set)
+
+    @property
+    def ordered(self) -> bool:
+        """Tell whether the times of every symbol went one way."""
+        return all(len(ways) < 2 for ways in self._ways.values())
+
+    def add(self, symbol: int, steps: Ints) -> None:
+        """Count steps of one symbol, in microseconds, backward ones negative."""
+        moved = steps[steps != 0]
+        if not len(moved):
+            return
+        self._ways[symbol].update(np.unique(moved > 0).tolist())
+        values, counts = np.unique(np.minimum(np.abs(moved), _LONGEST), return_counts=True)
+        self._counts[symbol].update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def usual(self) -> dict[int, tuple[int, int, int, int]]:
+        """Return by symbol the most frequent step, how often it is, all steps, and the shortest."""
+        found = {}
+        for symbol, counts in self._counts.items():
+            step, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+            found[symbol] = (step, count, counts.total(), min(counts))
+        return found
+
+
+def is_wrong(step: int, count: int, total: int, shortest: int) -> bool:
+    """Tell whether the most frequent step shows bars of another interval than a minute.
+
+    count, total: how often the step is there, and how many steps there are.
+    shortest: the shortest of them; in a file of few bars of thin trade it may be the interval.
+    """
+    if step == _MINUTE or (total < _FEW and shortest < step):
+        return False
+    return count > 1 or step // _MINUTE in _USUAL_HOURS or step >= _LONGEST
+
+
+def interval_text(step: int) -> str:
+    """Return an interval in words, such as "5 minutes"."""
+    if step >= _LONGEST:
+        return "more than a day"
+    for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
+        if step % (size * _MINUTE) == 0:
+            number = step // (size * _MINUTE)
+            return f"{number} {unit}{'s' if number > 1 else ''}"
+    return f"{step / 1_000_000:g} seconds"
+
+
+def steps_of(ts: Ints, first: NDArray[np.int64]) -> Ints:
+    """Return the steps between times; `first` is the time before them, if there is one."""
+    return np.diff(np.concatenate([first, ts]))
