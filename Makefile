@@ -12,11 +12,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test bench lint fmt clean
+.PHONY: help setup demo dev test bench lint fmt schema-hash clean
 
 help: ## Show this help
 	@echo "make TARGET [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP) ## Make .venv and install everything into it
 
@@ -40,6 +40,9 @@ lint: setup ## Check style and types
 fmt: setup ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schema-hash: setup ## Record the hash of sql/ after a change of a file there
+	$(BIN)/python -m feature_platform.schema
 
 clean: ## Remove all that the targets above made, but no data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from pathlib import Path
@@ -23,21 +24,54 @@ from feature_platform.settings import PREFIX, get_settings
 
 _log = logging.getLogger(__name__)
 
-# What the files set up, as 010_guard.sql and 090_version.sql say too; a test keeps them equal.
-SCHEMA_VERSION = 3
-
 # How long a set-up tries to get its locks.
 _GIVE_UP_SECONDS = 60.0
 
 _IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 _INCLUDE = re.compile(r"^\\ir (?P<file>\S+)$", re.MULTILINE)
+_NUMBER = re.compile(r"^SET LOCAL feature_platform\.schema_number = '(\d+)';$", re.MULTILINE)
+_HASH = re.compile(r"^[0-9a-f]{64}\n", re.MULTILINE)
+_END_OF_HASHES = re.compile(r"^';$", re.MULTILINE)
 
 
 def schema_files() -> list[Path]:
     """Return the schema's files in the order in which they are applied."""
     text = (sql_dir() / "feature_ca.sql").read_text(encoding="utf-8")
     return [sql_dir() / match["file"] for match in _INCLUDE.finditer(text)]
+
+
+def version_file() -> Path:
+    """Return the file that holds the schema's number and hashes."""
+    return sql_dir() / "007_version.sql"
+
+
+def read_version(text: str) -> tuple[int, tuple[str, ...]]:
+    """Return the schema's number and its hashes, the newest last, of the text of `version_file`.
+
+    Raises ValueError where there is not exactly one number, or no hash.
+    """
+    numbers = _NUMBER.findall(text)
+    hashes = tuple(line.strip() for line in _HASH.findall(text))
+    if len(numbers) != 1 or not hashes:
+        raise ValueError(f"{version_file()} needs one schema_number and a hash")
+    return int(numbers[0]), hashes
+
+
+def hash_files() -> str:
+    """Return the SHA-256 of the schema's files, without the lines that hold hashes."""
+    digest = hashlib.sha256()
+    for file in (sql_dir() / "feature_ca.sql", *schema_files()):
+        digest.update(_HASH.sub("", file.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()
+
+
+def update_hash() -> str:
+    """Make the present hash the last one in `version_file`, and return it."""
+    present = hash_files()
+    text = version_file().read_text(encoding="utf-8").replace(f"{present}\n", "")
+    version_file().write_text(_END_OF_HASHES.sub(f"{present}\n';", text), encoding="utf-8")
+    return present
 
 
 def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None) -> None:
@@ -134,44 +168,97 @@ def _origin(simulated: bool | None) -> str:
     return "clock" if isinstance(get_settings().clock, SimulatedClock) else ""
 
 
+def require_version(connection: psycopg.Connection[Any]) -> None:
+    """Raise UserError where the database does not have exactly this code's schema."""
+    installed = _installed(connection)
+    fault = None if installed is None else version_fault(*installed)
+    if installed is None:
+        fault = "is not set up: run `feature-platform db apply`"
+    if fault is not None:
+        raise UserError(f"database {connection.info.dbname} {fault}")
+
+
+def version_fault(version: int, hash_: str | None) -> str | None:
+    """Return how a database's schema differs from this code's and the remedy; None where equal.
+
+    The text begins with a verb: "has schema version 2, ...".
+    """
+    if (version, hash_) == (SCHEMA_VERSION, SCHEMA_HASH):
+        return None
+    if version > SCHEMA_VERSION:
+        return (
+            f"has schema version {version}, this code knows only up to {SCHEMA_VERSION}:"
+            " install a newer feature_platform"
+        )
+    if version < SCHEMA_VERSION:
+        return (
+            f"has schema version {version}, this code needs {SCHEMA_VERSION}:"
+            " run `feature-platform db apply`"
+        )
+    if is_newer(version, hash_):
+        return (
+            f"has files of schema version {version} that this code does not know (hash"
+            f" {_short(hash_)}, this code's is {_short(SCHEMA_HASH)}):"
+            " install a newer feature_platform"
+        )
+    return (
+        f"has older files of schema version {version} (hash {_short(hash_)}, this code's is"
+        f" {_short(SCHEMA_HASH)}): run `feature-platform db apply`"
+    )
+
+
+def is_newer(version: int, hash_: str | None) -> bool:
+    """Return whether a database's schema is newer than this code's.
+
+    With an equal number, it is newer where its hash is unknown: neither this code's nor one that
+    the files had before. A database without a hash is older.
+    """
+    if version != SCHEMA_VERSION:
+        return version > SCHEMA_VERSION
+    return hash_ is not None and hash_ not in _KNOWN_HASHES
+
+
+def _short(hash_: str | None) -> str:
+    return "none" if hash_ is None else hash_[:12]
+
+
 def _prepare_version(connection: psycopg.Connection[Any], simulated: bool) -> None:
     """Make sure that the database has this code's schema."""
+    if get_settings().database_url is None:
+        installed = _installed(connection)
+        if installed == (SCHEMA_VERSION, SCHEMA_HASH):
+            return
+        if installed is None or not is_newer(*installed):
+            apply(connection, simulated=simulated or None)
+            return
+    require_version(connection)
+
+
+def _installed(connection: psycopg.Connection[Any]) -> tuple[int, str | None] | None:
+    """Return the number and the hash of the schema that is set up here, None for none.
+
+    Raises UserError where the user may not read them.
+    """
     try:
-        version = _version(connection)
+        applied = connection.execute(queries["schema_is_applied"]).fetchone()
+        if applied is None or not applied[0]:
+            return None
+        row = connection.execute(queries["schema_version"]).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         raise UserError(
             f"the user {connection.info.user} may not use feature_platform in database"
             f" {connection.info.dbname}: grant it one of the roles, such as feature_platform_reader"
         ) from None
-    if version == SCHEMA_VERSION:
-        return
-    if get_settings().database_url is None and (version is None or version < SCHEMA_VERSION):
-        apply(connection, simulated=simulated or None)
-    elif version is None:
-        raise UserError(
-            f"database {connection.info.dbname} is not set up: run `feature-platform db apply`"
-        )
-    elif version < SCHEMA_VERSION:
-        raise UserError(
-            f"database {connection.info.dbname} has schema version {version}, this code needs"
-            f" {SCHEMA_VERSION}: run `feature-platform db apply`"
-        )
-    else:
-        raise UserError(
-            f"database {connection.info.dbname} has schema version {version}, this code knows"
-            f" only up to {SCHEMA_VERSION}: install a newer feature_platform"
-        )
-
-
-def _version(connection: psycopg.Connection[Any]) -> int | None:
-    """Return the version of the schema that is set up here, None for none."""
-    applied = connection.execute(queries["schema_is_applied"]).fetchone()
-    if applied is None or not applied[0]:
-        return None
-    version = connection.execute(queries["schema_version"]).fetchone()
-    return None if version is None else version[0]
+    return None if row is None or row[0] is None else (row[0], row[1])
 
 
 def _one_line(error: psycopg.Error) -> str:
     parts = [error.diag.message_primary, error.diag.message_hint]
     return ". ".join(part.rstrip(".") for part in parts if part)
+
+
+SCHEMA_VERSION, _KNOWN_HASHES = read_version(version_file().read_text(encoding="utf-8"))
+SCHEMA_HASH = _KNOWN_HASHES[-1]
+
+if __name__ == "__main__":
+    print(update_hash())

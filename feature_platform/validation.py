@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from feature_platform.queries import queries
-from feature_platform.schema import SCHEMA_VERSION
+from feature_platform.schema import SCHEMA_HASH, SCHEMA_VERSION
 from feature_platform.settings import get_settings
 from feature_platform.verify import PASS, verify_rolling, verify_window
 
@@ -165,7 +165,7 @@ CHECKS: tuple[Check, ...] = (
         " the schema is the one that this code needs.",
         "preconditions",
         "",
-        {"schema_version": SCHEMA_VERSION},
+        {"schema_version": SCHEMA_VERSION, "schema_hash": SCHEMA_HASH},
     ),
     Check(
         "bars_table",

@@ -23,7 +23,7 @@ from feature_platform._mark_watch import MarkWatch
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
-from feature_platform.schema import prepare
+from feature_platform.schema import prepare, require_version
 from feature_platform.settings import get_settings, redact
 from feature_platform.stop_event import Bell
 from feature_platform.trouble_log import TroubleLog, is_disk_full
@@ -223,6 +223,7 @@ class Worker:
 
         An error that leaves the connection whole ends the run only.
         """
+        require_version(connection)  # a newer schema may have been set up since the last run
         run_id, horizon, began = self._row(connection, "worker_begin")
         run = _Run(run_id, began)
         problem: str | None = None

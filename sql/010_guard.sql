@@ -1,8 +1,10 @@
 -- Reject a database that this version must not touch; nothing has been changed yet when one of these is raised.
 DO $$
 DECLARE
-    this_version CONSTANT integer := 3;     -- keep equal to 090_version.sql
+    this_version CONSTANT integer := current_setting('feature_platform.schema_number');
+    known CONSTANT text[] := regexp_split_to_array(btrim(current_setting('feature_platform.schema_hashes'), E' \n'), '\s+');
     found_version integer;
+    found_hash text;
     foreign_table text;
 BEGIN
     IF current_setting('server_version_num')::integer < 150000 THEN
@@ -14,10 +16,16 @@ BEGIN
             USING HINT = 'Nothing was changed. CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0.';
     END IF;
     IF to_regclass('feature_platform.schema_version') IS NOT NULL THEN
-        SELECT max(version) INTO found_version FROM feature_platform.schema_version;
+        -- By to_jsonb, because the table of an older database has no column `hash`.
+        SELECT v.version, to_jsonb(v) ->> 'hash' INTO found_version, found_hash
+        FROM feature_platform.schema_version v ORDER BY v.version DESC LIMIT 1;
         IF found_version > this_version THEN
             RAISE EXCEPTION 'this database has schema version % of feature_platform, the code knows only up to %',
                 found_version, this_version
+                USING HINT = 'Nothing was changed. Install a newer feature_platform.';
+        ELSIF found_version = this_version AND found_hash <> ALL (known) THEN
+            RAISE EXCEPTION 'this database has files of schema version % that the code does not know (hash %)',
+                found_version, left(found_hash, 12)
                 USING HINT = 'Nothing was changed. Install a newer feature_platform.';
         END IF;
         RETURN;
@@ -86,7 +94,9 @@ $$;
 -- that failed begins with the table that it waited for (the setting feature_platform.lock_first).
 DO $$
 DECLARE
-    this_version CONSTANT integer := 3;     -- keep equal to 090_version.sql
+    this_version CONSTANT integer := current_setting('feature_platform.schema_number');
+    known CONSTANT text[] := regexp_split_to_array(btrim(current_setting('feature_platform.schema_hashes'), E' \n'), '\s+');
+    found record;
     first CONSTANT text := coalesce(nullif(current_setting('feature_platform.lock_first', true), ''), 'ohlcv_1m');
     owner CONSTANT text := (SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform');
     began timestamptz;
@@ -97,7 +107,9 @@ BEGIN
     IF to_regclass('feature_platform.schema_version') IS NULL THEN
         RETURN;
     END IF;
-    is_upgrade := (SELECT max(v.version) FROM feature_platform.schema_version v) IS DISTINCT FROM this_version;
+    SELECT v.version, to_jsonb(v) ->> 'hash' AS hash INTO found
+    FROM feature_platform.schema_version v ORDER BY v.version DESC LIMIT 1;
+    is_upgrade := (found.version, found.hash) IS DISTINCT FROM (this_version, known[cardinality(known)]);
     FOR tab IN
         SELECT c.oid, c.relname::text AS name, c.oid::regclass::text AS qualified, c.relkind,
                CASE WHEN c.relname IN ('ohlcv_1m', 'features_1m') AND NOT is_upgrade THEN 'SHARE ROW EXCLUSIVE' ELSE 'ACCESS EXCLUSIVE' END AS mode
@@ -116,7 +128,9 @@ BEGIN
         left_ms := greatest(1, 800 - extract(epoch FROM clock_timestamp() - began) * 1000)::integer;
     END LOOP;
     PERFORM set_config('lock_timeout', '2s', true);
-    IF (SELECT max(v.version) FROM feature_platform.schema_version v) > this_version THEN
+    SELECT v.version, to_jsonb(v) ->> 'hash' AS hash INTO found
+    FROM feature_platform.schema_version v ORDER BY v.version DESC LIMIT 1;
+    IF found.version > this_version OR found.version = this_version AND found.hash <> ALL (known) THEN
         RAISE EXCEPTION 'this database has just been set up by a newer feature_platform'
             USING HINT = 'Nothing was changed. Install a newer feature_platform.';
     END IF;
@@ -134,8 +148,11 @@ $$;
 
 CREATE TABLE IF NOT EXISTS feature_platform.schema_version (
     version    integer PRIMARY KEY,
-    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    hash       text
 );
+
+COMMENT ON TABLE feature_platform.schema_version IS 'The versions of the schema that were set up here, and when.';
 
 -- Rows that sessions lock where only one of them may go on. Readers cannot: a row lock needs a right to write.
 CREATE TABLE IF NOT EXISTS feature_platform.mutex (
@@ -143,65 +160,3 @@ CREATE TABLE IF NOT EXISTS feature_platform.mutex (
 );
 COMMENT ON TABLE feature_platform.mutex IS 'Rows to lock where one session at a time may go on.';
 INSERT INTO feature_platform.mutex (name) VALUES ('gaps') ON CONFLICT DO NOTHING;
-
-COMMENT ON TABLE feature_platform.schema_version IS 'Which versions of the schema were set up here, and when.';
-
--- What a clock that runs at another speed tells when the wall clock tells `moment`. `setting` is START@SINCExSPEED, as in
--- 2026-03-01T00:00Z@2026-11-25T13:30Zx60: the one told START when the wall clock told SINCE, and runs so many times as fast.
-CREATE OR REPLACE FUNCTION feature_platform.simulated_clock(setting text, moment timestamptz) RETURNS timestamptz
-    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    parts CONSTANT text[] := regexp_match(setting,
-        '^\s*([0-9]{4}-[^@]*(?:Z|[+-][0-9]{2}:[0-9]{2}))\s*@\s*([0-9]{4}-[^@]*(?:Z|[+-][0-9]{2}:[0-9]{2}))\s*x\s*([0-9]+(?:\.[0-9]+)?)\s*$');
-BEGIN
-    IF parts IS NULL OR parts[3]::double precision NOT BETWEEN 0.001 AND 10000 THEN
-        RAISE EXCEPTION 'feature_platform.clock is set to %, which is no clock', quote_literal(setting)
-            USING HINT = 'RESET it for the wall clock, or write START@SINCExSPEED, as in 2026-03-01T00:00Z@2026-11-25T13:30Zx60.';
-    END IF;
-    -- Not interval * speed: that makes days of it, which are not all 24 hours long.
-    RETURN parts[1]::timestamptz + make_interval(secs => extract(epoch FROM moment - parts[2]::timestamptz)::double precision * parts[3]::double precision);
-END
-$$;
-COMMENT ON FUNCTION feature_platform.simulated_clock(text, timestamptz) IS 'What a clock of another speed tells at a moment of the wall clock''s.';
-
--- The time of a session whose setting feature_platform.clock is set. Only a database that was set up as simulated follows it: the
--- engine's functions run with their owner's rights, and must not believe their callers' clocks. Rejected rather than ignored: a
--- process with a clock of its own would go on by another time than its database.
-CREATE OR REPLACE FUNCTION feature_platform.session_clock(moment timestamptz) RETURNS timestamptz
-    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF (SELECT o.simulated FROM feature_platform.database_origin o) IS NOT TRUE THEN
-        RAISE EXCEPTION 'feature_platform.clock is set, and this database was not set up as a simulated one'
-            USING HINT = 'RESET feature_platform.clock, or unset FEATURE_PLATFORM_CLOCK of the process.';
-    END IF;
-    RETURN feature_platform.simulated_clock(current_setting('feature_platform.clock'), moment);
-END
-$$;
-COMMENT ON FUNCTION feature_platform.session_clock(timestamptz) IS 'The time of a session that has a clock of its own, in a simulated database.';
-
--- The platform's time when the wall clock tells `moment`: the same, unless this is a simulated database and the session has a
--- clock of another speed in its setting feature_platform.clock, as the platform's processes have where FEATURE_PLATFORM_CLOCK is set.
-CREATE OR REPLACE FUNCTION feature_platform.clock_at(moment timestamptz) RETURNS timestamptz
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
-                THEN feature_platform.session_clock(moment) ELSE moment END;
-COMMENT ON FUNCTION feature_platform.clock_at(timestamptz) IS 'The platform''s time at a moment of the wall clock''s.';
-
--- The one clock of the platform: whether a minute is closed or a row due is decided by this, nowhere else. It is inlined, and reads
--- a table only in sessions that have a clock.
-CREATE OR REPLACE FUNCTION feature_platform.clock() RETURNS timestamptz
-    LANGUAGE sql VOLATILE PARALLEL SAFE
-    RETURN CASE WHEN current_setting('feature_platform.clock', true) <> ''
-                THEN feature_platform.session_clock(clock_timestamp())
-                ELSE clock_timestamp() END;
-COMMENT ON FUNCTION feature_platform.clock() IS 'Now, as everything in the platform sees it.';
-
--- The minute a moment lies in. Immutable and written out, so that an index can use it.
-CREATE OR REPLACE FUNCTION feature_platform.bucket_of(moment timestamptz) RETURNS timestamptz
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN date_bin('1 minute', moment, '1970-01-01 00:00:00+00');
-COMMENT ON FUNCTION feature_platform.bucket_of(timestamptz) IS 'The UTC start of the minute that a moment lies in.';

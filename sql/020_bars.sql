@@ -49,7 +49,8 @@ COMMENT ON FUNCTION feature_platform.is_symbol(text) IS 'Whether a text can be a
 CREATE TABLE IF NOT EXISTS feature_platform.known_symbol (
     symbol text COLLATE "C" NOT NULL,
     id     bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,
-    CONSTRAINT known_symbol_pkey PRIMARY KEY (symbol, id)
+    CONSTRAINT known_symbol_pkey PRIMARY KEY (symbol, id),
+    CONSTRAINT known_symbol_check CHECK (feature_platform.is_symbol(symbol))
 );
 COMMENT ON TABLE feature_platform.known_symbol IS 'Every symbol that ever had a bar; some of them more than once.';
 

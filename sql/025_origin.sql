@@ -3,12 +3,13 @@
 CREATE TABLE IF NOT EXISTS feature_platform.database_origin (
     only_one   boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
     simulated  boolean     NOT NULL,
-    decided_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    decided_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    exchange     text,
+    exchange_url text
 );
 COMMENT ON TABLE feature_platform.database_origin IS 'Where this database''s bars come from; final once there are bars.';
 COMMENT ON COLUMN feature_platform.database_origin.simulated IS 'Whether the bars are simulated, so that a session may set feature_platform.clock.';
 
-ALTER TABLE feature_platform.database_origin ADD COLUMN IF NOT EXISTS exchange text, ADD COLUMN IF NOT EXISTS exchange_url text;
 COMMENT ON COLUMN feature_platform.database_origin.exchange IS 'The exchange of symbols without a prefix, by ccxt''s id; NULL before bars of one were fetched.';
 COMMENT ON COLUMN feature_platform.database_origin.exchange_url IS 'The URLs of simulated exchanges, as FEATURE_PLATFORM_EXCHANGE_URL.';
 

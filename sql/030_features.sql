@@ -64,27 +64,3 @@ BEGIN ATOMIC
     WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = s.symbol);
 END;
 COMMENT ON FUNCTION feature_platform.find_symbols() IS 'Makes known every symbol that the tables have.';
-
--- Every new symbol is checked where it is made known, in the transaction of its first bar, and not in each bar: a check of each
--- would cost a fifth of an import's time, and needed a scan of all bars in an upgrade.
-DO $$
-DECLARE
-    bad text;
-BEGIN
-    IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'feature_platform.known_symbol'::regclass AND conname = 'known_symbol_check') THEN
-        RETURN;
-    END IF;
-    PERFORM feature_platform.find_symbols();
-    -- Of those that have been renamed since, only the name is left.
-    DELETE FROM feature_platform.known_symbol k
-    WHERE NOT feature_platform.is_symbol(k.symbol) AND NOT EXISTS (SELECT FROM feature_platform.stored_symbol s WHERE s.symbol = k.symbol);
-    bad := (SELECT string_agg(quote_literal(left(k.symbol, 40)), ', ' ORDER BY k.symbol)
-            FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol WHERE NOT feature_platform.is_symbol(symbol) ORDER BY symbol LIMIT 5) AS k);
-    IF bad IS NOT NULL THEN
-        RAISE EXCEPTION 'ohlcv_1m has bars of symbols that are no longer accepted: %', bad
-            USING HINT = 'Nothing was changed. A symbol has at most 200 characters, no control characters and no spaces at its ends:'
-                ' rename these (UPDATE public.ohlcv_1m SET symbol = ...) and refresh, both with the version that is installed, then set up again.';
-    END IF;
-    ALTER TABLE feature_platform.known_symbol ADD CONSTRAINT known_symbol_check CHECK (feature_platform.is_symbol(symbol));
-END
-$$;

@@ -15,17 +15,6 @@ CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
     CONSTRAINT ohlcv_1m_gaps_range_check CHECK (start_ts < end_ts),
     CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable', 'not_recorded'))
 );
-ALTER TABLE public.ohlcv_1m_gaps ADD COLUMN IF NOT EXISTS feed text;    -- of a database that was set up before there was a recorder
--- Of a database that was set up when minutes of a symbol that is no longer recorded were `open`.
-DO $$
-BEGIN
-    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE conrelid = 'public.ohlcv_1m_gaps'::regclass AND conname = 'ohlcv_1m_gaps_state_check') NOT LIKE '%not\_recorded%' THEN
-        ALTER TABLE public.ohlcv_1m_gaps DROP CONSTRAINT ohlcv_1m_gaps_state_check,
-            ADD CONSTRAINT ohlcv_1m_gaps_state_check CHECK (state IN ('open', 'filled', 'quiet', 'unavailable', 'not_recorded'));
-    END IF;
-END
-$$;
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state <> 'filled';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_not_recorded_idx ON public.ohlcv_1m_gaps (symbol) WHERE state = 'not_recorded';
@@ -395,7 +384,6 @@ COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz
 
 -- The exchange did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
 -- most an hour, and not before the exchange's own retry_after), and given up as `unavailable` after so many attempts.
-DROP FUNCTION IF EXISTS feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer);    -- as it was before it knew of retry_after
 CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
     failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
     retry_after interval DEFAULT '0') RETURNS void

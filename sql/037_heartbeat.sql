@@ -14,17 +14,6 @@ CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     exchange      text        NOT NULL DEFAULT '',
     CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'))
 ) WITH (fillfactor = 50);
--- Of a database that was set up when there was one exchange, and symbols that were recorded no more were forgotten.
-ALTER TABLE feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
-DO $$
-BEGIN
-    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE conrelid = 'feature_platform.heartbeat'::regclass AND conname = 'heartbeat_state_check') NOT LIKE '%not\_recorded%' THEN
-        ALTER TABLE feature_platform.heartbeat DROP CONSTRAINT heartbeat_state_check,
-            ADD CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'));
-    END IF;
-END
-$$;
 COMMENT ON TABLE feature_platform.heartbeat IS 'What the recorder hears of each market, and when it last said so.';
 COMMENT ON COLUMN feature_platform.heartbeat.state IS 'live: heard, and nothing is missing; catching_up: heard, and the exchange is being asked for what was missed; down: not heard; stopped: the recorder ended in order; not_recorded: the symbol was taken out of the settings.';
 COMMENT ON COLUMN feature_platform.heartbeat.exchange IS 'The exchange of the symbol, by ccxt''s id.';
@@ -39,7 +28,6 @@ CREATE TABLE IF NOT EXISTS feature_platform.feed_outage (
     exchange text       NOT NULL DEFAULT '',    -- empty: every exchange
     CONSTRAINT feed_outage_range_check CHECK (from_at <= to_at)
 );
-ALTER TABLE feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 CREATE INDEX IF NOT EXISTS feed_outage_to_idx ON feature_platform.feed_outage (to_at);
 COMMENT ON TABLE feature_platform.feed_outage IS 'When the exchange was not heard, and why.';
 

@@ -46,7 +46,6 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
     'Records what one statement changed in ohlcv_1m.';
-DROP TABLE IF EXISTS feature_platform.late_change;      -- of a database from before there was bar_change
 
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -104,8 +103,6 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.mark_dirty_truncate() IS 'Trigger of ohlcv_1m: records what TRUNCATE makes dirty.';
 
-DROP FUNCTION IF EXISTS feature_platform.wake_refresher(timestamptz);    -- of version 2, which notified the worker
-
 -- They run as the owner, so nobody else may put them on a table of his own.
 REVOKE EXECUTE ON FUNCTION feature_platform.mark_dirty(), feature_platform.mark_dirty_truncate() FROM PUBLIC;
 
@@ -118,6 +115,3 @@ CREATE OR REPLACE TRIGGER ohlcv_1m_updated AFTER UPDATE ON public.ohlcv_1m
     FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty();
 CREATE OR REPLACE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
     FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
-
--- Of a database from before there was known_symbol. Writers wait behind the triggers above: none can have been overlooked.
-DO $$ BEGIN PERFORM feature_platform.find_symbols(); END $$;

@@ -11,7 +11,6 @@ CREATE TABLE IF NOT EXISTS feature_platform.symbol_state (
     newest_close  double precision,
     newest_vol    numeric               -- the newest row's own part of the sums
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
-ALTER TABLE feature_platform.symbol_state ADD COLUMN IF NOT EXISTS newest_vol numeric;  -- not in version 2
 COMMENT ON TABLE feature_platform.symbol_state IS 'Cache of each symbol''s newest window sums; may be emptied at any time.';
 
 DO $$
@@ -58,12 +57,6 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirang
         FROM part WHERE newer < minutes
     );
 COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS 'The newest part of a multirange that spans at most so many minutes.';
-
--- Of version 2: sliced by minutes, whether they had bars or not.
-DROP FUNCTION IF EXISTS feature_platform.pick_symbols(tstzrange, bigint, bigint, integer);
-DROP FUNCTION IF EXISTS feature_platform.refresh_symbols(text[], tstzrange, bigint);
-DROP FUNCTION IF EXISTS feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer);
-DROP FUNCTION IF EXISTS feature_platform.starts_cached(timestamptz, boolean, tstzrange);
 
 -- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: what one
 -- slice takes of a long range. Rows are bars and, where bars were removed, feature rows. A range counts as one row
@@ -349,7 +342,6 @@ COMMENT ON FUNCTION feature_platform.lock_symbols(text[]) IS
 
 -- The feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the statement that
 -- calls it does.
-DROP FUNCTION IF EXISTS feature_platform.compute_features(feature_platform.refresh_item[]);     -- its columns change
 CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platform.refresh_item[])
     RETURNS TABLE (symbol text, bucket timestamptz, last_close double precision, vol double precision,
                    log_return double precision, n_1d integer, ma_vol_1d double precision, std_vol_1d double precision,

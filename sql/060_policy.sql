@@ -19,11 +19,11 @@ CREATE TABLE IF NOT EXISTS feature_platform.policy_run (
     finished_at  timestamptz,               -- NULL while it runs
     slices       integer     NOT NULL DEFAULT 0,
     rows_written bigint      NOT NULL DEFAULT 0,
-    error        text
+    error        text,
+    -- Wake-ups by commits after this run and before the next one; their slices and rows are counted above, too.
+    wakes        integer     NOT NULL DEFAULT 0,
+    woken_at     timestamptz
 );
--- How often a commit has woken the refresher since, up to the next run; their slices and rows are counted above, too.
-ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS wakes integer NOT NULL DEFAULT 0;
-ALTER TABLE feature_platform.policy_run ADD COLUMN IF NOT EXISTS woken_at timestamptz;
 CREATE INDEX IF NOT EXISTS policy_run_started_idx ON feature_platform.policy_run (started_at);
 CREATE INDEX IF NOT EXISTS policy_run_failed_idx ON feature_platform.policy_run (id) WHERE error IS NOT NULL;
 COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week where the retention says nothing else.';
@@ -153,7 +153,6 @@ COMMENT ON FUNCTION feature_platform.policy_begin(text) IS 'Begins a run of the 
 -- One slice of a run, in the caller's transaction: of the last start_offset where anything is dirty there, else of what is
 -- older, so that a bulk import never delays the live minute. Returns whether there is more for this run, which ends when all
 -- is done or, at a slice's end, when the next run is due. `woken`: a commit asked for it, after the run.
-DROP FUNCTION IF EXISTS feature_platform.policy_step(bigint, bigint);
 CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint, woken boolean DEFAULT false) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

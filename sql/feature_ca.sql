@@ -11,13 +11,19 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL lock_timeout = '2s';      -- rather fail than keep writers waiting behind a long transaction
 \ir 005_roles.sql
+\ir 007_version.sql
 \ir 010_guard.sql
+\ir 012_clock.sql
+\ir 015_buckets.sql
+\ir upgrade/002.sql
+\ir upgrade/003.sql
 \ir 020_bars.sql
 \ir 025_origin.sql
 \ir 030_features.sql
 \ir 035_gaps.sql
 \ir 037_heartbeat.sql
 \ir 040_dirty_log.sql
+\ir upgrade/003_end.sql
 \ir 050_refresh.sql
 \ir 055_retention.sql
 \ir 060_policy.sql

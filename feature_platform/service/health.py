@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from feature_platform.schema import SCHEMA_VERSION
+from feature_platform.schema import version_fault
 from feature_platform.service.answers import RefusedError, answer_json, refusals
 from feature_platform.service.database import Database
 
@@ -37,11 +37,10 @@ def make_router(database: Database) -> APIRouter:
     @router.get("/readyz", response_model=Ready, responses=refusals(503))
     async def readyz() -> Response:
         """Tell whether the database answers, and has the schema that this code needs."""
-        ((version,),) = await database.fetch("schema_version")
-        if version != SCHEMA_VERSION:
-            raise RefusedError(
-                503, f"the database has schema version {version}, this code needs {SCHEMA_VERSION}"
-            )
+        ((version, hash_),) = await database.fetch("schema_version")
+        fault = "is not set up" if version is None else version_fault(version, hash_)
+        if fault is not None:
+            raise RefusedError(503, f"the database {fault}")
         return answer_json({"status": "ready"})
 
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import psycopg
@@ -10,13 +9,14 @@ import pytest
 
 from feature_platform import schema
 from feature_platform.errors import UserError
-from feature_platform.queries import sql_dir
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_processes import refusal, run_on, value
 
 Conn = psycopg.Connection[Any]
 
 VERSION = "SELECT max(version) FROM feature_platform.schema_version"
+HASH = "SELECT hash FROM feature_platform.schema_version ORDER BY version DESC LIMIT 1"
+UNKNOWN = "f" * 64
 IS_SET_UP = "SELECT to_regnamespace('feature_platform') IS NOT NULL"
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
@@ -42,16 +42,13 @@ def set_version(connection: Conn, version: int | None) -> None:
         connection.execute("INSERT INTO feature_platform.schema_version VALUES (%s)", [version])
 
 
-def test_the_version_is_the_same_wherever_it_stands(conn: Conn) -> None:
-    guard = (sql_dir() / "010_guard.sql").read_text(encoding="utf-8")
-    record = (sql_dir() / "090_version.sql").read_text(encoding="utf-8")
-    assert set(re.findall(r"this_version CONSTANT integer := (\d+);", guard)) == {
-        str(schema.SCHEMA_VERSION)
-    }
-    assert re.findall(r"schema_version \(version\) VALUES \((\d+)\)", record) == [
-        str(schema.SCHEMA_VERSION)
-    ]
-    assert value(conn, VERSION) == schema.SCHEMA_VERSION
+def set_hash(connection: Conn, hash_: str | None) -> None:
+    connection.execute("UPDATE feature_platform.schema_version SET hash = %s", [hash_])
+
+
+def test_the_set_up_records_the_number_and_the_hash(conn: Conn) -> None:
+    rows = conn.execute("SELECT version, hash FROM feature_platform.schema_version").fetchall()
+    assert rows == [(schema.SCHEMA_VERSION, schema.SCHEMA_HASH)]
 
 
 def test_the_embedded_database_is_set_up_on_the_spot(empty: Conn) -> None:
@@ -102,6 +99,70 @@ def test_a_newer_database_is_refused(
     with pytest.raises(UserError, match=r"knows only up to \d+: install a newer feature_platform$"):
         schema.prepare(conn)
     assert value(conn, VERSION) == schema.SCHEMA_VERSION + 1
+
+
+def test_older_files_of_the_embedded_database_are_brought_up_to_date(conn: Conn) -> None:
+    """A database of an earlier commit has the same number, and another hash or none."""
+    set_hash(conn, None)
+    conn.execute("DROP VIEW feature_platform.policy_status")
+    schema.prepare(conn)
+    assert value(conn, HASH) == schema.SCHEMA_HASH
+    conn.execute("TABLE feature_platform.policy_status")
+
+
+def test_a_known_hash_is_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "_KNOWN_HASHES", ("a" * 64, schema.SCHEMA_HASH))
+    assert not schema.is_newer(schema.SCHEMA_VERSION, "a" * 64)
+    assert schema.is_newer(schema.SCHEMA_VERSION, "b" * 64)
+
+
+@pytest.mark.usefixtures("configured")
+def test_older_files_of_a_database_are_its_owners_to_bring_up_to_date(conn: Conn) -> None:
+    set_hash(conn, None)
+    with pytest.raises(UserError, match=r"older files of schema version \d.*: run `.* db apply`$"):
+        schema.prepare(conn)
+    assert value(conn, HASH) is None
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
+def test_newer_files_of_the_same_version_are_refused(
+    conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url is not None:
+        monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
+    set_hash(conn, UNKNOWN)
+    with pytest.raises(UserError, match=r"does not know .*: install a newer feature_platform$"):
+        schema.prepare(conn)
+    with pytest.raises(UserError, match=r"does not know .*Nothing was changed"):
+        schema.apply(conn)
+    assert value(conn, HASH) == UNKNOWN
+
+
+COMMANDS = (
+    ("status",),
+    ("verify",),
+    ("gaps",),
+    ("top", "--once"),
+    ("refresh",),
+    ("worker",),
+    ("record",),
+    ("serve", "--port", "0"),
+    ("backfill", "--symbol", "BTC/USDT", "--start", "2026-03-01"),
+    ("forget", "--yes", "BTC/USDT"),
+    ("import", "--symbol", "BTC/USDT", __file__),
+    ("db", "apply"),
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_every_command_rejects_a_newer_database(
+    database: str, conn: Conn, arguments: tuple[str, ...]
+) -> None:
+    set_hash(conn, UNKNOWN)
+    line = refusal(run_on(database, *arguments))
+    assert "schema version" in line
+    assert "nstall a newer feature_platform" in line
+    assert value(conn, HASH) == UNKNOWN
 
 
 @pytest.mark.usefixtures("configured")

@@ -298,17 +298,19 @@ def test_it_outlives_the_end_of_its_connection(
 
 
 @on_postgres
+@pytest.mark.parametrize("reconnects", [False, True])
 def test_it_leaves_when_the_database_was_upgraded(
-    database: str, conn: Conn, start_worker: StartWorker
+    database: str, conn: Conn, start_worker: StartWorker, reconnects: bool
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
     worker.wait_for("at work")
     conn.execute("INSERT INTO feature_platform.schema_version VALUES (999)")
-    conn.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    if reconnects:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
     assert worker.wait() == 2
     last = worker.log.splitlines()[-1]
     assert "has schema version 999, this code knows only up to" in last

@@ -16,9 +16,10 @@ _WALL = re.compile(
 # Where the wall clock is asked, in lines that hold such a text, and why it is meant.
 ALLOWED = {
     "feature_platform/clock.py": "time.time_ns",  # what the platform's is made of
-    "sql/010_guard.sql": "",  # the same, and when a version of the schema was set up
+    "sql/010_guard.sql": "",  # when a version of the schema was set up, and how long locks take
+    "sql/012_clock.sql": "",  # what the platform's is made of
     "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
-    "sql/090_version.sql": "pg_get_expr",  # what old databases have instead
+    "sql/upgrade/002.sql": "pg_get_expr",  # what old databases have instead
     "sql/070_timescaledb.sql": "",  # a job of the database has no other clock
     "sql/queries/status.sql": "daemon_heartbeats",  # Dagster's own
     "feature_platform/orchestration/cursors.py": "time.time()",  # it ticks by the wall clock

@@ -165,8 +165,11 @@ SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM c
 SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
 
 -- schema_version --
--- The version of the schema that is set up here.
-SELECT max(version) FROM feature_platform.schema_version;
+-- The number and the hash of the schema that is set up here; NULL for none. Always one row.
+SELECT v.version, v.hash
+  FROM (VALUES (1)) AS one
+  LEFT JOIN (SELECT s.version, to_jsonb(s) ->> 'hash' AS hash     -- tables of old versions have no column `hash`
+               FROM feature_platform.schema_version s ORDER BY s.version DESC LIMIT 1) AS v ON true;
 
 -- schema_set_up_as --
 -- Have the set-up make this a simulated or a real database, and wait for a table first.

@@ -115,7 +115,11 @@ SELECT count(*) AS checked, count(problem) AS offending,
              THEN 'TimescaleDB is ' || timescaledb.version || ': 2.26.4 or newer is needed' END),
        (CASE WHEN (SELECT max(version) FROM feature_platform.schema_version) IS DISTINCT FROM %(schema_version)s
              THEN 'the schema has version ' || coalesce((SELECT max(version) FROM feature_platform.schema_version)::text, 'none')
-                  || ': ' || %(schema_version)s || ' is needed' END)
+                  || ': ' || %(schema_version)s || ' is needed'
+             WHEN (SELECT v.hash FROM feature_platform.schema_version v ORDER BY v.version DESC LIMIT 1)
+                  IS DISTINCT FROM %(schema_hash)s
+             THEN 'the schema was set up from other files of version ' || %(schema_version)s
+                  || ': run `feature-platform db apply` of the newest feature_platform' END)
  ) AS condition (problem);
 
 -- check_bars_table --

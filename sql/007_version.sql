@@ -1,0 +1,9 @@
+-- The number and the hash of the schema: 010_guard.sql compares them with the database's, 090_version.sql records them.
+--
+-- The number rises by one with each release that changes the schema, together with a new file sql/upgrade/NUMBER.sql.
+-- The hash is the SHA-256 of all files of the schema. `make schema-hash` appends it here after each change of a file.
+-- The earlier hashes stay: a database with one of them is older than these files, one with an unknown hash is newer.
+SET LOCAL feature_platform.schema_number = '3';
+SET LOCAL feature_platform.schema_hashes = '
+c8433f99cf3918651fd59ea4b5378d9d3eaed43a5b94b35661afce41a1a55719
+';

@@ -1,0 +1,57 @@
+-- To version 3: databases of version 2, and of commits of version 3 that kept no hash. Each statement does nothing where
+-- there is nothing to do.
+
+ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
+
+-- Version 2 knew one exchange, and no symbol that is no longer recorded.
+ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
+ALTER TABLE IF EXISTS feature_platform.database_origin
+    ADD COLUMN IF NOT EXISTS exchange text,
+    ADD COLUMN IF NOT EXISTS exchange_url text;
+DO $$
+BEGIN
+    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE conrelid = to_regclass('feature_platform.heartbeat') AND conname = 'heartbeat_state_check')
+       NOT LIKE '%not\_recorded%' THEN
+        ALTER TABLE feature_platform.heartbeat DROP CONSTRAINT heartbeat_state_check,
+            ADD CONSTRAINT heartbeat_state_check
+                CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'));
+    END IF;
+END
+$$;
+
+-- Version 2 did not keep the volume of the newest row.
+ALTER TABLE IF EXISTS feature_platform.symbol_state ADD COLUMN IF NOT EXISTS newest_vol numeric;
+
+-- Version 2 listed missing minutes of a symbol that is no longer recorded as open.
+DO $$
+BEGIN
+    IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE conrelid = to_regclass('public.ohlcv_1m_gaps') AND conname = 'ohlcv_1m_gaps_state_check')
+       NOT LIKE '%not\_recorded%' THEN
+        ALTER TABLE public.ohlcv_1m_gaps DROP CONSTRAINT ohlcv_1m_gaps_state_check,
+            ADD CONSTRAINT ohlcv_1m_gaps_state_check
+                CHECK (state IN ('open', 'filled', 'quiet', 'unavailable', 'not_recorded'));
+    END IF;
+END
+$$;
+
+-- Version 2 refreshed slices of minutes, whether they had bars or not.
+DROP FUNCTION IF EXISTS feature_platform.pick_symbols(tstzrange, bigint, bigint, integer);
+DROP FUNCTION IF EXISTS feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer);
+DROP FUNCTION IF EXISTS feature_platform.starts_cached(timestamptz, boolean, tstzrange);
+
+DO $$
+BEGIN
+    -- A function's parameters cannot be renamed, and the columns of its result cannot be changed.
+    IF (SELECT 'slice_minutes' = ANY (p.proargnames) FROM pg_proc p
+        WHERE p.oid = to_regprocedure('feature_platform.refresh_symbols(text[], tstzrange, bigint)')) THEN
+        DROP FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint);
+    END IF;
+    IF (SELECT 'exact_vol' <> ALL (p.proargnames) FROM pg_proc p
+        WHERE p.oid = to_regprocedure('feature_platform.compute_features(feature_platform.refresh_item[])')) THEN
+        DROP FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]);
+    END IF;
+END
+$$;
