@@ -139,6 +139,26 @@ def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analy
     assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
 
 
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_rows_are_deleted_by_their_key(conn: psycopg.Connection, analysed: bool) -> None:
+    """The index on the bucket alone finds the rows of all symbols: n symbols would cost n²."""
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S' || s, ts, 10, 10, 10, 10, 1
+           FROM generate_series(1, 2000) AS s,
+                unnest('{2025-06-01 00:00Z,2026-04-01 00:00Z}'::timestamptz[]) AS ts"""
+    )
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
+    conn.execute("TRUNCATE ohlcv_1m")
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    assert value(conn, "SELECT count(*) FROM features_1m") == 0
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = %s"
+    assert value(conn, read, "features_1m_bucket_idx") <= 2 * 4000
+
+
 STEP = "SELECT feature_platform.policy_step(%s, %s)"
 
 
