@@ -221,7 +221,11 @@ def _delimiter(texts: list[str], columns: ColumnMap, where: str) -> str:
 
 def _cells(text: str, delimiter: str) -> list[str] | None:
     """Return the fields of a line, without spaces; None for a blank line or a comment."""
-    if not text.strip(_BLANK.replace(delimiter, "")) or text.startswith("#"):
+    if not text.strip(_BLANK.replace(delimiter, "")):
+        return None
+    if text.startswith("#") and not (
+        text.count(delimiter) >= 5 and looks_like_data(text.split(delimiter))
+    ):
         return None
     try:
         cells = _split(text, delimiter)
@@ -361,7 +365,7 @@ class _Parser:
         bad: list[BadRow] = []
         at = 0
         while at < len(lines):
-            if lines[at].startswith(_COMMENT):
+            if lines[at].startswith(_COMMENT) and not self._has_fields(lines[at]):
                 at += 1
                 continue
             span = _span(lines, at)
@@ -386,6 +390,10 @@ class _Parser:
         found = Columns(np.array(numbers, np.int64), columns, texts.__getitem__)
         batch = self._judge.batch(found, bad, done) if numbers or bad else None
         return _Piece(batch, min(size, len(block)), at)
+
+    def _has_fields(self, line: bytes) -> bool:
+        """Tell whether a line that begins as a comment has a row's fields: a symbol may be #1."""
+        return line.decode(errors="replace").count(self._delimiter) == self._width - 1
 
     def _add_record(self, raw: bytes, records: list[list[str]]) -> str | None:
         """Split a record and add it, or return why it cannot be."""

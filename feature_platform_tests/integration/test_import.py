@@ -611,7 +611,7 @@ def bars(draw: st.DrawFn) -> tuple[str, int, float, float, float, float, float]:
     low, first, last, high = sorted(draw(st.lists(BOUNDED, min_size=4, max_size=4)))
     opens, closes = draw(st.permutations([first, last]))
     symbol = draw(
-        st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+        st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=200)
         .map(str.strip)
         .filter(bool)
     )

@@ -339,6 +339,15 @@ def test_lines_before_the_header_and_comments(write: Write) -> None:
     ]
 
 
+def test_a_symbol_may_begin_as_a_comment_does(write: Write) -> None:
+    path = write("symbol,ts,open,high,low,close,vol", f"#1,{T0},1,1,1,1,1", "# a comment")
+    (batch,) = read_bars(path)
+    assert (batch.symbols, batch.line.tolist(), batch.rows) == (("#1",), [2], 1)
+    columns = ColumnMap(**dict(zip(("symbol", *FIELDS), "1234567", strict=True)))
+    (batch,) = read_bars(write(f"#1,{T0},1,1,1,1,1", f"B,{T0},1,1,1,1,1"), columns=columns)
+    assert (batch.symbols, batch.line.tolist()) == (("#1", "B"), [1, 2])
+
+
 def test_a_decimal_comma_is_not_mixed_with_points(write: Write) -> None:
     rows = [f"{T0};1,5;1,5;1,5;1,5;2", f"{T0 + 60};1,5;1,5;1,5;1.500,5;2"]
     path = write("time;open;high;low;close;volume", *rows, f"{T0 + 120};1,5;2;1;1,5;2,25")
