@@ -608,16 +608,16 @@ BEGIN
     -- two sets, it costs what the two hold, whatever the planner knows of them.
     FOREACH done_item IN ARRAY done_items LOOP
         IF done_item.removed THEN
-            -- IS TRUE keeps the array out of index look-ups: by the index on the bucket alone it finds the rows of all
-            -- symbols.
+            -- IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by the index on the
+            -- bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
             DELETE FROM public.features_1m f
             WHERE f.symbol = done_item.symbol AND f.bucket >= done_item.lo AND f.bucket < done_item.hi
-              AND (f.bucket = ANY (ARRAY(
+              AND (f.bucket IN (
                   SELECT o.bucket FROM public.features_1m o
                   WHERE o.symbol = done_item.symbol AND o.bucket >= done_item.lo AND o.bucket < done_item.hi
                   EXCEPT
                   SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
-                  WHERE b.symbol = done_item.symbol AND b.ts >= done_item.lo AND b.ts < done_item.hi))) IS TRUE;
+                  WHERE b.symbol = done_item.symbol AND b.ts >= done_item.lo AND b.ts < done_item.hi)) IS TRUE;
             GET DIAGNOSTICS deleted = ROW_COUNT;
             rows_written := rows_written + deleted;
         END IF;

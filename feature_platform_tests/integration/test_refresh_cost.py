@@ -139,6 +139,25 @@ def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analy
     assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
 
 
+def test_rows_without_bars_cost_what_they_are(conn: psycopg.Connection, analysed: bool) -> None:
+    seconds = []
+    for minutes in (5000, 20000):
+        conn.execute(
+            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+               SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute',
+                      10, 10, 10, 10, m
+               FROM generate_series(1, %s) AS m ON CONFLICT DO NOTHING""",
+            [minutes],
+        )
+        conn.execute("CALL refresh_features_1m(NULL, NULL)")
+        if analysed:
+            conn.execute("VACUUM (ANALYZE)")
+        conn.execute("DELETE FROM ohlcv_1m WHERE ts > '2026-01-01 12:00Z'")
+        seconds.append(processor_seconds(conn, "CALL refresh_features_1m(NULL, NULL)"))
+        assert value(conn, "SELECT count(*) FROM features_1m") == 720
+    assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
+
+
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_rows_are_deleted_by_their_key(conn: psycopg.Connection, analysed: bool) -> None:
     """The index on the bucket alone finds the rows of all symbols: n symbols would cost n²."""
