@@ -6,4 +6,5 @@
 SET LOCAL feature_platform.schema_number = '3';
 SET LOCAL feature_platform.schema_hashes = '
 c8433f99cf3918651fd59ea4b5378d9d3eaed43a5b94b35661afce41a1a55719
+eff1c8f6815de133ea80c008f29f8b82cb71db3349e2afff4c59185bb3ea4d87
 ';
