@@ -137,15 +137,19 @@ ANALYZE pg_temp.import_bar;
 
 -- import_upsert --
 -- Store the staged bars that are new or differ from what is stored; count both. Equal rows are not even locked.
-WITH changed AS (
+-- Of each symbol the range of the file is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
+WITH stored AS (
+    SELECT s.id, b.*
+      FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
+           WITH ORDINALITY AS s (name, first, last, id)
+     CROSS JOIN LATERAL (SELECT * FROM public.ohlcv_1m o
+                          WHERE o.symbol = s.name COLLATE "C" AND o.ts BETWEEN s.first AND s.last OFFSET 0) AS b
+), changed AS (
     INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)
     SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
       FROM pg_temp.import_bar i
       JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
-      LEFT JOIN public.ohlcv_1m o
-             ON o.symbol = s.symbol COLLATE "C" AND o.ts = i.ts
-            AND o.ts BETWEEN (SELECT min(f) FROM unnest(%(first)s::timestamptz[]) AS f)
-                         AND (SELECT max(l) FROM unnest(%(last)s::timestamptz[]) AS l)
+      LEFT JOIN stored o ON o.id = i.symbol_id AND o.ts = i.ts
      WHERE o.symbol IS NULL
         OR (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
      ORDER BY s.symbol COLLATE "C", i.ts

@@ -11,8 +11,12 @@ WITH incoming AS (
 ), differing AS MATERIALIZED (
     SELECT i.*, o.source
       FROM incoming i
-      LEFT JOIN public.ohlcv_1m o
-             ON o.symbol = i.symbol AND o.ts = i.ts AND o.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+      -- One look-up in the primary key for each bar, whatever the statistics say; the range excludes chunks.
+      LEFT JOIN LATERAL (
+          SELECT b.* FROM public.ohlcv_1m b
+           WHERE b.symbol = i.symbol AND b.ts = i.ts AND b.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+           LIMIT 1
+      ) AS o ON true
      WHERE o.symbol IS NULL
         OR (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
 ), changed AS (
