@@ -67,6 +67,7 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_rows(
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
+    SET jit = off               -- before 18 a disabled scan counts 1e10, and compiling takes longer than the statement
 AS $$
 DECLARE
     minute CONSTANT interval := '1 minute';
@@ -184,6 +185,7 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_dirty(
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- by the two indexes, whatever the statistics
     SET enable_seqscan = off
+    SET jit = off
     SET enable_bitmapscan = off
 AS $$
 BEGIN
@@ -219,6 +221,7 @@ CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- index look-ups whatever the numbers: planned once a session
     SET enable_seqscan = off
+    SET jit = off
     SET enable_bitmapscan = off                 -- the log in the order of its index: no more is read than is taken
     SET enable_sort = off
     SET enable_hashagg = off
@@ -325,6 +328,7 @@ CREATE OR REPLACE FUNCTION feature_platform.lock_symbols(symbols text[]) RETURNS
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
+    SET jit = off
 AS $$
 BEGIN
     RETURN (
@@ -439,6 +443,7 @@ CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
     SET enable_seqscan = off
+    SET jit = off
     SET extra_float_digits = 1                  -- as in compute_features
 AS $$
 DECLARE

@@ -57,6 +57,7 @@ CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
+    SET jit = off
 AS $$
 DECLARE
     minute CONSTANT interval := '1 minute';

@@ -266,3 +266,15 @@ def test_a_recorded_minute_costs_the_same_at_ten_times_the_history(
         assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 2 * len(bars)
         pages.append(pages_of(plan))
     assert about_as_many(pages)
+
+
+# Before PostgreSQL 18 a disabled scan adds 1e10 to the cost, far above jit_above_cost.
+COMPILED = """
+    SELECT oid::regprocedure::text FROM pg_proc
+    WHERE EXISTS (SELECT FROM unnest(proconfig) AS one WHERE one LIKE 'enable%=off')
+      AND NOT proconfig @> '{jit=off}'
+"""
+
+
+def test_no_function_that_disables_a_scan_is_compiled(conn: psycopg.Connection) -> None:
+    assert conn.execute(COMPILED).fetchall() == []
