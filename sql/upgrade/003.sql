@@ -45,12 +45,13 @@ DROP FUNCTION IF EXISTS feature_platform.starts_cached(timestamptz, boolean, tst
 DO $$
 BEGIN
     -- A function's parameters cannot be renamed, and the columns of its result cannot be changed.
+    -- Before PostgreSQL 16 to_regprocedure raises an error where the type of a parameter does not exist.
     IF (SELECT 'slice_minutes' = ANY (p.proargnames) FROM pg_proc p
         WHERE p.oid = to_regprocedure('feature_platform.refresh_symbols(text[], tstzrange, bigint)')) THEN
         DROP FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint);
     END IF;
     IF (SELECT 'exact_vol' <> ALL (p.proargnames) FROM pg_proc p
-        WHERE p.oid = to_regprocedure('feature_platform.compute_features(feature_platform.refresh_item[])')) THEN
+        WHERE p.proname = 'compute_features' AND p.pronamespace = to_regnamespace('feature_platform')) THEN
         DROP FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]);
     END IF;
 END
