@@ -139,12 +139,12 @@ class Sensors:
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         # Their partitions begin with the start date that is set when they are imported.
-        from feature_platform.orchestration.resources import Database
+        from feature_platform.orchestration.resources import DatabaseResource
         from feature_platform.orchestration.sensors import sensors
 
         self._instance = instance
         self._sensors = {sensor.name: sensor for sensor in sensors}
-        self._resources = {"database": Database()}
+        self._resources = {"database": DatabaseResource()}
 
     def gaps(self, history: History) -> float:
         """Account for one minute of each symbol; return the seconds of the tick."""

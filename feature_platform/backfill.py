@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from feature_platform.bars import MINUTE_US, Stored, moment, store_bars
+from feature_platform.bars import MINUTE_US, Stored, store_bars, time_of
 from feature_platform.exchange.client import (
     Exchange,
     Exchanges,
@@ -153,4 +153,4 @@ def _runs(minutes: np.ndarray) -> Iterator[tuple[datetime, datetime]]:
     if not len(minutes):
         return
     for run in np.split(minutes, np.flatnonzero(np.diff(minutes) != MINUTE_US) + 1):
-        yield moment(int(run[0])), moment(int(run[-1]) + MINUTE_US)
+        yield time_of(int(run[0])), time_of(int(run[-1]) + MINUTE_US)

@@ -1,4 +1,4 @@
-"""What a bar must be to be stored: the rules of the table `ohlcv_1m`, applied to arrays."""
+"""The rules of the table `ohlcv_1m`, applied to arrays of parsed bars."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Mask = NDArray[np.bool_]
 
 MINUTE_US = 60_000_000
 
-# The bounds of the table's constraints: they keep every product and square of the features finite.
+# The bounds of the table's constraints: with them all products and squares of features are finite.
 SMALLEST = 1e-100
 LARGEST = 1e100
 
-# A time outside of these years is taken for a mistake, and within them the magnitude of a whole
-# number tells its unit, because the four ranges do not meet.
+# A time outside these years is an error. Inside them the magnitude of a whole number gives its
+# unit, because the ranges of the four units do not overlap.
 FIRST_YEAR = 1980
 LAST_YEAR = 2099
 FIRST_SECOND = int(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC).timestamp())
 END_SECOND = int(datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC).timestamp())
 
-# What stands in for a time that could not be read; such a row has a fault.
+# The placeholder of a time that cannot be read; such a row has a fault.
 NO_TIME = -1
 
 _YEARS = f"the years {FIRST_YEAR} to {LAST_YEAR}"
@@ -41,10 +41,10 @@ BOUNDS = f"{SMALLEST:g} to {LARGEST:g}"
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Hold a row that cannot be stored: where it is, why not, and its text.
+    """A row that cannot be stored: its place, the reason, and its text.
 
-    file: the file's path as it was given, with `!member` where a zip holds several.
-    line: the line of the file, or the row of a Parquet file, counted from 1.
+    file: the file's path as given, with `!member` for a zip of several files.
+    line: the line of the file, or the row of a Parquet file, from 1.
     """
 
     file: str
@@ -55,14 +55,14 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Hold a piece of a bar file: columns of the good rows, and the bad ones.
+    """A part of a bar file: columns of the good rows, and the bad rows.
 
     file: as in BadRow.
-    symbols: names that `symbol` counts into, from 0; not all need occur.
-    symbol, ts, open, high, low, close, vol, line: one entry a good row, in the file's order;
-    ts in microseconds since 1970-01-01 UTC, line as in BadRow.
-    bad: the rows that are refused, by line.
-    done: the share of the file, from 0 to 1, that has been read up to here.
+    symbols: the symbols that `symbol` indexes, from 0; some may have no row.
+    symbol, ts, open, high, low, close, vol, line: one entry for each good row, in the file's
+        order; ts in microseconds since 1970-01-01 UTC, line as in BadRow.
+    bad: the rejected rows, by line.
+    done: the part of the file that has been read, from 0 to 1.
     text: returns the text of the row at an index of `line`.
     empty: how many rows have a time and no values, for minutes without trades.
     """
@@ -90,9 +90,9 @@ class Batch:
 
 @dataclass(slots=True)
 class Rows:
-    """Hold parsed rows that have not been judged yet.
+    """Parsed rows before the rules are applied.
 
-    faults: why a row could not be read, by index; the first reason found stands.
+    faults: the first reason why a row could not be read, by index.
     text: returns the text of the row at an index.
     """
 
@@ -110,9 +110,9 @@ class Rows:
 
 
 def judge(file: str, rows: Rows, unread: Iterable[BadRow], done: float) -> Batch:
-    """Part good rows from bad ones.
+    """Separate good rows from bad ones.
 
-    unread: rows that are bad already, because they have no fields to judge.
+    unread: bad rows whose fields could not be read at all.
     """
     good = _keeps_rules(rows)
     if rows.faults:
@@ -148,8 +148,8 @@ def judge(file: str, rows: Rows, unread: Iterable[BadRow], done: float) -> Batch
 
 
 def _keeps_rules(rows: Rows) -> Mask:
-    # Comparisons with NaN are false, so each must be true for a good row. Open and close are
-    # within the bounds where they are between low and high.
+    # A comparison with NaN is false, and all must be true for a good row. Open and close are within
+    # the bounds if they are between low and high.
     kept: Mask = (rows.low >= SMALLEST) & (rows.high <= LARGEST) & (rows.low <= rows.high)
     for price in (rows.open, rows.close):
         kept &= (rows.low <= price) & (price <= rows.high)
@@ -158,7 +158,7 @@ def _keeps_rules(rows: Rows) -> Mask:
 
 
 def _broken_rule(rows: Rows, at: int) -> str:
-    """Name the first rule that a row breaks."""
+    """Return the first rule that a row breaks, as a text."""
     value = {name: float(getattr(rows, name)[at]) for name in PRICES}
     for name, number in value.items():
         if not math.isfinite(number):
@@ -178,12 +178,12 @@ def _broken_rule(rows: Rows, at: int) -> str:
 
 
 def epoch_times(values: Ints, faults: dict[int, str], indices: Ints | None = None) -> Ints:
-    """Convert whole numbers to microseconds since 1970-01-01 UTC, each by its own magnitude.
+    """Convert whole numbers to microseconds since 1970-01-01 UTC, each by its magnitude.
 
     values: seconds, milliseconds, microseconds or nanoseconds.
     faults, indices: as in unit_times.
     """
-    # Files of one unit are the rule, and of milliseconds.
+    # Most files have milliseconds only.
     if _in_years(values, 1_000).all():
         return values * 1_000
     per_second = np.ones(len(values), np.int64)
@@ -200,9 +200,9 @@ def unit_times(
 ) -> Ints:
     """Convert times in a known unit to microseconds since 1970-01-01 UTC.
 
-    per_second: how many of the unit make a second: 1, a thousand, a million or a billion.
-    faults: gets a reason for every time that is out of the years, or finer than a microsecond.
-    indices: what `faults` calls each value; by default its place among `values`.
+    per_second: the units in a second: 1, a thousand, a million or a billion.
+    faults: gets a reason for every time outside the years, or finer than a microsecond.
+    indices: the index of each value in `faults`; by default its index in `values`.
     """
     coarse = np.maximum(1_000_000 // np.asarray(per_second), 1)
     fine = np.maximum(np.asarray(per_second) // 1_000_000, 1)
@@ -230,9 +230,9 @@ def _in_years(values: Ints, per_second: int | Ints) -> Mask:
 
 
 def to_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """Return Arrow numbers or truths without nulls as a NumPy array, not to be written to.
+    """Return Arrow numbers or booleans without nulls as a read-only NumPy array.
 
-    Arrow's own to_numpy imports pandas, a quarter of a second for nothing.
+    Arrow's own to_numpy imports pandas, which takes a quarter of a second.
     """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

@@ -1,4 +1,4 @@
-"""Bars of one market in memory, and how they are stored."""
+"""Bars in memory, and the functions that store them in `ohlcv_1m`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Hold bars of one market, one entry each, ascending in time and none twice.
+    """Bars of one symbol as arrays, ascending in time, one entry for each bar.
 
-    ts: when the bar's minute began, in microseconds since 1970-01-01 UTC.
-    open, high, low, close: prices; vol: what was traded.
+    ts: the beginning of the bar's minute, in microseconds since 1970-01-01 UTC.
+    open, high, low, close: prices; vol: the traded volume.
     """
 
     ts: Ints
@@ -51,13 +51,13 @@ class Bars:
         return len(self.ts)
 
     def take(self, which: Ints | Mask | slice) -> Self:
-        """Return some of the bars, by index or truth."""
+        """Return the bars at some indices, or those where a mask is true."""
         return type(self)(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Say what became of bars: every one is in exactly one count."""
+    """How bars were stored: each bar is in exactly one count."""
 
     inserted: int = 0
     updated: int = 0
@@ -74,17 +74,17 @@ class Stored:
 def store_bars(
     connection: psycopg.Connection[Any], symbol: str, bars: Bars, source: Source
 ) -> Stored:
-    """Store up to some thousand bars in `ohlcv_1m`, in one statement.
+    """Store up to some thousand bars of one symbol in one statement.
 
-    A bar that is stored already with equal values is not touched; one with other values is
-    corrected, and counts as known from now on, from this source.
+    A stored bar with equal values is not changed. A stored bar with other values is corrected, and
+    gets this source and the current time as `inserted_at`.
 
-    Raises psycopg's CheckViolation where one is no bar; nothing is stored then.
+    Raises psycopg.errors.CheckViolation, and stores no bar, if one breaks a rule of the table.
     """
     if not len(bars):
         return Stored()
     columns = {field.name: getattr(bars, field.name) for field in fields(bars)}
-    ends = {"first": moment(int(bars.ts[0])), "last": moment(int(bars.ts[-1]))}
+    ends = {"first": time_of(int(bars.ts[0])), "last": time_of(int(bars.ts[-1]))}
     with connection.cursor(row_factory=tuple_row) as cursor:
         cursor.adapters.register_dumper(np.ndarray, _ArrayDumper)
         parameters = {**columns, **ends, "symbol": symbol, "source": source}
@@ -95,7 +95,7 @@ def store_bars(
 
 
 class StreamBar(NamedTuple):
-    """Be one bar of a market; `ts` is as in Bars."""
+    """One bar of a stream; `ts` is as in `Bars`."""
 
     symbol: str
     ts: int
@@ -108,39 +108,39 @@ class StreamBar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StreamStored(Stored):
-    """Say what became of bars of a stream.
+    """How bars of a stream were stored.
 
-    contested: symbol and ts of those that differ from what the exchange said over REST, or a
-        file; they count as unchanged.
+    conflicting: symbol and ts of bars that differ from a stored bar of REST or of a file. The
+        stored bar stays; they count as unchanged.
     """
 
-    contested: tuple[tuple[str, int], ...] = ()
+    conflicting: tuple[tuple[str, int], ...] = ()
 
 
 def store_stream(connection: psycopg.Connection[Any], bars: Sequence[StreamBar]) -> StreamStored:
-    """Store bars of any markets that came by a stream, none twice, in one statement.
+    """Store bars of a stream, of any symbols and none twice, in one statement.
 
-    A bar that a stream brought before is corrected; one from elsewhere is left as it is, as what
-    a stream says may be older than that.
+    A stored bar of a stream is corrected. A stored bar of REST or of a file stays as it is, because
+    the update of the stream may be older.
 
-    Raises psycopg's CheckViolation where one is no bar; nothing is stored then.
+    Raises psycopg.errors.CheckViolation, and stores no bar, if one breaks a rule of the table.
     """
     if not bars:
         return StreamStored()
     columns = dict(zip(StreamBar._fields, map(list, zip(*bars, strict=True)), strict=True))
-    ends = {"first": moment(min(columns["ts"])), "last": moment(max(columns["ts"]))}
+    ends = {"first": time_of(min(columns["ts"])), "last": time_of(max(columns["ts"]))}
     with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(queries["recorder_store"], {**columns, **ends}).fetchone()
     assert row is not None, "the statement always gives one row"
     inserted, updated, symbols, times = row
-    contested = tuple(zip(symbols, times, strict=True))
-    return StreamStored(inserted, updated, len(bars) - inserted - updated, contested)
+    conflicting = tuple(zip(symbols, times, strict=True))
+    return StreamStored(inserted, updated, len(bars) - inserted - updated, conflicting)
 
 
 class _ArrayDumper(Dumper):
     """Send a NumPy array of int64 or float64 in PostgreSQL's binary form.
 
-    As a list of Python's numbers it would take longer than all else that a fetch does with it.
+    Conversion to a list of Python's numbers would take longer than the rest of a fetch.
     """
 
     format = Format.BINARY
@@ -161,11 +161,11 @@ class _ArrayDumper(Dumper):
         return one_dimension + items.tobytes()
 
 
-def moment(ts: int) -> datetime:
-    """Return the moment of a `ts`, exactly."""
+def time_of(ts: int) -> datetime:
+    """Return the time of a `ts`, exactly."""
     return _EPOCH + ts * _MICROSECOND
 
 
 def ts_of(when: datetime) -> int:
-    """Return the `ts` of a moment, exactly."""
+    """Return the `ts` of a time, exactly."""
     return (when - _EPOCH) // _MICROSECOND

@@ -1,4 +1,4 @@
-"""The definitions that Dagster loads: every part is made in a module named for it."""
+"""The definitions that Dagster loads; each kind is defined in a module of its name."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import dagster as dg
 from feature_platform.orchestration.assets import assets
 from feature_platform.orchestration.checks import checks
 from feature_platform.orchestration.jobs import jobs
-from feature_platform.orchestration.resources import Database, Venue
+from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
 from feature_platform.orchestration.schedules import schedules
 from feature_platform.orchestration.sensors import sensors
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Return everything, to be run in the run's own process: a run is one or two steps."""
+    """Return all definitions; a run has one or two steps, which its own process executes."""
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,
         jobs=jobs,
         schedules=schedules,
         sensors=sensors,
-        resources={"database": Database(), "venue": Venue()},
+        resources={"database": DatabaseResource(), "exchange": ExchangeResource()},
         executor=dg.in_process_executor,
     )

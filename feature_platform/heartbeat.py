@@ -1,4 +1,4 @@
-"""Heartbeats: what the recorder hears of each market, for others to see."""
+"""Heartbeats: the state of the recorder's stream by symbol, stored for other processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from feature_platform.queries import queries
 
-# Heartbeats come every ten seconds; two of them are late.
+# A recorder writes heartbeats every ten seconds; after this time two of them are late.
 SILENT_SECONDS = 25.0
 
 FeedState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]
@@ -20,16 +20,16 @@ FeedState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]
 
 @dataclass
 class Heartbeat:
-    """Say what is heard of one market.
+    """The state of the stream of one symbol.
 
-    state: `live`: heard, and nothing is missing; `catching_up`: heard, and the exchange is being
-        asked for what was missed; `down`: not heard; `stopped`: the recorder ended in order;
-        `not_recorded`: the symbol was taken out of the settings.
-    state_at: since when.
-    connected_at: since when the present connection is up; None where there is none.
-    heard_at: when something was last heard of the market.
-    bar_at: the newest minute that came by the stream.
-    refused: how many rows of the stream were no bars, since the recorder started.
+    state: `live`: updates arrive and no minute is missing; `catching_up`: updates arrive, and the
+        recorder fetches minutes that it missed; `down`: no updates arrive; `stopped`: the recorder
+        was stopped; `not_recorded`: the symbol is no longer in the settings.
+    state_at: when this state began.
+    connected_at: when the current connection began; None without one.
+    heard_at: when the last update of the symbol arrived.
+    bar_at: the newest minute that arrived by the stream.
+    refused: the number of rows of the stream that were rejected since the recorder started.
     """
 
     symbol: str
@@ -54,8 +54,8 @@ class Outage:
 
 
 @dataclass(frozen=True)
-class Feed:
-    """One row of `feature_platform.heartbeat`, and how old it is in seconds."""
+class StoredHeartbeat:
+    """One row of `feature_platform.heartbeat`, and its age in seconds."""
 
     symbol: str
     state: FeedState
@@ -70,16 +70,16 @@ class Feed:
 
     @property
     def shown_state(self) -> str:
-        """The state in words: `silent` where heartbeats stopped without a word, as of a kill."""
+        """The state in words: `silent` if heartbeats stopped, as after a kill."""
         silent = self.age > SILENT_SECONDS and self.state not in ("stopped", "not_recorded")
         return "silent" if silent else self.state.replace("_", " ")
 
 
 def begin_heartbeats(connection: psycopg.Connection[Any], symbols: Mapping[str, str]) -> None:
-    """Note that a recorder begins with these symbols, and when the last one ended.
+    """Store that a recorder starts with these symbols, and when the last one ended.
 
-    The others that were recorded are `not_recorded` from now on.
-    symbols: the exchange of each.
+    Other symbols that were recorded before become `not_recorded`.
+    symbols: the exchange of each symbol.
     """
     parameters = {"symbols": list(symbols), "exchanges": list(symbols.values())}
     connection.execute(queries["heartbeat_begin"], parameters)
@@ -88,7 +88,7 @@ def begin_heartbeats(connection: psycopg.Connection[Any], symbols: Mapping[str, 
 def write_heartbeats(
     connection: psycopg.Connection[Any], beats: Sequence[Heartbeat], outages: Sequence[Outage]
 ) -> None:
-    """Write what is heard now of each market, and the outages since the last call."""
+    """Store the state of each symbol, and the outages since the last call."""
     if outages:
         connection.execute(
             queries["heartbeat_outages"],
@@ -116,7 +116,7 @@ def write_heartbeats(
     )
 
 
-def list_feeds(connection: psycopg.Connection[Any]) -> list[Feed]:
-    """Return the heartbeats by symbol; none where no recorder was ever at work."""
-    with connection.cursor(row_factory=class_row(Feed)) as cursor:
+def list_heartbeats(connection: psycopg.Connection[Any]) -> list[StoredHeartbeat]:
+    """Return the heartbeats by symbol; an empty list if no recorder has ever run."""
+    with connection.cursor(row_factory=class_row(StoredHeartbeat)) as cursor:
         return cursor.execute(queries["heartbeat_list"]).fetchall()

@@ -1,14 +1,15 @@
-"""The checks of the platform's database, bars and features, as they are now.
+"""The checks of the database, its bars and its features.
 
-Each check is one statement of `sql/queries/validation.sql` that reads the newest hour at most, so
-that its cost does not grow with the history. No part of this module depends on Dagster: a sensor,
-a click in the UI and the tests call it alike.
+A check is one statement of `sql/queries/validation.sql`. It reads at most the newest hour, so that
+its cost does not grow with the history. This module does not import Dagster: the sensor, a click in
+the UI and the tests call the same function.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -26,10 +27,15 @@ Severity = Literal["ERROR", "WARN"]
 Table = Literal["exchange_feed", "ohlcv_1m", "features_1m", "features_1m_policy"]
 Value = int | float | str
 
-SHOWN = 10  # offending rows
+_VERBS = {"is": "are", "has": "have"}
+_PLURAL = re.compile(r"^(is|has)\b")
+_ISO_MINUTE = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:Z|\+00:00)$")
+
+# The most findings that a result holds.
+SHOWN = 10
 RECOMPUTED = "stored_equals_recomputed"
 
-# What a table must have. Types are as PostgreSQL formats them.
+# The required columns. Types are as PostgreSQL formats them.
 BAR_COLUMNS = {
     "symbol": "text",
     "ts": "timestamp with time zone",
@@ -68,33 +74,34 @@ _BAR_OBJECTS = [
 ]
 _FEATURE_OBJECTS = ["features_1m_pkey", "features_1m_bucket_idx"]
 
-# The newest bar may be this old: a few minutes more than a backfill over REST needs.
+# The largest age of the newest bar: a few minutes more than a backfill over REST needs.
 BAR_AGE = timedelta(minutes=5)
-# How long after the end of its minute a row may take to come into being: a policy that runs once a
-# minute finds a bar that came just after it a minute later.
+# The longest time from the end of a minute to its row: a policy that runs once a minute needs a
+# minute for a bar that arrives just after a run.
 SETTLE = timedelta(seconds=75)
-# A missing minute that is younger may still be on its way.
+# The bar of a younger missing minute may still arrive.
 GAP_AGE = timedelta(minutes=5)
 # The recorder and Dagster account for minutes once a minute.
 ACCOUNTED_AGE = timedelta(minutes=15)
-DIRTY_AGE = timedelta(minutes=5)
-# A recorder that lost its stream is back, and has asked for what it missed, within this time.
+BACKLOG_AGE = timedelta(minutes=5)
+# The longest time in which a recorder reconnects and requests the minutes that it missed.
 BEAT_AGE = timedelta(minutes=2)
 PRICE_STEP = 0.3
 STALE_BARS = 30
 FLAT_ROWS = 10
 SAMPLES = 3
-# What the rolling verification may take of a tick; the nightly audit does the rest that is due.
+# The most seconds that the rolling verification takes of a tick; the nightly audit does the rest.
 ROLLING_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its statement is the query `check_NAME`.
+    """One check, whose statement is the query `check_NAME`.
 
-    table: the asset that it belongs to.
-    noun: the things that are counted, in the plural.
-    no_data: the summary where there is nothing to check yet.
+    table: the asset of the check.
+    noun: the singular and the plural of the things that it counts.
+    good, bad: the result in words: "360 rows checked, all equal", "1 of 360 rows is wrong".
+    no_data: the reason why there is nothing to check in an empty database.
     slow: reads an hour of all rows; runs every five minutes, not every minute.
     """
 
@@ -102,7 +109,9 @@ class Check:
     table: Table
     severity: Severity
     description: str
-    noun: str
+    noun: tuple[str, str]
+    good: str
+    bad: str
     no_data: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     slow: bool = False
@@ -112,58 +121,66 @@ class Check:
 class CheckResult:
     """The result of a check.
 
-    checked: the number of things checked; 0 where there are none yet, which is no failure.
-    measures: numbers and texts by name; Dagster draws the numbers over time.
-    rows: the first offending rows.
+    checked: the number of things checked; 0 in an empty database, where the check passes.
+    wrong: the number of things that are wrong.
+    measures: numbers and texts by name; Dagster plots the numbers over time.
+    rows: the first findings.
     """
 
     check: Check
     passed: bool
     summary: str
     checked: int
-    offending: int
+    wrong: int
     measures: Mapping[str, Value]
     rows: tuple[Mapping[str, Value], ...]
 
     @property
     def findings(self) -> str | None:
-        """Name the findings of a failed check in 8 digits; None where it passed.
+        """Return a digest of the findings of a failed check, 8 digits; None if it passed.
 
-        They change with the offending symbols (and minutes, of rows that differ from the bars),
-        not with ages and other numbers, which change every minute. Where not all offending rows
-        are shown, they change when the number of them doubles or halves.
+        It changes with the symbols that are wrong (for rows that differ from the bars, with their
+        minutes, too), but not with ages and other numbers, which change every minute. If there are
+        more findings than shown, it changes when their number doubles or halves.
         """
         if self.passed:
             return None
         columns = ("symbol", "bucket") if self.check.name == RECOMPUTED else ("symbol",)
         found = sorted(str([row.get(column) for column in columns]) for row in self.rows)
-        if self.offending > len(self.rows):
-            found = [f"about 2^{self.offending.bit_length()}"]
+        if self.wrong > len(self.rows):
+            found = [f"about 2^{self.wrong.bit_length()}"]
         return hashlib.sha256("".join(found).encode()).hexdigest()[:8]
 
 
 _NO_BARS = "there are no bars yet"
 _NO_ROWS = "there are no features yet"
+_SYMBOLS = ("symbol", "symbols")
+_ROWS = ("row", "rows")
+_POLICIES = ("policy", "policies")
 
 CHECKS: tuple[Check, ...] = (
     Check(
         "recorder_alive",
         "exchange_feed",
         "ERROR",
-        "The recorder, where one was ever at work, has said within"
-        f" {BEAT_AGE.seconds // 60} minutes that it hears every market, and that nothing it"
-        " missed is still to be asked for.",
-        "markets",
-        "no recorder was ever at work",
+        f"Within the last {BEAT_AGE.seconds // 60} minutes the recorder received updates of every"
+        " recorded symbol, and fetched the minutes that it missed. Passes where no recorder has"
+        " ever run.",
+        _SYMBOLS,
+        "all live",
+        "is not live",
+        "no recorder has ever run here",
         {"limit": BEAT_AGE},
     ),
     Check(
         "database_ready",
         "ohlcv_1m",
         "ERROR",
-        "The server's version, encoding and extensions are ones that the platform can use, and"
-        " the schema is the one that this code needs.",
-        "preconditions",
+        "The platform can use the server's version, encoding and extensions, and the schema has"
+        " the version that this code needs.",
+        ("precondition", "preconditions"),
+        "all met",
+        "is not met",
         "",
         {"schema_version": SCHEMA_VERSION, "schema_hash": SCHEMA_HASH},
     ),
@@ -172,8 +189,10 @@ CHECKS: tuple[Check, ...] = (
         "ohlcv_1m",
         "ERROR",
         "ohlcv_1m has its columns, its key, its constraints and the triggers that record changes,"
-        " and nothing is set that lets bars change unrecorded.",
-        "columns, constraints and triggers",
+        " and no setting lets bars change without a record.",
+        ("column, constraint or trigger", "columns, constraints and triggers"),
+        "all in place",
+        "is wrong",
         "",
         {
             "table": "public.ohlcv_1m",
@@ -186,10 +205,12 @@ CHECKS: tuple[Check, ...] = (
         "bars_fresh",
         "ohlcv_1m",
         "ERROR",
-        "The newest closed bar of every recorded symbol, or the newest minute for which the venue"
-        f" had no trades, is at most {BAR_AGE.seconds // 60} minutes old: in the time of the data,"
-        " not of the last materialisation.",
-        "symbols",
+        "The newest closed bar of every recorded symbol, or the newest minute for which the"
+        f" exchange had no trades, is at most {BAR_AGE.seconds // 60} minutes old. The age is that"
+        " of the data, not that of the last materialisation.",
+        _SYMBOLS,
+        "all current",
+        "is late",
         _NO_BARS,
         {"limit": BAR_AGE},
     ),
@@ -197,17 +218,21 @@ CHECKS: tuple[Check, ...] = (
         "no_future_bars",
         "ohlcv_1m",
         "ERROR",
-        "No bar is of a minute that has not begun by the database's clock.",
-        "symbols",
+        "No bar has a time after the current minute of the database's clock.",
+        _SYMBOLS,
+        "none in the future",
+        "has bars of the future",
         _NO_BARS,
     ),
     Check(
         "minute_gaps",
         "ohlcv_1m",
         "WARN",
-        f"No minute that is older than {GAP_AGE.seconds // 60} minutes waits to be explained, and"
-        " none of the last seven days is unavailable.",
-        "symbols",
+        f"No minute older than {GAP_AGE.seconds // 60} minutes waits for an answer of the exchange,"
+        " and no minute of the last seven days is unavailable.",
+        _SYMBOLS,
+        "all complete",
+        "has missing minutes",
         "no minute is accounted for yet",
         {"age": GAP_AGE},
     ),
@@ -215,10 +240,11 @@ CHECKS: tuple[Check, ...] = (
         "minutes_accounted_for",
         "ohlcv_1m",
         "ERROR",
-        "Every minute of the newest half hour that is accounted for, and of a day of"
-        f" {SAMPLES} symbols taken at random, has a bar or is listed as missing, never both and"
-        " never neither.",
-        "minutes",
+        "Every minute has a bar or is listed as missing, and not both: checked for the newest half"
+        f" hour that is accounted for, and for a random day of {SAMPLES} symbols.",
+        ("minute", "minutes"),
+        "all accounted for",
+        "is not accounted for",
         "no minute is accounted for yet",
         {"samples": SAMPLES, "limit": ACCOUNTED_AGE},
     ),
@@ -226,10 +252,12 @@ CHECKS: tuple[Check, ...] = (
         "bars_sane",
         "ohlcv_1m",
         "WARN",
-        "The last hour has nothing that a bar may be and a market seldom is: no run of"
-        f" {STALE_BARS} bars that trade at one price, no step over {PRICE_STEP:.0%}, no range of"
-        " prices without volume.",
-        "bars of the last hour",
+        "The bars of the last hour look like real trading: no price that stays the same for"
+        f" {STALE_BARS} bars with volume, no step over {PRICE_STEP:.0%}, and no range of prices"
+        " without volume.",
+        ("bar of the last hour", "bars of the last hour"),
+        "all plausible",
+        "is unusual",
         "there are no bars of the last hour",
         {"step": PRICE_STEP, "stale": STALE_BARS},
         slow=True,
@@ -238,9 +266,11 @@ CHECKS: tuple[Check, ...] = (
         "features_table",
         "features_1m",
         "ERROR",
-        "features_1m has its columns, its key and the index on bucket, and nothing is set that lets"
-        " rows change unrecorded.",
-        "columns and indexes",
+        "features_1m has its columns, its key and the index on bucket, and no setting hides rows or"
+        " changes them without a record.",
+        ("column or index", "columns and indexes"),
+        "all in place",
+        "is wrong",
         "",
         {
             "table": "public.features_1m",
@@ -253,10 +283,12 @@ CHECKS: tuple[Check, ...] = (
         "features_rows",
         "features_1m",
         "ERROR",
-        "Every recorded symbol has at least 9 rows in 10 minutes, up to the newest minute whose row"
-        " is due; minutes without trades count as rows. A symbol whose first bar is newer is not"
+        "Every recorded symbol has at least 9 rows in the 10 minutes up to the newest row that is"
+        " due; minutes without trades count as rows. A symbol whose first bar is newer is not"
         " checked.",
-        "symbols",
+        _SYMBOLS,
+        "all complete",
+        "has too few rows",
         _NO_BARS,
         {"settle": SETTLE},
     ),
@@ -266,16 +298,20 @@ CHECKS: tuple[Check, ...] = (
         "ERROR",
         "The newest three rows of every symbol have a log_return and, after the first day, a"
         " volume_z.",
-        "rows",
+        _ROWS,
+        "none with a NULL",
+        "has a NULL",
         _NO_ROWS,
     ),
     Check(
         "features_fresh",
         "features_1m",
         "ERROR",
-        "Every recorded symbol that has bars has rows. The row of a minute that begins at T is due"
-        f" at T + 60 s, and stored at most {SETTLE.seconds} s later, unless nothing was traded.",
-        "symbols",
+        "Every recorded symbol with bars has rows. The row of a minute that begins at T is due at"
+        f" T + 60 s, and stored at most {SETTLE.seconds} s later, unless there were no trades.",
+        _SYMBOLS,
+        "all current",
+        "is late",
         _NO_BARS,
         {"settle": SETTLE},
     ),
@@ -284,30 +320,36 @@ CHECKS: tuple[Check, ...] = (
         "features_1m",
         "WARN",
         f"In the last hour volume_z has no flat stretch of {FLAT_ROWS} rows, no NULL after the"
-        " first day, and no hole where there are bars.",
-        "minutes of the last hour",
+        " first day of a symbol, and no missing row where there is a bar.",
+        ("minute of the last hour", "minutes of the last hour"),
+        "all plausible",
+        "is unusual",
         "there are no features of the last hour",
         {"flat": FLAT_ROWS, "settle": SETTLE},
         slow=True,
     ),
     Check(
-        "dirty_age",
+        "refresh_backlog",
         "features_1m",
         "WARN",
-        f"No row has been dirty for more than {DIRTY_AGE.seconds // 60} minutes.",
-        "symbols",
+        f"No row has been waiting for a refresh for more than {BACKLOG_AGE.seconds // 60} minutes.",
+        _SYMBOLS,
+        "none waiting too long",
+        "has been waiting too long",
         _NO_BARS,
-        {"limit": DIRTY_AGE},
+        {"limit": BACKLOG_AGE},
     ),
     Check(
         RECOMPUTED,
         "features_1m",
         "ERROR",
-        f"The newest hour and an hour of the past of up to {SAMPLES} symbols, taken at random, and"
-        " what was last found wrong, equal what is recomputed from the bars, bit for bit. Beside"
-        f" them a pass compares all history within {PASS.days} days, a part each minute and the"
-        " rest that is due every night.",
-        "rows",
+        f"Stored features equal their recomputation from the bars, bit for bit: of up to {SAMPLES}"
+        " random symbols the newest hour and a random past hour, and the hours of rows that were"
+        f" wrong before. A rolling pass also compares all history within {PASS.days} days, a part"
+        " each minute and the rest every night.",
+        _ROWS,
+        "all equal",
+        "is wrong",
         _NO_ROWS,
     ),
     Check(
@@ -315,16 +357,20 @@ CHECKS: tuple[Check, ...] = (
         "features_1m_policy",
         "ERROR",
         "features_1m has a refresh policy.",
-        "policies",
+        _POLICIES,
+        "present",
+        "is missing",
         "",
     ),
     Check(
         "policy_healthy",
         "features_1m_policy",
         "ERROR",
-        "The policy's last run began within two intervals, and none of the last ten minutes"
-        " failed.",
-        "policies",
+        "The policy's last run began within the last two intervals, and no run of the last ten"
+        " minutes failed.",
+        _POLICIES,
+        "healthy",
+        "is not healthy",
         "there is no policy",
     ),
 )
@@ -340,10 +386,10 @@ def evaluate(
 ) -> list[CheckResult]:
     """Evaluate checks, all or those named, in the order of `CHECKS`.
 
-    connection: in autocommit mode. A check whose statement the database refuses has failed, and
-        the others go on; psycopg.OperationalError is raised when the connection is lost.
-    suspects: symbols and minutes, in ISO-8601, of which `stored_equals_recomputed` looks at the
-        hour beside those that it takes at random, so that what was wrong once is not forgotten.
+    connection: in autocommit mode. A check whose statement fails has failed, and the others are
+        evaluated. Raises psycopg.OperationalError when the connection is lost.
+    suspects: symbols and minutes (ISO-8601) of rows that were wrong. `stored_equals_recomputed`
+        compares their hours again, besides the hours that it takes at random.
     """
     return [
         _evaluate(connection, check, suspects)
@@ -358,7 +404,7 @@ def _evaluate(
     try:
         if check.name == RECOMPUTED:
             return _recompute(connection, check, suspects)
-        return _ask(connection, check)
+        return _query(connection, check)
     except psycopg.Error as error:
         if connection.broken:
             raise
@@ -366,24 +412,24 @@ def _evaluate(
         return CheckResult(check, False, f"cannot be checked: {reason}", 0, 1, {}, ())
 
 
-def _ask(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
-    """Evaluate a check whose statement gives `checked`, `offending`, `rows` and measures."""
-    # What is not recorded is history, such as an import: nobody expects it to go on.
+def _query(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
+    """Evaluate a check whose statement returns `checked`, `wrong`, `rows` and measures."""
+    # Other symbols are history, such as an import: no new bars of them are expected.
     recorded = list(get_settings().symbols)
     parameters = {**check.parameters, "symbols": recorded, "show": SHOWN}
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(queries[f"check_{check.name}"], parameters).fetchone()
     assert row is not None, "the statement always gives one row"
-    checked, offending = row.pop("checked"), row.pop("offending")
+    checked, wrong = row.pop("checked"), row.pop("wrong")
     rows = row.pop("rows") or []
     measures = {name: _plain(value) for name, value in row.items() if value is not None}
-    return _result(check, checked, offending, measures, rows)
+    return _result(check, checked, wrong, measures, rows)
 
 
 def _recompute(
     connection: psycopg.Connection[Any], check: Check, suspects: Iterable[tuple[str, str]]
 ) -> CheckResult:
-    """Compare a sample of rows, and those under suspicion, with the bars."""
+    """Compare a sample of rows, and those that were wrong before, with the bars."""
     hour = timedelta(hours=1)
     hours: list[tuple[str, datetime]] = []
     spans = connection.execute(queries["check_stored_spans"], {"samples": SAMPLES}).fetchall()
@@ -419,22 +465,33 @@ def _recompute(
 def _result(
     check: Check,
     checked: int,
-    offending: int,
+    wrong: int,
     measures: Mapping[str, Value],
     rows: list[dict[str, Any]],
 ) -> CheckResult:
-    if not checked and not offending:
-        summary = f"{check.no_data}: nothing to check"
-    elif offending:
-        summary = f"{offending:,} of {checked:,} {check.noun} offend"
-    else:
-        summary = f"{checked:,} {check.noun}, and all is well"
     shown = tuple({name: _plain(value) for name, value in row.items()} for row in rows[:SHOWN])
-    return CheckResult(check, not offending, summary, checked, offending, measures, shown)
+    singular, plural = check.noun
+    if not checked and not wrong:
+        summary = f"{check.no_data}: nothing to check"
+    elif wrong:
+        bad = check.bad if wrong == 1 else _PLURAL.sub(lambda verb: _VERBS[verb[0]], check.bad)
+        summary = f"{wrong:,} of {checked:,} {plural} {bad}"
+        if shown and (first := _place(shown[0])):
+            summary += f": {first}" if wrong == 1 else f", first {first}"
+    else:
+        summary = f"{checked:,} {singular if checked == 1 else plural} checked, {check.good}"
+    return CheckResult(check, not wrong, summary, checked, wrong, measures, shown)
+
+
+def _place(row: Mapping[str, Value]) -> str:
+    """Return the symbol, the minute and the column or the reason of a finding, in one line."""
+    names = ("symbol", "bucket", "ts", "from", "column", "what", "problem")
+    found = (str(row[name]) for name in names if row.get(name))
+    return " ".join(_ISO_MINUTE.sub(r"\1 \2", text) for text in found)
 
 
 def _plain(value: Any) -> Value:
-    """Return a value as what every store of metadata takes."""
+    """Return a value in a type that Dagster's metadata accepts."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -16,14 +16,14 @@ import pytest
 from psycopg import sql
 
 from feature_platform.orchestration.instance import instance_file, storage_url
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 
 
 @pytest.fixture(scope="session")
 def storage_template(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the name of a database with Dagster's tables and nothing in them."""
+    """Yield the name of a database with Dagster's tables, all empty."""
     name = f"dagster_template_{uuid4().hex[:12]}"
     _send(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     home = tmp_path_factory.mktemp("template")
@@ -37,7 +37,7 @@ def storage_template(server_url: str, tmp_path_factory: pytest.TempPathFactory) 
 def instance(
     server_url: str, storage_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
-    """Yield an instance as dagster.yaml says, with a database of its own."""
+    """Yield an instance of dagster.yaml's configuration, with a database of its own."""
     name = f"dagster_{uuid4().hex[:12]}"
     _send(
         server_url,
@@ -74,12 +74,12 @@ class Platform:
         )
 
     def tick(self, sensor: str, cursor: str | None = None) -> Any:
-        """Evaluate a sensor as the daemon does, and report the events that it gives."""
+        """Evaluate a sensor as the daemon does, and report its events."""
         with dg.build_sensor_context(
             instance=self.instance,
             cursor=cursor,
             repository_def=self.repository,
-            resources={"database": Database()},
+            resources={"database": DatabaseResource()},
             sensor_name=sensor,
         ) as context:
             data = self.repository.get_sensor_def(sensor).evaluate_tick(context)
@@ -88,7 +88,7 @@ class Platform:
         return data
 
     def evaluation(self, check: str, asset: str) -> dg.AssetCheckEvaluation | None:
-        """Return what was last reported of a check."""
+        """Return the newest evaluation of a check."""
         key = dg.AssetCheckKey(dg.AssetKey(asset), check)
         found = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
         record = found.get(key)
@@ -99,7 +99,7 @@ class Platform:
         return event.asset_check_evaluation_data
 
     def materializations(self, asset: str) -> list[dg.AssetMaterialization]:
-        """Return what was reported of an asset, the newest first."""
+        """Return the materialisations of an asset, the newest first."""
         records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=100).records
         return [record.asset_materialization for record in records if record.asset_materialization]
 
@@ -120,10 +120,10 @@ def platform(
 
 
 @pytest.fixture
-def platform_with_venue(
+def platform_with_exchange(
     platform: Platform, simulator: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
 ) -> Platform:
-    """Return the platform with a simulated exchange as its venue."""
+    """Return the platform with a simulated exchange."""
     monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", simulator.url)
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(simulator.truth.markets))
     get_settings.cache_clear()
@@ -131,10 +131,10 @@ def platform_with_venue(
 
 
 def definitions() -> dg.Definitions:
-    """Load the definitions as Dagster's processes do: by themselves.
+    """Load the definitions in a context of their own, as a process of Dagster does.
 
-    Loading looks into the storage of the instance that this context has entered last; one that is
-    gone comes back into it whenever the garbage of an instance is collected.
+    Loading reads the storage of the instance that the context entered last, and the garbage
+    collection of an instance can put one that is gone back into the context.
     """
     return Context().run(_load)
 
@@ -144,7 +144,7 @@ def _load() -> dg.Definitions:
 
     loaded = defs.load() if hasattr(defs, "load") else defs()
     assert isinstance(loaded, dg.Definitions)
-    loaded.get_repository_def()  # which is kept
+    loaded.get_repository_def()  # cached from here on
     return loaded
 
 

@@ -20,7 +20,7 @@ from psycopg import sql
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect
 from feature_platform.exchange.stream import BackOff, Kind
-from feature_platform.heartbeat import FeedState, list_feeds
+from feature_platform.heartbeat import FeedState, list_heartbeats
 from feature_platform.recorder.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
@@ -216,7 +216,7 @@ class Live:
 
         def is_so() -> bool:
             with connect(self.database.url) as connection:
-                feeds = list_feeds(connection)
+                feeds = list_heartbeats(connection)
             return bool(feeds) and all(feed.state == state for feed in feeds)
 
         wait_until(is_so, f"all markets are {state}")

@@ -356,7 +356,7 @@ def status_command(
     from feature_platform.cli import console
     from feature_platform.clock import SimulatedClock
     from feature_platform.database import connect_briefly, server_description
-    from feature_platform.heartbeat import list_feeds
+    from feature_platform.heartbeat import list_heartbeats
     from feature_platform.schema import prepare
     from feature_platform.settings import get_settings
 
@@ -368,7 +368,7 @@ def status_command(
         brief.limit()
         symbols = status.symbol_status(connection)
         policy = status.policy_status(connection)
-        feeds = list_feeds(connection)
+        feeds = list_heartbeats(connection)
         brief.lift()
         rows = status.row_counts(connection) if counts else {}
     typer.echo(f"database: {description}")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from feature_platform.gaps import STATES, Gap
-from feature_platform.heartbeat import Feed
+from feature_platform.heartbeat import StoredHeartbeat
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import VerifyReport
 
@@ -99,7 +99,7 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
     return lines
 
 
-def feed_lines(feeds: Sequence[Feed]) -> list[str]:
+def feed_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
     """Sum up the recorder's feeds in a line, and its newest error in another; none without it."""
     if not feeds:
         return []

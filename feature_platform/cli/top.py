@@ -22,7 +22,7 @@ from feature_platform.cli import console
 from feature_platform.database import connect, server_description
 from feature_platform.errors import UserError
 from feature_platform.gaps import minutes_to_account
-from feature_platform.heartbeat import Feed, list_feeds
+from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
 from feature_platform.settings import get_settings, redact
@@ -51,7 +51,7 @@ class Frame:
     symbols: Sequence[SymbolStatus]
     open_minutes: dict[str, int]
     policy: PolicyStatus | None
-    feeds: Sequence[Feed] = ()
+    feeds: Sequence[StoredHeartbeat] = ()
     minutes_left: int = 0
 
 
@@ -65,7 +65,7 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
         symbols=symbol_status(connection),
         open_minutes={row["symbol"]: row["minutes"] for row in gaps},
         policy=policy_status(connection),
-        feeds=list_feeds(connection),
+        feeds=list_heartbeats(connection),
         minutes_left=minutes_to_account(connection),
     )
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import psycopg
 from honcho.printer import Message, Printer
 
 from feature_platform.database import connect
@@ -20,6 +22,7 @@ from feature_platform.dev.supervisor import Supervisor
 from feature_platform.errors import UserError
 from feature_platform.orchestration.instance import instance_file, prepare_instance
 from feature_platform.origin import exchange_settings
+from feature_platform.queries import queries
 from feature_platform.schema import prepare
 from feature_platform.settings import PREFIX, get_settings
 from feature_platform.symbols import by_exchange, name_at
@@ -74,7 +77,7 @@ def run_dev(
             environment.setdefault(f"{PREFIX}HOME", str(settings.home))
             # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
             environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
-            start = (settings.clock.now() - timedelta(days=days)).date().isoformat()
+            start = start_date(connection, days).isoformat()
             environment.setdefault(f"{PREFIX}START_DATE", start)
             if simulated:
                 urls = ",".join(f"{name}=http://{_HOST}:{one}" for name, one in ports.items())
@@ -87,6 +90,17 @@ def run_dev(
             _add_processes(supervisor, port, ports, days, environment)
             status = supervisor.run()
     return 0 if status == _CTRL_C else status
+
+
+def start_date(connection: psycopg.Connection[Any], days: int) -> date:
+    """Return the first UTC day that Dagster repairs: `days` before recording first began here.
+
+    It stays the same at later starts, so that Dagster still requests old missing minutes.
+    """
+    row = connection.execute(queries["recording_began"]).fetchone()
+    assert row is not None, "the statement always gives one row"
+    began: datetime = row[0] or get_settings().clock.now()
+    return (began.astimezone(UTC) - timedelta(days=days)).date()
 
 
 def _exchange_ports(exchanges: dict[str, tuple[str, ...]], first: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ import ccxt
 import numpy as np
 
 from feature_platform.bar_rules import END_SECOND, FIRST_SECOND, Ints
-from feature_platform.bars import MINUTE_US, Bars, moment, ts_of
+from feature_platform.bars import MINUTE_US, Bars, time_of, ts_of
 from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.exchange.bounded_http import LISTS, BoundedSession, Interrupted
@@ -148,7 +148,7 @@ class Exchange:
 
     def now(self) -> datetime:
         """Return the time of the exchange, or a little earlier. Raises ExchangeUnavailable."""
-        return moment(int(self._now() * 1_000_000))
+        return time_of(int(self._now() * 1_000_000))
 
     def fetch_bars(self, symbol: str, start: datetime, end: datetime) -> Iterator[Fetched]:
         """Fetch the closed bars of [start, end), page by page in ascending order.
@@ -405,14 +405,14 @@ def _strayed(answer: Answer, start: int, end: int) -> str:
     assert answer.first is not None
     assert answer.last is not None
     asked, answered = (
-        f"{moment(lo):%Y-%m-%d %H:%M} to {moment(hi):%Y-%m-%d %H:%M}"
+        f"{time_of(lo):%Y-%m-%d %H:%M} to {time_of(hi):%Y-%m-%d %H:%M}"
         for lo, hi in ((start, end - MINUTE_US), (answer.first, answer.last))
     )
     return f"with bars of {answered} when asked for {asked}"
 
 
 def _moments(ranges: list[tuple[int, int]]) -> tuple[tuple[datetime, datetime], ...]:
-    return tuple((moment(lo), moment(hi)) for lo, hi in ranges)
+    return tuple((time_of(lo), time_of(hi)) for lo, hi in ranges)
 
 
 def _fetched(symbol: str, start: int, end: int, answer: Answer) -> Fetched:
@@ -420,4 +420,4 @@ def _fetched(symbol: str, start: int, end: int, answer: Answer) -> Fetched:
         quiet = np.empty(0, np.int64)
     else:
         quiet = np.setdiff1d(np.arange(start, end, MINUTE_US), answer.known, assume_unique=True)
-    return Fetched(symbol, moment(start), moment(end), answer.bars, answer.rejected, quiet)
+    return Fetched(symbol, time_of(start), time_of(end), answer.bars, answer.rejected, quiet)

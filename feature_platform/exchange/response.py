@@ -22,7 +22,7 @@ from feature_platform.bar_rules import (
     judge,
     unit_times,
 )
-from feature_platform.bars import MINUTE_US, Bars, moment
+from feature_platform.bars import MINUTE_US, Bars, time_of
 
 # How much of a row that cannot be stored is shown.
 _LONGEST_TEXT = 200
@@ -194,7 +194,7 @@ def _rejected(rows: Sequence[Sequence[Any]], times: Ints, line: int, reason: str
     text = str(row[6] if len(row) > 6 else row)
     time = int(times[line])
     return Rejected(
-        minute=None if time == NO_TIME else moment(time - time % MINUTE_US),
+        minute=None if time == NO_TIME else time_of(time - time % MINUTE_US),
         reason=reason,
         text=text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…",
     )

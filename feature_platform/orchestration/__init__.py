@@ -1,4 +1,4 @@
-"""The Dagster side of the platform: what it shows, and when it asks the rest to act."""
+"""The platform's Dagster assets, checks, sensors, schedules and jobs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import warnings
 
 import dagster as dg
 
-# Single-run backfills and references to code are in beta since 2023: Dagster's version is pinned,
-# and a warning at each start of each process would tell its user nothing to be done.
+# Dagster warns of single-run backfills and of references to code, both in beta since 2023. Its
+# version is pinned, and a user cannot act on a warning at the start of each process.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)

@@ -1,4 +1,4 @@
-"""The assets: the bars, the features, and the policy that keeps the features."""
+"""The assets: the exchange's stream, the bars, the features and their refresh policy."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -21,17 +21,18 @@ from feature_platform.orchestration.partitions import (
     has_partition,
     partition_key,
 )
-from feature_platform.orchestration.resources import Database, Venue
+from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
 from feature_platform.queries import queries
 from feature_platform.refresh import refresh
+from feature_platform.status import PolicyStatus, policy_status
 from feature_platform.validation import BAR_COLUMNS, FEATURE_COLUMNS
 
 GROUP = "feature_platform"
 
-# Runs that ask the venue take the only place in this pool; its size is in dagster.yaml.
-VENUE_POOL = "venue"
+# One run at a time requests bars of an exchange: dagster.yaml gives this pool one place.
+EXCHANGE_POOL = "exchange"
 
-# Dagster's own alarm, which works even when no sensor ticks any more: `run_checks` reports a
+# Dagster's own alarm; it also works when the sensors do not run. `run_checks` reports a
 # materialisation about every five minutes, as long as there are newer rows.
 _DEAD_MANS_SWITCH = dg.FreshnessPolicy.time_window(
     fail_window=timedelta(minutes=20), warn_window=timedelta(minutes=10)
@@ -41,9 +42,11 @@ _DEAD_MANS_SWITCH = dg.FreshnessPolicy.time_window(
 exchange_feed = dg.AssetSpec(
     "exchange_feed",
     description=(
-        "The exchange's stream of bars: `feature-platform record` writes each closed bar into"
-        " `ohlcv_1m`. Dagster does not materialise it; the sensor `run_checks` reports its"
-        " heartbeats."
+        "The live prices of your exchange. This asset is external: the process"
+        " `feature-platform record` writes each closed bar into `ohlcv_1m`, so Dagster never"
+        " materialises it and shows it in grey. Its state is in the check `recorder_alive` and, by"
+        " symbol, in the observations below (*View events*); `feature-platform status` shows the"
+        " same."
     ),
     group_name=GROUP,
     kinds={"websocket"},
@@ -57,23 +60,23 @@ exchange_feed = dg.AssetSpec(
 
 
 class BarsConfig(dg.Config):
-    """What to ask the venue for."""
+    """The bars that a run requests of the exchanges."""
 
     only_gaps: bool = Field(
         default=False,
-        description="Ask for the minutes that are known to be missing, not for the whole day.",
+        description="Request the minutes that are known to be missing, not the whole day.",
     )
     symbols: list[str] = Field(
         default=[],
-        description="The markets to ask for; none are those of FEATURE_PLATFORM_SYMBOLS.",
+        description="The symbols to request; by default those of FEATURE_PLATFORM_SYMBOLS.",
     )
 
 
 @dg.asset(
     description=(
-        "One-minute OHLCV bars, as the venue published them. Materialising a day asks the venue"
-        " for all of it, over REST: afterwards every minute has its bar, or a row in"
-        " `ohlcv_1m_gaps` that says why not."
+        "The one-minute prices and volumes (OHLCV bars) that your exchange published."
+        " Materialising a day requests the whole day over REST: afterwards each minute has its"
+        " bar, or a row in `ohlcv_1m_gaps` with the reason why it has none."
     ),
     deps=[exchange_feed],
     group_name=GROUP,
@@ -81,7 +84,7 @@ class BarsConfig(dg.Config):
     partitions_def=days,
     backfill_policy=dg.BackfillPolicy.single_run(),
     freshness_policy=_DEAD_MANS_SWITCH,
-    pool=VENUE_POOL,
+    pool=EXCHANGE_POOL,
     metadata={
         "dagster/table_name": "public.ohlcv_1m",
         "dagster/column_schema": metadata.column_schema("ohlcv_1m", BAR_COLUMNS),
@@ -92,20 +95,23 @@ class BarsConfig(dg.Config):
     },
 )
 def ohlcv_1m(
-    context: dg.AssetExecutionContext, config: BarsConfig, database: Database, venue: Venue
+    context: dg.AssetExecutionContext,
+    config: BarsConfig,
+    database: DatabaseResource,
+    exchange: ExchangeResource,
 ) -> dg.MaterializeResult[Any]:
-    """Make the days of this run gapless."""
+    """Fetch the missing minutes of this run's days, or the whole days."""
     window = context.partition_time_window
     with database.connection() as connection:
         try:
-            with venue.exchange() as exchange:
+            with exchange.clients() as clients:
                 find_gaps(connection)
                 reports: list[BackfillReport] = []
                 for day in days_of(window):
                     if config.only_gaps:
-                        reports += backfill_gaps(connection, exchange, day=day)
+                        reports += backfill_gaps(connection, clients, day=day)
                     else:
-                        reports += backfill_day(connection, exchange, day, config.symbols or None)
+                        reports += backfill_day(connection, clients, day, config.symbols or None)
                 find_gaps(connection)
         except (UserError, ExchangeUnavailable) as error:
             raise dg.Failure(str(error)) from None
@@ -119,30 +125,31 @@ def ohlcv_1m(
         }
         failed = sorted({report.error for report in reports if report.error is not None})
         if failed:
-            raise dg.Failure(f"not all of it could be fetched: {'; '.join(failed)}", shown)
+            raise dg.Failure(f"not all bars could be fetched: {'; '.join(failed)}", shown)
         return dg.MaterializeResult(metadata=shown)
 
 
 class FeaturesConfig(dg.Config):
-    """How to refresh."""
+    """The rows that a run recomputes."""
 
     force: bool = Field(
-        default=False, description="Recompute all rows, whether they are dirty or not."
+        default=False, description="Recompute all rows, not only those that wait for a refresh."
     )
     next_day: bool = Field(
         default=False,
-        description="Refresh the day after, too: repaired bars reach into it.",
+        description="Also refresh the next day: its features read the bars of the day before.",
     )
 
 
 @dg.asset(
     description=(
-        "Features of each closed minute, equal to what the bars give. The policy keeps the newest"
-        " minutes current; materialising a day brings that day up to date, now."
+        "The signals of each closed minute, such as the return and the z-score of the volume:"
+        " always equal to a recomputation from the bars. The refresh policy keeps them current;"
+        " materialising a day refreshes that day now."
     ),
     deps=[
         dg.AssetDep("ohlcv_1m", partition_mapping=day_and_day_before),
-        # Upstream, since the policy decides when rows are written; it reads nothing of them.
+        # The policy is upstream: it decides when rows are written, and does not read them.
         "features_1m_policy",
     ],
     group_name=GROUP,
@@ -160,7 +167,7 @@ class FeaturesConfig(dg.Config):
     },
 )
 def features_1m(
-    context: dg.AssetExecutionContext, config: FeaturesConfig, database: Database
+    context: dg.AssetExecutionContext, config: FeaturesConfig, database: DatabaseResource
 ) -> dg.MaterializeResult[Any]:
     """Refresh the days of this run."""
     window = context.partition_time_window
@@ -181,20 +188,37 @@ def features_1m(
 
 
 class PolicyConfig(dg.Config):
-    """What the policy is to be, in PostgreSQL's words for intervals."""
+    """The offsets of the policy, as PostgreSQL writes intervals; an empty one does not change."""
 
     start_offset: str = Field(
-        default="1 hour", description="The minutes that are refreshed before all older ones."
+        default="",
+        description=(
+            "Refresh minutes up to this age before all older ones, such as '1 hour'. Empty: as it"
+            " is set; 1 hour where there is no policy yet."
+        ),
     )
-    end_offset: str = Field(default="1 minute", description="How old a row is when it is due.")
-    schedule_interval: str = Field(default="1 minute", description="How often the policy runs.")
+    end_offset: str = Field(
+        default="",
+        description=(
+            "Refresh a minute at this age, such as '1 minute'. Empty: as it is set; 1 minute where"
+            " there is no policy yet."
+        ),
+    )
+    schedule_interval: str = Field(
+        default="",
+        description=(
+            "Run the policy this often, such as '1 minute'. Empty: as it is set; 1 minute where"
+            " there is no policy yet."
+        ),
+    )
 
 
 @dg.asset(
     description=(
-        "The refresh policy: how often `features_1m` is refreshed, and how far back first."
-        " Materialising it sets the policy. A worker or a job of the database runs it; without"
-        " either, the sensor `watch_refresh` does."
+        "The refresh policy: how soon a new or corrected bar changes the signals. Materialising"
+        " it adds the policy, or sets the offsets that the run's configuration names. A worker or"
+        " a job of the database runs the policy; where neither does, the sensor `watch_refresh`"
+        " refreshes."
     ),
     group_name=GROUP,
     kinds={"postgres"},
@@ -205,28 +229,36 @@ class PolicyConfig(dg.Config):
         ),
     },
 )
-def features_1m_policy(config: PolicyConfig, database: Database) -> dg.MaterializeResult[Any]:
-    """Set the policy."""
-    wanted = config.model_dump()
+def features_1m_policy(
+    config: PolicyConfig, database: DatabaseResource
+) -> dg.MaterializeResult[Any]:
+    """Add the policy, or change the offsets that the configuration names."""
     with database.connection() as connection:
         try:
-            row = connection.execute(queries["policy_set"], wanted).fetchone()
+            row = connection.execute(queries["policy_set"], config.model_dump()).fetchone()
         except (psycopg.errors.RaiseException, psycopg.DataError) as error:
             raise dg.Failure(error.diag.message_primary) from None
+        policy = policy_status(connection)
     assert row is not None, "the statement always gives one row"
-    return dg.MaterializeResult(metadata={**wanted, "what was done": row[0]})
+    assert policy is not None, "the statement adds a policy where there is none"
+    return dg.MaterializeResult(metadata={**offsets_of(policy), "action": row[0]})
+
+
+def offsets_of(policy: PolicyStatus) -> dict[str, str]:
+    """Return the offsets of a policy, by the fields of `PolicyConfig`."""
+    return {name: str(getattr(policy, name)) for name in PolicyConfig.model_fields}
 
 
 def _refresh_next_day(
     connection: psycopg.Connection[Any], day: datetime, *, force: bool
 ) -> Iterator[dg.AssetMaterialization]:
-    """Refresh the day after a repaired one, and tell of it where anything came of it."""
+    """Refresh the day after a repaired one; yield its materialisation if rows were written."""
     done = refresh(connection, day, day + DAY, force=force)
     if done.rows_written:
         yield dg.AssetMaterialization(
             "features_1m",
             partition=partition_key(day),
-            description="Repaired bars of the day before reached into this day.",
+            description="Bars of the day before were repaired, and features of this day read them.",
             metadata={
                 **metadata.of_features(connection, day, day + DAY),
                 "rows written": done.rows_written,
@@ -242,7 +274,7 @@ def _log(context: dg.AssetExecutionContext, reports: Sequence[BackfillReport]) -
             f" without trades"
         )
         for rejected in report.rejected:
-            context.log.warning(f"{report.symbol}: left out: {rejected.reason}: {rejected.text}")
+            context.log.warning(f"{report.symbol}: rejected: {rejected.reason}: {rejected.text}")
         if report.error is not None:
             context.log.error(f"{report.symbol}: {report.error}")
 

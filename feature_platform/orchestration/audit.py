@@ -1,4 +1,4 @@
-"""The nightly audit: what the ticks believe is looked at again, and what is too old is purged."""
+"""The nightly audit: search all history for gaps, verify features, delete old records."""
 
 import random
 from datetime import timedelta
@@ -8,7 +8,7 @@ import dagster as dg
 from feature_platform.gaps import find_all_gaps
 from feature_platform.orchestration.metadata import table
 from feature_platform.orchestration.purge import connect_storage, purge
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import symbol_status
@@ -19,8 +19,8 @@ RECENT = 2 * DAY
 SAMPLES = 5
 
 
-@dg.op(description="Looks for missing minutes over all history, as if none was accounted for.")
-def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
+@dg.op(description="Searches all history for missing minutes, also where ticks found none.")
+def recheck_gaps(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
     """Account for every minute of all history."""
     with database.connection() as connection:
         before = find_all_gaps(connection)
@@ -33,13 +33,13 @@ def recheck_gaps(context: dg.OpExecutionContext, database: Database) -> None:
 
 @dg.op(
     description=(
-        "Recomputes the features of the last two days, a day of the past of a few symbols taken at"
-        " random, and as much of all history as the pass of seven days is due by now, and compares"
-        " them with the stored rows; fails where they differ."
+        "Recomputes features and compares them with the stored rows: those of the last two days,"
+        " of a random past day of a few symbols, and of the part of all history that is due for a"
+        " pass of seven days. Fails where they differ."
     )
 )
-def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
-    """Compare what is stored with what the bars give."""
+def verify_features(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
+    """Compare stored features with their recomputation from the bars."""
     recent = get_settings().clock.now() - RECENT
     with database.connection() as connection:
         reports: list[VerifyReport] = [verify(connection, start=recent)]
@@ -64,22 +64,24 @@ def verify_features(context: dg.OpExecutionContext, database: Database) -> None:
     if mismatches:
         examples = table([vars(example) for report in reports for example in report.examples])
         raise dg.Failure(
-            f"{mismatches:,} stored rows are not what the bars give: `feature-platform refresh"
-            " --force` mends them; unless somebody wrote past the triggers, the cause is a bug",
+            f"{mismatches:,} stored rows differ from their recomputation:"
+            " `feature-platform refresh --force` writes them again; if no session disabled the"
+            " triggers, the cause is a bug: see stored_equals_recomputed in docs/checks.md",
             {**shown, "examples": examples},
         )
 
 
 @dg.op(
     description=(
-        "Deletes from Dagster's own database what grows with every minute and is out of date."
+        "Deletes old events, runs and results of checks from Dagster's own database, which would"
+        " grow every minute."
     )
 )
 def purge_events(context: dg.OpExecutionContext) -> None:
     """Purge old events, runs and evaluations of checks."""
     with connect_storage(context.instance) as storage:
         if storage is None:
-            context.log.info("Dagster's storage is not PostgreSQL: nothing was purged")
+            context.log.info("Dagster's storage is not PostgreSQL: no event was purged")
             return
         done = purge(storage)
     context.add_output_metadata(
@@ -93,21 +95,21 @@ def purge_events(context: dg.OpExecutionContext) -> None:
     )
 
 
-@dg.op(description="Deletes bars, features and history that the retention keeps no longer.")
-def apply_retention(database: Database) -> None:
-    """Apply the retention, in batches; by default it keeps all but old runs of the policy."""
+@dg.op(description="Deletes bars, features and records that are older than the retention.")
+def apply_retention(database: DatabaseResource) -> None:
+    """Apply the retention, in batches; by default only old runs of the policy are deleted."""
     with database.connection() as connection:
         connection.execute(queries["apply_retention"])
 
 
 @dg.job(
     description=(
-        "Looks for gaps over all history, verifies features, deletes what the retention keeps no"
-        " longer, and purges what Dagster keeps for ever."
+        "Searches all history for gaps, compares old signals with the bars, deletes data older"
+        " than the retention, and purges Dagster's own old records."
     ),
 )
 def audit() -> None:
-    """Run the four parts, each whatever became of the others."""
+    """Run the four parts; each runs even if another fails."""
     recheck_gaps()
     verify_features()
     apply_retention()

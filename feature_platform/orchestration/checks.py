@@ -1,11 +1,11 @@
-"""The asset checks: the platform's validation, to be run by hand or told of by a sensor."""
+"""The asset checks: run by a click in the UI, or reported by the sensor `run_checks`."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
 from feature_platform.orchestration.metadata import of_check
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.validation import BY_NAME, CHECKS, CheckResult, evaluate
 
 SEVERITIES = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverity.WARN}
@@ -25,9 +25,9 @@ SEVERITIES = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverit
     can_subset=True,
 )
 def validation_checks(
-    context: dg.AssetCheckExecutionContext, database: Database
+    context: dg.AssetCheckExecutionContext, database: DatabaseResource
 ) -> Iterator[dg.AssetCheckResult]:
-    """Evaluate the checks that were asked for."""
+    """Evaluate the selected checks."""
     names = {key.name for key in context.selected_asset_check_keys}
     with database.connection() as connection:
         for result in evaluate(connection, names):
@@ -42,11 +42,11 @@ def validation_checks(
 
 
 def evaluation(result: CheckResult) -> dg.AssetCheckEvaluation:
-    """Return a result as an event, which no run has to report.
+    """Return a result as an event that is reported without a run.
 
-    It names no partition: Dagster takes only one such event for each partition.
+    It has no partition: Dagster stores at most one such event for each partition.
     """
-    check = BY_NAME[result.check.name]  # Dagster would store a name that it does not know
+    check = BY_NAME[result.check.name]  # Dagster would store an unknown name and never show it
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(check.table),
         check_name=check.name,

@@ -1,6 +1,6 @@
 """The cursors of sensors: the state that each last reported.
 
-A cursor of another shape, such as one of an older version, counts as nothing reported.
+A cursor of another shape, such as that of an older version, is read as an empty one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Self
 
-# In the wall clock's time, by which Dagster ticks, even where the platform's clock is simulated.
+# Of the wall clock, which Dagster's ticks follow, even where the platform's clock is simulated.
 REPORT_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass
 class Cursor:
-    """The base of all cursors: JSON without spaces."""
+    """The base of all cursors, stored as JSON without spaces."""
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Return the cursor that a text holds; an empty one where it cannot be read."""
+        """Return the cursor of a text; an empty one where the text cannot be read."""
         try:
             return cls(**json.loads(text or "{}"))
         except (TypeError, ValueError):
@@ -50,9 +50,9 @@ class ReportedChecks(Cursor):
     suspects: list[tuple[str, str]] = field(default_factory=list)
 
     def due(self, assets: Sequence[str], outdated: Collection[str]) -> set[str]:
-        """Return the assets to report now: those outdated, and one whose report is old.
+        """Return the assets to report now: the outdated ones, and one whose report is old.
 
-        One at a time, so that no tick writes the events of all. The first tick reports all.
+        Only one, so that no tick writes the events of all assets. The first tick reports all.
         """
         if not self.reports:
             return set(assets)
@@ -71,8 +71,9 @@ class ReportedPolicy(Cursor):
     """The state that `watch_refresh` reported.
 
     heartbeat: when runs were last reported, in seconds since 1970.
-    policy: the policy itself, as PostgreSQL writes intervals.
-    last: the newest run; rows and slices: its work by then, to which wake-ups may add.
+    policy: the offsets of the policy, as PostgreSQL writes intervals.
+    last: the id of the newest run; rows, slices: its work when it was reported. Later wake-ups
+        add to them.
     """
 
     heartbeat: float = 0.0

@@ -1,4 +1,4 @@
-"""Dagster's instance: where its processes find their settings and their database."""
+"""Dagster's instance: its home, its database, and the environment of its processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DATABASE = "dagster"
 
 
 def prepare_instance(settings: Settings | None = None) -> dict[str, str]:
-    """Make Dagster's home and database, and return the environment for its processes.
+    """Create Dagster's home and database, and return the environment for its processes.
 
-    The home is `dagster` in the platform's, with the project's dagster.yaml; the database is
-    `dagster` on the platform's server, which the caller keeps running.
-    Raises UserError when the server cannot be used, or the database not be made.
+    The home is `dagster` in the platform's home, with the project's dagster.yaml. The database is
+    `dagster` on the platform's server; the caller keeps that server running.
+    Raises UserError when the server cannot be used, or the database cannot be created.
     """
     settings = settings or get_settings()
     server = database_url(settings)
@@ -35,14 +35,14 @@ def prepare_instance(settings: Settings | None = None) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(home),
         "DAGSTER_POSTGRES_URL": storage_url(server),
-        "DAGSTER_EVENT_BATCH_SIZE": "100",  # or a year in one run is slow to report
+        "DAGSTER_EVENT_BATCH_SIZE": "100",  # one event each makes a run of a year slow
     }
 
 
 def storage_url(url: str, database: str = DATABASE) -> str:
-    """Return the URL of a database beside that of `url`, as SQLAlchemy takes it for psycopg2.
+    """Return the URL of another database on the server of `url`, for SQLAlchemy and psycopg2.
 
-    url: in any form that libpq takes, Unix sockets included.
+    url: in any form that libpq accepts, Unix sockets included.
     """
     parts = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
     parts.pop("dbname", None)
@@ -51,22 +51,22 @@ def storage_url(url: str, database: str = DATABASE) -> str:
         username=parts.pop("user", None),
         password=parts.pop("password", None),
         database=database,
-        # Hosts and ports too: there they may be the directory of a socket, or several.
+        # With hosts and ports: as parameters they may be several, or the directory of a socket.
         query=parts,
     ).render_as_string(hide_password=False)
 
 
 def instance_file() -> Path:
-    """Return the project's dagster.yaml: inside an installed wheel, or beside the package."""
+    """Return the path of dagster.yaml: inside an installed wheel, or beside the package."""
     package = Path(__file__).parents[1]
     installed = package / "dagster.yaml"
     return installed if installed.is_file() else package.parent / "dagster.yaml"
 
 
 def ensure_database(connection: psycopg.Connection[Any], owner: str) -> None:
-    """Make Dagster's database on the server of a connection, unless it is there.
+    """Create Dagster's database on the server of a connection, if it does not exist.
 
-    Raises UserError when the user may not.
+    Raises UserError when the user lacks the right.
     """
     if connection.execute(queries["database_exists"], {"name": DATABASE}).fetchone():
         return
@@ -76,9 +76,10 @@ def ensure_database(connection: psycopg.Connection[Any], owner: str) -> None:
     try:
         connection.execute(statement)
     except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-        return  # another process was quicker
+        return  # another process created it meanwhile
     except psycopg.errors.InsufficientPrivilege:
         raise UserError(
-            f"the user {connection.info.user} may not make the database {DATABASE}, which Dagster"
-            f" keeps its events in: CREATE DATABASE {DATABASE} OWNER {owner}, as a superuser"
+            f"the user {connection.info.user} may not create the database {DATABASE}, in which"
+            f" Dagster stores its events: run CREATE DATABASE {DATABASE} OWNER {owner} as a"
+            " superuser"
         ) from None

@@ -20,13 +20,13 @@ def repair_config(*, only_gaps: bool = True, symbols: list[str] | None = None) -
     return {"ops": {"ohlcv_1m": {"config": bars}, "features_1m": {"config": {"next_day": True}}}}
 
 
-# Without the checks: a sensor reports them within a minute, and knows when they change.
+# Without the checks: the sensor `run_checks` reports them within a minute.
 rest_backfill = dg.define_asset_job(
     REST_BACKFILL,
     selection=dg.AssetSelection.assets("ohlcv_1m", "features_1m").without_checks(),
     description=(
-        "Asks the venue for the missing minutes of a day, then refreshes the features that depend"
-        " on them: those of the day and of the next."
+        "Requests the missing minutes of a day from the exchange, then refreshes the signals that"
+        " depend on them: those of the day and of the next day."
     ),
     config=repair_config(),
 )
@@ -34,7 +34,7 @@ rest_backfill = dg.define_asset_job(
 refresh_features = dg.define_asset_job(
     "refresh_features",
     selection=dg.AssetSelection.assets("features_1m").without_checks(),
-    description="Brings the features of a day, or of a range of days, up to date.",
+    description="Refreshes the signals of a day, or of a range of days.",
 )
 
 jobs: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [

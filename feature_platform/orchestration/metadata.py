@@ -1,11 +1,11 @@
-"""What the UI shows beside an event: numbers, tables, pictures, and where the SQL is."""
+"""Metadata of events in the UI: numbers, tables, pictures and references to the SQL."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -23,8 +23,8 @@ _COLUMN_TYPES: Mapping[type, str] = {int: "int", float: "float", str: "string"}
 
 
 def column_schema(table_name: str, columns: Mapping[str, str]) -> dg.TableSchema:
-    """Describe the columns of a table by their types, and by what the SQL says of them."""
-    said = dict(
+    """Describe the columns of a table: their types, and their comments in the SQL files."""
+    comments = dict(
         re.findall(
             rf"^COMMENT ON COLUMN public\.{table_name}\.(\w+) IS '((?:[^']|'')*)';$",
             "".join(path.read_text(encoding="utf-8") for path in sorted(sql_dir().glob("*.sql"))),
@@ -33,20 +33,20 @@ def column_schema(table_name: str, columns: Mapping[str, str]) -> dg.TableSchema
     )
     return dg.TableSchema(
         [
-            dg.TableColumn(name, kind, description=said.get(name, "").replace("''", "'"))
+            dg.TableColumn(name, kind, description=comments.get(name, "").replace("''", "'"))
             for name, kind in columns.items()
         ]
     )
 
 
 def sql_references(*places: tuple[str, str]) -> dict[str, Any]:
-    """Point at lines of SQL files, each a file's name and what the line begins with."""
+    """Return references to lines of SQL files, each given by the file and the line's beginning."""
     references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = []
     for name, beginning in places:
         path = sql_dir() / name
         lines = path.read_text(encoding="utf-8").splitlines()
         found = (at for at, line in enumerate(lines, 1) if line.startswith(beginning))
-        line = next(found, 1)  # a comment that has moved is no reason not to load
+        line = next(found, 1)  # a line that has changed must not stop the code location
         references.append(
             dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=name)
         )
@@ -54,7 +54,7 @@ def sql_references(*places: tuple[str, str]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Make a table of rows that all have the columns of the first."""
+    """Return a table of rows; all have the columns of the first."""
     records = [
         dg.TableRecord({name: "" if value is None else value for name, value in row.items()})
         for row in rows
@@ -68,22 +68,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
 
 
 def of_check(result: CheckResult) -> dict[str, Any]:
-    """Return the measures of a check, and its offending rows."""
+    """Return the counts and measures of a check, and the first findings."""
     shown: dict[str, Any] = {
         "checked": result.checked,
-        "offending": result.offending,
+        "wrong": result.wrong,
         **result.measures,
     }
     if result.rows:
-        shown["offending rows"] = table(result.rows)
+        shown["findings"] = table(result.rows)
     return shown
 
 
 def of_bars(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[str, Any]:
-    """Count the bars and the minutes without one of a window, in all and by symbol."""
+    """Count the bars and the minutes without a bar of some days, in all and by symbol."""
     rows = _rows(connection, "window_bars", start, end)
     return {
-        "dagster/row_count": sum(row["bars"] for row in rows),
+        _rows_of(start, end): sum(row["bars"] for row in rows),
         "missing minutes": sum(row["missing"] for row in rows),
         "open minutes": sum(row["open"] for row in rows),
         "quiet minutes": sum(row["quiet"] for row in rows),
@@ -96,18 +96,18 @@ def of_bars(connection: psycopg.Connection[Any], start: datetime, end: datetime)
 def of_features(
     connection: psycopg.Connection[Any], start: datetime, end: datetime
 ) -> dict[str, Any]:
-    """Count the rows and NULLs of a window, in all and by symbol, and draw it."""
+    """Count the rows and NULLs of some days, in all and by symbol, and plot them."""
     rows = _rows(connection, "window_features", start, end)
     count = sum(row["rows"] for row in rows)
     shown: dict[str, Any] = {
-        "dagster/row_count": count,
+        _rows_of(start, end): count,
         "null rate of log_return": _rate(rows, "null_log_return", count),
         "null rate of volume_z": _rate(rows, "null_volume_z", count),
         "missing minutes": sum(row["missing"] for row in rows),
         "lag (s)": max((row["lag"] for row in rows), default=0.0),
         "symbols": table(rows[:SYMBOLS_SHOWN]),
     }
-    # The most interesting first: where minutes are missing.
+    # Symbols with missing minutes first.
     drawn = sorted((row for row in rows if row["rows"]), key=lambda row: -row["missing"])
     if drawn:
         names = [row["symbol"] for row in drawn[:SYMBOLS_DRAWN]]
@@ -126,6 +126,11 @@ def _rows(
 ) -> list[dict[str, Any]]:
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(queries[query], {"start": start, "end": end}).fetchall()
+
+
+def _rows_of(start: datetime, end: datetime) -> str:
+    """Return the label of a row count that is not the count of the whole table."""
+    return "rows of this day" if end - start <= timedelta(days=1) else "rows of these days"
 
 
 def _rate(rows: Sequence[Mapping[str, Any]], column: str, count: int) -> float:

@@ -1,4 +1,4 @@
-"""Days: the partitions of bars and features."""
+"""The partitions of bars and features: UTC days."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from feature_platform.settings import get_settings
 
 DAY = timedelta(days=1)
 
-# UTC days from the configured start to today, which is a partition from its first minute on.
+# From the configured start to today; today is a partition from its first minute on.
 days = dg.DailyPartitionsDefinition(
     start_date=get_settings().start_date.isoformat(), timezone="UTC", end_offset=1
 )
 
-# The window of a feature looks back one day. The day before the first partition is none, and is not
-# asked for.
+# A feature reads bars of the day before. The day before the first partition is no partition, and
+# must not stop a run.
 day_and_day_before = dg.TimeWindowPartitionMapping(
     start_offset=-1, allow_nonexistent_upstream_partitions=True
 )
@@ -37,5 +37,5 @@ def partition_key(day: datetime) -> str:
 
 
 def has_partition(day: datetime) -> bool:
-    """Tell whether a day is one of the partitions."""
+    """Return whether a day is one of the partitions."""
     return days.has_partition_key(partition_key(day))

@@ -1,9 +1,9 @@
-"""The purge of what Dagster itself keeps for ever.
+"""The purge of Dagster's own database.
 
-Dagster purges its ticks, as dagster.yaml says, and nothing else. At one event a minute and more
-the rest would grow without bound, and the UI would slow down with it. What is kept is what the
-UI needs to show a state: the newest event of each kind, asset and partition, the newest result
-of each check, and everything of the last weeks.
+Dagster deletes old ticks (`retention` in dagster.yaml), but no events, runs or results of checks.
+With an event or more each minute they would grow without bound and slow the UI down. The purge
+keeps the rows that the UI needs to show a state: the newest event of each kind, asset and
+partition, the newest result of each check, and everything of the last two weeks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SLICE = 5000
 
 @dataclass(frozen=True)
 class PurgeReport:
-    """Say how many rows were deleted, and how large the database was and is."""
+    """The numbers of deleted rows, and the database's size before and after."""
 
     events: int
     check_executions: int
@@ -39,7 +39,7 @@ class PurgeReport:
 
 @contextmanager
 def connect_storage(instance: dg.DagsterInstance) -> Iterator[psycopg.Connection[Any] | None]:
-    """Connect to the database that an instance keeps its events in; None if not PostgreSQL."""
+    """Connect to the database of an instance's events; None if it is not PostgreSQL."""
     storage = instance.event_log_storage
     storage = getattr(storage, "event_log_storage", storage)
     if not isinstance(storage, PostgresEventLogStorage):
@@ -53,10 +53,10 @@ def connect_storage(instance: dg.DagsterInstance) -> Iterator[psycopg.Connection
 
 
 def purge(storage: psycopg.Connection[Any], keep: timedelta = KEEP) -> PurgeReport:
-    """Delete what is older than `keep` and not the newest of its kind.
+    """Delete rows that are older than `keep` and not the newest of their kind.
 
-    storage: in autocommit mode. Rows go in slices of a few thousand, each a transaction, so
-        that nobody waits for it; the space is used again by what comes.
+    storage: in autocommit mode. Each slice of a few thousand rows is a transaction of its own, so
+        that other sessions do not wait long; new rows use the freed space again.
     """
     before = datetime.now(UTC) - keep
     size = _number(storage, "purge_size")
@@ -70,7 +70,7 @@ def purge(storage: psycopg.Connection[Any], keep: timedelta = KEEP) -> PurgeRepo
 
 
 def _purge_events(storage: psycopg.Connection[Any], before: datetime) -> int:
-    """Delete old events, walking over those that stay."""
+    """Delete old events in slices, by id."""
     deleted = 0
     after: int | None = -1
     while after is not None:

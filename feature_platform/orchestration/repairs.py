@@ -1,4 +1,4 @@
-"""Which days the venue is to be asked for: nothing twice, the newest day first."""
+"""Requests for runs that fetch missing minutes: the newest day first, no day twice."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from feature_platform.orchestration.partitions import DAY, has_partition, partit
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 
-# So many days may be asked for, or wait for it, at a time: the newest minutes must not queue up
+# The most days that runs fetch, or wait to fetch, at a time: the newest minutes must not queue
 # behind a year of history.
 MOST_IN_FLIGHT = 3
 
-# Where a run died together with the code server, nobody sees it: until it is over time, it holds
-# the venue's only place. What it has fetched by then is stored, the rest is requested again.
+# Seconds. Dagster does not notice a run that died together with its code server: until this time
+# is over, the run holds the only place in the pool. Bars that it fetched are stored; the other
+# minutes are requested again.
 _TIME = {"dagster/max_runtime": "1800"}
 
 _IN_FLIGHT = [
@@ -34,8 +35,8 @@ _IN_FLIGHT = [
     DagsterRunStatus.CANCELING,
 ]
 _IDENTITY = "feature_platform/identity"
-# So often gaps are requested again after runs that failed without a note in the gaps: they were
-# killed, or what stands in the way is no matter of the venue's. From then on, once an hour.
+# The most times that gaps are requested again after runs that failed without a noted attempt: such
+# a run was killed, or failed for another reason than the exchange. After that, once an hour.
 _MOST_FAILURES = 3
 
 _PARTITION = "dagster/partition"
@@ -45,9 +46,9 @@ _RANGE_END = "dagster/asset_partition_range_end"
 
 @dataclass(frozen=True)
 class DueDay:
-    """A UTC day with gaps that the venue may be asked for now.
+    """A UTC day with gaps that are due for a request.
 
-    identity: names these gaps and how often each was asked for.
+    identity: a digest of these gaps and of their attempts.
     """
 
     day: datetime
@@ -66,7 +67,7 @@ def due_days(connection: psycopg.Connection[Any]) -> list[DueDay]:
 
 
 def days_in_flight(instance: DagsterInstance) -> set[str]:
-    """Return the days that runs ask the venue for, or wait to."""
+    """Return the days that runs fetch, or wait to fetch."""
     keys: set[str] = set()
     for run in instance.get_runs(RunsFilter(job_name=REST_BACKFILL, statuses=_IN_FLIGHT)):
         first = run.tags.get(_PARTITION) or run.tags.get(_RANGE_START)
@@ -87,11 +88,10 @@ def repair_requests(
     *,
     prefix: str = "gaps",
 ) -> Iterator[dg.RunRequest]:
-    """Yield a run for each due day that none is in flight for.
+    """Yield a run for each due day without a run in flight.
 
-    A run key is used once in the life of a sensor: it is the identity of the gaps, so that they
-    are asked for again after an attempt that is noted in them, and not before, or after a run that
-    failed without one.
+    Dagster starts one run for a run key, for ever. The key holds the identity of the gaps: they
+    are requested again after an attempt is noted in them, or after a run failed without one.
     """
     for due in days:
         key = partition_key(due.day.astimezone(UTC))
@@ -114,7 +114,7 @@ def repair_requests(
 
 
 def _failures(instance: DagsterInstance, due: DueDay) -> int:
-    """Count the runs that failed, and left the gaps of a day as they were."""
+    """Count the failed runs that did not change the gaps of a day."""
     return instance.get_runs_count(
         RunsFilter(
             job_name=REST_BACKFILL,
@@ -133,7 +133,7 @@ def first_requests(
 ) -> Iterator[dg.RunRequest]:
     """Yield runs that fetch today and yesterday of symbols that have no bars at all.
 
-    A symbol without a first bar has no gaps, so that nothing else would ever ask for it.
+    A symbol without a first bar has no gaps, and no gap would ever cause a request.
     """
     known = {row[0] for row in connection.execute(queries["bar_symbols"])}
     fresh = sorted(set(get_settings().symbols) - known)
@@ -144,8 +144,8 @@ def first_requests(
         key = partition_key(day)
         if key not in in_flight and has_partition(day):
             yield dg.RunRequest(
-                # Requested again every hour, as long as a symbol has no bars. A digest, since
-                # Dagster stores the key in an indexed column.
+                # With the hour, so that it is requested each hour while a symbol has no bars. With
+                # a digest, because Dagster stores the key in an indexed column.
                 run_key=f"first/{key}/{now:%Y-%m-%dT%H}/{_digest(fresh)}",
                 job_name=REST_BACKFILL,
                 partition_key=key,

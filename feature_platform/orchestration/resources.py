@@ -1,4 +1,4 @@
-"""What assets, checks and sensors are given: the database, and the venue."""
+"""The resources of assets, checks and sensors: the database and the exchanges."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from feature_platform.origin import exchange_settings
 from feature_platform.schema import prepare
 
 
-class Database(dg.ConfigurableResource[Any]):
-    """The platform's database, as its settings name it."""
+class DatabaseResource(dg.ConfigurableResource[Any]):
+    """The platform's database, given by its settings."""
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """Connect for as long as the block lasts: a connection costs a few milliseconds."""
+        """Open a connection for the length of a block; it costs a few milliseconds."""
         with connect(application_name="feature_platform dagster") as connection:
             prepare(connection)
             yield connection
 
 
-class Venue(dg.ConfigurableResource[Any]):
-    """The exchanges that bars are fetched from, as the settings name them."""
+class ExchangeResource(dg.ConfigurableResource[Any]):
+    """The exchanges that bars are fetched from, given by the settings."""
 
     @contextmanager
-    def exchange(self) -> Iterator[Exchanges]:
-        """Give clients of the exchanges, and close their connections."""
+    def clients(self) -> Iterator[Exchanges]:
+        """Open clients of the exchanges for the length of a block."""
         with connect(application_name="feature_platform dagster") as connection:
             settings = exchange_settings(connection)
         with Exchanges(settings) as exchanges:

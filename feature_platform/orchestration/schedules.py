@@ -1,4 +1,4 @@
-"""The schedules: what is open every hour, all of yesterday and the audit every night; in UTC."""
+"""The schedules, in UTC: open gaps every hour, yesterday and the audit every night."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -10,9 +10,9 @@ from feature_platform.orchestration.audit import audit
 from feature_platform.orchestration.jobs import repair_config, rest_backfill
 from feature_platform.orchestration.partitions import DAY, has_partition, partition_key
 from feature_platform.orchestration.repairs import days_in_flight, due_days, repair_requests
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 
-# Days that an hour may ask for: what is left over is for the next hour.
+# The most days that one hour requests; the next hour requests the others.
 _MOST_DAYS = 24
 
 
@@ -22,25 +22,25 @@ _MOST_DAYS = 24
     job=rest_backfill,
     execution_timezone="UTC",
     description=(
-        "Requests a repair of what is still open, whatever became of the requests of the sensor:"
-        " also of a run that died before it could note an attempt."
+        "Every hour, fetches minutes that are still missing, so that prices become complete even"
+        " if an earlier attempt failed or was killed."
     ),
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def hourly_backfill(
-    context: dg.ScheduleEvaluationContext, database: Database
+    context: dg.ScheduleEvaluationContext, database: DatabaseResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Request a repair of each day with open gaps."""
     hour = f"{context.scheduled_execution_time:%Y-%m-%dT%H}"
     with database.connection() as connection:
         find_gaps(connection)
-        # A tick that is made up for after midnight knows no partition of the new day.
+        # A missed tick that runs after midnight must not request a partition of the new day.
         due = [one for one in due_days(connection) if one.day <= context.scheduled_execution_time]
     in_flight = days_in_flight(context.instance)
     found = repair_requests(context.instance, due, in_flight, prefix=f"hourly/{hour}")
     requests = list(islice(found, _MOST_DAYS))
     if not requests:
-        yield dg.SkipReason("nothing is open and due")
+        yield dg.SkipReason("no open gap is due")
     yield from requests
 
 
@@ -50,8 +50,8 @@ def hourly_backfill(
     job=rest_backfill,
     execution_timezone="UTC",
     description=(
-        "Asks the venue for all of yesterday once more, so that bars which it corrected after it"
-        " had published them are corrected here, too."
+        "Every night, fetches all of yesterday once more, so that prices which the exchange"
+        " corrected later are corrected here, too."
     ),
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
@@ -75,7 +75,10 @@ nightly_audit = dg.ScheduleDefinition(
     cron_schedule="20 3 * * *",
     job=audit,
     execution_timezone="UTC",
-    description="Runs the audit.",
+    description=(
+        "Every night, compares old signals with the prices they come from, searches all history for"
+        " missing minutes, and deletes old records: it runs the job `audit`."
+    ),
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 

@@ -1,7 +1,4 @@
-"""The sensors: each works in its tick, once a minute, and starts a run only to repair.
-
-A tick every 58 seconds is one a minute: Dagster's own loop adds the rest.
-"""
+"""The sensors: each does its work in its tick, once a minute; only a repair starts a run."""
 
 import time
 from collections.abc import Iterator
@@ -15,8 +12,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from feature_platform.gaps import find_gaps
-from feature_platform.heartbeat import Feed, list_feeds
-from feature_platform.orchestration.assets import PolicyConfig
+from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
+from feature_platform.orchestration.assets import offsets_of
 from feature_platform.orchestration.checks import evaluation
 from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.jobs import rest_backfill
@@ -29,21 +26,22 @@ from feature_platform.orchestration.repairs import (
     first_requests,
     repair_requests,
 )
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
-from feature_platform.validation import CHECKS, RECOMPUTED, CheckResult, evaluate
+from feature_platform.validation import BY_NAME, CHECKS, RECOMPUTED, CheckResult, evaluate
 
+# Seconds. Dagster's own loop adds about two, which makes one tick a minute.
 EVERY_MINUTE = 58
-# What the policy's sensor may spend on refreshing, in seconds, where nobody else refreshes.
+# The most seconds that `watch_refresh` refreshes in a tick.
 _REFRESH_SECONDS = 20.0
 
-# The most past days that a tick reports: years of imported history come a month at a time.
+# The most past days that a tick reports: years of imported history are reported month by month.
 _MOST_DAYS = 31
 
 TABLES = ("ohlcv_1m", "features_1m")
-# Those that have checks, in the order of their reports.
+# The assets with checks, in the order of their reports.
 ASSETS = (*TABLES, "exchange_feed", "features_1m_policy")
 
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -52,17 +50,18 @@ Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 @dg.sensor(
     name="run_checks",
     description=(
-        "Runs the checks once a minute, the slow ones every five minutes, and reports at once what"
-        " changed. Every five minutes, and after a run, it reports each asset with its checks: how"
-        " new its rows are, and which past days are complete."
+        "Warns you when prices or signals are late, incomplete or wrong: runs the checks once a"
+        " minute, the slow ones every five minutes, and reports a change at once. Every five"
+        " minutes, and after a run, it reports each asset with its checks, the age of the newest"
+        " rows and the past days that are complete."
     ),
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def run_checks(
-    context: dg.SensorEvaluationContext, database: Database
+    context: dg.SensorEvaluationContext, database: DatabaseResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Report checks that changed, and each asset in its turn."""
+    """Report the checks that changed, and each asset in its turn."""
     reported = ReportedChecks.parse(context.cursor)
     due = reported.due(ASSETS, _outdated(context.instance, reported))
     names = [check.name for check in CHECKS if check.table in due or not check.slow]
@@ -71,7 +70,7 @@ def run_checks(
         results = evaluate(connection, names, suspects=reported.suspects)
         # A check counts for the newest materialisation only when it is reported after it.
         if "exchange_feed" in due:
-            events += _feed_observation(list_feeds(connection))
+            events += _stream_observation(list_heartbeats(connection))
         if tables := [table for table in TABLES if table in due]:
             events += _materializations(connection, context.instance, tables, reported)
     for result in results:
@@ -86,7 +85,7 @@ def run_checks(
     return dg.SensorResult(
         asset_events=events,
         cursor=reported.dump(),
-        # Dagster's word for a tick that starts no run.
+        # Dagster shows this text for a tick that starts no run.
         skip_reason=f"{len(events)} events reported; failing: {failing}",
     )
 
@@ -94,17 +93,18 @@ def run_checks(
 @dg.sensor(
     name="repair_missing_minutes",
     description=(
-        "Finds missing minutes once a minute, and requests a run that fetches them over REST for"
-        " each day that has some: the newest day first, and no day that a run works on already."
+        "Completes the prices: finds missing minutes once a minute, and requests a run for each day"
+        " that has some, which fetches them over REST. The newest day comes first, and a day with a"
+        " run in progress is not requested again."
     ),
     job=rest_backfill,
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def repair_missing_minutes(
-    context: dg.SensorEvaluationContext, database: Database
+    context: dg.SensorEvaluationContext, database: DatabaseResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Request repairs."""
+    """Request runs that fetch missing minutes."""
     in_flight = days_in_flight(context.instance)
     with database.connection() as connection:
         open_gaps = find_gaps(connection)
@@ -119,35 +119,35 @@ def repair_missing_minutes(
         )
     if requests:
         return dg.SensorResult(run_requests=requests)
-    running = f"; runs work on {', '.join(sorted(in_flight))}" if in_flight else ""
-    return dg.SkipReason(f"{open_gaps} open gaps, none of them due{running}")
+    running = f"; runs in progress: {', '.join(sorted(in_flight))}" if in_flight else ""
+    return dg.SkipReason(f"{open_gaps} open gaps, none to request now{running}")
 
 
 @dg.sensor(
     name="watch_refresh",
     description=(
-        "Watches the refresh policy: reports its runs every five minutes, and a failed run at once."
-        " Refreshes in this tick where neither a worker nor a job of the database has done so for"
-        " two intervals."
+        "Keeps the signals current: reports the runs of the refresh policy every five minutes, and"
+        " a failed run at once. It refreshes in its own tick when neither a worker nor a job of the"
+        " database has run the policy for two intervals."
     ),
     minimum_interval_seconds=EVERY_MINUTE,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def watch_refresh(
-    context: dg.SensorEvaluationContext, database: Database
+    context: dg.SensorEvaluationContext, database: DatabaseResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Report the policy and its runs; refresh where no other process does."""
+    """Report the policy and its runs; refresh if no other process does."""
     reported = ReportedPolicy.parse(context.cursor)
     with database.connection() as connection:
-        stood_in = _stand_in(connection)
+        refreshed = _refresh_if_late(connection)
         policy = policy_status(connection)
         with connection.cursor(row_factory=dict_row) as cursor:
             runs = cursor.execute(queries["policy_runs_since"], asdict(reported)).fetchone()
     assert runs is not None, "the statement always gives one row"
     if policy is None:
-        return dg.SkipReason("there is no policy")
+        return dg.SkipReason("features_1m has no refresh policy")
     events: list[Event] = []
-    if (found := _words_of(policy)) != reported.policy:
+    if (found := offsets_of(policy)) != reported.policy:
         reported.policy = found
         events.append(_policy_materialization(found))
     if (runs["runs"] or runs["slices"]) and (reported.is_due or runs["failed"]):
@@ -158,7 +158,11 @@ def watch_refresh(
     if not events:
         return dg.SkipReason(
             f"{runs['runs']} runs since the last report"
-            + (f"; refreshed in place of a worker: {stood_in} rows" if stood_in is not None else "")
+            + (
+                f"; no worker is running: refreshed {refreshed} rows"
+                if refreshed is not None
+                else ""
+            )
         )
     return dg.SensorResult(
         asset_events=events, cursor=reported.dump(), skip_reason=f"{len(events)} events reported"
@@ -166,15 +170,15 @@ def watch_refresh(
 
 
 def _outdated(instance: dg.DagsterInstance, reported: ReportedChecks) -> set[str]:
-    """Return the assets that were materialised since their report, by a run or another sensor.
+    """Return the assets that a run or another sensor materialised after their last report.
 
-    The UI shows no state for their checks until these are reported again.
+    The UI shows no state of their checks until these are reported again.
     """
     assets = {dg.AssetKey(name): name for name in ASSETS}
     outdated = set()
     for record in instance.get_asset_records(list(assets)):
         event, name = record.asset_entry.last_materialization, assets[record.asset_entry.asset_key]
-        # This sensor's own materialisations have no run, and come before their checks.
+        # This sensor's own materialisations have no run; it reports the checks after them.
         if event is None or not (event.run_id or name == "features_1m_policy"):
             continue
         if event.timestamp > reported.reports.get(name, 0):
@@ -185,8 +189,10 @@ def _outdated(instance: dg.DagsterInstance, reported: ReportedChecks) -> set[str
 def _note(results: list[CheckResult], reported: ReportedChecks) -> None:
     """Store the findings of failing checks, and the rows that differed from the bars.
 
-    Without these, the random sample of the next tick might miss the row, and the check pass.
+    Without these rows, the random sample of the next tick could miss them and the check pass.
     """
+    # A cursor of an older version may hold a check that was renamed.
+    reported.failing = {name: one for name, one in reported.failing.items() if name in BY_NAME}
     for result in results:
         name = result.check.name
         if result.findings is None:
@@ -204,7 +210,7 @@ def _materializations(
     tables: list[str],
     reported: ReportedChecks,
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield the materialisations of tables: complete past days, then newer rows."""
+    """Yield materialisations of tables: of complete past days, then of newer rows."""
     newest = connection.execute(queries["newest_minutes"]).fetchone()
     assert newest is not None, "the statement always gives one row"
     statuses = symbol_status(connection)
@@ -217,7 +223,7 @@ def _materializations(
 def _whole_days(
     connection: psycopg.Connection[Any], name: str, done: set[str]
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield past days that came by stream or import, and are complete."""
+    """Yield materialisations of past days that a stream or an import completed."""
     past = [key for key in days.get_partition_keys()[:-1] if key not in done]
     rows = connection.execute(
         queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
@@ -228,7 +234,7 @@ def _whole_days(
         yield dg.AssetMaterialization(
             name,
             partition=key,
-            description="Every minute of the day is accounted for, and no row is dirty.",
+            description="Every minute of the day is accounted for, and no row waits for a refresh.",
         )
 
 
@@ -239,16 +245,17 @@ def _newer_rows(
     done: set[str],
     reported: ReportedChecks,
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation of a table whose newest closed minute advanced.
+    """Yield a materialisation of a table if its newest closed minute advanced.
 
-    It names the day's partition only where no event has: a later one would hide the plot and the
-    counts of a run. The freshness policy goes by the asset's newest event, with or without one.
+    It has the partition of the day only if that day has no materialisation yet: a later one would
+    hide the plot and the counts of a run. The freshness policy looks at the asset's newest
+    materialisation, with or without a partition.
     """
     if newest is None:
         return
     minute = newest.astimezone(UTC)
     text, last = minute.isoformat(), reported.newest.get(name, "")
-    # A report of a minute that is not over comes from a clock that was set back.
+    # A reported minute that is not over yet means that the clock was set back.
     if last < text or last > get_settings().clock.now().isoformat():
         reported.newest[name] = text
         key = partition_key(minute)
@@ -260,30 +267,30 @@ def _newer_rows(
         )
 
 
-def _feed_observation(feeds: list[Feed]) -> list[Event]:
-    """Return an observation of the recorder's stream, where a recorder has ever run."""
-    if not feeds:
+def _stream_observation(beats: list[StoredHeartbeat]) -> list[Event]:
+    """Return an observation of the recorder's stream; none if no recorder has ever run."""
+    if not beats:
         return []
     rows = [
         {
-            "symbol": feed.symbol,
-            "state": feed.state,
-            "heard_at": "" if feed.heard_at is None else f"{feed.heard_at.astimezone(UTC):%F %T}",
-            "bar_at": "" if feed.bar_at is None else f"{feed.bar_at.astimezone(UTC):%F %T}",
-            "rows_refused": feed.refused,
-            "last_error": feed.last_error or "",
+            "symbol": beat.symbol,
+            "state": beat.state,
+            "last_update": _second(beat.heard_at),
+            "newest_bar": _second(beat.bar_at),
+            "rows_rejected": beat.refused,
+            "last_error": beat.last_error or "",
         }
-        for feed in sorted(feeds, key=lambda feed: (feed.state == "live", feed.symbol))
+        for beat in sorted(beats, key=lambda beat: (beat.state == "live", beat.symbol))
     ]
     return [
         dg.AssetObservation(
             "exchange_feed",
             description="The state of the recorder's stream, by symbol.",
             metadata={
-                "live": sum(feed.state == "live" for feed in feeds),
-                "number of symbols": len(feeds),
-                "oldest heartbeat (s)": max(feed.age for feed in feeds),
-                "rows refused": sum(feed.refused for feed in feeds),
+                "live": sum(beat.state == "live" for beat in beats),
+                "number of symbols": len(beats),
+                "oldest heartbeat (s)": max(beat.age for beat in beats),
+                "rows rejected": sum(beat.refused for beat in beats),
                 "symbols": table(rows[:SYMBOLS_SHOWN]),
             },
         )
@@ -295,11 +302,9 @@ def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
     rows = [
         {
             "symbol": one.symbol,
-            "last_bar": "" if one.last_bar is None else f"{one.last_bar.astimezone(UTC):%F %T}",
-            "last_row": ""
-            if one.last_feature is None
-            else f"{one.last_feature.astimezone(UTC):%F %T}",
-            "rows_dirty": one.rows_dirty,
+            "last_bar": _second(one.last_bar),
+            "last_row": _second(one.last_feature),
+            "rows_waiting_for_refresh": one.rows_dirty,
             "lag_seconds": -1.0 if one.lag is None else round(one.lag.total_seconds(), 1),
         }
         for one in statuses
@@ -307,21 +312,25 @@ def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
     return {
         "newest": dg.MetadataValue.timestamp(newest),
         "number of symbols": len(statuses),
-        "rows dirty": sum(one.rows_dirty for one in statuses),
+        "rows waiting for refresh": sum(one.rows_dirty for one in statuses),
         "lag (s)": max(lags, default=0.0),
         "symbols": table(rows[:SYMBOLS_SHOWN]),
     }
 
 
-def _stand_in(connection: psycopg.Connection[Any]) -> int | None:
-    """Run the policy once where no other process does; return the rows written, None if not."""
+def _second(at: datetime | None) -> str:
+    return "" if at is None else f"{at.astimezone(UTC):%F %T}"
+
+
+def _refresh_if_late(connection: psycopg.Connection[Any]) -> int | None:
+    """Run the policy once if no other process does; return the rows written, None if one does."""
     late = connection.execute(queries["policy_is_late"]).fetchone()
     if late is None or not late[0]:
         return None
     locked = connection.execute(queries["worker_claim"]).fetchone()
     if locked is None or not locked[0]:
-        return None  # a worker lives, and has a long slice in hand
-    # The claim ends with the connection: a worker that comes now waits that long.
+        return None  # a worker is running, and works on a long slice
+    # The claim ends with the connection: a worker that starts now waits until then.
     begun = connection.execute(queries["policy_begin"]).fetchone()
     assert begun is not None, "the statement always gives one row"
     step = {"run_id": begun[0], "horizon": begun[1]}
@@ -341,11 +350,6 @@ def _stand_in(connection: psycopg.Connection[Any]) -> int | None:
     return 0 if done is None else int(done[1])
 
 
-def _words_of(policy: PolicyStatus) -> dict[str, str]:
-    """Return what a policy is, as the configuration of its asset names it."""
-    return {name: str(getattr(policy, name)) for name in PolicyConfig.model_fields}
-
-
 def _policy_materialization(policy: dict[str, str]) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         "features_1m_policy",
@@ -362,8 +366,8 @@ def _policy_observation(policy: PolicyStatus, runs: dict[str, Any]) -> dg.AssetO
         "slices": runs["slices"],
         "failed runs": runs["failed"],
         "longest run (s)": runs["longest_seconds"],
-        "rows dirty": policy.rows_dirty,
-        "oldest dirty row (s)": 0.0 if oldest is None else oldest.total_seconds(),
+        "rows waiting for refresh": policy.rows_dirty,
+        "longest wait (s)": 0.0 if oldest is None else oldest.total_seconds(),
         "runs in": policy.runs_in,
         "last runner": policy.last_runner or "",
     }

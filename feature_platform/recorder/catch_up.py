@@ -12,7 +12,7 @@ import psycopg
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from feature_platform.backfill import backfill, backfill_known
-from feature_platform.bars import moment
+from feature_platform.bars import time_of
 from feature_platform.clock import Clock
 from feature_platform.database import connect
 from feature_platform.errors import UserError
@@ -92,7 +92,7 @@ class CatchUp:
     def again(self, minutes: Iterable[tuple[str, int]]) -> None:
         """Ask again for minutes, each a symbol and a `ts`; from any thread."""
         for symbol, ts in minutes:
-            self._want(symbol, moment(ts))
+            self._want(symbol, time_of(ts))
         self.nudge()
 
     def nudge(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from feature_platform.bars import MINUTE_US, StreamBar, moment
+from feature_platform.bars import MINUTE_US, StreamBar, time_of
 from feature_platform.exchange.client import Exchange, Patience
 from feature_platform.exchange.stream import BackOff, Feed, Kind
 from feature_platform.heartbeat import FeedState, Heartbeat, Outage
@@ -170,13 +170,13 @@ class ExchangeRecorder:
         self._unheard_minute = now - now % MINUTE_US
         self._sums = TradeSums(-(-now // MINUTE_US) * MINUTE_US)
         if self._down_since is None:
-            self._catch_up.since_newest(self._beats, moment(now - now % MINUTE_US))
+            self._catch_up.since_newest(self._beats, time_of(now - now % MINUTE_US))
         else:
-            self._catch_up.since(self._beats, moment(self._down_since))
+            self._catch_up.since(self._beats, time_of(self._down_since))
             self._outages.append(
-                Outage(moment(self._down_since), moment(now), self._down_reason, self.name)
+                Outage(time_of(self._down_since), time_of(now), self._down_reason, self.name)
             )
-        self._turn("catching_up", connected_at=moment(now))
+        self._turn("catching_up", connected_at=time_of(now))
         _log.info("%s: connected: asking for the missed minutes", self.name)
 
     def on_unknown(self, unknown: Mapping[str, str]) -> None:
@@ -269,7 +269,7 @@ class ExchangeRecorder:
     def _note_newest(self, bars: Sequence[StreamBar]) -> None:
         for bar in bars:
             beat = self._beats[bar.symbol]
-            at = moment(bar.ts)
+            at = time_of(bar.ts)
             beat.bar_at = at if beat.bar_at is None else max(at, beat.bar_at)
 
     def _beat(self, state: FeedState | None = None) -> None:
@@ -278,7 +278,7 @@ class ExchangeRecorder:
         if state is not None:
             self._turn(state)
         for symbol, heard in self._heard.items():
-            self._beats[symbol].heard_at = moment(heard)
+            self._beats[symbol].heard_at = time_of(heard)
         outages, self._outages = self._outages, []
         beats = [Heartbeat(**vars(beat)) for beat in self._beats.values()]
         self._writer.beat(beats, outages)

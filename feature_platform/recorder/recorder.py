@@ -51,7 +51,7 @@ class Recorder:
             self._spool,
             {symbol: name for name, symbols in exchanges.items() for symbol in symbols},
             in_memory=settings.recorder_memory,
-            contested=self._contest,
+            conflicting=self._contest,
         )
         self._parts = {
             name: ExchangeRecorder(

@@ -46,16 +46,16 @@ class BarWriter:
     does not take stays in memory, and that is told of again and again.
 
     symbols: those that are recorded, and the exchange of each.
-    contested: told, on the writer's thread, which bars differ from what the exchange said.
+    conflicting: told, on the writer's thread, which bars differ from what the exchange said.
     """
 
     def __init__(
-        self, spool: Spool, symbols: Mapping[str, str], *, in_memory: int, contested: Contested
+        self, spool: Spool, symbols: Mapping[str, str], *, in_memory: int, conflicting: Contested
     ) -> None:
         self._spool = spool
         self._symbols = symbols
         self._in_memory = in_memory
-        self._contested = contested
+        self._conflicting = conflicting
         self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._bars: deque[list[StreamBar]] = deque()
         self._beats: dict[str, Heartbeat] = {}
@@ -135,8 +135,8 @@ class BarWriter:
                 _log.error("a bar that the database refuses: %s: %s", bars[0], _said(error))
             return
         _log.info("%d bars stored, %d corrected", stored.inserted, stored.updated)
-        if stored.contested:
-            self._contested(stored.contested)
+        if stored.conflicting:
+            self._conflicting(stored.conflicting)
 
     def _connected(self) -> psycopg.Connection[TupleRow]:
         if self._connection is not None and not self._connection.broken:

@@ -115,7 +115,7 @@ def test_the_checks_are_shown_and_one_is_run_by_a_click(dev: Dev, page: Page) ->
     page.goto(f"{dev.url}/assets/ohlcv_1m?view=checks&checkDetail=bars_sane&tab=execution-history")
     page.get_by_text("Succeeded").first.wait_for()
     page.goto(f"{dev.url}/assets/features_1m?view=checks&checkDetail=stored_equals_recomputed")
-    page.get_by_text("rows, and all is well").first.wait_for()
+    page.get_by_text("rows checked, all equal").first.wait_for()
     keep(page, "check")
 
 

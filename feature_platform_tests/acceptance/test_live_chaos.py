@@ -24,7 +24,7 @@ import pytest
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect
 from feature_platform.gaps import find_gaps, list_gaps
-from feature_platform.heartbeat import list_feeds
+from feature_platform.heartbeat import list_heartbeats
 from feature_platform.settings import get_settings
 from feature_platform.simulator.truth import GeneratedTruth
 from feature_platform.verify import verify
@@ -195,7 +195,9 @@ def chaos() -> Iterator[Chaos]:
 
 def test_an_hour_of_accidents_ends_as_the_truth(chaos: Chaos) -> None:
     with connect() as connection:
-        wait_until(lambda: len(list_feeds(connection)) == len(SYMBOLS), "the recorder is at work")
+        wait_until(
+            lambda: len(list_heartbeats(connection)) == len(SYMBOLS), "the recorder is at work"
+        )
     chaos.begin_accidents()
     began = chaos.clock.now()
     chaos.dev.wait_for_page(f"{chaos.dev.url}/server_info")
@@ -277,4 +279,4 @@ def first_of(stored: dict[BarKey, BarValues]) -> dict[str, datetime]:
 
 
 def states(connection: psycopg.Connection[Any]) -> set[str]:
-    return {feed.state for feed in list_feeds(connection)}
+    return {feed.state for feed in list_heartbeats(connection)}

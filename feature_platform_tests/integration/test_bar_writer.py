@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from feature_platform.bars import Bars, StreamBar, store_bars, store_stream, ts_of
-from feature_platform.heartbeat import Heartbeat, list_feeds
+from feature_platform.heartbeat import Heartbeat, list_heartbeats
 from feature_platform.recorder.spool import Spool
 from feature_platform.recorder.writer import BarWriter
 from feature_platform_tests.fix_processes import value, wait_until
@@ -40,13 +40,13 @@ class Running:
     """A writer at work in a thread."""
 
     def __init__(self, path: Path, in_memory: int) -> None:
-        self.contested: list[tuple[str, int]] = []
+        self.conflicting: list[tuple[str, int]] = []
         self.spool = Spool(path)
         self.writer = BarWriter(
             self.spool,
             dict.fromkeys(SYMBOLS, "binance"),
             in_memory=in_memory,
-            contested=self.contested.extend,
+            conflicting=self.conflicting.extend,
         )
         self.kept: bool | None = None
         self._thread = threading.Thread(target=self._run)
@@ -79,14 +79,14 @@ def running(path: Path, in_memory: int = 100) -> Iterator[Running]:
 
 def test_what_a_stream_says_corrects_a_stream_and_nobody_else(conn: psycopg.Connection) -> None:
     first = store_stream(conn, bars(1.0) + bars(1.0, symbol="XRP/ETH"))
-    assert (first.inserted, first.updated, first.unchanged, first.contested) == (6, 0, 0, ())
+    assert (first.inserted, first.updated, first.unchanged, first.conflicting) == (6, 0, 0, ())
     again = store_stream(conn, bars(1.0, minutes=range(2)) + bars(2.0, symbol="XRP/ETH"))
-    assert (again.inserted, again.updated, again.unchanged, again.contested) == (0, 3, 2, ())
+    assert (again.inserted, again.updated, again.unchanged, again.conflicting) == (0, 3, 2, ())
     rest = [np.array([value]) for value in bars(5.0)[0][1:]]
     store_bars(conn, "BTC/USDT", Bars(*rest), "rest")
     late = store_stream(conn, bars(7.0))
     assert (late.inserted, late.updated, late.unchanged) == (0, 2, 1)
-    assert late.contested == (("BTC/USDT", T),)
+    assert late.conflicting == (("BTC/USDT", T),)
     vols = [vol for (vol,) in conn.execute("SELECT vol FROM ohlcv_1m ORDER BY symbol, ts")]
     assert vols == [5.0, 7.0, 7.0, 2.0, 2.0, 2.0]
 
@@ -171,7 +171,7 @@ def test_heartbeats_outlast_the_database(going: GoingDatabase, spool_path: Path)
             run.writer.beat([Heartbeat(name, "catching_up", now) for name in SYMBOLS], [])
         assert run.stop() is True
     with psycopg.connect(going.url) as connection:
-        feeds = list_feeds(connection)
+        feeds = list_heartbeats(connection)
         assert value(connection, "SELECT count(*) FROM feature_platform.feed_outage") == 0
     assert [(feed.symbol, feed.state) for feed in feeds] == [
         ("BTC/USDT", "catching_up"),

@@ -1,4 +1,4 @@
-"""What materialising does, as the UI's buttons do it."""
+"""Materialisations of the assets, as the UI's buttons start them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def midnight(back: int) -> datetime:
     return today - back * DAY
 
 
-def test_a_range_of_days_is_one_run(platform_with_venue: Platform) -> None:
-    platform = platform_with_venue
+def test_a_range_of_days_is_one_run(platform_with_exchange: Platform) -> None:
+    platform = platform_with_exchange
     keys = [partition_key(midnight(back)) for back in (3, 2, 1)]
     tags = {
         "dagster/asset_partition_range_start": keys[0],
@@ -51,18 +51,18 @@ def test_a_range_of_days_is_one_run(platform_with_venue: Platform) -> None:
 
 
 def test_the_first_partition_can_be_materialised(platform: Platform) -> None:
-    """The day before it, which its features need, is no partition."""
+    """Its features read bars of the day before, which is no partition."""
     first = get_settings().start_date.isoformat()
     insert_bars(platform.connection, "BTC/USDT", datetime.fromisoformat(first + "T00:00Z"), 30)
     assert platform.run("refresh_features", first).success
     (refreshed,) = platform.materializations("features_1m")
-    assert refreshed.metadata["dagster/row_count"].value == 30
+    assert refreshed.metadata["rows of this day"].value == 30
 
 
-def test_materialising_by_click_runs_the_checks_too(platform_with_venue: Platform) -> None:
-    platform = platform_with_venue
+def test_materialising_by_a_click_also_runs_the_checks(platform_with_exchange: Platform) -> None:
+    platform = platform_with_exchange
     key = partition_key(midnight(1))
-    for _ in range(2):  # a check of a partition must bear a second time
+    for _ in range(2):  # Dagster must store a second evaluation of a partition's check
         assert platform.run(ALL_ASSETS, key, asset_selection=[dg.AssetKey("ohlcv_1m")]).success
     for check in CHECKS:
         if check.table == "ohlcv_1m":
@@ -82,16 +82,16 @@ def test_some_checks_can_be_run_by_hand(platform: Platform) -> None:
     assert evaluated == set(keys)
 
 
-def test_repaired_bars_reach_into_the_next_day(platform_with_venue: Platform) -> None:
-    platform = platform_with_venue
+def test_repaired_bars_also_refresh_the_next_day(platform_with_exchange: Platform) -> None:
+    platform = platform_with_exchange
     for back in (3, 2, 1):
         config = {"ops": {"ohlcv_1m": {"config": {"only_gaps": False}}}}
         key = partition_key(midnight(back))
         assert platform.run("rest_backfill", key, run_config=config).success
-    hole = midnight(2) - timedelta(minutes=5)
+    end = midnight(2) - timedelta(minutes=5)
     platform.connection.execute(
         "DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT' AND ts >= %s AND ts < %s",
-        (hole - timedelta(minutes=5), hole),
+        (end - timedelta(minutes=5), end),
     )
     platform.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     platform.connection.execute("SELECT feature_platform.find_gaps()")
@@ -106,10 +106,10 @@ def test_repaired_bars_reach_into_the_next_day(platform_with_venue: Platform) ->
     assert (report.pending, report.mismatches) == (0, 0)
 
 
-def test_a_venue_that_is_away_fails_the_run_and_is_noted(
-    platform_with_venue: Platform, simulator: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_exchange_fails_the_run_and_counts_as_an_attempt(
+    platform_with_exchange: Platform, simulator: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = platform_with_venue
+    platform = platform_with_exchange
     simulator.set_faults({"kind": "server_error"})
     monkeypatch.setattr("feature_platform.exchange.client.Patience", quick)
     insert_bars(platform.connection, "BTC/USDT", midnight(1), 30)
@@ -120,7 +120,7 @@ def test_a_venue_that_is_away_fails_the_run_and_is_noted(
     )
     assert not done.success
     (failure,) = done.get_step_failure_events()
-    assert "not all of it could be" in str(failure.event_specific_data)
+    assert "not all bars could be fetched" in str(failure.event_specific_data)
     attempts = value(platform.connection, "SELECT max(attempts) FROM ohlcv_1m_gaps")
     assert attempts == 1
     assert platform.materializations("ohlcv_1m") == []
@@ -140,7 +140,7 @@ def test_the_policy_is_set(platform: Platform) -> None:
     platform.connection.execute("SELECT remove_features_1m_policy()")
     assert materialise().success
     (added,) = platform.materializations("features_1m_policy")
-    assert added.metadata["what was done"].value == "added"
+    assert added.metadata["action"].value == "added"
     interval = value(platform.connection, "SELECT schedule_interval FROM feature_platform.policy")
     assert interval == timedelta(seconds=30)
     config["end_offset"] = "3 hours"
@@ -149,6 +149,37 @@ def test_the_policy_is_set(platform: Platform) -> None:
     assert not materialise(raise_on_error=False).success
     end = value(platform.connection, "SELECT end_offset FROM feature_platform.policy")
     assert end == timedelta(minutes=2)
+
+
+def test_materialising_all_keeps_an_altered_policy(platform: Platform) -> None:
+    """`Materialize all` runs the asset with the default configuration."""
+
+    def materialise(**config: str) -> dg.AssetMaterialization:
+        assert platform.run(
+            ALL_ASSETS,
+            asset_selection=[dg.AssetKey("features_1m_policy")],
+            run_config={"ops": {"features_1m_policy": {"config": config}}},
+        ).success
+        return platform.materializations("features_1m_policy")[0]
+
+    def offsets() -> tuple[timedelta, ...]:
+        row = platform.connection.execute(
+            "SELECT start_offset, end_offset, schedule_interval FROM feature_platform.policy"
+        ).fetchone()
+        assert row is not None
+        return row
+
+    altered = (timedelta(hours=6), timedelta(minutes=3), timedelta(seconds=20))
+    platform.connection.execute("SELECT alter_features_1m_policy(%s, %s, %s)", altered)
+    kept = materialise()
+    assert offsets() == altered
+    assert kept.metadata["action"].value == "kept"
+    assert kept.metadata["schedule_interval"].value == "0:00:20"
+    assert materialise(start_offset="2 hours").metadata["action"].value == "changed"
+    assert offsets() == (timedelta(hours=2), *altered[1:])
+    platform.connection.execute("SELECT remove_features_1m_policy()")
+    assert materialise().metadata["action"].value == "added"
+    assert offsets() == (timedelta(hours=1), timedelta(minutes=1), timedelta(minutes=1))
 
 
 @pytest.mark.parametrize("zone", ["Etc/UTC", "Europe/Berlin"])

@@ -1,6 +1,6 @@
-"""A change to the graph must be seen in review: everything that is defined, as text.
+"""Guards the definitions: a snapshot of all of them shows each change in a review.
 
-FEATURE_PLATFORM_TEST_WRITE_SNAPSHOT=1 writes `definitions.json` anew.
+FEATURE_PLATFORM_TEST_WRITE_SNAPSHOT=1 writes `definitions.json` again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from feature_platform.orchestration.assets import VENUE_POOL
+from feature_platform.orchestration.assets import EXCHANGE_POOL
 from feature_platform.orchestration.instance import storage_url
 from feature_platform_tests.fix_dagster import definitions
 
@@ -24,7 +24,7 @@ SNAPSHOT = Path(__file__).parents[1] / "definitions.json"
 ROOT = Path(__file__).parents[2]
 
 
-def test_snapshot() -> None:
+def test_definitions_equal_the_snapshot() -> None:
     text = json.dumps(described(definitions().get_repository_def()), indent=1, sort_keys=True)
     if os.environ.get(WRITE):
         SNAPSHOT.write_text(text + "\n")
@@ -32,7 +32,7 @@ def test_snapshot() -> None:
 
 
 def described(repository: dg.RepositoryDefinition) -> dict[str, Any]:
-    """Describe all definitions in plain values, none of which names this machine."""
+    """Describe all definitions in plain values, without paths of this machine."""
     graph = repository.asset_graph
     return {
         "assets": {
@@ -108,20 +108,20 @@ def test_everything_runs_by_default_and_at_the_right_time() -> None:
     assert all(
         one.default_status is dg.DefaultScheduleStatus.RUNNING for one in repository.schedule_defs
     )
-    # 60 seconds would be a tick every 60 to 65.
+    # An interval of 60 seconds gives a tick every 60 to 65 seconds.
     assert {one.minimum_interval_seconds for one in repository.sensor_defs} == {58}
 
 
-def test_one_run_at_a_time_asks_the_venue(instance: dg.DagsterInstance) -> None:
+def test_one_run_at_a_time_requests_bars_of_an_exchange(instance: dg.DagsterInstance) -> None:
     pools = instance.get_concurrency_config().pool_config
     assert pools.default_pool_limit == 1
     assert pools.pool_granularity is not None
     assert pools.pool_granularity.value == "run"
     graph = definitions().get_repository_def().asset_graph
-    assert graph.get(dg.AssetKey("ohlcv_1m")).pools == {VENUE_POOL}
+    assert graph.get(dg.AssetKey("ohlcv_1m")).pools == {EXCHANGE_POOL}
 
 
-def test_nobody_is_told_of_us(instance: dg.DagsterInstance) -> None:
+def test_telemetry_is_off_and_runs_are_monitored(instance: dg.DagsterInstance) -> None:
     assert not instance.telemetry_enabled
     assert instance.run_monitoring_enabled
 
@@ -140,12 +140,12 @@ def test_nobody_is_told_of_us(instance: dg.DagsterInstance) -> None:
         ("host=db.example dbname=bars", "postgresql+psycopg2:///dagster?host=db.example"),
     ],
 )
-def test_the_storage_is_beside_the_platforms_database(url: str, expected: str) -> None:
+def test_the_storage_is_a_database_on_the_platforms_server(url: str, expected: str) -> None:
     assert storage_url(url) == expected
 
 
-def test_validate(tmp_path: Path) -> None:
-    """`dagster definitions validate` finds everything, from workspace.yaml and from pyproject."""
+def test_dagster_validates_the_definitions(tmp_path: Path) -> None:
+    """`dagster definitions validate` loads them through workspace.yaml."""
     done = subprocess.run(
         [
             str(Path(sys.executable).with_name("dagster")),

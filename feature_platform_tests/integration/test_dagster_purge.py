@@ -1,4 +1,4 @@
-"""Nothing grows without bound: a simulated month of ticks, and what the audit leaves of it."""
+"""Guards the size of Dagster's database: a simulated month of ticks is purged by the audit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from feature_platform_tests.fix_processes import insert_recent, value
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
-# A heartbeat every five minutes.
+# One report every five minutes.
 DAYS = 30
 BEATS = DAYS * 24 * 12
 
@@ -44,11 +44,13 @@ def storage(platform: Platform) -> Any:
         yield connection
 
 
-def test_a_month_of_ticks(platform: Platform, storage: psycopg.Connection[Any]) -> None:
+def test_a_month_of_ticks_is_purged_to_two_weeks(
+    platform: Platform, storage: psycopg.Connection[Any]
+) -> None:
     insert_recent(platform.connection, "BTC/USDT", 100)
     data = platform.tick("run_checks")
     newest = {event.check_name: platform_evaluation(platform, event) for event in checks_of(data)}
-    # Repeated into the past, below the ids of what is newest: as if it had been reported then.
+    # Copies of the events, older and with lower ids, as if they had been reported every 5 minutes.
     age(storage)
     storage.execute("VACUUM ANALYZE")
     counted = rows(storage)
@@ -57,7 +59,7 @@ def test_a_month_of_ticks(platform: Platform, storage: psycopg.Connection[Any]) 
     assert done.events > 0.5 * counted["event_logs"]
     assert done.check_executions > 0.5 * counted["asset_check_executions"]
     left = rows(storage)
-    # Two of four weeks stay, and what is newest of each.
+    # Two weeks of a month stay, and the newest row of each kind.
     assert left["event_logs"] < 0.52 * counted["event_logs"]
     assert left["asset_check_executions"] < 0.52 * counted["asset_check_executions"]
     for event in checks_of(data):
@@ -72,7 +74,7 @@ def test_a_month_of_ticks(platform: Platform, storage: psycopg.Connection[Any]) 
     assert purge(storage).events == 0
 
 
-def test_a_month_old_run_leaves_its_newest_materialisation(
+def test_the_newest_materialisation_of_a_month_old_run_stays(
     platform: Platform, storage: psycopg.Connection[Any]
 ) -> None:
     insert_recent(platform.connection, "BTC/USDT", 10)
@@ -89,7 +91,7 @@ def test_a_month_old_run_leaves_its_newest_materialisation(
     assert kept.partition == today
 
 
-def test_a_run_that_is_not_over_is_left_alone(
+def test_a_run_in_progress_is_not_purged(
     platform: Platform, storage: psycopg.Connection[Any]
 ) -> None:
     run = platform.instance.create_run_for_job(
@@ -102,7 +104,7 @@ def test_a_run_that_is_not_over_is_left_alone(
     assert (done.events, done.runs) == (0, 0)
 
 
-def test_the_audit_runs(platform: Platform) -> None:
+def test_the_audit_runs_all_parts_even_if_one_fails(platform: Platform) -> None:
     insert_recent(platform.connection, "BTC/USDT", 6000)
     platform.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     done = platform.run("audit")
@@ -112,13 +114,13 @@ def test_the_audit_runs(platform: Platform) -> None:
     assert not failed.success
     (failure,) = failed.get_step_failure_events()
     assert failure.step_key == "verify_features"
-    # The rest was done all the same.
+    # The other parts ran.
     succeeded = {event.step_key for event in failed.get_step_success_events()}
     assert succeeded == {"recheck_gaps", "apply_retention", "purge_events"}
 
 
 def age(storage: psycopg.Connection[Any]) -> None:
-    """Repeat what is there into the past, and keep what is newest the newest by its id too."""
+    """Copy all events and results into the past; the originals get the highest ids."""
     storage.execute("CREATE TEMPORARY TABLE newest_events AS SELECT * FROM event_logs")
     storage.execute("CREATE TEMPORARY TABLE newest_checks AS SELECT * FROM asset_check_executions")
     storage.execute(_REPEAT_EVENTS, {"beats": BEATS})

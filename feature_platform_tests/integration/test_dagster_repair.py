@@ -1,4 +1,4 @@
-"""What a repair over REST does, from the tick that finds a hole to the rows that depend on it."""
+"""Repairs over REST, from the tick that finds missing minutes to the features."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def bars(connection: psycopg.Connection[Any]) -> int:
     return count
 
 
-def test_a_day_becomes_gapless(platform_with_venue: Platform) -> None:
-    platform, day = platform_with_venue, yesterday()
+def test_a_backfill_fetches_every_minute_of_a_day(platform_with_exchange: Platform) -> None:
+    platform, day = platform_with_exchange, yesterday()
     done = platform.run(
         "rest_backfill",
         f"{day:%Y-%m-%d}",
@@ -38,22 +38,24 @@ def test_a_day_becomes_gapless(platform_with_venue: Platform) -> None:
     assert done.success
     (fetched,) = platform.materializations("ohlcv_1m")
     assert fetched.partition == f"{day:%Y-%m-%d}"
-    assert fetched.metadata["dagster/row_count"].value == bars(platform.connection)
+    assert fetched.metadata["rows of this day"].value == bars(platform.connection)
     assert fetched.metadata["open minutes"].value == 0
     (refreshed, *_) = platform.materializations("features_1m")
-    assert refreshed.metadata["dagster/row_count"].value == bars(platform.connection)
+    assert refreshed.metadata["rows of this day"].value == bars(platform.connection)
     assert "data:image/png;base64," in str(refreshed.metadata["plot"].value)
     report = verify(platform.connection)
     assert (report.pending, report.mismatches) == (0, 0)
     assert report.rows == bars(platform.connection)
 
 
-def test_a_hole_is_found_requested_once_and_filled(platform_with_venue: Platform) -> None:
-    platform, day = platform_with_venue, yesterday()
+def test_missing_minutes_are_found_requested_once_and_filled(
+    platform_with_exchange: Platform,
+) -> None:
+    platform, day = platform_with_exchange, yesterday()
     fill(platform, day)
     before = bars(platform.connection)
-    hole = day + timedelta(hours=9)
-    cut(platform.connection, hole)
+    missing = day + timedelta(hours=9)
+    cut(platform.connection, missing)
     assert bars(platform.connection) < before
     data = platform.tick("repair_missing_minutes")
     mine = [one for one in data.run_requests if one.partition_key == f"{day:%Y-%m-%d}"]
@@ -69,13 +71,13 @@ def test_a_hole_is_found_requested_once_and_filled(platform_with_venue: Platform
     filled = [
         gap
         for gap in list_gaps(platform.connection, states=("filled",))
-        if gap.start <= hole < gap.end
+        if gap.start <= missing < gap.end
     ]
     assert filled
     verified = verify(platform.connection)
     assert (verified.pending, verified.mismatches) == (0, 0)
-    # The same minutes once more: another identity, or the run would be dropped in silence.
-    cut(platform.connection, hole)
+    # The same minutes again: with the same run key, Dagster would drop the run silently.
+    cut(platform.connection, missing)
     (second,) = [
         one
         for one in platform.tick("repair_missing_minutes").run_requests

@@ -1,4 +1,4 @@
-"""What the sensors report and request, tick by tick, to a real instance."""
+"""The reports and requests of the sensors, tick by tick, in a real instance of Dagster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from feature_platform.gaps import find_gaps, list_gaps, note_answer
 from feature_platform.orchestration.assets import features_1m_policy
 from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.partitions import partition_key
-from feature_platform.orchestration.resources import Database
+from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS
@@ -49,7 +49,7 @@ def aged_policy(cursor: str) -> str:
 
 
 def report_all(live: Platform, cursor: str) -> list[Any]:
-    """Tick until each asset was reported once more; return the events, one list a tick."""
+    """Tick until each asset is reported again; return the events, a list for each tick."""
     ticks = []
     cursor = aged(cursor)
     for _ in range(4):
@@ -73,14 +73,14 @@ def test_without_data_the_first_tick_reports_every_check(platform: Platform) -> 
     assert platform.materializations("ohlcv_1m") == []
 
 
-def test_nothing_is_reported_without_a_change_or_a_turn(live: Platform) -> None:
+def test_a_tick_without_a_change_or_a_due_asset_reports_no_event(live: Platform) -> None:
     first = live.tick("run_checks")
     assert "AssetMaterialization" in kinds(first)
     second = live.tick("run_checks", first.cursor)
     assert second.asset_events == []
     assert "no change" in second.skip_message
     turns = report_all(live, first.cursor)
-    # One asset a tick, with all its checks; no newer bar has come, so no materialisation.
+    # One asset a tick, with all its checks; without newer bars there is no materialisation.
     assert all({type(event) for event in turn} <= {dg.AssetCheckEvaluation} for turn in turns)
     assert [{event.asset_key.to_user_string() for event in turn} for turn in turns] == [
         {"ohlcv_1m"},
@@ -93,7 +93,7 @@ def test_nothing_is_reported_without_a_change_or_a_turn(live: Platform) -> None:
     )
 
 
-def test_slow_checks_run_only_in_the_turn_of_their_asset(live: Platform) -> None:
+def test_slow_checks_run_only_when_their_asset_is_due(live: Platform) -> None:
     first = live.tick("run_checks")
     live.connection.execute("UPDATE ohlcv_1m SET vol = 0")
     assert live.tick("run_checks", first.cursor).asset_events == []
@@ -114,12 +114,12 @@ def test_a_change_of_state_is_reported_at_once_and_alone(live: Platform) -> None
     assert found is not None
     assert not found.passed
     assert found.severity is dg.AssetCheckSeverity.ERROR
-    assert "features_1m_bucket_idx" in str(found.metadata["offending rows"])
+    assert "features_1m_bucket_idx" in str(found.metadata["findings"])
     assert live.tick("run_checks", data.cursor).asset_events == []
 
 
-def test_a_wrong_row_stays_wrong_until_it_is_mended(live: Platform) -> None:
-    """A sample would find one row of eight days now and then, and forget it in between."""
+def test_a_wrong_row_is_reported_until_it_is_corrected(live: Platform) -> None:
+    """A random sample finds one row of eight days only now and then."""
     first = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(days=8)
     insert_bars(live.connection, "BTC/USDT", first, 7 * 1440)
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
@@ -156,11 +156,11 @@ def test_new_findings_of_a_failing_check_are_reported_at_once(live: Platform) ->
     break_row(7)
     second = live.tick("run_checks", first.cursor)
     assert [event.check_name for event in second.asset_events] == ["stored_equals_recomputed"]
-    assert second.asset_events[0].metadata["offending"].value == 2
+    assert second.asset_events[0].metadata["wrong"].value == 2
 
 
 def test_the_cursor_stays_short(live: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 1,000 symbols of long names that fail wherever symbols can."""
+    """With 1,000 symbols of long names, all of which fail."""
     many = [f"kraken:{'LONG' * 40}{number:04}/USDT" for number in range(1000)]
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(many))
     get_settings.cache_clear()
@@ -182,19 +182,21 @@ def test_the_cursor_stays_short(live: Platform, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
-    """The bars' materialisation goes before the checks, or these would be out of date with it."""
+    """Checks that were reported before a materialisation would have no state in the UI."""
     found = kinds(live.tick("run_checks"))
     assert found[: -len(CHECKS)] == ["AssetMaterialization"] * (len(found) - len(CHECKS))
-    assert len(found) >= len(CHECKS) + 2  # after midnight, one more of yesterday for each table
+    assert (
+        len(found) >= len(CHECKS) + 2
+    )  # after midnight, one more for yesterday's partition of each table
     assert found[-len(CHECKS) :] == ["AssetCheckEvaluation"] * len(CHECKS)
 
 
 def test_after_a_run_the_checks_are_reported_again(live: Platform) -> None:
-    """A run's materialisation outdates the checks: until they are reported, they have no state."""
+    """After a run's materialisation the checks have no state until they are reported again."""
     first = live.tick("run_checks")
     assert live.tick("run_checks", first.cursor).asset_events == []
     assert dg.materialize(
-        [features_1m_policy], resources={"database": Database()}, instance=live.instance
+        [features_1m_policy], resources={"database": DatabaseResource()}, instance=live.instance
     ).success
     data = live.tick("run_checks", first.cursor)
     assert [event.check_name for event in data.asset_events] == [
@@ -210,7 +212,7 @@ def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
     )
     assert newer_rows(live, first.cursor) == []
     store_bars(live, value(live.connection, "SELECT max(ts) FROM ohlcv_1m"))
-    # A bar of the minute that is not over yet is no newer row.
+    # A bar of the current minute is not a newer row.
     assert newer_rows(live, first.cursor) == []
     reported = ReportedChecks.parse(first.cursor)
     reported.newest["ohlcv_1m"] = "2026-01-01T00:00:00+00:00"
@@ -219,7 +221,7 @@ def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
 
 
 def test_a_bar_of_the_future_does_not_stop_the_reports(live: Platform) -> None:
-    """It was stored and reported, and is deleted: newer bars are reported all the same."""
+    """It is stored and reported, then deleted: newer bars are reported again."""
     live.connection.execute(
         "UPDATE ohlcv_1m SET ts = ts + interval '2 hours' WHERE ts = (SELECT max(ts) FROM ohlcv_1m)"
     )
@@ -241,7 +243,7 @@ def test_a_clock_that_was_set_back_does_not_stop_the_reports(live: Platform) -> 
 
 
 def test_the_plot_of_a_run_stays_with_its_day(live: Platform) -> None:
-    """Newer rows of the day are reported later, without a plot of their own."""
+    """Newer rows of the day are reported later, without a plot."""
     first = live.tick("run_checks")
     newest = value(live.connection, "SELECT max(ts) FROM ohlcv_1m").astimezone(UTC)
     live.run("refresh_features", partition_key(newest))
@@ -258,7 +260,7 @@ def test_the_plot_of_a_run_stays_with_its_day(live: Platform) -> None:
 
 
 def newer_rows(live: Platform, cursor: str) -> list[dg.AssetMaterialization]:
-    """Return the materialisations that the next turn of each asset reports."""
+    """Return the materialisations of the next report of each asset."""
     return [
         event
         for turn in report_all(live, cursor)
@@ -268,22 +270,22 @@ def newer_rows(live: Platform, cursor: str) -> list[dg.AssetMaterialization]:
 
 
 def store_bars(live: Platform, last: datetime) -> None:
-    """Store a bar for the minute after a moment."""
+    """Store a bar for the minute after `last`."""
     insert_bars(live.connection, "BTC/USDT", last + timedelta(minutes=1), 1)
 
 
 def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> None:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    # Without yesterday: its last minutes settle ten minutes after midnight only.
+    # Without yesterday, whose last minutes are accounted for ten minutes after midnight.
     earlier = [today - timedelta(days=back) for back in (4, 3, 2)]
     live.connection.execute("DELETE FROM ohlcv_1m WHERE ts < %s", (today,))
     insert_bars(live.connection, "BTC/USDT", earlier[0], 3 * 1440)
     insert_bars(live.connection, "ETH/USDT", earlier[1] + timedelta(hours=1), 30)
     find_gaps(live.connection)
-    # Dirty, they are not what the bars say.
+    # Their rows still wait for a refresh.
     assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
-    # Of the others, two have minutes of ETH/USDT that nobody has explained.
+    # Two of the three days have open gaps of ETH/USDT.
     whole = [partition_key(earlier[0])]
     assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": whole, "features_1m": whole}
     note_answer(live.connection, "ETH/USDT", earlier[1], earlier[2] + timedelta(days=1))
@@ -293,7 +295,7 @@ def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> N
 
 
 def materialized_days(data: Any) -> dict[str, list[str]]:
-    """Return the past days that a tick told of, by the name of the table."""
+    """Return the past days that a tick materialised, by table."""
     today = partition_key(datetime.now(UTC))
     found: dict[str, list[str]] = {"ohlcv_1m": [], "features_1m": []}
     for event in data.asset_events:
@@ -303,63 +305,63 @@ def materialized_days(data: Any) -> dict[str, list[str]]:
     return found
 
 
-def test_an_old_cursor_is_no_reason_to_fail(live: Platform) -> None:
+def test_a_cursor_that_cannot_be_read_counts_as_empty(live: Platform) -> None:
     for cursor in ("", "nonsense", "[]", '{"unknown": 1}'):
         assert live.tick("run_checks", cursor).asset_events
 
 
-def test_no_partition_is_named_by_a_runless_check(live: Platform) -> None:
-    """Dagster refuses the second evaluation of a partition that no run reports."""
+def test_a_check_without_a_run_has_no_partition(live: Platform) -> None:
+    """Dagster rejects the second evaluation of a partition without a run."""
     for event in live.tick("run_checks").asset_events:
         if isinstance(event, dg.AssetCheckEvaluation):
             assert event.partition is None
 
 
 def test_a_run_in_flight_is_not_requested_again(live: Platform) -> None:
-    day = cut_hole(live)
+    day = delete_minutes(live)
     (request,) = live.tick("repair_missing_minutes").run_requests
     assert request.partition_key == partition_key(day)
     assert request.run_config["ops"]["ohlcv_1m"]["config"]["only_gaps"] is True
-    # Where its process dies, it is in flight no longer than that.
+    # The longest time that it counts as in flight after its process dies.
     assert request.tags["dagster/max_runtime"] == "1800"
     start(live, request)
     data = live.tick("repair_missing_minutes")
     assert data.run_requests == []
-    assert f"runs work on {request.partition_key}" in data.skip_message
+    assert f"runs in progress: {request.partition_key}" in data.skip_message
 
 
 def test_a_run_that_was_killed_is_requested_again_a_few_times(live: Platform) -> None:
-    """It has noted nothing in the gaps, and so they look as they did when it was requested."""
-    cut_hole(live)
+    """It stored no attempt, so the gaps are the same as when it was requested."""
+    delete_minutes(live)
     keys = []
     for _ in range(6):
         (request,) = live.tick("repair_missing_minutes").run_requests
         keys.append(request.run_key)
         start(live, request, dg.DagsterRunStatus.FAILURE)
-    assert len(set(keys)) == 4  # of a key that it knows, Dagster starts no run
+    assert len(set(keys)) == 4  # Dagster starts no run for a known key
 
 
 def test_an_outage_that_goes_on_keeps_its_run_key(live: Platform) -> None:
-    cut_hole(live)
+    delete_minutes(live)
     (first,) = live.tick("repair_missing_minutes").run_requests
     live.connection.execute("UPDATE ohlcv_1m_gaps SET end_ts = end_ts + interval '1 minute'")
     (second,) = live.tick("repair_missing_minutes").run_requests
     assert second.run_key == first.run_key
 
 
-def test_after_a_failed_attempt_the_key_is_another_one(live: Platform) -> None:
-    cut_hole(live)
+def test_after_a_failed_attempt_the_run_key_changes(live: Platform) -> None:
+    delete_minutes(live)
     (first,) = live.tick("repair_missing_minutes").run_requests
     live.connection.execute(
         "SELECT feature_platform.gap_failed('BTC/USDT', now() - interval '1 day', now(), 'away')"
     )
-    assert live.tick("repair_missing_minutes").run_requests == []  # it is asked for later
+    assert live.tick("repair_missing_minutes").run_requests == []  # the next attempt is later
     live.connection.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = now()")
     (second,) = live.tick("repair_missing_minutes").run_requests
     assert second.run_key != first.run_key
 
 
-def test_the_newest_days_come_first_and_few_at_a_time(live: Platform) -> None:
+def test_at_most_three_days_are_requested_the_newest_first(live: Platform) -> None:
     for back in range(2, 9):
         live.connection.execute(
             "INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts)"
@@ -372,8 +374,8 @@ def test_the_newest_days_come_first_and_few_at_a_time(live: Platform) -> None:
     assert requested == [partition_key(today - timedelta(days=back)) for back in (2, 3, 4)]
 
 
-def test_what_is_not_recorded_is_history(live: Platform) -> None:
-    """An import of long ago is no outage: nothing is requested for it, and no check fails."""
+def test_a_symbol_that_is_not_recorded_causes_no_request_and_no_failure(live: Platform) -> None:
+    """An import of long ago ends without an outage."""
     insert_bars(live.connection, "OLD/USDT", datetime(2025, 3, 1, tzinfo=UTC), 2000)
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     assert live.tick("repair_missing_minutes").run_requests == []
@@ -387,7 +389,7 @@ def test_what_is_not_recorded_is_history(live: Platform) -> None:
         found = live.evaluation(name, asset)
         assert found is not None
         assert found.passed, found
-    # It is accounted for all the same.
+    # Its minutes are accounted for.
     (gap,) = list_gaps(live.connection, "OLD/USDT")
     assert (gap.state, gap.start) == ("open", datetime(2025, 3, 2, 9, 20, tzinfo=UTC))
 
@@ -407,7 +409,7 @@ def test_a_symbol_without_any_bar_is_fetched_first(
     assert config == {"only_gaps": False, "symbols": ["ETH/USDT"]}
 
 
-def test_the_policy_is_run_where_nobody_else_does(live: Platform) -> None:
+def test_the_sensor_runs_the_policy_if_no_other_process_does(live: Platform) -> None:
     connection = live.connection
     connection.execute("UPDATE feature_platform.policy SET changed_at = now() - interval '1 hour'")
     connection.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts > now() - interval '5 minutes'")
@@ -417,12 +419,12 @@ def test_the_policy_is_run_where_nobody_else_does(live: Platform) -> None:
     _, observed = data.asset_events
     assert observed.metadata["runs"].value == 1
     assert observed.metadata["rows written"].value > 0
-    # It goes on doing so: its own runs do not count as somebody else's.
+    # It does so in each tick: its own runs do not count as those of another process.
     live.tick("watch_refresh", data.cursor)
     assert value(connection, "SELECT count(*) FROM feature_platform.policy_run") == 2
 
 
-def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
+def test_the_sensor_does_not_refresh_while_a_worker_runs(live: Platform) -> None:
     live.connection.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))"
     )
@@ -434,7 +436,7 @@ def test_the_policy_is_left_to_a_worker(live: Platform) -> None:
     assert live.tick("watch_refresh", data.cursor).asset_events == []
 
 
-def test_what_wakes_add_to_a_reported_run_is_reported_once(live: Platform) -> None:
+def test_rows_that_wake_ups_add_to_a_reported_run_are_reported_once(live: Platform) -> None:
     connection = live.connection
     run_id = value(connection, "SELECT feature_platform.policy_begin('worker')")
     connection.execute("SELECT feature_platform.policy_end(%s)", [run_id])
@@ -448,15 +450,15 @@ def test_what_wakes_add_to_a_reported_run_is_reported_once(live: Platform) -> No
     assert live.tick("watch_refresh", aged_policy(data.cursor)).asset_events == []
 
 
-def test_the_policy_is_told_of_when_it_is_new_or_changed(live: Platform) -> None:
+def test_a_new_or_changed_policy_is_materialised(live: Platform) -> None:
     first = live.tick("watch_refresh")
-    (told,) = live.materializations("features_1m_policy")
-    assert told.metadata["start_offset"].value == "1:00:00"
+    (policy,) = live.materializations("features_1m_policy")
+    assert policy.metadata["start_offset"].value == "1:00:00"
     assert live.tick("watch_refresh", first.cursor).asset_events == []
     live.connection.execute("SELECT alter_features_1m_policy(start_offset => '2 hours')")
     live.tick("watch_refresh", first.cursor)
-    told, _ = live.materializations("features_1m_policy")
-    assert told.metadata["start_offset"].value == "2:00:00"
+    policy, _ = live.materializations("features_1m_policy")
+    assert policy.metadata["start_offset"].value == "2:00:00"
 
 
 def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
@@ -470,7 +472,7 @@ def test_a_failed_run_of_the_policy_is_reported_at_once(live: Platform) -> None:
     assert observed.metadata["last error"].value == "disk full"
 
 
-def test_a_tick_costs_the_same_whatever_the_history(live: Platform) -> None:
+def test_a_tick_costs_the_same_with_a_longer_history(live: Platform) -> None:
     def touched(sensor: str) -> int:
         live.connection.execute("SELECT pg_stat_force_next_flush()")
         before = rows_read(live.connection)
@@ -488,7 +490,7 @@ def test_a_tick_costs_the_same_whatever_the_history(live: Platform) -> None:
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     live.connection.execute("VACUUM ANALYZE")
     for name in ("repair_missing_minutes", "watch_refresh"):
-        touched(name)  # the tick that takes the new history up
+        touched(name)  # this tick accounts for the new history
     for name, few in little.items():
         assert touched(name) <= few + 100, name
 
@@ -502,15 +504,15 @@ def rows_read(connection: psycopg.Connection[Any]) -> int:
     )
 
 
-def cut_hole(live: Platform) -> datetime:
+def delete_minutes(live: Platform) -> datetime:
     """Delete some bars of one day, and return the day."""
-    hole = value(
+    missing = value(
         live.connection,
         "DELETE FROM ohlcv_1m WHERE ts = (SELECT ts FROM ohlcv_1m ORDER BY ts LIMIT 1 OFFSET 100)"
         " RETURNING ts",
     )
-    assert isinstance(hole, datetime)
-    return hole.astimezone(UTC)
+    assert isinstance(missing, datetime)
+    return missing.astimezone(UTC)
 
 
 def start(
@@ -518,7 +520,7 @@ def start(
     request: dg.RunRequest,
     status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
 ) -> None:
-    """Have a requested run, as the daemon starts it."""
+    """Create a requested run in the state that the daemon gives it."""
     job = live.repository.get_job("rest_backfill")
     live.instance.create_run_for_job(
         job,
@@ -528,7 +530,7 @@ def start(
     )
 
 
-def test_yesterday_is_asked_for_once_more(live: Platform) -> None:
+def test_yesterday_is_requested_every_night(live: Platform) -> None:
     (request,) = schedule_tick(
         live, "daily_reconciliation", datetime(2026, 3, 2, 0, 30, tzinfo=UTC)
     )
@@ -539,21 +541,21 @@ def test_yesterday_is_asked_for_once_more(live: Platform) -> None:
     assert schedule_tick(live, "daily_reconciliation", first) == []
 
 
-def schedule_tick(live: Platform, name: str, moment: datetime) -> list[dg.RunRequest]:
-    """Evaluate a schedule as the daemon does at a moment."""
+def schedule_tick(live: Platform, name: str, at: datetime) -> list[dg.RunRequest]:
+    """Evaluate a schedule as the daemon does at a time."""
     context = dg.build_schedule_context(
         instance=live.instance,
-        scheduled_execution_time=moment,
+        scheduled_execution_time=at,
         repository_def=live.repository,
-        resources={"database": Database()},
+        resources={"database": DatabaseResource()},
     )
     data = live.repository.get_schedule_def(name).evaluate_tick(context)
     return list(data.run_requests or ())
 
 
-def test_the_hour_asks_again_for_what_is_open(live: Platform) -> None:
-    """Whatever became of the sensor's request: a run may have died and noted nothing."""
-    day, now = cut_hole(live), datetime.now(UTC)
+def test_the_hourly_schedule_requests_open_gaps_again(live: Platform) -> None:
+    """Even if the run of the sensor's request died and stored no attempt."""
+    day, now = delete_minutes(live), datetime.now(UTC)
 
     def tick(hour: int) -> list[dg.RunRequest]:
         return schedule_tick(live, "hourly_backfill", now + timedelta(hours=hour))

@@ -18,7 +18,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from feature_platform.bars import MINUTE_US, Bars, Stored, moment, store_bars, ts_of
+from feature_platform.bars import MINUTE_US, Bars, Stored, store_bars, time_of, ts_of
 from feature_platform.clock import ManualClock
 from feature_platform.errors import UserError
 from feature_platform.exchange.client import Exchange, ExchangeUnavailable, Fetched
@@ -81,7 +81,7 @@ def fill(connection: psycopg.Connection, exchange: Exchange, symbol: str, end: d
         first = after = missing[0]
         while missing and missing[0] == after:
             after = missing.pop(0) + MINUTE_US
-        fetch(connection, exchange, symbol, moment(first), moment(after))
+        fetch(connection, exchange, symbol, time_of(first), time_of(after))
 
 
 def stored(connection: psycopg.Connection, symbol: str) -> list[Row]:
@@ -217,7 +217,7 @@ def test_minutes_without_trades_are_told_from_missing_ones(
     assert list(accounted(pages)) == [(START, DAYS_2)]
     assert stored(conn, THIN) == traded(venue_truth, THIN, START, DAYS_2, quiet=False)
     bars = venue_truth.bars(THIN, START, DAYS_2)
-    quiet = [moment(int(ts)) for page in pages for ts in page.quiet]
+    quiet = [time_of(int(ts)) for page in pages for ts in page.quiet]
     assert quiet == bars["ts"][bars["trades"] == 0].tolist()
     assert len(quiet) > 500
 
@@ -230,7 +230,7 @@ def test_an_empty_answer_is_an_answer(
     simulator.set_faults({"kind": "outage", "start": start, "end": end})
     _, pages = fetch(conn, exchange, FULL, START, DAYS_2)
     assert list(accounted(pages)) == [(START, DAYS_2)]
-    quiet = [moment(int(ts)) for page in pages for ts in page.quiet]
+    quiet = [time_of(int(ts)) for page in pages for ts in page.quiet]
     assert (quiet[0], quiet[-1] + MINUTE, len(quiet)) == (*outage, 38 * 60)
     simulator.set_faults()
     assert fetch(conn, exchange, FULL, *outage)[0] == Stored(inserted=38 * 60)
@@ -266,7 +266,7 @@ def test_late_bars_are_there_later(
     start = OPEN - 60 * MINUTE
     simulator.set_faults({"kind": "late", "seconds": 600, "probability": 0.5})
     _, pages = fetch(conn, exchange, FULL, start, OPEN)
-    late = [moment(int(ts)) for page in pages for ts in page.quiet]
+    late = [time_of(int(ts)) for page in pages for ts in page.quiet]
     assert 1 <= len(late) <= 9
     assert late[0] >= OPEN - 10 * MINUTE
     venue_clock.advance(600)
@@ -372,7 +372,7 @@ def test_the_open_candle_is_never_stored(
     for seconds in (0, 29.9, 0.1, 59):
         venue_clock.advance(seconds)
         fetch(conn, make_exchange(), FULL, start, OPEN + 60 * MINUTE)
-        closed = moment(venue_clock.milliseconds() * 1000).replace(second=0, microsecond=0)
+        closed = time_of(venue_clock.milliseconds() * 1000).replace(second=0, microsecond=0)
         assert stored(conn, FULL) == traded(venue_truth, FULL, start, closed)
 
 
@@ -753,7 +753,7 @@ class TestRealThinMarket:
     def test_every_minute_is_a_bar_or_quiet(
         self, conn: psycopg.Connection, exchange: Exchange, venue_truth: Truth
     ) -> None:
-        start = moment(venue_truth.first * MINUTE_US)
+        start = time_of(venue_truth.first * MINUTE_US)
         end = start + 3560 * MINUTE
         counts, pages = fetch(conn, exchange, THIN, start, end)
         assert counts == Stored(inserted=2469)

@@ -13,7 +13,7 @@ from feature_platform.heartbeat import (
     Heartbeat,
     Outage,
     begin_heartbeats,
-    list_feeds,
+    list_heartbeats,
     write_heartbeats,
 )
 from feature_platform.orchestration.metadata import of_bars, of_features
@@ -80,7 +80,7 @@ def test_a_recorder_that_is_silent_is_dead_since_its_last_beat(conn: Conn, first
     assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, "dead")]
     # The next one knows for how long there was none.
     begin_heartbeats(conn, {"A": "binance", "B": "binance"})
-    assert [feed.state for feed in list_feeds(conn)] == ["down", "down"]
+    assert [feed.state for feed in list_heartbeats(conn)] == ["down", "down"]
     outage = conn.execute("SELECT from_at, reason FROM feature_platform.feed_outage").fetchall()
     assert outage == [(last_beat, "no recorder was running")]
 
@@ -176,4 +176,4 @@ def test_an_outage_of_one_exchange_is_none_of_another(conn: Conn, first: datetim
 
 
 def states(conn: Conn) -> dict[str, tuple[str, datetime]]:
-    return {feed.symbol: (feed.state, feed.state_at) for feed in list_feeds(conn)}
+    return {feed.symbol: (feed.state, feed.state_at) for feed in list_heartbeats(conn)}

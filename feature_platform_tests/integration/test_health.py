@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -10,7 +11,7 @@ import pytest
 
 from feature_platform.health import problem_of
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_processes import only_line, refusal, run_on
+from feature_platform_tests.fix_processes import only_line, refusal, run, run_on
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +66,21 @@ def test_a_daemon_that_is_not_heard_is_not_healthy(instance: dg.DagsterInstance)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_the_command_says_why_and_fails(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_the_reason_and_fails(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     done = run_on(database, "health", "recorder")
     assert done.returncode == 1
     assert only_line(done.stderr) == "feature-platform: no recorder has been heard for ever"
     monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
-    assert "DAGSTER_POSTGRES_URL" in refusal(run_on(database, "health", "daemon"))
+    home = str(tmp_path)
+    where = {"FEATURE_PLATFORM_DATABASE_URL": database, "FEATURE_PLATFORM_HOME": home}
+    missing = refusal(run("health", "daemon", **where))
+    assert "DAGSTER_POSTGRES_URL is not set" in missing
+    # The database of a Dagster that has run in the home: on this server, and named `dagster`.
+    (tmp_path / "dagster").mkdir()
+    (tmp_path / "dagster" / "dagster.yaml").touch()
+    found = run("health", "daemon", **where)
+    assert found.returncode == 1
+    assert "DAGSTER_POSTGRES_URL" not in found.stderr
+    assert 'database "dagster"' in found.stderr or "the daemon" in found.stderr

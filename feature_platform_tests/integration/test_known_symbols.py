@@ -1,4 +1,4 @@
-"""Guards against symbols that nobody looks at, and against writers who wait for each other."""
+"""Guards the lists of symbols: complete after each change, and without waits between writers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ IN_VIEWS = """
 
 
 def symbols(conn: Conn) -> tuple[list[str], list[str]]:
-    """Return the symbols of bars, and of features, as the views say."""
+    """Return the symbols of bars and of features from the views."""
     row = conn.execute(IN_VIEWS).fetchone()
     assert row is not None
     return row
 
 
 def write(conn: Conn, *names: str) -> None:
-    """Write two bars of each symbol, two months apart: in several chunks, where there are some."""
+    """Store two bars of each symbol, two months apart: in two chunks of a hypertable."""
     for name in names:
         insert_bars(conn, name, START, 2, step=60 * 1440)
 
@@ -50,7 +50,7 @@ CHANGES: list[LiteralString] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_views_say_what_is_in_the_tables(conn: Conn, change: LiteralString) -> None:
+def test_the_views_list_the_symbols_of_the_tables(conn: Conn, change: LiteralString) -> None:
     write(conn, "A", "B")
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     write(conn, "C")
@@ -63,8 +63,8 @@ def test_the_views_say_what_is_in_the_tables(conn: Conn, change: LiteralString) 
     assert symbols(conn) == conn.execute(IN_TABLES).fetchone()
 
 
-def test_two_that_are_first_at_once_do_not_wait(conn: Conn, database: str) -> None:
-    write(conn, "Z")  # for to make a chunk, TimescaleDB has writers wait
+def test_two_writers_of_the_same_new_symbols_do_not_wait(conn: Conn, database: str) -> None:
+    write(conn, "Z")  # the chunk exists: TimescaleDB makes writers wait while it creates one
     with psycopg.connect(database) as one, psycopg.connect(database) as other:
         for writer, names, ts in ((one, "AB", START), (other, "BA", START + timedelta(hours=1))):
             writer.execute("SET lock_timeout = '1s'")
@@ -78,7 +78,7 @@ def test_two_that_are_first_at_once_do_not_wait(conn: Conn, database: str) -> No
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-def test_a_writer_whose_snapshot_is_older_than_a_truncate(
+def test_a_symbol_of_a_writer_with_a_snapshot_older_than_a_truncate_is_listed(
     conn: Conn, database: str, isolation: LiteralString
 ) -> None:
     write(conn, "A")
@@ -97,7 +97,9 @@ def test_a_writer_whose_snapshot_is_older_than_a_truncate(
         "SELECT feature_platform.mark_window('-infinity', 'infinity')",
     ],
 )
-def test_what_no_trigger_saw_is_found_by_what_proves(conn: Conn, proof: LiteralString) -> None:
+def test_a_symbol_written_past_the_triggers_is_found_by_the_audit(
+    conn: Conn, proof: LiteralString
+) -> None:
     with conn.transaction():
         conn.execute("SET LOCAL session_replication_role = replica")
         write(conn, "A")

@@ -11,7 +11,7 @@ import pytest
 
 from feature_platform.database import connect
 from feature_platform.errors import UserError
-from feature_platform.heartbeat import list_feeds
+from feature_platform.heartbeat import list_heartbeats
 from feature_platform.recorder.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
@@ -42,7 +42,7 @@ def test_bars_are_stored_as_they_are_closed(live: Live) -> None:
         recorder.stop()
     assert live.value("SELECT max(ts) FROM ohlcv_1m") < live.clock.now() - timedelta(minutes=1)
     with connect(live.database.url) as connection:
-        feeds = list_feeds(connection)
+        feeds = list_heartbeats(connection)
     assert {feed.state for feed in feeds} == {"stopped"}
     assert all(feed.bar_at and feed.heard_at and feed.refused == 0 for feed in feeds)
 
@@ -250,7 +250,7 @@ def test_an_exchange_without_its_symbols_stops_no_other(
 
 def states(live: Live) -> dict[str, str]:
     with connect(live.database.url) as connection:
-        return {feed.symbol: feed.state for feed in list_feeds(connection)}
+        return {feed.symbol: feed.state for feed in list_heartbeats(connection)}
 
 
 def of_first(live: Live, end: datetime) -> list[str]:

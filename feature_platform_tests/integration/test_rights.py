@@ -378,11 +378,11 @@ def test_the_worker_works_as_refresher(database: str, conn: Conn) -> None:
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_dagster_works_as_orchestrator(
-    platform_with_venue: Platform, database: str, monkeypatch: pytest.MonkeyPatch
+    platform_with_exchange: Platform, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_role(database, "orchestrator"))
     get_settings.cache_clear()
-    platform = platform_with_venue
+    platform = platform_with_exchange
     day = value(platform.connection, "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
     run_config = {"ops": {"ohlcv_1m": {"config": {"only_gaps": False, "symbols": ["BTC/USDT"]}}}}
     assert platform.run("rest_backfill", day, run_config=run_config).success

@@ -1,4 +1,4 @@
-"""The checks: each must fail on what it is there for, name it, and pass otherwise."""
+"""The checks: each passes with live data, and fails with a finding where data are wrong."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _BARS = """
 
 @pytest.fixture
 def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """Return a database in which all is well up to the last closed minute."""
+    """Return a database with correct live data up to the last closed minute."""
     for symbol in ("ADA/USDT", "BTC/USDT", "ETH/USDT"):
         conn.execute(_BARS, {"symbol": symbol, "count": MINUTES})
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     conn.execute("SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))")
-    for _ in range(3):  # until writers from before the first tick are known to be over
+    for _ in range(3):  # until all transactions from before the first tick have ended
         find_gaps(conn)
     symbols = [row[0] for row in conn.execute("SELECT symbol FROM feature_platform.bar_symbol")]
     begin_heartbeats(conn, dict.fromkeys(symbols, "binance"))
@@ -47,27 +47,27 @@ def result(connection: psycopg.Connection[Any], name: str) -> CheckResult:
     return found
 
 
-def test_without_data_the_checks_say_so_and_do_not_fail(conn: psycopg.Connection[Any]) -> None:
-    # As just set up: the database that tests are copied from is as old as their session.
+def test_without_data_the_checks_pass_and_give_the_reason(conn: psycopg.Connection[Any]) -> None:
+    # As after a set-up: the template of the tests' databases is as old as the session.
     conn.execute("UPDATE feature_platform.policy SET changed_at = clock_timestamp()")
     for one in evaluate(conn):
         assert one.passed, one
         if not one.check.no_data or one.check.name == "policy_healthy":
             assert one.checked, one
         else:
-            assert (one.checked, one.offending) == (0, 0), one
+            assert (one.checked, one.wrong) == (0, 0), one
             assert one.summary == f"{one.check.no_data}: nothing to check"
 
 
-def test_all_is_well_while_data_flow(live: psycopg.Connection[Any]) -> None:
+def test_checks_pass_with_live_data(live: psycopg.Connection[Any]) -> None:
     for one in evaluate(live):
         assert one.passed, one
         assert one.checked, one
         assert not one.rows
 
 
-# What is done to the data, and what the offending rows must say.
-_OFFENCES: dict[str, tuple[LiteralString, str]] = {
+# By check: a statement that breaks the data, and a text that the findings must have.
+_FAULTS: dict[str, tuple[LiteralString, str]] = {
     "bars_table": ("ALTER TABLE ohlcv_1m DISABLE TRIGGER ohlcv_1m_updated", "ohlcv_1m_updated"),
     "features_table": ("DROP INDEX features_1m_bucket_idx", "features_1m_bucket_idx"),
     "recorder_alive": (
@@ -116,7 +116,7 @@ _OFFENCES: dict[str, tuple[LiteralString, str]] = {
             WHERE symbol = 'ETH/USDT' AND bucket > now() - interval '20 minutes'""",
         "the same value in",
     ),
-    "dirty_age": (
+    "refresh_backlog": (
         """INSERT INTO feature_platform.dirty_log (symbol, buckets, marked_at)
            VALUES ('BTC/USDT', '{[2020-01-01, 2100-01-01)}', now() - interval '1 hour')""",
         "BTC/USDT",
@@ -134,17 +134,38 @@ _OFFENCES: dict[str, tuple[LiteralString, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(_OFFENCES))
-def test_an_offence_is_found_and_named(live: psycopg.Connection[Any], name: str) -> None:
-    statement, text = _OFFENCES[name]
+@pytest.mark.parametrize("name", list(_FAULTS))
+def test_a_fault_is_found_and_named(live: psycopg.Connection[Any], name: str) -> None:
+    statement, text = _FAULTS[name]
     live.execute(statement)
     find_gaps(live)
     found = result(live, name)
     assert not found.passed, found
-    assert found.offending > 0
+    assert found.wrong > 0
     assert 0 < len(found.rows) <= SHOWN
     assert text in str(found.rows)
-    assert "offend" in found.summary
+    bad = found.check.bad.removeprefix("is ").removeprefix("has ")
+    assert f"of {found.checked:,} {found.check.noun[1]}" in found.summary
+    assert bad in found.summary
+    assert "symbol" not in found.rows[0] or str(found.rows[0]["symbol"]) in found.summary
+
+
+def test_the_summary_names_the_wrong_row(live: psycopg.Connection[Any]) -> None:
+    passed = result(live, "stored_equals_recomputed")
+    assert passed.summary == f"{passed.checked:,} rows checked, all equal"
+    assert result(live, "policy_present").summary == "1 policy checked, present"
+    minute = value(
+        live,
+        "UPDATE features_1m SET vwap_gap = vwap_gap + 1 WHERE symbol = 'BTC/USDT'"
+        " AND bucket = feature_platform.due_until() - interval '9 minutes' RETURNING bucket",
+    ).astimezone(UTC)
+    found = result(live, "stored_equals_recomputed")
+    assert found.summary == (
+        f"1 of {found.checked:,} rows is wrong: BTC/USDT {minute:%Y-%m-%d %H:%M} vwap_gap"
+    )
+    live.execute("DELETE FROM ohlcv_1m WHERE ts > now() - interval '10 minutes'")
+    summary = result(live, "bars_fresh").summary
+    assert summary.startswith("3 of 3 symbols are late, first ")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +176,7 @@ def test_an_offence_is_found_and_named(live: psycopg.Connection[Any], name: str)
         ("vol = 0", "no volume"),
     ],
 )
-def test_bars_that_no_market_makes(
+def test_unusual_bars_are_found(
     live: psycopg.Connection[Any], change: LiteralString, text: str
 ) -> None:
     since = 40 if "at one" in text else 12
@@ -171,14 +192,14 @@ def test_bars_that_no_market_makes(
     assert text in str(found.rows)
 
 
-def test_minutes_without_trades_are_no_offence(live: psycopg.Connection[Any]) -> None:
+def test_minutes_without_trades_are_not_missing(live: psycopg.Connection[Any]) -> None:
     live.execute(
         "DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT' AND ts > now() - interval '9 minutes'"
     )
     live.execute("CALL refresh_features_1m(NULL, NULL)")
     find_gaps(live)
     assert not result(live, "bars_fresh").passed
-    # The venue has answered, and had nothing.
+    # The exchange answered that there were no trades.
     live.execute(
         """SELECT feature_platform.gap_answered(
                'BTC/USDT', now() - interval '20 minutes', now(), '0')"""
@@ -228,7 +249,7 @@ def test_a_symbol_that_was_just_stored_has_time_to_get_rows(
     assert result(live, name).passed
 
 
-def test_findings_change_with_the_offenders_and_not_with_time(
+def test_findings_change_with_the_symbols_and_not_with_time(
     live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "ADA/USDT,BTC/USDT,ETH/USDT")
@@ -248,7 +269,7 @@ def test_findings_change_with_the_offenders_and_not_with_time(
     assert without("ETH/USDT", 10) not in (one, None)
 
 
-def test_unavailable_minutes_offend(live: psycopg.Connection[Any]) -> None:
+def test_unavailable_minutes_are_findings(live: psycopg.Connection[Any]) -> None:
     live.execute(
         """DELETE FROM ohlcv_1m WHERE symbol = 'BTC/USDT'
               AND ts BETWEEN now() - interval '90 minutes' AND now() - interval '80 minutes'"""
@@ -263,7 +284,7 @@ def test_unavailable_minutes_offend(live: psycopg.Connection[Any]) -> None:
     assert "away" in str(found.rows)
 
 
-def test_what_the_database_refuses_is_a_failure_of_that_check_only(
+def test_a_statement_that_fails_fails_that_check_only(
     live: psycopg.Connection[Any],
 ) -> None:
     live.execute("DROP TABLE feature_platform.gap_watermark CASCADE")

@@ -1,4 +1,4 @@
-"""The poll of users' validation queries is content with live data, and names what is amiss."""
+"""The poll of users' validation queries: passes with live data, names rows that are wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepared(conn: Conn) -> None:
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
 
 
-def test_live_rows_without_nulls_are_well(conn: Conn) -> None:
+def test_live_rows_without_nulls_pass(conn: Conn) -> None:
     prepared(conn)
     found = poll(conn, 0.2, every=0.1)
     assert (found.polls, found.offences) == (2, [])

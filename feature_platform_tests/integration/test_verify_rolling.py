@@ -108,7 +108,7 @@ def test_a_symbol_with_bars_and_no_rows_fails_the_check(stored: Conn) -> None:
     stored.execute("DELETE FROM features_1m; DELETE FROM feature_platform.dirty_log")
     result = check(stored)
     assert not result.passed
-    assert result.offending >= 3 * 60
+    assert result.wrong >= 3 * 60
 
 
 def test_a_pass_that_takes_longer_than_it_may_fails_the_check(stored: Conn) -> None:

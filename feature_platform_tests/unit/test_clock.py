@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_platform.bars import moment
+from feature_platform.bars import time_of
 from feature_platform.clock import Clock, ManualClock, SimulatedClock, WallClock
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 
 CLOCK = "2026-03-01T00:00Z@2026-11-25T13:30Zx60"
-MOMENTS = st.integers(0, 4 * 10**15).map(moment)
+MOMENTS = st.integers(0, 4 * 10**15).map(time_of)
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SINCE = datetime(2026, 11, 25, 13, 30, tzinfo=UTC)
 

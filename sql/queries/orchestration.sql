@@ -98,11 +98,23 @@ SELECT feature_platform.recheck_gaps();
 -- Delete what is kept no longer.
 CALL feature_platform.apply_retention();
 
+-- recording_began --
+-- When a recorder first began to record one of the symbols; NULL if none ever did.
+SELECT min(first_at) FROM feature_platform.heartbeat;
+
 -- policy_set --
--- Change the policy, or add it where there is none.
+-- Add the policy, or change it; an empty text leaves a value as it is, or at the default of a new policy. Returns the action.
+WITH wanted AS MATERIALIZED (
+    SELECT nullif(%(start_offset)s::text, '')::interval AS start_offset,
+           nullif(%(end_offset)s::text, '')::interval AS end_offset,
+           nullif(%(schedule_interval)s::text, '')::interval AS schedule_interval
+)
 SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.policy)
-            THEN (SELECT 'changed' FROM public.alter_features_1m_policy(%(start_offset)s::text::interval, %(end_offset)s::text::interval, %(schedule_interval)s::text::interval))
-            ELSE (SELECT 'added' FROM public.add_features_1m_policy(%(start_offset)s::text::interval, %(end_offset)s::text::interval, %(schedule_interval)s::text::interval)) END;
+            THEN (SELECT CASE WHEN coalesce(w.start_offset, w.end_offset, w.schedule_interval) IS NULL THEN 'kept' ELSE 'changed' END
+                    FROM wanted w CROSS JOIN public.alter_features_1m_policy(w.start_offset, w.end_offset, w.schedule_interval))
+            ELSE (SELECT 'added'
+                    FROM wanted w CROSS JOIN public.add_features_1m_policy(
+                             coalesce(w.start_offset, '1 hour'), coalesce(w.end_offset, '1 minute'), coalesce(w.schedule_interval, '1 minute'))) END;
 
 -- policy_runs_since --
 -- What the policy's runs did after that run, and what wakes added to that one: it had written so many rows in so many slices

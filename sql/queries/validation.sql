@@ -98,11 +98,11 @@ SELECT feature_platform.verification_move(%(symbol)s, %(next_ts)s::timestamptz, 
 
 
 -- ==== validation.py ====
--- Each gives one row: how much was looked at, how much of it offends, the first offending rows, and measures.
+-- Each returns one row: the number of things checked, the number that is wrong, the first findings, and measures.
 
 -- check_database_ready --
 -- The server, its extensions and the schema are ones that this code can use.
-SELECT count(*) AS checked, count(problem) AS offending,
+SELECT count(*) AS checked, count(problem) AS wrong,
        jsonb_agg(jsonb_build_object('problem', problem)) FILTER (WHERE problem IS NOT NULL) AS rows,
        current_setting('server_version') AS server_version, max(timescaledb.version) AS timescaledb_version
   FROM (SELECT (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS version) AS timescaledb
@@ -146,7 +146,7 @@ WITH expected AS (
     UNION ALL
     SELECT what, problem FROM feature_platform.hazards(to_regclass(%(table)s))
 )
-SELECT count(*) AS checked, count(problem) AS offending,
+SELECT count(*) AS checked, count(problem) AS wrong,
        jsonb_agg(jsonb_build_object('what', what, 'problem', problem)) FILTER (WHERE problem IS NOT NULL) AS rows
   FROM judged;
 
@@ -169,7 +169,7 @@ WITH expected AS (
     UNION ALL
     SELECT what, problem FROM feature_platform.hazards(to_regclass(%(table)s))
 )
-SELECT count(*) AS checked, count(problem) AS offending,
+SELECT count(*) AS checked, count(problem) AS wrong,
        jsonb_agg(jsonb_build_object('what', what, 'problem', problem)) FILTER (WHERE problem IS NOT NULL) AS rows
   FROM judged;
 
@@ -190,7 +190,7 @@ WITH now AS MATERIALIZED (
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bar, extract(epoch FROM now.at - n.until)::double precision AS age FROM newest n CROSS JOIN now
 )
-SELECT count(*) AS checked, count(*) FILTER (WHERE age > extract(epoch FROM %(limit)s::interval)) AS offending,
+SELECT count(*) AS checked, count(*) FILTER (WHERE age > extract(epoch FROM %(limit)s::interval)) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar', to_char(bar AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'age_seconds', round(age)) ORDER BY age DESC)
           FROM (SELECT * FROM judged WHERE age > extract(epoch FROM %(limit)s::interval) ORDER BY age DESC LIMIT %(show)s) AS worst) AS rows,
@@ -208,7 +208,7 @@ WITH now AS MATERIALIZED (
                           WHERE b.symbol = s.symbol AND b.ts >= feature_platform.bucket_of(now.at) + interval '1 minute'
                           ORDER BY b.ts DESC LIMIT 1) AS future ON true
 )
-SELECT count(*) AS checked, count(ts) AS offending,
+SELECT count(*) AS checked, count(ts) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'source', coalesce(source, '')) ORDER BY ts DESC, symbol)
           FROM (SELECT * FROM judged WHERE ts IS NOT NULL ORDER BY ts DESC, symbol LIMIT %(show)s) AS farthest) AS rows,
@@ -231,15 +231,15 @@ WITH now AS MATERIALIZED (
      WHERE w.symbol = ANY (%(symbols)s::text[])
 ), judged AS (
     SELECT g.*, extract(epoch FROM g.end_ts - g.start_ts) / 60 AS minutes,
-           g.state = 'unavailable' OR g.start_ts < now.at - %(age)s::interval AS offends
+           g.state = 'unavailable' OR g.start_ts < now.at - %(age)s::interval AS is_wrong
       FROM gap g CROSS JOIN now
 )
 SELECT (SELECT count(*) FROM feature_platform.gap_watermark w WHERE w.symbol = ANY (%(symbols)s::text[])) AS checked,
-       (SELECT count(DISTINCT symbol) FROM judged WHERE offends) AS offending,
+       (SELECT count(DISTINCT symbol) FROM judged WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'start', to_char(start_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'minutes', minutes::bigint, 'state', state, 'attempts', attempts,
                                             'feed', coalesce(feed, 'no recorder'), 'last_error', coalesce(last_error, '')) ORDER BY start_ts DESC)
-          FROM (SELECT * FROM judged WHERE offends ORDER BY start_ts DESC LIMIT %(show)s) AS newest) AS rows,
+          FROM (SELECT * FROM judged WHERE is_wrong ORDER BY start_ts DESC LIMIT %(show)s) AS newest) AS rows,
        (SELECT count(*) FROM judged WHERE state = 'open') AS open_gaps,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open') AS open_minutes,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open' AND feed = 'dead') AS open_minutes_of_a_dead_feed,
@@ -272,16 +272,16 @@ WITH now AS MATERIALIZED (
                   coalesce(sum((SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) FROM public.ohlcv_1m b
                                  WHERE b.symbol = p.symbol AND b.ts >= g.start_ts AND b.ts < g.end_ts)), 0)::bigint AS present_too
              FROM feature_platform.gaps_between(p.symbol, lower(r), upper(r)) AS g) AS gap
-), offence AS MATERIALIZED (
+), finding AS MATERIALIZED (
     SELECT symbol, lo, format('%%s of %%s minutes have a bar, %%s are listed as missing, %%s of them have a bar', present, minutes::bigint, listed::bigint, present_too) AS problem
       FROM judged WHERE present + listed <> minutes OR present_too > 0
     UNION ALL
     SELECT '', max(w.until_ts), 'minutes are accounted for up to here only: no process accounts for them' FROM watermark w CROSS JOIN now
     HAVING max(w.until_ts) < max(now.at) - %(limit)s::interval
 )
-SELECT (SELECT coalesce(sum(minutes), 0)::bigint FROM judged) AS checked, (SELECT count(*) FROM offence) AS offending,
+SELECT (SELECT coalesce(sum(minutes), 0)::bigint FROM judged) AS checked, (SELECT count(*) FROM finding) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'from', to_char(lo AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'problem', problem) ORDER BY lo DESC)
-          FROM (SELECT * FROM offence ORDER BY lo DESC LIMIT %(show)s) AS newest) AS rows,
+          FROM (SELECT * FROM finding ORDER BY lo DESC LIMIT %(show)s) AS newest) AS rows,
        feature_platform.minutes_to_account() AS minutes_to_account;
 
 -- check_bars_sane --
@@ -301,14 +301,14 @@ WITH now AS MATERIALIZED (
     SELECT symbol, min(ts) AS ts, count(*) AS bars
       FROM bar WHERE close = previous
      GROUP BY symbol, run HAVING count(*) >= %(stale)s - 1 AND min(vol) > 0
-), offence AS MATERIALIZED (
+), finding AS MATERIALIZED (
     SELECT symbol, ts, format('%%s bars at one price', bars + 1) AS what FROM run
     UNION ALL SELECT symbol, ts, format('a step from %%s to %%s', previous, close) FROM bar WHERE abs(close / previous - 1) > %(step)s
     UNION ALL SELECT symbol, ts, format('no volume, but prices from %%s to %%s', low, high) FROM bar WHERE vol = 0 AND high <> low
 )
-SELECT (SELECT count(*) FROM bar) AS checked, (SELECT count(*) FROM offence) AS offending,
+SELECT (SELECT count(*) FROM bar) AS checked, (SELECT count(*) FROM finding) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'ts', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'what', what) ORDER BY ts DESC)
-          FROM (SELECT * FROM offence ORDER BY ts DESC LIMIT %(show)s) AS newest) AS rows;
+          FROM (SELECT * FROM finding ORDER BY ts DESC LIMIT %(show)s) AS newest) AS rows;
 
 -- check_features_rows --
 -- How many of the newest nine closed minutes each symbol has a row for, or is known to have had no trades in.
@@ -331,7 +331,7 @@ WITH now AS MATERIALIZED (
                       WHERE b.symbol = s.symbol AND b.ts >= feature_platform.features_from() ORDER BY b.ts LIMIT 1))
            <= now.until - interval '9 minutes'
 )
-SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS offending,
+SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows', rows, 'without_trades', quiet) ORDER BY rows, symbol)
           FROM (SELECT * FROM judged WHERE rows + quiet < 9 ORDER BY rows, symbol LIMIT %(show)s) AS worst) AS rows,
        min(rows) AS fewest_rows, sum(rows)::bigint AS rows_10_minutes
@@ -345,12 +345,12 @@ WITH newest AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
      CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 3) AS f
 ), judged AS MATERIALIZED (
-    SELECT *, (log_return IS NULL AND age > '0') OR (volume_z IS NULL AND age >= interval '1439 minutes') AS offends FROM newest
+    SELECT *, (log_return IS NULL AND age > '0') OR (volume_z IS NULL AND age >= interval '1439 minutes') AS is_wrong FROM newest
 )
-SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
+SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket', to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'log_return', log_return, 'volume_z', volume_z) ORDER BY bucket DESC, symbol)
-          FROM (SELECT * FROM judged WHERE offends ORDER BY bucket DESC, symbol LIMIT %(show)s) AS newest) AS rows,
+          FROM (SELECT * FROM judged WHERE is_wrong ORDER BY bucket DESC, symbol LIMIT %(show)s) AS newest) AS rows,
        count(*) FILTER (WHERE age < interval '1439 minutes') AS rows_in_first_day
   FROM judged;
 
@@ -372,13 +372,13 @@ WITH now AS MATERIALIZED (
      WHERE s.symbol = ANY (%(symbols)s::text[]) AND (last.bucket IS NOT NULL OR first.since IS NOT NULL)
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bucket, extract(epoch FROM now.at - n.until)::double precision AS lag,
-           n.until < feature_platform.bucket_of(now.at - %(settle)s::interval) AS offends
+           n.until < feature_platform.bucket_of(now.at - %(settle)s::interval) AS is_wrong
       FROM newest n CROSS JOIN now
 )
-SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
+SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_row', coalesce(to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'none'),
                                             'lag_seconds', round(lag)) ORDER BY lag DESC)
-          FROM (SELECT * FROM judged WHERE offends ORDER BY lag DESC LIMIT %(show)s) AS worst) AS rows,
+          FROM (SELECT * FROM judged WHERE is_wrong ORDER BY lag DESC LIMIT %(show)s) AS worst) AS rows,
        max(lag) AS worst_lag_seconds
   FROM judged;
 
@@ -389,14 +389,14 @@ WITH judged AS MATERIALIZED (
            extract(epoch FROM feature_platform.clock() - h.beat_at)::double precision AS age,
            extract(epoch FROM feature_platform.clock() - h.state_at)::double precision AS since,
            h.beat_at < feature_platform.clock() - %(limit)s::interval
-               OR (h.state <> 'live' AND h.state_at < feature_platform.clock() - %(limit)s::interval) AS offends
+               OR (h.state <> 'live' AND h.state_at < feature_platform.clock() - %(limit)s::interval) AS is_wrong
       FROM feature_platform.heartbeat h WHERE h.state <> 'not_recorded'
 )
-SELECT count(*) AS checked, count(*) FILTER (WHERE offends) AS offending,
+SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since), 'beat_seconds', round(age),
                                             'heard_at', coalesce(to_char(heard_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), ''),
                                             'last_error', coalesce(last_error, '')) ORDER BY age DESC, symbol)
-          FROM (SELECT * FROM judged WHERE offends ORDER BY age DESC, symbol LIMIT %(show)s) AS worst) AS rows,
+          FROM (SELECT * FROM judged WHERE is_wrong ORDER BY age DESC, symbol LIMIT %(show)s) AS worst) AS rows,
        count(*) FILTER (WHERE state = 'live') AS live, count(*) FILTER (WHERE state = 'catching_up') AS catching_up,
        count(*) FILTER (WHERE state IN ('down', 'stopped')) AS down, max(age) AS oldest_beat_seconds, sum(refused)::bigint AS rows_refused
   FROM judged;
@@ -426,25 +426,25 @@ WITH now AS MATERIALIZED (
             WHERE b.symbol = s.symbol AND b.ts >= now.since AND b.ts < now.until AND b.inserted_at < now.at
            EXCEPT
            SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= now.since AND f.bucket < now.until) AS b
-), offence AS MATERIALIZED (
+), finding AS MATERIALIZED (
     SELECT symbol, bucket, format('the same value in %%s rows', rows + 1) AS what FROM run
     UNION ALL SELECT symbol, bucket, 'NULL after the first day' FROM feature WHERE volume_z IS NULL AND ma_vol_1d IS NOT NULL
     UNION ALL SELECT symbol, bucket, 'a bar and no row' FROM hole
 )
-SELECT (SELECT count(*) FROM feature) AS checked, (SELECT count(*) FROM offence) AS offending,
+SELECT (SELECT count(*) FROM feature) AS checked, (SELECT count(*) FROM finding) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket', to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'what', what) ORDER BY bucket DESC)
-          FROM (SELECT * FROM offence ORDER BY bucket DESC LIMIT %(show)s) AS newest) AS rows;
+          FROM (SELECT * FROM finding ORDER BY bucket DESC LIMIT %(show)s) AS newest) AS rows;
 
--- check_dirty_age --
--- How long the oldest dirty row of each symbol has been dirty.
+-- check_refresh_backlog --
+-- How long the oldest row of each symbol has been waiting for a refresh.
 WITH judged AS MATERIALIZED (
     SELECT d.symbol, d.rows_dirty, extract(epoch FROM feature_platform.clock() - d.marked_at)::double precision AS age,
-           feature_platform.clock() - d.marked_at > %(limit)s::interval AS offends
+           feature_platform.clock() - d.marked_at > %(limit)s::interval AS is_wrong
       FROM feature_platform.dirty d
 )
-SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) FILTER (WHERE offends) AS offending,
+SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows_dirty', rows_dirty, 'age_seconds', round(age)) ORDER BY age DESC)
-          FROM (SELECT * FROM judged WHERE offends ORDER BY age DESC LIMIT %(show)s) AS oldest) AS rows,
+          FROM (SELECT * FROM judged WHERE is_wrong ORDER BY age DESC LIMIT %(show)s) AS oldest) AS rows,
        coalesce(sum(rows_dirty), 0)::bigint AS rows_dirty, coalesce(max(age), 0) AS oldest_dirty_seconds
   FROM judged;
 
@@ -457,7 +457,7 @@ SELECT s.symbol, span.first_ts AS first, span.end_ts AS last
 
 -- check_policy_present --
 -- Whether there is a policy.
-SELECT 1 AS checked, CASE WHEN count(*) = 0 THEN 1 ELSE 0 END AS offending,
+SELECT 1 AS checked, CASE WHEN count(*) = 0 THEN 1 ELSE 0 END AS wrong,
        CASE WHEN count(*) = 0 THEN '[{"problem": "SELECT add_features_1m_policy() adds one"}]'::jsonb END AS rows,
        max(start_offset)::text AS start_offset, max(end_offset)::text AS end_offset, max(schedule_interval)::text AS schedule_interval
   FROM feature_platform.policy WHERE %(show)s > 0;
@@ -477,7 +477,7 @@ WITH policy AS MATERIALIZED (
     UNION ALL
     SELECT last_error FROM policy WHERE last_error_at > feature_platform.clock() - interval '10 minutes'
 )
-SELECT (SELECT count(*) FROM policy) AS checked, CASE WHEN EXISTS (SELECT FROM problem) THEN 1 ELSE 0 END AS offending,
+SELECT (SELECT count(*) FROM policy) AS checked, CASE WHEN EXISTS (SELECT FROM problem) THEN 1 ELSE 0 END AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('problem', problem)) FROM problem WHERE %(show)s > 0) AS rows,
        p.runs_in, p.last_runner, extract(epoch FROM p.since)::double precision AS seconds_since_start,
        extract(epoch FROM p.last_duration)::double precision AS last_duration_seconds, p.last_rows_written, p.rows_dirty
