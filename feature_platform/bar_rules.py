@@ -219,7 +219,7 @@ def unit_times(
 
 
 def inside_minutes(times: Ints) -> Mask:
-    """Tell which times are known, and not the start of a minute."""
+    """Return a mask of the known times that are not the start of a minute."""
     inside: Mask = (times != NO_TIME) & (times % MINUTE_US != 0)
     return inside
 

@@ -29,7 +29,7 @@ class Heartbeat:
     connected_at: when the current connection began; None without one.
     heard_at: when the last update of the symbol arrived.
     bar_at: the newest minute that arrived by the stream.
-    refused: the number of rows of the stream that were rejected since the recorder started.
+    rejected: the number of rows of the stream that were not valid bars, since the recorder started.
     """
 
     symbol: str
@@ -38,7 +38,7 @@ class Heartbeat:
     connected_at: datetime | None = None
     heard_at: datetime | None = None
     bar_at: datetime | None = None
-    refused: int = 0
+    rejected: int = 0
     last_error: str | None = None
     last_error_at: datetime | None = None
 
@@ -64,7 +64,7 @@ class StoredHeartbeat:
     heard_at: datetime | None
     bar_at: datetime | None
     beat_at: datetime
-    refused: int
+    rejected: int
     last_error: str | None
     age: float
 
@@ -106,7 +106,7 @@ def write_heartbeats(
         "connected_at",
         "heard_at",
         "bar_at",
-        "refused",
+        "rejected",
         "last_error",
         "last_error_at",
     )

@@ -277,7 +277,7 @@ def _stream_observation(beats: list[StoredHeartbeat]) -> list[Event]:
             "state": beat.state,
             "last_update": _second(beat.heard_at),
             "newest_bar": _second(beat.bar_at),
-            "rows_rejected": beat.refused,
+            "rows_rejected": beat.rejected,
             "last_error": beat.last_error or "",
         }
         for beat in sorted(beats, key=lambda beat: (beat.state == "live", beat.symbol))
@@ -290,7 +290,7 @@ def _stream_observation(beats: list[StoredHeartbeat]) -> list[Event]:
                 "live": sum(beat.state == "live" for beat in beats),
                 "number of symbols": len(beats),
                 "oldest heartbeat (s)": max(beat.age for beat in beats),
-                "rows rejected": sum(beat.refused for beat in beats),
+                "rows rejected": sum(beat.rejected for beat in beats),
                 "symbols": table(rows[:SYMBOLS_SHOWN]),
             },
         )

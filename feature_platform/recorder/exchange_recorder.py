@@ -246,13 +246,13 @@ class ExchangeRecorder:
     def _refuse(self, refused: Refused) -> None:
         """Count a row that is no bar; of many of a symbol, log one in a while."""
         beat = self._beats[refused.symbol]
-        beat.refused += 1
+        beat.rejected += 1
         beat.last_error = f"no bar: {refused.reason}"
         beat.last_error_at = self._clock.now()
         now = time.monotonic()
         if now - self._warned_at.get(refused.symbol, -_WARN_EVERY) >= _WARN_EVERY:
             self._warned_at[refused.symbol] = now
-            _log.warning("%s: no bar: %s: %s (%d so far)", *refused, beat.refused)
+            _log.warning("%s: no bar: %s: %s (%d so far)", *refused, beat.rejected)
 
     def _ask_for_unheard(self) -> None:
         """Ask for the first minute of a connection of markets that were not heard in it.

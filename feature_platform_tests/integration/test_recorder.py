@@ -44,7 +44,7 @@ def test_bars_are_stored_as_they_are_closed(live: Live) -> None:
     with connect(live.database.url) as connection:
         feeds = list_heartbeats(connection)
     assert {feed.state for feed in feeds} == {"stopped"}
-    assert all(feed.bar_at and feed.heard_at and feed.refused == 0 for feed in feeds)
+    assert all(feed.bar_at and feed.heard_at and feed.rejected == 0 for feed in feeds)
 
 
 # What goes wrong, in pairs, because each takes minutes of the venue's time.

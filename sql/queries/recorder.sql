@@ -75,13 +75,13 @@ UPDATE feature_platform.heartbeat h
        bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error, last_error_at = b.last_error_at,
        beat_at = feature_platform.clock()
   FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
-              %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(refused)s::bigint[], %(last_error)s::text[],
+              %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(rejected)s::bigint[], %(last_error)s::text[],
               %(last_error_at)s::timestamptz[])
        AS b (symbol, state, state_at, connected_at, heard_at, bar_at, refused, last_error, last_error_at)
  WHERE h.symbol = b.symbol;
 
 -- heartbeat_list --
 -- What the recorder hears of each market.
-SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused, last_error,
+SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused AS rejected, last_error,
        extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS age
   FROM feature_platform.heartbeat ORDER BY symbol;
