@@ -1,8 +1,8 @@
-"""A simulated exchange: a real server that speaks Binance's spot REST and streams.
+"""A simulated exchange: a server of Binance's spot REST and streams.
 
-`truth` knows every bar there ever is, `faults` what goes wrong on the way, `venue` what the
-exchange has published by now, `binance_rest` how it is asked and answers, `feed` what it sends by
-itself and `binance_streams` to whom, `server` runs it.
+`truth` has all bars, `faults` the errors to simulate, and `published` the bars that clients can see
+now. `binance_rest` answers requests, `feed` makes the events of streams, `binance_streams` sends
+them to WebSockets, and `server` runs all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key and an index: any of them can be had alone."""
+"""Random numbers that depend only on a key and an index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TO_53_BITS = np.uint64(11)
 
 
 def key_of(*parts: object) -> np.uint64:
-    """Return a key for whatever has a text; other texts give other keys."""
+    """Return a key of the texts of some values; other texts give other keys."""
     text = "\0".join(str(part) for part in parts)
     return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest()))
 

@@ -26,8 +26,8 @@ from feature_platform.simulator.faults import (
     ServerError,
     WrongChecksum,
 )
+from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.truth import MINUTE_MS, minute_from
-from feature_platform.simulator.venue import Venue
 
 _log = logging.getLogger(__name__)
 
@@ -44,24 +44,24 @@ _ABSENT = (
 )
 
 
-def add_archives(app: FastAPI, venue: Venue) -> None:
+def add_archives(app: FastAPI, published: PublishedBars) -> None:
     """Serve the archives of the symbols of an exchange."""
-    by_id = {market.id: market.symbol for market in venue.truth.markets.values()}
+    by_id = {market.id: market.symbol for market in published.truth.markets.values()}
 
     @lru_cache(maxsize=16)
     def packed(name: str, generation: int) -> bytes | None:
         del generation  # other faults publish other bars
-        return _archive(venue, by_id, name)
+        return _archive(published, by_id, name)
 
     async def archive(span: str, market: str, name: str) -> Response:
-        hits = list(venue.faults.hitting("archive", by_id.get(market)))
+        hits = list(published.faults.hitting("archive", by_id.get(market)))
         for hit in hits:
             if isinstance(hit.fault, Latency):
                 await asyncio.sleep(hit.fault.seconds)
         match = _NAME.fullmatch(name)
         daily = match is not None and match["period"].count("-") == 2
         fits = match is not None and match["market"] == market and span == _SPANS[daily]
-        body = packed(name.removesuffix(".CHECKSUM"), venue.faults.generation) if fits else None
+        body = packed(name.removesuffix(".CHECKSUM"), published.faults.generation) if fits else None
         failing = [hit.fault.status for hit in hits if isinstance(hit.fault, ServerError)]
         response: Response
         if failing:
@@ -89,7 +89,7 @@ def add_archives(app: FastAPI, venue: Venue) -> None:
 _SPANS = {False: "monthly", True: "daily"}
 
 
-def _archive(venue: Venue, by_id: dict[str, str], name: str) -> bytes | None:
+def _archive(published: PublishedBars, by_id: dict[str, str], name: str) -> bytes | None:
     """Return the zip of a period that is over, None where there is none."""
     match = _NAME.fullmatch(name)
     if match is None or match["market"] not in by_id:
@@ -99,10 +99,12 @@ def _archive(venue: Venue, by_id: dict[str, str], name: str) -> bytes | None:
     except ValueError:
         return None
     end = minute_from(after)
-    if end * MINUTE_MS > venue.clock.milliseconds():
+    if end * MINUTE_MS > published.clock.milliseconds():
         return None
     start = minute_from(first)
-    bars = venue.bars(by_id[match["market"]], start * MINUTE_MS, end * MINUTE_MS - 1, end - start)
+    bars = published.bars(
+        by_id[match["market"]], start * MINUTE_MS, end * MINUTE_MS - 1, end - start
+    )
     if not len(bars):
         return None
     unit = 1000 if start >= _MICROSECONDS_FROM else 1

@@ -61,14 +61,14 @@ def damaged_kline(event: str, damage: Damage) -> str:
     kline = value["k"]
     fields = damaged([kline.pop(name) for name in _FIELDS], damage)
     if isinstance(fields, list):
-        kline.update(zip(_FIELDS, fields, strict=False))  # what a short row lacks is not there
+        kline.update(zip(_FIELDS, fields, strict=False))  # a short row has fewer fields
     else:
         value["k"] = fields
     return json.dumps(value, separators=(",", ":"))
 
 
 def taker_columns(bars: MinuteBars) -> tuple[Floats, Floats, Floats]:
-    """Return volume in the quote currency, and of both volumes what takers bought."""
+    """Return the volume in the quote currency, and the taker-bought part of both volumes."""
     quote = bars.volume * (bars.open + bars.high + bars.low + bars.close) / 4
     bought = (bars.close >= bars.open) * 0.16 + 0.42  # by takers, who drive the price
     return quote, bars.volume * bought, quote * bought

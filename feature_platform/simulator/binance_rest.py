@@ -1,7 +1,7 @@
-"""Binance's spot REST, as far as bars need it: how it is asked, how it answers and refuses.
+"""The part of Binance's spot REST that bars need.
 
-GET /api/v3/ping, /time, /exchangeInfo and /klines are Binance's; /admin/faults is the
-simulator's own: GET lists the faults that are at work, POST adds some, DELETE ends all.
+GET /api/v3/ping, /time, /exchangeInfo and /klines are those of Binance. /admin/faults is the
+simulator's own: GET lists the active faults, POST adds some, DELETE ends all.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from feature_platform.simulator.faults import (
     parse_faults,
 )
 from feature_platform.simulator.markets import Market
+from feature_platform.simulator.published import OutageHitError, PublishedBars
 from feature_platform.simulator.truth import MINUTE_MS, MinuteBars
-from feature_platform.simulator.venue import OutageHitError, Venue
 from feature_platform.simulator.weights import Verdict, Weights
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ Abort = Callable[[tuple[str, int]], None]
 
 
 class Refusal(Exception):
-    """Answer with Binance's form of an error."""
+    """An error that is answered in Binance's form."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(message)
@@ -78,9 +78,9 @@ class Refusal(Exception):
         self.body = {"code": code, "msg": message}
 
 
-def create_app(venue: Venue, weights: Weights) -> FastAPI:
-    """Make the web application of a venue; `weights` limits who asks too much of it."""
-    rest = _Rest(venue, weights)
+def create_app(published: PublishedBars, weights: Weights) -> FastAPI:
+    """Return the web application; `weights` limits the requests of an address."""
+    rest = _Rest(published, weights)
     app = FastAPI(title="Simulated Binance spot REST", openapi_url=None)
     for endpoint, handler in rest.handlers.items():
         app.add_api_route(
@@ -102,10 +102,10 @@ def _route(rest: _Rest, endpoint: Endpoint, handler: Handler) -> Callable[..., A
 class _Rest:
     """Answer requests."""
 
-    def __init__(self, venue: Venue, weights: Weights) -> None:
-        self._venue = venue
+    def __init__(self, published: PublishedBars, weights: Weights) -> None:
+        self._published = published
         self._weights = weights
-        self._by_id = {market.id: market for market in venue.truth.markets.values()}
+        self._by_id = {market.id: market for market in published.truth.markets.values()}
         self.handlers: dict[Endpoint, Handler] = {
             "ping": self._ping,
             "time": self._time,
@@ -114,7 +114,7 @@ class _Rest:
         }
 
     async def answer(self, request: Request, endpoint: Endpoint, handler: Handler) -> Response:
-        """Answer one request as the handler does, unless limits or faults are in the way."""
+        """Answer one request with the handler, unless a limit or a fault changes the answer."""
         began = time.perf_counter()
         address = request.client.host if request.client is not None else ""
         verdict = self._weights.charge(address, _WEIGHTS[endpoint])
@@ -122,18 +122,18 @@ class _Rest:
         hits: list[Hit] = []
         if verdict.status == 200:
             hits = list(
-                self._venue.faults.hitting(endpoint, None if market is None else market.symbol)
+                self._published.faults.hitting(endpoint, None if market is None else market.symbol)
             )
             verdict = self._refuse(address, hits) or verdict
         for hit in hits:
             if isinstance(hit.fault, Latency):
                 await asyncio.sleep(hit.fault.seconds)
         response = self._respond(request, verdict, hits, handler)
-        now = self._venue.clock.milliseconds() / 1000
+        now = self._published.clock.milliseconds() / 1000
         response.headers["date"] = formatdate(now, usegmt=True)
         response.headers["x-mbx-used-weight"] = str(verdict.used)
         response.headers["x-mbx-used-weight-1m"] = str(verdict.used)
-        # What goes well is the news of nobody but who asks for it.
+        # Requests without a fault or an error are logged only on demand (--log-requests).
         _log.log(
             logging.INFO if hits or response.status_code != 200 else logging.DEBUG,
             "request at=%s path=%s query=%s status=%d bytes=%d weight=%d ms=%.1f faults=%s",
@@ -157,7 +157,7 @@ class _Rest:
         return response
 
     def _refuse(self, address: str, hits: list[Hit]) -> Verdict | None:
-        now = self._venue.clock.milliseconds()
+        now = self._published.clock.milliseconds()
         for hit in hits:
             if isinstance(hit.fault, TooManyRequests | Banned):
                 status: Literal[418, 429] = 418 if isinstance(hit.fault, Banned) else 429
@@ -192,7 +192,7 @@ class _Rest:
 
     def _time(self, given: Mapping[str, str], _hits: list[Hit]) -> Any:
         _all_read(given, ())
-        return {"serverTime": self._venue.clock.milliseconds()}
+        return {"serverTime": self._published.clock.milliseconds()}
 
     def _exchange_info(self, given: Mapping[str, str], _hits: list[Hit]) -> Any:
         known = ("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
@@ -201,7 +201,7 @@ class _Rest:
         markets = self._by_id.values() if ids is None else [self._market(one) for one in ids]
         return {
             "timezone": "UTC",
-            "serverTime": self._venue.clock.milliseconds(),
+            "serverTime": self._published.clock.milliseconds(),
             "rateLimits": [
                 {
                     "rateLimitType": "REQUEST_WEIGHT",
@@ -231,20 +231,20 @@ class _Rest:
             if isinstance(hit.fault, IgnoredEnd):
                 end = None
         rows_wanted = min(limit or _DEFAULT_LIMIT, _LARGEST_LIMIT)
-        rows = _rows(self._venue.bars(market.symbol, start, end, rows_wanted))
+        rows = _rows(self._published.bars(market.symbol, start, end, rows_wanted))
         for hit in hits:
             rows = self._damaged(rows, market, hit)
         return f"[{','.join(rows)}]"
 
     def _damaged(self, rows: list[str], market: Market, hit: Hit) -> list[str]:
-        """Do to the bars of an answer what a fault does."""
+        """Return the rows of an answer, changed by a fault."""
         fault = hit.fault
         chance = uniform(hit.key, np.arange(len(rows)))
         match fault:
             case ShortPage():
                 return rows[: fault.rows]
             case OpenCandle():
-                candle = _rows(self._venue.open_candle(market.symbol))
+                candle = _rows(self._published.open_candle(market.symbol))
                 rest = [row for row in rows if row not in candle]
                 at = {"first": 0, "middle": len(rest) // 2, "last": len(rest)}[fault.position]
                 return rest[:at] + candle + rest[at:]
@@ -269,7 +269,7 @@ class _Rest:
         return self._by_id[market_id]
 
     async def list_faults(self, request: Request) -> Response:
-        """List the faults that are at work."""
+        """List the active faults."""
         return self._admin(request) or self._listing()
 
     async def add_faults(self, request: Request) -> Response:
@@ -281,7 +281,7 @@ class _Rest:
             faults = parse_faults(await request.body())
         except UserError as error:
             return JSONResponse({"error": str(error)}, 400)
-        self._venue.faults.add(faults)
+        self._published.faults.add(faults)
         _log.info("faults added=%s", ",".join(fault.kind for fault in faults) or "-")
         return self._listing()
 
@@ -290,15 +290,15 @@ class _Rest:
         refused = self._admin(request)
         if refused is not None:
             return refused
-        self._venue.faults.replace(())
+        self._published.faults.replace(())
         _log.info("faults ended=all")
         return self._listing()
 
     def _listing(self) -> Response:
-        return JSONResponse({"faults": self._venue.faults.describe()})
+        return JSONResponse({"faults": self._published.faults.describe()})
 
     def _admin(self, request: Request) -> Response | None:
-        """Refuse who is on another machine."""
+        """Return an error for a client of another machine, None for one of this machine."""
         if request.client is not None and is_loopback(request.client.host):
             return None
         return JSONResponse({"error": "faults are set from this machine only"}, 403)
@@ -332,7 +332,7 @@ class _EndlessResponse(Response):
         if isinstance(fault, Endless) and fault.gzip:
             packer = zlib.compressobj(wbits=31)
             self._first = packer.compress(b"[") + packer.flush(zlib.Z_FULL_FLUSH)
-            # After a full flush, equal parts are equal bytes.
+            # After a full flush, compressing the same part gives the same bytes.
             self._part = packer.compress(b" " * 2**24) + packer.flush(zlib.Z_FULL_FLUSH)
             self._named["content-encoding"] = "gzip"
 
@@ -353,7 +353,7 @@ async def _until_disconnect(receive: Receive) -> None:
 
 
 def abort_connection(transport: asyncio.BaseTransport) -> None:
-    """Reset a connection: what the other side has not read yet is lost to it."""
+    """Reset a connection; the other side loses the data that it has not read yet."""
     assert isinstance(transport, asyncio.Transport)
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,8 +1,8 @@
-"""Binance's spot streams: how a WebSocket asks for them, and what it is answered.
+"""WebSockets of Binance's spot streams.
 
-/ws and /ws/NAME/NAME send bare events, /stream?streams=NAME/NAME wraps each with its stream's
-name; a NAME is <symbol>@kline_1m, @trade or @aggTrade. Further ones come and go by SUBSCRIBE and
-UNSUBSCRIBE requests.
+/ws and /ws/NAME/NAME send bare events, /stream?streams=NAME/NAME wraps each event with the name of
+its stream. A NAME is <symbol>@kline_1m, @trade or @aggTrade. SUBSCRIBE and UNSUBSCRIBE requests add
+and remove streams.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from feature_platform.simulator.faults import (
     ServerError,
     TooManyRequests,
 )
-from feature_platform.simulator.feed import KINDS, Feed
-from feature_platform.simulator.venue import Venue
+from feature_platform.simulator.feed import KINDS, EventFeed
+from feature_platform.simulator.published import PublishedBars
 
 _log = logging.getLogger(__name__)
 
 MOST_STREAMS = 1024  # of one connection
 _MOST_REQUESTS = 5  # of one connection, in a second
-# Who does not read for so many events is cut off.
+# A connection with more unread events is reset.
 _LONGEST_BACKLOG = 20_000
 
 _POLICY = 1008
 
 
 class _RefusedError(Exception):
-    """Answer a request with Binance's form of an error."""
+    """An error that is answered in Binance's form."""
 
 
-def add_streams(app: FastAPI, venue: Venue, feed: Feed) -> None:
-    """Add the streams of a venue to a web application."""
+def add_streams(app: FastAPI, published: PublishedBars, feed: EventFeed) -> None:
+    """Add the WebSocket routes of the streams to a web application."""
 
     async def raw(websocket: WebSocket) -> None:
         names = websocket.path_params.get("names", "").split("/")
-        if await _is_welcome(websocket, venue):
+        if await _is_welcome(websocket, published):
             await _Connection(websocket, feed, combined=False).serve(names)
 
     async def combined(websocket: WebSocket) -> None:
         names = websocket.query_params.get("streams", "").split("/")
-        if await _is_welcome(websocket, venue):
+        if await _is_welcome(websocket, published):
             await _Connection(websocket, feed, combined=True).serve(names)
 
     app.add_api_websocket_route("/ws", raw)
@@ -59,9 +59,9 @@ def add_streams(app: FastAPI, venue: Venue, feed: Feed) -> None:
     app.add_api_websocket_route("/stream", combined)
 
 
-async def _is_welcome(websocket: WebSocket, venue: Venue) -> bool:
-    """Let faults hit the opening of a WebSocket; refuse it where they do."""
-    for hit in venue.faults.hitting("stream", None):
+async def _is_welcome(websocket: WebSocket, published: PublishedBars) -> bool:
+    """Apply faults to the opening of a WebSocket; return False if one rejected it."""
+    for hit in published.faults.hitting("stream", None):
         match hit.fault:
             case Latency():
                 await asyncio.sleep(hit.fault.seconds)
@@ -85,16 +85,16 @@ def _abort(websocket: WebSocket) -> None:
 
 @dataclass(frozen=True)
 class _Close:
-    """Stand in the outbox for the end of it."""
+    """The end of an outbox: close the connection with a code."""
 
     code: int
     reason: str = ""
 
 
 class _Connection:
-    """Serve one WebSocket."""
+    """One WebSocket."""
 
-    def __init__(self, websocket: WebSocket, feed: Feed, *, combined: bool) -> None:
+    def __init__(self, websocket: WebSocket, feed: EventFeed, *, combined: bool) -> None:
         self._websocket = websocket
         self._feed = feed
         self._combined = combined
@@ -105,7 +105,7 @@ class _Connection:
         self._stalled = self._deaf = False
 
     async def serve(self, names: list[str]) -> None:
-        """Serve until either side ends it."""
+        """Serve until either side closes it."""
         await self._websocket.accept()
         self._subscribe([name for name in names if _is_known(name)])
         _log.info("stream connected client=%s streams=%d", self._client, len(self._streams))
@@ -119,7 +119,7 @@ class _Connection:
             self._feed.leave(self, self._streams)
 
     def take(self, stream: str, event: str | bytes) -> None:
-        """Take an event of a stream, or a binary frame, for sending."""
+        """Add an event of a stream, or a binary frame, to the outbox."""
         if isinstance(event, bytes):
             self._put(event)
             return
@@ -134,7 +134,7 @@ class _Connection:
             self._put(_Close(code))
 
     def stall(self, *, pongs: bool) -> None:
-        """Keep the connection open and send nothing; with pongs, answer pings all the same."""
+        """Keep the connection open without sending events; with pongs, answer pings."""
         _log.info("stream stalled client=%s", self._client)
         self._stalled = True
         self._outbox.clear()
@@ -156,7 +156,7 @@ class _Connection:
             return
         if len(self._outbox) == _LONGEST_BACKLOG:
             _log.warning("stream too slow client=%s", self._client)
-            self._stalled = True  # until the reset is through
+            self._stalled = True  # until the connection is reset
             self._outbox.clear()
             _abort(self._websocket)
             return
@@ -244,7 +244,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _stream_names(params: Any) -> list[str]:
     if not isinstance(params, list) or not params:
-        raise _RefusedError("params is no list of streams")
+        raise _RefusedError("params is not a list of streams")
     for name in params:
         if not isinstance(name, str) or not _is_known(name):
             raise _RefusedError(f"there is no stream {name!r} here; there are {', '.join(KINDS)}")
@@ -252,6 +252,6 @@ def _stream_names(params: Any) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    """Tell whether a stream is of a kind that there is; nobody ever trades an unknown market."""
+    """Return whether the kind of a stream exists; a stream of an unknown symbol has no events."""
     symbol, _, kind = name.partition("@")
     return bool(symbol) and kind in KINDS

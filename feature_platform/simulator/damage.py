@@ -1,4 +1,4 @@
-"""Bars that cannot be: what a venue's mistake makes of the six fields of a bar."""
+"""Invalid bars: changes of the six fields of a bar, as by an error of an exchange."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What goes wrong at the simulated exchange: each fault a model, and the set that is at work.
+"""The faults of the simulated exchange: a model of each, and the set of active ones.
 
-There are three kinds. A request fault hits answers: some, or the next so many. A bar fault is a
-state of the world: what the venue publishes of some minutes, or when, for as long as it is set.
-A stream fault hits what is sent of some minutes over WebSockets, while REST knows better.
+There are three kinds. A request fault changes answers: some of them, or a number of next ones. A
+bar fault changes the published bars of some minutes, or their time, while it is active. A stream
+fault changes the events of some minutes, while REST has the right bars.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import (
 from feature_platform.errors import UserError
 from feature_platform.simulator._noise import key_of, uniform_at
 
-# A stream is asked for once: when its WebSocket is opened.
+# `stream` is the request that opens a WebSocket.
 Endpoint = Literal["ping", "time", "exchangeInfo", "klines", "stream", "archive"]
 
 Damage = Literal[
@@ -46,7 +46,7 @@ Damage = Literal[
     "short_row",
     "not_a_row",
 ]
-# By default those that leave no bar; a bar of another time may be one.
+# By default those that make a bar invalid; a bar of another time may be valid.
 DAMAGES: tuple[Damage, ...] = tuple(
     one for one in get_args(Damage) if one not in ("future_time", "old_time")
 )
@@ -56,17 +56,17 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1)]
 
 
-def _in_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+def _in_utc(at: datetime) -> datetime:
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 _Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 class _Fault(BaseModel):
-    """What all faults share.
+    """The base of all faults.
 
-    symbol: hit this market only, such as "BTC/USDT".
+    symbol: affect this symbol only, such as "BTC/USDT".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,12 +76,12 @@ class _Fault(BaseModel):
 
 
 class RequestFault(_Fault):
-    """Hit requests.
+    """A fault of requests.
 
-    endpoint: of these only; "any" for all of them.
-    probability: the share of them that is hit.
-    after: let so many pass first.
-    count: hit so many, then no more; None for all to come.
+    endpoint: affect requests of this endpoint only; "any" for all.
+    probability: the part of them that is affected.
+    after: the number of requests before the first affected one.
+    count: the most affected requests; None for no limit.
     """
 
     endpoint: Endpoint | Literal["any"] = "klines"
@@ -91,35 +91,35 @@ class RequestFault(_Fault):
 
 
 class Latency(RequestFault):
-    """Answer so many seconds later."""
+    """Answer some seconds later."""
 
     kind: Literal["latency"] = "latency"
     seconds: _Seconds
 
 
 class TooManyRequests(RequestFault):
-    """Answer 429 with Retry-After, to this request and to all until then."""
+    """Answer 429 with Retry-After to this request and to all until that time."""
 
     kind: Literal["too_many_requests"] = "too_many_requests"
     retry_after: _Count = 1
 
 
 class Banned(RequestFault):
-    """Answer 418 with Retry-After, to this request and to all until then."""
+    """Answer 418 with Retry-After to this request and to all until that time."""
 
     kind: Literal["banned"] = "banned"
     retry_after: _Count = 120
 
 
 class ServerError(RequestFault):
-    """Answer a status of 5xx: with Binance's JSON, or for 502 and 504 a proxy's page."""
+    """Answer a status of 5xx with Binance's JSON; 502 and 504 with the page of a proxy."""
 
     kind: Literal["server_error"] = "server_error"
     status: Annotated[int, Field(ge=500, le=599)] = 503
 
 
 class Reset(RequestFault):
-    """Reset the connection when this share of the answer is sent."""
+    """Reset the connection when this part of the answer is sent."""
 
     kind: Literal["reset"] = "reset"
     at: _Share = 0.5
@@ -132,7 +132,7 @@ class Garbled(RequestFault):
 
 
 class Odd(RequestFault):
-    """Answer 200 with this text: markup, `NaN`, nested lists, an answer to another question."""
+    """Answer 200 with this text: markup, `NaN`, nested lists, the answer to another request."""
 
     kind: Literal["odd"] = "odd"
     text: str
@@ -141,7 +141,7 @@ class Odd(RequestFault):
 class Endless(RequestFault):
     """Answer without an end.
 
-    gzip: with a few kB that are 16 MiB each.
+    gzip: compressed, so that each few kB expand to 16 MiB.
     """
 
     kind: Literal["endless"] = "endless"
@@ -149,21 +149,21 @@ class Endless(RequestFault):
 
 
 class Dripping(RequestFault):
-    """Answer one byte in so many seconds, without an end."""
+    """Answer one byte in some seconds, without an end."""
 
     kind: Literal["dripping"] = "dripping"
     seconds: _Seconds = 1.0
 
 
 class ShortPage(RequestFault):
-    """Answer no more than so many bars, the first ones."""
+    """Answer only the first bars, at most `rows`."""
 
     kind: Literal["short_page"] = "short_page"
     rows: Annotated[int, Field(ge=0)] = 100
 
 
 class OpenCandle(RequestFault):
-    """Put the candle that is still open into the answer, asked for or not, and not as the last."""
+    """Put the open candle into the answer, even if it was not requested, at any position."""
 
     kind: Literal["open_candle"] = "open_candle"
     position: Literal["first", "middle", "last"] = "middle"
@@ -178,7 +178,7 @@ class Shuffled(RequestFault):
 class Repeated(RequestFault):
     """Answer some bars twice.
 
-    differing: the second time with another volume.
+    differing: with another volume the second time.
     """
 
     kind: Literal["repeated"] = "repeated"
@@ -187,13 +187,13 @@ class Repeated(RequestFault):
 
 
 class IgnoredStart(RequestFault):
-    """Answer the newest bars, whatever startTime says."""
+    """Answer the newest bars and ignore startTime."""
 
     kind: Literal["ignored_start"] = "ignored_start"
 
 
 class IgnoredEnd(RequestFault):
-    """Answer bars beyond endTime, too."""
+    """Answer bars after endTime, too."""
 
     kind: Literal["ignored_end"] = "ignored_end"
 
@@ -201,8 +201,8 @@ class IgnoredEnd(RequestFault):
 class Malformed(RequestFault):
     """Damage some bars of the answer.
 
-    rows: how many.
-    damages: in which ways, in turn.
+    rows: the number of damaged bars.
+    damages: the kinds of damage, used in turn.
     """
 
     kind: Literal["malformed"] = "malformed"
@@ -225,22 +225,22 @@ class WrongChecksum(RequestFault):
 
 
 class BarFault(_Fault):
-    """Be so for the minutes of [start, end), by default for all."""
+    """A fault of the bars of [start, end), by default of all."""
 
     start: _Moment | None = None
     end: _Moment | None = None
 
 
 class QuietLeftOut(BarFault):
-    """Publish no bar for a minute without trades; by default it is one with volume 0."""
+    """Publish no bar of a minute without trades; by default it has a bar with volume 0."""
 
     kind: Literal["quiet_left_out"] = "quiet_left_out"
 
 
 class Late(BarFault):
-    """Publish bars so many seconds after their end.
+    """Publish bars some seconds after their end.
 
-    probability: the share of the minutes that is late.
+    probability: the part of the minutes that is late.
     """
 
     kind: Literal["late"] = "late"
@@ -251,9 +251,9 @@ class Late(BarFault):
 class Corrected(BarFault):
     """Publish bars with a wrong close and volume at first.
 
-    until: when all are put right; or
-    seconds: how long after its end each is put right.
-    probability: the share of the minutes that is wrong at first.
+    until: the time at which all are corrected; or
+    seconds: the time from the end of each to its correction.
+    probability: the part of the minutes that is wrong at first.
     """
 
     kind: Literal["corrected"] = "corrected"
@@ -262,16 +262,16 @@ class Corrected(BarFault):
     probability: _Share = 1.0
 
     @model_validator(mode="after")
-    def _says_when(self) -> Self:
+    def _has_one_time(self) -> Self:
         if (self.until is None) == (self.seconds is None):
             raise ValueError("give either until or seconds")
         return self
 
 
 class Outage(BarFault):
-    """Have no bars of a range of minutes.
+    """Publish no bars of a range of minutes.
 
-    status: what requests that touch it are answered with; None to leave its bars out.
+    status: the answer to requests of these minutes; None to answer without their bars.
     """
 
     kind: Literal["outage"] = "outage"
@@ -279,10 +279,10 @@ class Outage(BarFault):
 
 
 class StreamFault(_Fault):
-    """Hit what streams send of the minutes of [start, end), by default of all.
+    """A fault of the events of the minutes of [start, end), by default of all.
 
-    probability: the share of these minutes that is hit; which, follows from seed and minute.
-    count: hit so many, then no more; None for all to come.
+    probability: the part of these minutes that is affected, chosen by seed and minute.
+    count: the most affected minutes; None for no limit.
     """
 
     start: _Moment | None = None
@@ -291,17 +291,15 @@ class StreamFault(_Fault):
     count: _Count | None = None
 
     def concerns(self, minute: int) -> bool:
-        """Tell whether a minute is between start and end."""
-        moment = datetime.fromtimestamp(minute * 60, UTC)
-        return (self.start is None or self.start <= moment) and (
-            self.end is None or moment < self.end
-        )
+        """Return whether a minute is between start and end."""
+        at = datetime.fromtimestamp(minute * 60, UTC)
+        return (self.start is None or self.start <= at) and (self.end is None or at < self.end)
 
 
 class ConnectionFault(StreamFault):
-    """Hit connections at a moment of a minute; with a `symbol`, those that have streams of it.
+    """A fault of connections; with a `symbol`, only of those with streams of it.
 
-    second: of the minute; None for any.
+    second: when it happens within the minute; None for a random second.
     """
 
     second: Annotated[float, Field(ge=0, lt=60)] | None = None
@@ -310,7 +308,7 @@ class ConnectionFault(StreamFault):
 class Dropped(ConnectionFault):
     """End connections.
 
-    code: what the WebSocket is closed with; None to reset the connection.
+    code: the code that closes the WebSocket; None to reset the connection.
     """
 
     kind: Literal["dropped"] = "dropped"
@@ -318,10 +316,10 @@ class Dropped(ConnectionFault):
 
 
 class Stalled(ConnectionFault):
-    """Keep connections open and send nothing; what there is to send meanwhile is lost.
+    """Keep connections open without sending events; the events of that time are lost.
 
-    seconds: for how long.
-    pongs: whether pings are answered all the same.
+    seconds: the duration.
+    pongs: whether pings are answered.
     """
 
     kind: Literal["stalled"] = "stalled"
@@ -330,16 +328,16 @@ class Stalled(ConnectionFault):
 
 
 class Duplicated(StreamFault):
-    """Send trades and closed bars so many times more."""
+    """Send trades and closed bars some more times."""
 
     kind: Literal["duplicated"] = "duplicated"
     times: _Count = 1
 
 
 class Reordered(StreamFault):
-    """Send closed bars of even minutes after those of the next, and trades in pairs swapped.
+    """Send closed bars of even minutes after those of the next, and pairs of trades swapped.
 
-    A stale update of the bar, when it was open, follows the closed one.
+    An old update of the open bar follows the closed one.
     """
 
     kind: Literal["reordered"] = "reordered"
@@ -352,9 +350,9 @@ class Lost(StreamFault):
 
 
 class Impossible(StreamFault):
-    """Send closed bars that cannot be, in place of the right ones.
+    """Send invalid closed bars in place of the right ones.
 
-    damages: in which ways, in turn.
+    damages: the kinds of damage, used in turn.
     """
 
     kind: Literal["impossible"] = "impossible"
@@ -362,10 +360,10 @@ class Impossible(StreamFault):
 
 
 class Undecodable(StreamFault):
-    """Send a frame that is no event after the closed bar.
+    """Send a frame that is not an event after the closed bar.
 
-    text: of the frame.
-    binary: whether the frame is one of bytes, none of which is of a text.
+    text: the text of the frame.
+    binary: send a binary frame instead, which is not valid UTF-8.
     """
 
     kind: Literal["undecodable"] = "undecodable"
@@ -409,9 +407,9 @@ _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Annotated[Fault, Discrimina
 
 
 def parse_faults(given: str | bytes | Iterable[dict[str, Any]]) -> list[Fault]:
-    """Read faults from JSON, or from what JSON would give: objects with a `kind`.
+    """Read faults from JSON, or from parsed JSON: objects with a `kind`.
 
-    Raises UserError naming the first value that is wrong.
+    Raises UserError with the first wrong value.
     """
     try:
         if isinstance(given, str | bytes):
@@ -424,10 +422,10 @@ def parse_faults(given: str | bytes | Iterable[dict[str, Any]]) -> list[Fault]:
 
 
 class Faults:
-    """Hold the faults that are at work, and decide which of them hit a request.
+    """The active faults; selects those of a request, a bar or an event.
 
-    All that is random in them follows from the seed and from how many requests there were.
-    generation: goes up when they change.
+    Random choices depend only on the seed and on the count of requests.
+    generation: a number that grows with each change of the faults.
     """
 
     def __init__(self, faults: Iterable[Fault] = (), seed: int = 0) -> None:
@@ -437,12 +435,12 @@ class Faults:
         self.replace(faults)
 
     def replace(self, faults: Iterable[Fault]) -> None:
-        """Have these faults and no others; counts begin anew."""
+        """Replace all faults by these; counts start at 0."""
         self.generation += 1
         self._entries = tuple(_Entry(fault, self._seed, at) for at, fault in enumerate(faults))
 
     def add(self, faults: Iterable[Fault]) -> None:
-        """Have these faults beside those that are at work."""
+        """Add faults to the active ones."""
         self.generation += 1
         there = len(self._entries)
         self._entries += tuple(
@@ -450,29 +448,29 @@ class Faults:
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the faults as JSON would have them, each with how often it was `fired`."""
+        """Return the faults as JSON values, with the count `fired` of each."""
         return [
             {**entry.fault.model_dump(mode="json", exclude_defaults=True), **entry.name_and_count()}
             for entry in self._entries
         ]
 
     def fired(self, kind: str) -> int:
-        """Return how many requests, or minutes of streams, the faults of a kind have hit."""
+        """Return the number of requests, or minutes of streams, that a kind of fault affected."""
         return sum(entry.fired for entry in self._entries if entry.fault.kind == kind)
 
     def hitting(self, endpoint: Endpoint, symbol: str | None) -> Sequence[Hit]:
-        """Return the faults that hit the next request, which counts for each of them."""
+        """Return the faults of the next request, and count it for each fault of its endpoint."""
         hits = []
         for entry in self._entries:
             hit = entry.hit(endpoint, symbol)
             if hit is not None:
                 hits.append(hit)
                 if isinstance(hit.fault, TooManyRequests | Banned | ServerError):
-                    break  # what comes after it never gets to see the request
+                    break  # the request ends here, before later faults
         return hits
 
     def of_bars(self, symbol: str) -> list[tuple[BarFault, Any]]:
-        """Return the bar faults of a market, each with the key of its random numbers."""
+        """Return the bar faults of a symbol, each with the key of its random numbers."""
         return [
             (entry.fault, entry.key)
             for entry in self._entries
@@ -480,9 +478,9 @@ class Faults:
         ]
 
     def of_stream(self, symbol: str, minute: int) -> list[StreamFault]:
-        """Return the faults that hit what is sent of a minute of a market, which counts for each.
+        """Return the faults of the events of a symbol's minute, and count the minute for each.
 
-        Those that hit connections are not among them.
+        Faults of connections are not included.
         """
         return [
             entry.fault
@@ -494,7 +492,7 @@ class Faults:
         ]
 
     def of_connections(self, start: int, end: int) -> list[tuple[int, ConnectionFault]]:
-        """Return the faults that hit connections within a minute, and when, in order of time.
+        """Return the faults of connections within a minute, with their times, in order of time.
 
         start, end: [start, end) of a part of a minute, in milliseconds since 1970-01-01 UTC.
         """
@@ -504,7 +502,7 @@ class Faults:
                 (at, entry.fault)
                 for entry in self._entries
                 if isinstance(entry.fault, ConnectionFault)
-                and start <= (at := entry.moment(entry.fault, minute)) < end
+                and start <= (at := entry.time_in(entry.fault, minute)) < end
                 and entry.hits_minute(minute)
             ),
             key=itemgetter(0),
@@ -512,7 +510,7 @@ class Faults:
 
 
 class Hit:
-    """Be one fault at one request, with random numbers of its own."""
+    """One fault of one request, with its own random numbers."""
 
     def __init__(self, fault: RequestFault, key: Any) -> None:
         self.fault = fault
@@ -520,7 +518,7 @@ class Hit:
 
 
 class _Entry:
-    """Count for one fault."""
+    """One fault with its counts."""
 
     def __init__(self, fault: Fault, seed: int, at: int) -> None:
         self.fault = fault
@@ -534,7 +532,7 @@ class _Entry:
         return {"kind": self.fault.kind, **fired}
 
     def hits_minute(self, minute: int, symbol: str = "") -> bool:
-        """Tell whether a stream fault hits a minute, and count it if so."""
+        """Return whether a stream fault affects a minute, and count the minute if so."""
         fault = self.fault
         assert isinstance(fault, StreamFault)
         if fault.count is not None and self.fired >= fault.count:
@@ -545,8 +543,8 @@ class _Entry:
         self.fired += 1
         return True
 
-    def moment(self, fault: ConnectionFault, minute: int) -> int:
-        """Return when in a minute a fault hits connections, in milliseconds since 1970."""
+    def time_in(self, fault: ConnectionFault, minute: int) -> int:
+        """Return the time of a fault of connections within a minute, in ms since 1970."""
         second = fault.second
         if second is None:
             second = 60 * uniform_at(key_of(self.key, "second"), minute)

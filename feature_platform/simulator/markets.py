@@ -1,4 +1,4 @@
-"""The markets of the simulated exchange."""
+"""The symbols of the simulated exchange and their traits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SYMBOL = re.compile(r"([A-Z0-9]{1,12})/([A-Z0-9]{1,8})")
 
 @dataclass(frozen=True)
 class Market:
-    """Set one market apart.
+    """The traits of one symbol.
 
     symbol: such as "BTC/USDT".
-    price: what its prices wander around, in the quote currency.
-    price_decimals, volume_decimals: how finely the venue publishes them.
-    volume: what is traded in a usual minute, in the base currency.
-    quiet: the share of minutes in which nothing is traded.
+    price: the centre of its prices, in the quote currency.
+    price_decimals, volume_decimals: the decimals that the exchange publishes.
+    volume: the volume of a usual minute, in the base currency.
+    quiet: the part of the minutes without trades.
     """
 
     symbol: str
@@ -31,7 +31,7 @@ class Market:
 
     @property
     def id(self) -> str:
-        """Return Binance's name for it, such as "BTCUSDT"."""
+        """Return its id at Binance, such as "BTCUSDT"."""
         return self.symbol.replace("/", "")
 
     @property
@@ -60,9 +60,9 @@ _KNOWN = {
 
 
 def market_of(symbol: str) -> Market:
-    """Return the market of a symbol; one that is not known gets traits from its name.
+    """Return the traits of a symbol; those of an unknown one depend on its name.
 
-    Raises UserError where it is no symbol of a spot market.
+    Raises UserError if it is not a spot symbol.
     """
     if symbol in _KNOWN:
         return _KNOWN[symbol]

@@ -1,4 +1,4 @@
-"""Run the simulated exchange: in this process until it is told to stop, or beside a test."""
+"""The server of the simulated exchange: a process until SIGTERM, or a thread of a test."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from feature_platform.simulator.binance_archives import add_archives
 from feature_platform.simulator.binance_rest import abort_connection, create_app
 from feature_platform.simulator.binance_streams import add_streams
 from feature_platform.simulator.faults import Fault, Faults, parse_faults
-from feature_platform.simulator.feed import Feed
+from feature_platform.simulator.feed import EventFeed
+from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.truth import GeneratedTruth, RecordedTruth, Truth
-from feature_platform.simulator.venue import Venue
 from feature_platform.simulator.weights import LIMIT, Weights
 
 _log = logging.getLogger(__name__)
 
-# How long answers that are late may keep a server from stopping.
+# The longest time that late answers delay a stop.
 _GRACE_SECONDS = 2
 
 
@@ -42,14 +42,14 @@ class SimulatedExchange:
 
     As a context manager it runs in a thread of this process.
 
-    truth: what there is to publish.
-    faults: those of the start; `set_faults` has others later.
-    seed: of what is random in faults.
-    clock: what decides which bars are over; by default the platform's.
-    port: 0 takes any that is free; `url` tells which.
-    weight_limit: what one address may ask in a minute, by Binance's measure.
-    update_seconds: of its clock, between what streams send of the minute that goes on.
-    Raises UserError where the address cannot be had.
+    truth: the bars to publish.
+    faults: the faults at the start; `set_faults` replaces them later.
+    seed: the seed of random choices of faults.
+    clock: the clock that decides which bars are closed; by default the platform's.
+    port: 0 for any free port; `url` has its number.
+    weight_limit: the request weight that an address may use in a minute, as Binance counts it.
+    update_seconds: the time between stream updates of the current minute, by its clock.
+    Raises UserError if the address cannot be used.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class SimulatedExchange:
         self.clock = clock or get_settings().clock
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
-        self.venue = Venue(truth, self.faults, self.clock)
-        self.feed = Feed(self.venue, update_seconds)
-        app = create_app(self.venue, Weights(self.clock, weight_limit))
-        add_streams(app, self.venue, self.feed)
-        add_archives(app, self.venue)
+        self.published = PublishedBars(truth, self.faults, self.clock)
+        self.feed = EventFeed(self.published, update_seconds)
+        app = create_app(self.published, Weights(self.clock, weight_limit))
+        add_streams(app, self.published, self.feed)
+        add_archives(app, self.published)
         self._server = _Server(app)
         self._thread: threading.Thread | None = None
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
-        """Have these faults and no others, each as JSON would have it: `{"kind": "reset"}`.
+        """Replace all faults by these, each as JSON: `{"kind": "reset"}`.
 
-        Raises UserError where one is none.
+        Raises UserError if one is not valid.
         """
         self.faults.replace(parse_faults(faults))
 
@@ -122,17 +122,17 @@ def make_exchange(
     symbol: str | None,
     update_seconds: float = 1.0,
 ) -> SimulatedExchange:
-    """Make what the options of `feature-platform simulate` ask for.
+    """Return the exchange that the options of `feature-platform simulate` describe.
 
-    symbols: with commas; by default those of the settings.
-    faults: JSON, or @ and the path of a file of it.
-    bars: a file of the bars of `symbol`, to be served instead of generated ones.
-    Raises UserError where an option is wrong.
+    symbols: separated by commas; by default those of the settings.
+    faults: JSON, or @ and the path of a JSON file.
+    bars: a file of the bars of `symbol`, served instead of generated ones.
+    Raises UserError if an option is wrong.
     """
     if (bars is None) != (symbol is None):
-        raise UserError("--bars and --symbol go together: a file, and whose bars it holds")
+        raise UserError("--bars and --symbol go together: a file of bars, and their symbol")
     if bars is not None and symbols is not None:
-        raise UserError("--symbols names generated markets: leave it out with --bars")
+        raise UserError("--symbols is for generated bars: do not use it with --bars")
     truth: Truth
     if bars is not None and symbol is not None:
         truth = RecordedTruth(symbol, bars)
@@ -151,7 +151,7 @@ def make_exchange(
 
 
 def _text_of(given: str) -> str:
-    """Return the text of a file where its name is given, after an @."""
+    """Return the given text, or that of the file whose path follows an @."""
     if not given.startswith("@"):
         return given
     try:
@@ -161,7 +161,7 @@ def _text_of(given: str) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Leave signals to whoever runs it, and let answers be cut off."""
+    """A uvicorn server that handles no signals and can reset connections."""
 
     def __init__(self, app: ASGIApp) -> None:
         async def app_with_abort(scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,10 +180,10 @@ class _Server(uvicorn.Server):
             lifespan="off",
             log_config=None,
             access_log=False,
-            # A header must not make somebody else of who asks.
+            # A header must not change the address of a client.
             proxy_headers=False,
             server_header=False,
-            date_header=False,  # it would be this machine's and not the venue's
+            date_header=False,  # it would use this machine's clock and not the exchange's
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)
@@ -191,25 +191,25 @@ class _Server(uvicorn.Server):
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Ask the server to stop, from any thread or a signal's handler."""
+        """Stop the server; may be called from any thread or a signal handler."""
         self.should_exit = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has stopped already
                 self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def main_loop(self) -> None:
-        """Wait until it is to stop; uvicorn's own looks ten times a second."""
+        """Wait for the stop event; uvicorn's own loop polls ten times a second."""
         self._loop = asyncio.get_running_loop()
         if not self.should_exit:
             await self._stopped.wait()
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """End all connections; uvicorn's own way fails where the other end is just leaving."""
+        """End all connections; uvicorn's own method fails if the client is closing one."""
         for connection in list(self.server_state.connections):
             protocol = getattr(connection, "conn", None)
             if isinstance(protocol, ServerProtocol) and protocol.state is State.CLOSING:
                 connection.transport.abort()
-        await asyncio.sleep(0)  # until they are taken off the list
+        await asyncio.sleep(0)  # until uvicorn removes them from its list
         await super().shutdown(sockets)
 
     @contextmanager
@@ -221,7 +221,7 @@ class _Server(uvicorn.Server):
             abort_connection(connection.transport)
 
     def _deafen(self, client: tuple[str, int], deaf: bool) -> None:
-        """Have a WebSocket neither read nor ping, as if the way to it was cut; or do again."""
+        """Stop or resume reads and pings of a WebSocket, as if the network failed."""
         for connection in self._connections(client):
             if deaf:
                 connection.stop_keepalive()

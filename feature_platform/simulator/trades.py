@@ -1,4 +1,4 @@
-"""The single trades of a minute: made up so that they aggregate to exactly its bar."""
+"""The trades of a minute, generated so that they aggregate to exactly its bar."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from feature_platform.simulator._noise import Floats, Ints, key_of, uniform
 from feature_platform.simulator.markets import Market
 from feature_platform.simulator.truth import MINUTE_MS, MinuteBars
 
-# A market's trades are numbered by their minute and their place in it.
+# The number of a trade is its minute times this, plus its place in the minute.
 IDS_PER_MINUTE = 1000
 
-# Quantities are counted in the last of the eight decimals that the venue publishes.
+# Quantities are counted in units of the last of the exchange's eight decimals.
 UNITS = 10**8
 
-# The first, the highest, the lowest and the last one: a bar may need four of them.
+# A bar may need four trades: the first, the highest, the lowest and the last one.
 FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """Hold the trades of one minute of one market, in order.
+    """The trades of one minute of one symbol, in order.
 
     at: milliseconds since 1970-01-01 UTC.
-    units: how much was traded, in units of 1e-8 of the base currency.
+    units: the quantity, in units of 1e-8 of the base currency.
     bought: whether the taker bought.
     """
 
@@ -39,19 +39,19 @@ class Trades:
 
     @property
     def first_id(self) -> int:
-        """Return the number of the first trade; those after it count on."""
+        """Return the number of the first trade; the next ones have the next numbers."""
         return int(self.at[0]) // MINUTE_MS * IDS_PER_MINUTE
 
     def until(self, now: int) -> int:
-        """Return how many trades there were before a moment."""
+        """Return the number of trades before a time."""
         return int(np.searchsorted(self.at, now))
 
 
 def trades_of(market: Market, bar: MinuteBars) -> Trades:
-    """Return the trades that make up one bar: as many as it says, but for none at least four.
+    """Return the trades of one bar: as many as its count, at least four if it has a volume.
 
     Their first price is its open, their highest its high, their lowest its low, their last its
-    close, and their quantities add up to its volume. They are a function of market and bar.
+    close, and the sum of their quantities is its volume. They depend only on symbol and bar.
     """
     units = round(float(bar.volume[0]) * UNITS)
     count = max(int(bar.trades[0]), FEWEST) if units else 0
@@ -69,7 +69,7 @@ def trades_of(market: Market, bar: MinuteBars) -> Trades:
 
 
 def bar_so_far(bar: MinuteBars, trades: Trades, count: int) -> MinuteBars:
-    """Return what a bar is after so many of its trades: flat at its open before the first."""
+    """Return the bar after some of its trades; flat at its open before the first."""
     if count == len(trades):
         return bar
     price = trades.price[:count] if count else bar.open
@@ -92,7 +92,7 @@ def _prices(market: Market, bar: MinuteBars, chance: Floats, order: Floats) -> F
     opening, high, low, close = (
         float(column[0]) for column in (bar.open, bar.high, bar.low, bar.close)
     )
-    # The extremes come at two places between first and last, in either order.
+    # The highest and the lowest trade are between first and last, in either order.
     extremes = 1 + np.argsort(order[1:-1])[:2]
     anchors = {0: opening, int(extremes[0]): high, int(extremes[1]): low, count - 1: close}
     places = sorted(anchors)
@@ -105,7 +105,7 @@ def _prices(market: Market, bar: MinuteBars, chance: Floats, order: Floats) -> F
 
 
 def _split(units: int, market: Market, chance: Floats) -> Ints:
-    """Split a volume into one part each, all above 0: whole steps of the market where it can."""
+    """Split a volume into positive parts, in whole steps of the symbol if possible."""
     count = len(chance)
     if not count:
         return np.empty(0, np.int64)

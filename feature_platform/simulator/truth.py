@@ -1,4 +1,4 @@
-"""What really was traded: every bar of the simulated exchange, whatever it publishes of it."""
+"""The true bars of the simulated exchange, from which the published ones are made."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from feature_platform.simulator.markets import Market, market_of
 MINUTE_MS = 60_000
 DAY = 1440
 
-# Before it, the generated markets did not exist yet.
+# The first minute of generated symbols.
 FIRST_MINUTE = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) // 60
 
-# Curves of random values 2, 4, … 2**17 minutes apart, each twice as wide as high, look like a price
-# at every scale and stay within a factor of two of where they began.
+# The sum of curves of random values 2, 4, … 2**17 minutes apart, with a height that grows with the
+# square root of that distance, looks like a price at each scale and stays within a factor of two.
 _OCTAVES = range(1, 18)
 _SWING = 0.0004
 
-# In every so many minutes there is one with a trade, so that the last trade is never far to seek.
+# One of so many minutes always has a trade, so that the search for the last trade is short.
 _LONGEST_QUIET = 64
 
 
 @dataclass(frozen=True, slots=True)
 class MinuteBars:
-    """Hold bars of one market, one entry each, ascending.
+    """Bars of one symbol, ascending, one entry for each.
 
     minute: of the bar's start, in minutes since 1970-01-01 UTC.
     trades: their number; 0 where volume is, and at least four elsewhere.
@@ -65,10 +65,9 @@ class MinuteBars:
 
 
 class Truth(ABC):
-    """Know all bars of some markets.
+    """All bars of some symbols, and the traits of these symbols.
 
-    markets: by symbol.
-    first: no bar is older, in minutes since 1970-01-01 UTC.
+    first: the minute of the oldest bar, in minutes since 1970-01-01 UTC.
     """
 
     markets: dict[str, Market]
@@ -81,8 +80,8 @@ class Truth(ABC):
     def bars(self, symbol: str, start: datetime, end: datetime) -> pd.DataFrame:
         """Return the bars of [start, end): ts, open, high, low, close, vol, trades.
 
-        ts is the bar's start in UTC. Where `trades` is 0 nothing was traded: a venue publishes
-        a flat bar with volume 0 for such a minute, or none.
+        ts is the bar's start in UTC. If `trades` is 0, the minute had no trades: an exchange
+        publishes a flat bar with volume 0 for it, or none.
         """
         bars = self.minutes(symbol, minute_from(start), minute_from(end))
         return pd.DataFrame(
@@ -99,13 +98,13 @@ class Truth(ABC):
 
 
 class GeneratedTruth(Truth):
-    """Make bars up: a pure function of seed, symbol and minute, for any minute there is.
+    """Generated bars, which depend only on seed, symbol and minute.
 
-    The open of a bar is the close of the one before; volume has a day's season, bursts and
-    spikes; prices and volumes have as many decimals as a venue publishes.
+    The open of a bar is the close of the one before. The volume has a daily season, bursts and
+    spikes. Prices and volumes have the decimals of an exchange.
 
     symbols: such as "BTC/USDT".
-    Raises UserError where one is no symbol of a spot market, or there is none.
+    Raises UserError if one is not a spot symbol, or there is none.
     """
 
     def __init__(self, symbols: Iterable[str], seed: int = 0) -> None:
@@ -122,7 +121,7 @@ class GeneratedTruth(Truth):
         """Return the bars of the minutes from `first` to before `end`, since 1970-01-01 UTC."""
         first = max(first, self.first)
         market, keys = self.markets[symbol], self._keys[symbol]
-        # The last trade before the first bar is at most so far back.
+        # The last trade before the first bar is at most _LONGEST_QUIET minutes older.
         minute = np.arange(first - _LONGEST_QUIET, max(end, first) + 1, dtype=np.int64)
         activity = _activity(keys, minute)
         price = _prices(market, keys, minute, activity)  # in ticks, at the start of each minute
@@ -130,7 +129,7 @@ class GeneratedTruth(Truth):
         traded = uniform(keys["quiet"], minute) >= market.quiet
         traded |= minute % _LONGEST_QUIET == 0
 
-        # A price stands until the next trade.
+        # A price stays the same until the next trade.
         at = np.arange(len(minute))
         last_traded = np.maximum.accumulate(np.where(traded, at, 0))
         close = price[1:][last_traded]
@@ -147,7 +146,7 @@ class GeneratedTruth(Truth):
         usual = market.volume * 10**market.volume_decimals
         trades = np.where(traded, np.clip(volume * 24.0 / usual, 4, 96), 0).astype(np.int64)
         ticks, steps = 10.0**market.price_decimals, 10.0**market.volume_decimals
-        # A whole number divided by a power of ten is the very float that its decimals read as.
+        # An integer divided by a power of ten is exactly the float that its decimals are read as.
         return MinuteBars(
             minute,
             opening / ticks,
@@ -160,10 +159,10 @@ class GeneratedTruth(Truth):
 
 
 class RecordedTruth(Truth):
-    """Take the bars of a file for what was traded; minutes that it lacks had no trades.
+    """The bars of a file; minutes without a bar had no trades.
 
-    path: a file as `feature-platform import` reads it.
-    Raises UserError where it cannot be read, or a row of it is no bar of a minute.
+    path: a file in a format of `feature-platform import`.
+    Raises UserError if it cannot be read, or a row is not a bar of a minute.
     """
 
     def __init__(self, symbol: str, path: Path) -> None:
@@ -178,7 +177,7 @@ class RecordedTruth(Truth):
             for name in ("ts", "open", "high", "low", "close", "vol")
         )
         if not len(ts) or (ts % (MINUTE_MS * 1000) != 0).any() or (np.diff(ts) <= 0).any():
-            raise UserError(f"{path}: not bars of minutes in ascending order, which is wanted here")
+            raise UserError(f"{path}: the bars must be of whole minutes, in ascending order")
         trades = 4 * (volume > 0).astype(np.int64)
         minute = ts // (MINUTE_MS * 1000)
         self._bars = MinuteBars(minute, opening, high, low, close, volume, trades)
@@ -192,9 +191,9 @@ class RecordedTruth(Truth):
         return self._bars.take(slice(lo, hi))
 
 
-def minute_from(moment: datetime) -> int:
-    """Return the first minute at or after a moment, in minutes since 1970-01-01 UTC."""
-    return -int(-moment.timestamp() // 60)
+def minute_from(at: datetime) -> int:
+    """Return the first minute at or after a time, in minutes since 1970-01-01 UTC."""
+    return -int(-at.timestamp() // 60)
 
 
 _STREAMS = (
@@ -213,7 +212,7 @@ _Keys = dict[str, np.uint64]
 
 
 def _activity(keys: _Keys, minute: Ints) -> Floats:
-    """Return how lively each minute is, around 1: volume and volatility share it."""
+    """Return the activity of each minute, around 1, which scales volume and volatility."""
     turn = (minute % DAY) * (2 * np.pi / DAY)
     season = 1 + 0.5 * np.sin(turn - 2.2) + 0.2 * np.sin(2 * turn - 0.7)
     burst = value_noise(keys["burst"], minute, 8) + 0.6 * value_noise(keys["flurry"], minute, 5)
@@ -224,7 +223,7 @@ def _activity(keys: _Keys, minute: Ints) -> Floats:
 def _prices(market: Market, keys: _Keys, minute: Ints, activity: Floats) -> Ints:
     """Return the price at the start of each minute, in ticks."""
     jitter = uniform(keys["jitter"], minute)
-    jitter = np.log((jitter + 2.0**-54) / (1 - jitter))  # logistic: a market's fat tails
+    jitter = np.log((jitter + 2.0**-54) / (1 - jitter))  # logistic, with fat tails as real prices
     quick = 0.35 * jitter
     slow = np.zeros(len(minute))
     for octave in _OCTAVES:
@@ -241,7 +240,7 @@ def _prices(market: Market, keys: _Keys, minute: Ints, activity: Floats) -> Ints
 
 
 def _volumes(market: Market, keys: _Keys, minute: Ints, activity: Floats) -> Ints:
-    """Return what was traded in each minute if anything was, in steps."""
+    """Return the volume that each minute has if it has trades, in steps."""
     spread = sum(uniform(keys["volume"], minute * 4 + part) for part in range(4)) - 2
     spike = uniform(keys["spike"], minute)
     # One minute in five hundred is 5 to 25 times as busy.

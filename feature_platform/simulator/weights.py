@@ -1,4 +1,4 @@
-"""Binance's limit: each request has a weight, and an address may use so much of it in a minute."""
+"""Binance's rate limit: each request has a weight; an address has a limit for each minute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from feature_platform.clock import Clock
 
 LIMIT = 6_000  # per address and minute
 
-# Whoever goes on asking after so many refusals in a row is banned, each time for twice as long.
+# An address with more rejected requests in a row is banned, each time for twice as long.
 _PATIENCE = 10
 _FIRST_BAN_MS = 2 * 60_000
 _LONGEST_BAN_MS = 3 * 86_400_000
@@ -19,11 +19,11 @@ _MINUTE_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Say what becomes of a request.
+    """The decision about a request.
 
-    status: 200, or why it is refused: 429 for too much weight, 418 for a ban.
-    used: the weight that is used in this minute.
-    until: when the refusal ends, in milliseconds since 1970-01-01 UTC.
+    status: 200, or the rejection: 429 for too much weight, 418 for a ban.
+    used: the weight that the address has used in this minute.
+    until: the end of the rejection, in milliseconds since 1970-01-01 UTC.
     retry_after: the same in seconds of the wall clock from now, at least 1.
     """
 
@@ -44,7 +44,7 @@ class _Account:
 
 
 class Weights:
-    """Keep the accounts of all addresses.
+    """The used weight and the bans of all addresses.
 
     limit: the weight that each may use in a minute.
     """
@@ -55,7 +55,7 @@ class Weights:
         self._accounts: dict[str, _Account] = {}
 
     def charge(self, address: str, weight: int) -> Verdict:
-        """Take the weight of a request from its address, or refuse it."""
+        """Count the weight of a request for its address, or reject the request."""
         now = self._clock.milliseconds()
         account = self._accounts.setdefault(address, _Account())
         if account.minute != now // _MINUTE_MS:
@@ -73,7 +73,7 @@ class Weights:
         return Verdict(200, account.used)
 
     def refuse(self, address: str, status: Literal[418, 429], until: int) -> Verdict:
-        """Refuse all requests of an address up to a moment."""
+        """Reject all requests of an address up to a time."""
         account = self._accounts.setdefault(address, _Account())
         account.status, account.until, account.refused = status, until, 1
         return self._refusal(account, self._clock.milliseconds())

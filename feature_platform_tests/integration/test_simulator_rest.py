@@ -1,4 +1,4 @@
-"""The simulated exchange over HTTP: what Binance's spot REST does, and every fault on demand."""
+"""The simulated exchange over HTTP: the answers of Binance's spot REST, and each fault."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from feature_platform.clock import ManualClock
 from feature_platform.errors import UserError
 from feature_platform.simulator.binance_rest import create_app
 from feature_platform.simulator.faults import Faults
+from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth, Truth
-from feature_platform.simulator.venue import Venue
 from feature_platform.simulator.weights import Weights
 
 NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -91,7 +91,7 @@ def error(response: httpx.Response) -> tuple[int, int, str]:
     return response.status_code, body["code"], body["msg"]
 
 
-# ---- what Binance does ----
+# ---- answers of Binance ----
 
 
 def test_ping_and_time(http: httpx.Client) -> None:
@@ -534,7 +534,7 @@ def test_faults_that_are_none(http: httpx.Client, body: str, complaint: str) -> 
 
 
 def test_faults_are_not_set_from_other_machines(venue_clock: ManualClock) -> None:
-    venue = Venue(GeneratedTruth(["A/B"]), Faults(), venue_clock)
+    venue = PublishedBars(GeneratedTruth(["A/B"]), Faults(), venue_clock)
     far = httpx.ASGITransport(create_app(venue, Weights(venue_clock)), client=("192.0.2.1", 5))
 
     async def statuses() -> list[int]:

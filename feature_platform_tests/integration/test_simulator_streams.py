@@ -42,7 +42,7 @@ def ms(moment: datetime) -> int:
 
 
 def within_patience(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Run what is asynchronous, but not for ever."""
+    """Run a coroutine with a timeout."""
 
     async def bounded() -> Any:
         async with asyncio.timeout(PATIENCE):
@@ -76,13 +76,13 @@ class Watcher:
         return self.seen
 
     async def move(self, seconds: float) -> None:
-        """Move time on, and wait until the exchange has done what is to be done by then."""
+        """Advance the clock, and wait until the exchange has sent the events of that time."""
         self._clock.advance(seconds)
         while self._feed.now < self._clock.milliseconds():
             await asyncio.sleep(0.002)
 
     async def settle(self) -> None:
-        """Take what has been sent by now."""
+        """Return the events that have been sent by now."""
         for _ in range(2):
             await (await self.socket.ping())
 
@@ -122,7 +122,7 @@ def starts(bars: list[dict[str, Any]]) -> list[int]:
     return [(bar["t"] - ms(OPEN)) // 60_000 for bar in bars]
 
 
-# ---- what is sent ----
+# ---- events ----
 
 
 @asynccontextmanager
@@ -227,7 +227,7 @@ def test_a_bar_grows_while_it_is_open(
     assert sum(not bar["x"] for bar in bars) > 4
 
 
-# ---- how they are asked for ----
+# ---- subscriptions ----
 
 
 def test_subscriptions(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
@@ -285,7 +285,7 @@ def test_limits_of_a_connection(simulator: SimulatedExchange, venue_clock: Manua
 def watch(
     simulator: SimulatedExchange, clock: ManualClock, minutes: int, *streams: str
 ) -> list[dict[str, Any]]:
-    """Return what is sent up to the end of so many minutes."""
+    """Return the events up to the end of some minutes."""
 
     async def work() -> list[dict[str, Any]]:
         async with watching(simulator, clock, *(streams or (BARS,))) as watcher:
@@ -329,7 +329,7 @@ def test_lost_events(simulator: SimulatedExchange, venue_clock: ManualClock) -> 
 
 
 def rest_bar(simulator: SimulatedExchange, minute: datetime) -> list[float]:
-    bar = simulator.venue.bars("BTC/USDT", ms(minute), ms(minute), 1)
+    bar = simulator.published.bars("BTC/USDT", ms(minute), ms(minute), 1)
     return [float(column[0]) for column in (bar.open, bar.high, bar.low, bar.close, bar.volume)]
 
 
@@ -339,7 +339,7 @@ def test_bars_revised_after_close(
     simulator.set_faults({"kind": "corrected", "seconds": 90})
     events = watch(simulator, venue_clock, 4)
     bars = closed(events)
-    # Two that closed before anybody listened were still to be put right.
+    # Two minutes closed before the subscription were corrected later.
     assert starts(bars) == [-2, 0, -1, 1, 0, 2, 1, 3]
     right = true_bars(venue_truth, OPEN, OPEN + 2 * MINUTE)
     assert [values(bars[at]) for at in (4, 6)] == right
@@ -354,7 +354,7 @@ def test_bars_late_by_minutes(
 ) -> None:
     simulator.set_faults({"kind": "late", "seconds": 150})
     events = watch(simulator, venue_clock, 4)
-    # Those that were on their way when it was asked come too.
+    # Events that were sent before the request arrive, too.
     assert starts(closed(events)) == [-3, -2, -1, 0]
     assert values(closed(events)[3]) == true_bars(venue_truth, OPEN, OPEN + MINUTE)[0]
     assert [event["E"] - ms(OPEN) for event in events] == [30_000, 90_000, 150_000, 210_000]

@@ -1,4 +1,4 @@
-"""The simulated exchange's bars: the same ones however they are asked for, and like a market's."""
+"""The simulated exchange's bars: the same in each request, and with realistic prices."""
 
 from __future__ import annotations
 

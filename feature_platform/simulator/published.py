@@ -1,4 +1,4 @@
-"""What the simulated exchange has published by now: the truth, as its bar faults let it out."""
+"""The published bars of the simulated exchange: the truth, changed by bar faults."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from feature_platform.simulator.truth import MINUTE_MS, MinuteBars, Truth, minut
 
 _Mask = NDArray[np.bool_]
 
-# How many minutes to look through at once where few have bars.
+# The most minutes to read at once if few of them have bars.
 _LARGEST_PIECE = 50_000
 
-# In minutes: a listener does not learn of bars that are later than that, but asks over REST.
+# Minutes: a stream does not send bars that are published later; clients request them over REST.
 _LONGEST_DELAY = 1440
 
 
 class OutageHitError(Exception):
-    """A request touches minutes for which the venue answers a status only."""
+    """A request includes minutes for which the exchange answers with a status only."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -41,7 +41,7 @@ class OutageHitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """Be one bar as it is published at a moment, in milliseconds since 1970-01-01 UTC."""
+    """One published bar, and its time in milliseconds since 1970-01-01 UTC."""
 
     at: int
     bar: MinuteBars
@@ -49,15 +49,15 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Say for each bar whether it is never published, from when it is, and from when rightly."""
+    """For each bar: never published, published from, and right from a time."""
 
     hidden: _Mask
     from_ms: Ints
     right_ms: Ints
 
 
-class Venue:
-    """Publish bars as time goes on."""
+class PublishedBars:
+    """The bars that the exchange has published by the time of its clock."""
 
     def __init__(self, truth: Truth, faults: Faults, clock: Clock) -> None:
         self.truth = truth
@@ -65,10 +65,10 @@ class Venue:
         self.clock = clock
 
     def bars(self, symbol: str, start: int | None, end: int | None, limit: int) -> MinuteBars:
-        """Return published bars, ascending; the newest may be of the minute that is not over.
+        """Return published bars, ascending; the newest may be of the current minute.
 
-        start, end: milliseconds since 1970-01-01 UTC between which bars begin, both included.
-        limit: how many at most: the first ones, or where there is no start the last ones.
+        start, end: the first and last beginning of a bar, in milliseconds since 1970-01-01 UTC.
+        limit: the most bars: the first ones, or without a start the last ones.
         Raises OutageHitError.
         """
         now = self.clock.milliseconds()
@@ -96,7 +96,7 @@ class Venue:
         return MinuteBars.join(parts)
 
     def open_candle(self, symbol: str) -> MinuteBars:
-        """Return the bar of the minute that is not over."""
+        """Return the bar of the current minute."""
         now = self.clock.milliseconds()
         minute = now // MINUTE_MS
         return self._so_far(symbol, self.truth.minutes(symbol, minute, minute + 1), now)
@@ -112,7 +112,7 @@ class Venue:
                     raise OutageHitError(fault.status)
 
     def publications(self, symbol: str, bars: MinuteBars) -> list[Publication]:
-        """Return when a minute's bar is published, and when again with other values, in order.
+        """Return the publications of a minute's bar, with its corrections, in order of time.
 
         bars: one bar of the truth.
         """
@@ -126,12 +126,12 @@ class Venue:
         return [Publication(at, _wrong(bars, np.ones(1, np.bool_))), Publication(right, bars)]
 
     def is_open_shown(self, symbol: str, bars: MinuteBars) -> bool:
-        """Tell whether a bar, one of the truth, is published while its minute goes on."""
+        """Return whether a bar of the truth is published while its minute is open."""
         plan = self._plan(symbol, bars)
         return not plan.hidden[0] and not plan.from_ms[0]
 
     def longest_delay(self, symbol: str) -> int:
-        """Return how many minutes ago a bar may have ended that is still to be published."""
+        """Return the longest delay of a publication after the end of its bar, in minutes."""
         delays = [
             fault.seconds
             for fault, _ in self.faults.of_bars(symbol)
@@ -140,7 +140,7 @@ class Venue:
         return min(ceil(max(delays, default=0) / 60), _LONGEST_DELAY)
 
     def is_out(self, symbol: str, minute: int) -> bool:
-        """Tell whether the venue is out in a minute: then it tells of no trades, either."""
+        """Return whether an outage covers a minute; it then has no trades, either."""
         return any(
             isinstance(fault, Outage) and _bounds(fault)[0] <= minute < _bounds(fault)[1]
             for fault, _ in self.faults.of_bars(symbol)
@@ -153,7 +153,7 @@ class Venue:
         return bars.take(np.flatnonzero(~plan.hidden & (plan.from_ms <= now)))
 
     def _plan(self, symbol: str, bars: MinuteBars) -> _Plan:
-        """Say when bars of the truth are published, as the faults have it."""
+        """Return when bars of the truth are published under the active faults."""
         hidden = np.zeros(len(bars), np.bool_)
         from_ms, right_ms = np.zeros((2, len(bars)), np.int64)
         for fault, key in self.faults.of_bars(symbol):
@@ -175,7 +175,7 @@ class Venue:
         return _Plan(hidden, from_ms, right_ms)
 
     def _so_far(self, symbol: str, bars: MinuteBars, now: int) -> MinuteBars:
-        """Cut the bar of the minute that is not over to what has been traded of it."""
+        """Replace the bar of the current minute by that of its trades up to now."""
         if not len(bars) or bars.minute[-1] != now // MINUTE_MS:
             return bars
         last = bars.take(slice(len(bars) - 1, None))
@@ -185,12 +185,12 @@ class Venue:
 
 
 def _bounds(fault: BarFault) -> tuple[int, int]:
-    """Return the first minute that a fault concerns and the first after it."""
+    """Return the first minute of a fault and the first after it."""
     return _minute(fault.start, 0), _minute(fault.end, 2**40)
 
 
-def _minute(moment: datetime | None, default: int) -> int:
-    return default if moment is None else minute_from(moment)
+def _minute(at: datetime | None, default: int) -> int:
+    return default if at is None else minute_from(at)
 
 
 def _ends_of(minute: Ints) -> Ints:
@@ -205,7 +205,7 @@ def _corrected_at(fault: Corrected, minute: Ints) -> Ints:
 
 
 def _wrong(bars: MinuteBars, which: _Mask) -> MinuteBars:
-    """Give some bars the close of their open, and six tenths of their volume."""
+    """Return bars, some of them with their open as close and six tenths of their volume."""
     return replace(
         bars,
         close=np.where(which, bars.open, bars.close),
