@@ -1,1 +1,1 @@
-"""The speeds that are promised, each measured beside what it is compared with."""
+"""Benchmarks of the platform's speed targets, each measured beside a reference."""

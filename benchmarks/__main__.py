@@ -1,6 +1,6 @@
-"""Run the benchmarks on an embedded server of their own, and keep what they find as JSON.
+"""Run the benchmarks on an embedded server of their own, and store their results as JSON.
 
-A missed target is told, and is no failure: times depend on what else the machine does.
+A missed target is printed and is not a failure: times depend on the other load of the machine.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmarks that the command line asks for."""
+    """Run the benchmarks that the command line selects."""
     options = _parse(arguments)
     if options.report:
         write_report(BENCHMARKS)
         return
-    # A run at another scale says nothing of what is promised: it is kept only where it is told to.
+    # A run at another scale does not show the targets: its results are stored only on request.
     output = options.output or (RESULTS if options.scale == 1 else None)
     found: dict[str, Result] = {}
     with _server() as server:
@@ -102,9 +102,9 @@ def _scale(text: str) -> float:
 
 @contextmanager
 def _server() -> Iterator[EmbeddedServer]:
-    """Run an embedded server, as durable as it is by default, in a home that goes with it."""
+    """Run an embedded server with its default durability, in a temporary home."""
     folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    folder.chmod(0o711)  # or root's server would have to, and say so
+    folder.chmod(0o711)  # or the server of root would, and log it
     try:
         with EmbeddedServer(folder / "home") as server:
             yield server

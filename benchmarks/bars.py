@@ -9,7 +9,7 @@ from benchmarks.harness import Connection, queries
 DAY = 1440  # minutes
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)  # long ago, so that every bar is closed
 
-_STATEMENT = 500_000  # bars, about: what one statement writes, its trigger holds on to
+_STATEMENT = 500_000  # bars, about: the trigger of a statement holds its rows in memory
 
 
 def moment(minute: int) -> datetime:
@@ -43,11 +43,11 @@ def load_bars(connection: Connection, symbols: range, minutes: range) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Bring everything up to date, which is what most benchmarks measure."""
+    """Refresh all features; most benchmarks measure this."""
     connection.execute(queries["refresh"])
 
 
 def settle(connection: Connection) -> None:
-    """Leave the server nothing to do for what came before."""
+    """Finish the server's pending work, so that no later measurement includes it."""
     connection.execute(queries["settle"])
     connection.execute(queries["checkpoint"])

@@ -1,10 +1,9 @@
 """The repair behind one corrected bar, beside a bare UPDATE of the rows that it dirties.
 
-What either costs depends on the rows' past, so it is measured on three kinds: rows just stored, of
-symbols that nothing has touched since; the same after a checkpoint, when each page that is changed
-for the first time goes into the log whole, as the pages of old rows do; and, with nothing promised,
-rows that have been corrected time and again with vacuums in between, where new versions find room
-beside the old ones and a bare UPDATE leaves the indexes alone.
+The cost of both depends on the history of the rows, so three kinds are measured: rows just stored
+and not changed since; the same after a checkpoint, when the first change of a page writes the whole
+page to the log, as for old rows; and, without a target, rows that were corrected many times with
+vacuums in between, where new versions fit into the same page and a bare UPDATE changes no index.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def run(bench: Workbench) -> Result:
 
 
 class Corrections:
-    """Correct the bar of a symbol, or take its correction back, and repair what that dirties."""
+    """Correct a bar of a symbol, or revert the correction, and refresh the affected rows."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -120,7 +119,7 @@ class Corrections:
         return timed(lambda: refresh(self.connection))
 
     def update(self, symbol: int) -> float:
-        """Correct a bar; return the seconds of an UPDATE of the rows to what is known already."""
+        """Correct a bar; return the seconds of an UPDATE of its rows to known values."""
         state = self._correct(symbol)
         execute = self.connection.execute
         execute(queries["forget_marks"])
@@ -166,7 +165,7 @@ def _first_of_session(connection: Connection, symbol: int) -> float:
 
 
 def _check(connection: Connection, corrected: range) -> None:
-    """Raise WrongResultError unless both sides have stored what the corrected bars give."""
+    """Raise WrongResultError unless both sides have stored the features of the corrected bars."""
     start, end = moment(MINUTE), moment(MINUTE + DAY)
     rows = require_exact(connection, start=start, end=end)
     require(len(corrected) * DAY, rows, "rows behind the corrections")

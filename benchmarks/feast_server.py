@@ -1,7 +1,7 @@
 """Feast's own Python feature server, with its PostgreSQL online store, over the same values.
 
-Feast lives in an environment of its own, outside of this project, which is made when it is first
-asked for and kept in the user's cache.
+Feast has an environment of its own outside of this project, which the first use creates in the
+user's cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATIENCE = 120.0
 
 
 class FeastMissingError(Exception):
-    """Say why Feast cannot be had here."""
+    """The reason why Feast cannot be used here."""
 
 
 def install() -> Path:

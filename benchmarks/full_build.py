@@ -84,7 +84,7 @@ def load(connection: Connection, symbols: int, days: int) -> None:
 
 
 def build(*sessions: Connection) -> float:
-    """Build all features anew by as many sessions at once; return the seconds of the slowest."""
+    """Build all features again in some parallel sessions; return the seconds of the slowest."""
     _forget_features(sessions[0])
     sessions[0].execute(queries["mark_again"])
     with ThreadPoolExecutor(len(sessions)) as pool:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: databases, clocks, and the form of a result."""
+"""The common parts of all benchmarks: databases, time measurement, and results."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ queries: Mapping[str, LiteralString] = parse_queries(
 
 
 class WrongResultError(Exception):
-    """Say that what was measured did not do what it should."""
+    """The measured code gave a wrong result."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Hold one figure that does not depend on the machine much.
+    """A figure that depends little on the machine.
 
-    value: of two times, or two speeds, taken side by side.
-    at_most, at_least: the promised bound; neither where nothing is promised.
+    value: the ratio of two times, or two speeds, measured in turns.
+    at_most, at_least: the target; neither if there is none.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Ratio:
 
     @property
     def met(self) -> bool | None:
-        """Tell whether the bound is kept; None where there is none."""
+        """Return whether the target is met; None if there is none."""
         if self.at_most is not None:
             return self.value <= self.at_most
         return None if self.at_least is None else self.value >= self.at_least
@@ -63,10 +63,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what one benchmark found.
+    """The result of one benchmark.
 
     figures: counts, and speeds with their unit in the name.
-    seconds: every time that was taken, by what took it, in the order they were taken.
+    seconds: all measured times, by name, in the order of measurement.
     """
 
     ratios: list[Ratio]
@@ -75,11 +75,10 @@ class Result:
 
 
 class Workbench:
-    """Give benchmarks fresh databases, and a size.
+    """New databases for benchmarks, and their size.
 
     url: a superuser's URL of any database on the server.
-    scale: how large the benchmarks are to be; 1 is what is promised.
-    say: told what is being done.
+    scale: the size of the benchmarks; 1 is full size.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Workbench:
         return max(at_least, round(number * self.scale))
 
     def rounds(self, number: int) -> int:
-        """Return how often to repeat: less only where the scale is too small to say anything."""
+        """Return the number of repetitions: fewer only if the scale is too small for a result."""
         return number if self.scale >= 0.05 else 2
 
     @contextmanager
@@ -153,7 +152,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on now."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -167,10 +166,10 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def interleave(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Take each side's time in turn, so that a slow moment of the machine meets all of them.
+    """Measure the sides in turn, so that a slow period of the machine affects all of them.
 
-    sides: each prepares what it needs, and returns the seconds of what is measured. Every other
-        round goes backwards, so that no side always follows the same other.
+    sides: each prepares its data, and returns the measured seconds. Every other round goes
+        backwards, so that no side always follows the same other.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -181,7 +180,7 @@ def interleave(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]
 
 
 def ratio_of_medians(above: list[float], below: list[float]) -> float:
-    """Return how many times the typical time of one side the other's is."""
+    """Return the median time of one side divided by that of the other."""
     return statistics.median(above) / statistics.median(below)
 
 
@@ -194,13 +193,13 @@ def value(connection: Connection, query: str, parameters: Mapping[str, Any] | No
 
 
 def require(expected: object, found: object, what: str) -> None:
-    """Raise WrongResultError unless what was found is what should be."""
+    """Raise WrongResultError unless the found value equals the expected one."""
     if found != expected:
         raise WrongResultError(f"{what}: {found}, and not {expected}")
 
 
 def require_exact(connection: Connection, **window: Any) -> int:
-    """Raise WrongResultError unless the stored rows are what the bars give; return their number."""
+    """Raise WrongResultError unless stored rows equal their recomputation; return their number."""
     report = verify(connection, **window)
     require((0, 0), (report.mismatches, report.pending), "mismatches and rows still dirty")
     return report.rows

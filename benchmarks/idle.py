@@ -1,8 +1,7 @@
-"""What `make dev` as a whole costs when nobody asks for anything: five simulated symbols.
+"""CPU and memory of `make dev` as a whole without any request: five simulated symbols.
 
 All of it counts: the supervisor, the exchange, the recorder, the worker, Dagster, and the embedded
-PostgreSQL with whatever its sessions do. Of a process that has ended what it took is counted with
-the one that waited for it.
+PostgreSQL with its sessions. The use of a process that has ended is counted for its parent.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ Key = tuple[int, float]  # of a process: its number, and when it began
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has taken.
+    """The CPU time and memory of a process.
 
     cpu: seconds since it began, those of its children that have ended included.
-    memory: in bytes, of what it shares with others its share, where the system tells.
+    memory: in bytes, with its part of shared memory if the system reports that.
     """
 
     name: str
@@ -101,7 +100,7 @@ def _dev() -> Iterator[tuple[psutil.Popen, Path, float]]:
     port, exchange_port = free_port(), free_port()
     environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
     with tempfile.TemporaryDirectory(prefix="feature_platform-") as folder:
-        Path(folder).chmod(0o711)  # or root's server would have to, and say so
+        Path(folder).chmod(0o711)  # or the server of root would, and log it
         home = Path(folder, "home")
         command = (sys.executable, "-m", "feature_platform.cli.app", "dev")
         began = time.monotonic()
@@ -147,7 +146,7 @@ def _answers(url: str) -> bool:
 
 
 def _settled(process: psutil.Popen, url: str) -> bool:
-    """Tell whether all is fetched and refreshed up to now, and no run of Dagster's goes on."""
+    """Return whether all bars are fetched and refreshed, and no run of Dagster is in progress."""
     with connect(url) as connection:
         statuses = symbol_status(connection)
         gaps = list_gaps(connection, states=["open"])

@@ -1,10 +1,9 @@
 """How long after a bar's commit its feature row can be read, beside a policy on schedule alone.
 
 Bars are committed as a recorder does: those of one minute over its first second, in batches. A
-reader that polls sees each row come. Where the worker looks for new marks, minutes follow each
-other every few seconds, which is more than an exchange asks; on schedule alone, at the pace of the
-clock. The worker is the one that users run, in a process of its own; the schedule runs what a
-database job runs.
+reader polls for each row. With the worker a minute of bars is stored every few seconds, which is
+more than an exchange sends; on schedule alone, every minute. The worker is the process that users
+run; the schedule runs the statements of a database job.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Side:
 
 
 def run(bench: Workbench) -> Result:
-    """Measure the lag at each number of symbols, on both sides at once, and what marks cost."""
+    """Measure the lag at each number of symbols, on both sides at once, and the cost of marks."""
     small = bench.scale < 0.05
     sizes = {size: bench.scaled(size) for size in SYMBOLS}
     interval = 2 if small else 60
@@ -116,7 +115,7 @@ def run(bench: Workbench) -> Result:
 
 
 def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
-    """Store what the windows of the coming minutes reach: the bars that leave, and the newest."""
+    """Store the bars that leave the windows of the next minutes, and the newest bars."""
     bench.say(f"{symbols} symbols, the last day")
     create_generator(connection)
     first_new = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - READY
@@ -186,7 +185,7 @@ def _measure(side: Side, size: int, symbols: int, minute: int) -> None:
         thread.join()
     if seen.keys() != committed.keys():
         raise WrongResultError(f"{len(seen)} rows of {symbols} came within {PATIENCE:.0f} s")
-    # Seen before the writer has heard that it was committed: less than can be measured.
+    # Read before the writer's COMMIT returned: too short to be measured.
     lags = [max(seen[symbol] - committed[symbol], 1e-4) for symbol in committed]
     side.lags.setdefault(size, []).extend(lags)
 

@@ -45,7 +45,7 @@ end
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask, at a path of the server."""
+    """A request to a path of the server."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What a load found; p50 and p99 in seconds."""
+    """The result of a load; p50 and p99 in seconds."""
 
     rate: float
     p50: float
@@ -62,12 +62,12 @@ class Load:
 
 
 def tool() -> str:
-    """Say what loads are made by."""
+    """Return the description of the load generator."""
     return "wrk" if shutil.which("wrk") else "threads"
 
 
 def put_load(url: str, requests: Sequence[Request], seconds: float) -> Load:
-    """Ask over and over for so many seconds; raise WrongResultError where an answer is an error."""
+    """Send requests for some seconds; raise WrongResultError if an answer is an error."""
     if tool() == "wrk":
         return _by_wrk(url, requests, max(1, round(seconds)))
     return _by_threads(url, requests, seconds)

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine and the server of the measurements."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe(url: str) -> dict[str, Any]:
 
 
 def _cores() -> int | None:
-    # What this process may use, where the system tells.
+    # The cores that this process may use, if the system reports them.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

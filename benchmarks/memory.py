@@ -1,8 +1,7 @@
-"""How much memory recorder and worker take over a day of a market, with a clock that is fast.
+"""The memory of recorder and worker over a simulated day, with a fast clock.
 
-Both are the processes that users run; the exchange is simulated, in this one. What they take is
-the memory of their own that is resident, looked at again and again; the first hour is theirs to
-warm up.
+Both are the processes that users run; this process simulates the exchange. The measure is their
+own resident memory, sampled repeatedly. The first hour is a warm-up.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Process:
     megabytes: list[float] = field(default_factory=list)
 
     def look(self) -> None:
-        """Note what it takes now."""
+        """Store its current memory."""
         if self.process.poll() is not None:
             raise WrongResultError(f"the {self.name} has ended")
         self.megabytes.append(self.process.memory_info().rss / 1e6)
@@ -141,7 +140,7 @@ def _ratios(processes: list[Process]) -> list[Ratio]:
 
 
 def _of_hour(process: Process, number: int) -> float:
-    """Return what a process took in an hour, the last one with -1, typically."""
+    """Return the median memory of a process in an hour; -1 is the last hour."""
     hours = [
         process.megabytes[at : at + LOOKS_AN_HOUR]
         for at in range(0, len(process.megabytes), LOOKS_AN_HOUR)

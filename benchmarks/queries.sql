@@ -4,7 +4,7 @@
 -- ==== bars.py ====
 
 -- create_generator --
--- Bars that are the same wherever and whenever they are generated, numbered by symbol and by minute.
+-- Generated bars, which depend only on the numbers of symbol and minute.
 CREATE SCHEMA benchmark;
 
 CREATE FUNCTION benchmark.noise(symbol integer, minute bigint, seed bigint) RETURNS double precision
@@ -19,7 +19,7 @@ CREATE FUNCTION benchmark.moment(minute bigint) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN '2024-01-01 00:00:00+00'::timestamptz + minute * interval '1 minute';
 
--- Prices have three decimals, as many a venue's.
+-- Prices have three decimals, as on many exchanges.
 CREATE FUNCTION benchmark.price(symbol integer, minute bigint) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN round(((10 + symbol % 90) * exp(0.05 * sin(minute / 700.0 + symbol)
@@ -47,22 +47,22 @@ SELECT benchmark.symbol_name(s.symbol::integer), benchmark.moment(m.minute), b.*
  CROSS JOIN LATERAL benchmark.bar(s.symbol::integer, m.minute) AS b;
 
 -- refresh --
--- What is measured: bring everything up to date.
+-- The measured statement: refresh all features.
 CALL refresh_features_1m(NULL, NULL);
 
 -- settle --
--- Leave nothing for autovacuum to do while something is measured.
+-- Do the work of autovacuum before a measurement.
 VACUUM (ANALYZE) public.ohlcv_1m, public.features_1m, feature_platform.dirty_log, feature_platform.symbol_state;
 
 -- checkpoint --
--- Write out what was prepared, so that what is measured does not pay for it.
+-- Write the prepared pages to disk before a measurement.
 CHECKPOINT;
 
 
 -- ==== one_minute.py ====
 
 -- window_functions_of_last_day --
--- Recompute the features of the last day as everybody would without the platform.
+-- Recompute the features of the last day with window functions, as without the platform.
 CREATE TEMPORARY TABLE last_day AS
 WITH newest AS (
     SELECT benchmark.moment(%(newest_minute)s) AS ts
@@ -96,11 +96,11 @@ SELECT count(*)
         SELECT * FROM public.features_1m WHERE bucket >= (SELECT min(bucket) FROM pg_temp.last_day)) AS others;
 
 -- drop_last_day --
--- Forget what was recomputed.
+-- Drop the recomputed rows.
 DROP TABLE pg_temp.last_day;
 
 -- vacuum_small_tables --
--- What autovacuum does every few minutes, which here pass in a second.
+-- The work that autovacuum does every few minutes, which are a second here.
 VACUUM feature_platform.dirty_log, feature_platform.symbol_state;
 
 
@@ -115,7 +115,7 @@ CREATE TABLE benchmark.mark AS TABLE feature_platform.dirty_log;
 CREATE TABLE benchmark.finished AS SELECT * FROM public.features_1m ORDER BY symbol, bucket;
 
 -- analyze_finished --
--- Tell the planner of them.
+-- Collect their statistics.
 VACUUM (ANALYZE) benchmark.finished;
 
 -- forget_features --
@@ -177,12 +177,12 @@ CREATE INDEX ON benchmark.original (symbol);
 CREATE INDEX ON benchmark.corrected (symbol);
 
 -- correct_bar --
--- Correct the volume of one bar, as a venue does, or take the correction back.
+-- Correct the volume of one bar, as an exchange does, or revert the correction.
 UPDATE public.ohlcv_1m SET vol = round((vol + %(by)s::double precision)::numeric, 2)::double precision
  WHERE symbol = benchmark.symbol_name(%(symbol)s) AND ts = benchmark.moment(%(minute)s);
 
 -- forget_marks --
--- Nothing is dirty: what the correction dirtied is updated by hand.
+-- Delete the marks of the correction: its rows are updated by hand.
 DELETE FROM feature_platform.dirty_log;
 
 -- prepare_corrected_rows --
@@ -196,11 +196,11 @@ CREATE TEMPORARY TABLE finished AS
 SELECT * FROM benchmark.original WHERE symbol = benchmark.symbol_name(%(symbol)s) ORDER BY bucket;
 
 -- analyze_prepared_rows --
--- Tell the planner of them.
+-- Collect their statistics.
 ANALYZE pg_temp.finished;
 
 -- bare_update --
--- The least that a repair can cost: to update the rows that the correction dirtied to what is known already. The range is
+-- The lower bound of a repair: update the rows of the correction to known values. The range is
 -- spelt out, or the planner reads the index from the table's first symbol on.
 UPDATE public.features_1m f
    SET last_close = n.last_close, vol = n.vol, log_return = n.log_return, n_1d = n.n_1d, ma_vol_1d = n.ma_vol_1d,
@@ -293,7 +293,7 @@ SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_
 -- ==== lag.py ====
 
 -- remove_policy --
--- Nobody refreshes what is prepared but who is told to.
+-- Remove the policy: only the benchmark refreshes.
 SELECT remove_features_1m_policy(if_exists => true);
 
 -- set_schedule --
@@ -309,7 +309,7 @@ ALTER TABLE public.ohlcv_1m DISABLE TRIGGER USER;
 ALTER TABLE public.ohlcv_1m ENABLE TRIGGER USER;
 
 -- mark_all --
--- Mark what was written without triggers.
+-- Mark the bars that were written without triggers.
 SELECT feature_platform.mark_window('-infinity', 'infinity');
 
 -- run_job --
@@ -409,7 +409,7 @@ SELECT to_char(now() AT TIME ZONE 'UTC', 'HH24:MI:SS.MS'), n.symbol, n.bucket
 -- ==== ticks.py ====
 
 -- keep_out_of_the_log --
--- What is loaded once is not written twice: no tick writes these tables.
+-- Tables that no tick writes need no log.
 ALTER TABLE public.ohlcv_1m SET UNLOGGED;
 ALTER TABLE public.features_1m SET UNLOGGED;
 
@@ -426,7 +426,7 @@ SELECT benchmark.symbol_name(1), benchmark.moment(m.minute), b.*
 SET session_replication_role = replica;
 
 -- triggers_on --
--- Have what is stored mark its features dirty again.
+-- Let stored bars mark their features again.
 RESET session_replication_role;
 
 -- multiply_bars --
@@ -445,7 +445,7 @@ SELECT benchmark.symbol_name(s.symbol), f.bucket, f.last_close, f.vol, f.log_ret
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = benchmark.symbol_name(1) ORDER BY f.bucket) AS f;
 
 -- multiply_state --
--- And what the refresh keeps of each.
+-- The sums that the refresh stores for each symbol.
 INSERT INTO feature_platform.symbol_state
 SELECT benchmark.symbol_name(s.symbol), t.first_bucket, t.newest_bucket, t.newest_n, t.newest_sum, t.newest_sum_sq, t.newest_close
   FROM generate_series(2, %(symbols)s) AS s (symbol)
@@ -461,18 +461,18 @@ SELECT benchmark.symbol_name(s.symbol), g.start_ts, g.end_ts, 'quiet'
  WHERE g.start_ts < g.end_ts ORDER BY 1, 2;
 
 -- account_for_all --
--- Everything is accounted for, up to what is too young.
+-- Account for all minutes that are old enough.
 INSERT INTO feature_platform.gap_watermark (symbol, since_ts, until_ts)
 SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(first_minute)s), benchmark.moment(%(last_minute)s - 1)
   FROM generate_series(1, %(symbols)s) AS s (symbol);
 
 -- hear_all --
--- A recorder that hears every market.
+-- The heartbeat of a recorder with all symbols live.
 INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, connected_at, heard_at, beat_at)
 SELECT symbol, 'live', since_ts, since_ts, since_ts, until_ts, until_ts FROM feature_platform.gap_watermark;
 
 -- analyze_pasts --
--- What autovacuum would have told the planner.
+-- Statistics for the planner, as by autovacuum.
 ANALYZE;
 
 -- insert_same_minute --
@@ -482,7 +482,7 @@ SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(minute)s), b.*
   FROM generate_series(1, %(symbols)s) AS s (symbol) CROSS JOIN benchmark.bar(1, %(minute)s) AS b;
 
 -- beat --
--- The recorder says that it hears every market.
+-- Renew the heartbeat of all symbols.
 UPDATE feature_platform.heartbeat SET beat_at = feature_platform.clock(), heard_at = feature_platform.clock();
 
 -- count_bars_of_one --
@@ -498,6 +498,6 @@ SELECT feature_platform.find_symbols();
 UPDATE feature_platform.gap_watermark SET until_ts = feature_platform.bucket_of(feature_platform.clock() - interval '3 minutes');
 
 -- not_accounted_for --
--- How many symbols a tick has left out, and how many gaps are open.
+-- The number of symbols that a tick did not account for, and of open gaps.
 SELECT (SELECT count(*) FROM feature_platform.gap_watermark WHERE until_ts < feature_platform.clock() - interval '4 minutes')
        + (SELECT count(*) FROM public.ohlcv_1m_gaps WHERE state = 'open');

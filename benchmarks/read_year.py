@@ -69,7 +69,7 @@ def run(bench: Workbench) -> Result:
 
 @contextmanager
 def _engine(connection: Connection) -> Iterator[sqlalchemy.Engine]:
-    """Give SQLAlchemy's engine on the database of a connection, and close what it has opened."""
+    """Yield SQLAlchemy's engine for the database of a connection, and close its connections."""
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(connection.info.dsn)
     )

@@ -1,4 +1,4 @@
-"""What is kept of benchmarks, and the tables in README.md that are made of it."""
+"""The stored results of benchmarks, and the tables of README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).with_name("results")
 BEGIN = "<!-- results: written by `python -m benchmarks --report` -->"
 END = "<!-- end of results -->"
 
-# Of so many times all are kept, of more what a hundredth of them is below, and so on.
+# Up to this number all times are stored, of more their percentiles.
 _MOST_SECONDS = 200
 _WORDS = {None: "", True: "ok", False: "**short**"}
 
@@ -25,7 +25,7 @@ Kept = Mapping[str, Any]
 
 
 def keep(folder: Path, name: str, scale: float, machine: Kept, result: Result) -> None:
-    """Write what a benchmark found into `folder`, as JSON."""
+    """Write the result of a benchmark into `folder`, as JSON."""
     ratios = [
         {
             **asdict(ratio),
@@ -52,7 +52,7 @@ def keep(folder: Path, name: str, scale: float, machine: Kept, result: Result) -
 
 
 def write_report(names: Iterable[str], folder: Path = RESULTS, readme: Path = README) -> None:
-    """Write the tables of what is kept in `folder` into the README, between its marks.
+    """Write the tables of the results in `folder` into the README, between its marks.
 
     names: of all benchmarks, in the order of the tables.
     """
@@ -63,7 +63,7 @@ def write_report(names: Iterable[str], folder: Path = RESULTS, readme: Path = RE
 
 
 def report(names: Iterable[str], folder: Path = RESULTS) -> str:
-    """Return the tables of what is kept in `folder`, in Markdown."""
+    """Return the tables of the results in `folder`, in Markdown."""
     kept: dict[str, Kept] = {}
     missing: list[str] = []
     for name in names:
@@ -81,7 +81,7 @@ def report(names: Iterable[str], folder: Path = RESULTS) -> str:
 
 
 def text_table(ratios: Iterable[Ratio]) -> str:
-    """Lay out ratios beside what is promised, for a terminal."""
+    """Return a table of ratios and their targets, for a terminal."""
     words = {None: "", True: "ok", False: "short"}
     rows = [("benchmark", "measured", "target", "")] + [
         (ratio.what, f"{ratio.value:.2f}", ratio.target, words[ratio.met]) for ratio in ratios

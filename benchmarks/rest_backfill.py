@@ -1,8 +1,8 @@
 """A backfill over REST into the database, beside ccxt alone paging the same range.
 
-Both ask the same simulated exchange, which is a process of its own, in turns; neither keeps to a
-rate limit. What the backfill does beside is to check each row, store the bars, and account for
-the minutes without one.
+Both send their requests in turns to the same simulated exchange, a process of its own, without a
+rate limit. The backfill also checks each row, stores the bars, and accounts for the minutes without
+one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(bench: Workbench) -> Result:
             require(
                 (bars, 0, None),
                 (reports[0].stored.inserted, reports[0].rejected_rows, reports[0].error),
-                "bars stored, rows refused, error",
+                "bars stored, rows rejected, error",
             )
             return seconds
 
@@ -68,7 +68,7 @@ def run(bench: Workbench) -> Result:
             require(bars, len(rows), "bars paged")
             return seconds
 
-        paged(starts[0])  # that of a first connection says nothing
+        paged(starts[0])  # the first connection is not representative
         stored(starts[0])
         ours, theirs = iter(starts[1:]), iter(starts[1:])
         seconds = interleave(

@@ -1,7 +1,7 @@
 """The newest row over HTTP, beside Feast's Python feature server over the same values.
 
-Both are a process of their own with one worker, read the same server of PostgreSQL, and are asked
-by four connections on loopback in turns, for one symbol after the other.
+Both are a process of their own with one worker and read the same PostgreSQL server. Four loopback
+connections send requests to them in turns, for one symbol after the other.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A tick of Dagster's sensors at many symbols: the checks, and the accounting for minutes.
 
-The symbols are kept up to date as recorder and worker do, and the sensors are evaluated as the
-daemon does: on a past of 3 days and on one of 30, in turns. The markets are thin: before the last
-three hours one hour in ten is traded, and the others are listed as quiet, so that 30 days of all
-symbols are loaded in a minute. All have the same bars, so that their features are computed once.
+The bars and rows are stored as by recorder and worker, and the sensors are evaluated as by the
+daemon: on a history of 3 days and on one of 30, in turns. The symbols trade rarely: before the last
+three hours one hour in ten has bars, and the others are listed as quiet, so that 30 days of all
+symbols are loaded in a minute. All have the same bars, so that features are computed only once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class History:
     """Symbols with a past, whose newest minute is the last that is over.
 
     first, next: the numbers of the oldest minute and of the one that is not there yet.
-    check_seconds: what each check took, by its name.
+    check_seconds: the times of each check, by name.
     """
 
     def __init__(self, bench: Workbench, connection: Connection, symbols: int, days: int) -> None:
@@ -211,7 +211,7 @@ def run(bench: Workbench) -> Result:
         start = moment(histories["long"].first).date()
         stack.enter_context(environment(**{f"{PREFIX}START_DATE": start.isoformat()}))
         sensors = Sensors(stack.enter_context(_instance(bench)))
-        for history in histories.values():  # plans, and the days that are told once
+        for history in histories.values():  # plans, and the days that are reported once
             for tick in (sensors.first, sensors.gaps, sensors.reports, sensors.checks):
                 tick(history)
         sides: dict[str, Side] = {}
@@ -266,7 +266,7 @@ def _minutes_over() -> int:
 
 @contextmanager
 def _instance(bench: Workbench) -> Iterator[dg.DagsterInstance]:
-    """Give an instance of Dagster as the project's dagster.yaml says, in a database of its own."""
+    """Yield an instance of Dagster with the project's dagster.yaml, in a database of its own."""
     with (
         bench.empty_database("ticks_dagster") as url,
         tempfile.TemporaryDirectory(prefix="feature_platform-") as home,

@@ -2,9 +2,9 @@
 
     python -m benchmarks.validation_poll --seconds 600
 
-asks the configured database (`make dev`'s embedded one by default) every second. Later than two
-seconds into a minute each symbol must have nine rows of the last ten minutes, and the newest three
-rows of all must have no NULL once their symbol's first day is over. Exit status 1 where not.
+queries the configured database (by default the embedded one of `make dev`) every second. From the
+third second of a minute each symbol must have nine rows of the last ten minutes, and the newest
+three rows must have no NULL after the first day of their symbol. Otherwise the exit status is 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAST_ROWS = 9
 
 @dataclass
 class Polled:
-    """Say what was found. offences: what should not be, with its time."""
+    """The result of a poll. offences: wrong rows and counts, with their time."""
 
     polls: int = 0
     fewest_rows: int | None = None
@@ -33,7 +33,7 @@ class Polled:
 
 
 def poll(connection: Connection, seconds: float, every: float = 1.0) -> Polled:
-    """Ask again and again for so many seconds, at least once."""
+    """Poll for some seconds, at least once."""
     found = Polled()
     until = time.monotonic() + seconds
     while True:
@@ -61,7 +61,7 @@ def _look(connection: Connection, found: Polled) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Poll, tell what was found, and return the exit status."""
+    """Poll, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.validation_poll",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""The benchmarks run and keep what they find; how fast things are is not for a test to judge."""
+"""The benchmarks run and store their results; this test does not check the speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run every benchmark at a tiny size, which checks its own results; return what it kept."""
+    """Run every benchmark at a tiny size; return the stored results. Each checks its own."""
     output = tmp_path_factory.mktemp("benchmarks") / "results"
     main(["--scale", TINY, "--output", str(output)])
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in output.iterdir()}

@@ -650,7 +650,7 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
     for change, complaint in (
         ({"symbol": "A/B"}, "--bars and --symbol go together"),
         ({"bars": tmp_path}, "--bars and --symbol go together"),
-        ({"bars": tmp_path, "symbol": "A/B", "symbols": "A/B"}, "leave it out with --bars"),
+        ({"bars": tmp_path, "symbol": "A/B", "symbols": "A/B"}, "do not use it with --bars"),
         ({"bars": tmp_path / "x", "symbol": "A/B"}, "no such file"),
         ({"symbols": "what"}, "is no symbol of a spot market"),
         ({"symbols": ","}, "no symbol to simulate"),
