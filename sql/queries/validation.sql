@@ -62,7 +62,7 @@ WITH minute AS MATERIALIZED (
            AS differs
       FROM stored s FULL JOIN expected e ON s.bucket = e.bucket
 ), judged AS MATERIALIZED (
-    -- What a mark reaches beyond its day is not known before a refresh takes it: until then all after it may be pending.
+    -- The rows after the day of a mark are only known after its refresh: until then all later rows may be pending.
     -- A row of a minute that is not closed is wrong in any case.
     SELECT c.*, c.bucket < feature_platform.due_until() AND
                 EXISTS (SELECT FROM feature_platform.dirty_log l
@@ -174,7 +174,7 @@ SELECT count(*) AS checked, count(problem) AS wrong,
   FROM judged;
 
 -- check_bars_fresh --
--- The age of each symbol's newest closed bar, or of the newest minute after it that the venue answered for.
+-- The age of each symbol's newest closed bar, or of the newest later minute that the exchange answered for.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), newest AS (
@@ -216,7 +216,7 @@ SELECT count(*) AS checked, count(ts) AS wrong,
   FROM judged CROSS JOIN now;
 
 -- check_minute_gaps --
--- Minutes that wait to be explained, and recent ones that the venue would not answer for; by the index of gaps.
+-- Minutes that wait for an answer, and recent ones that the exchange did not answer for; by the index of gaps.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), gap AS MATERIALIZED (
@@ -383,7 +383,7 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
   FROM judged;
 
 -- check_recorder_alive --
--- Markets whose heartbeat is old, or whose feed has been anything but live for too long; none where no recorder was ever at work.
+-- Symbols with an old heartbeat, or not live for too long; none if no recorder has ever run.
 WITH judged AS MATERIALIZED (
     SELECT h.symbol, h.state, h.heard_at, h.last_error, h.refused,
            extract(epoch FROM feature_platform.clock() - h.beat_at)::double precision AS age,
