@@ -1,4 +1,4 @@
-"""What an exchange answered, judged: which rows are bars, of the range that was asked for."""
+"""Answers of an exchange: separate valid bars of the requested range from rejected rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from feature_platform.bar_rules import (
 )
 from feature_platform.bars import MINUTE_US, Bars, time_of
 
-# How much of a row that cannot be stored is shown.
+# The most characters of a rejected row in a message.
 _LONGEST_TEXT = 200
 
 _LARGEST_TIME = 2**62
@@ -32,9 +32,9 @@ _LARGEST_TIME = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Hold a row that cannot be stored: of which minute, why not, and its text.
+    """A row that cannot be stored: its minute, the reason, and its text.
 
-    minute: None where the row does not tell.
+    minute: None if the row has no valid time.
     """
 
     minute: datetime | None
@@ -44,14 +44,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hold what was found in the rows of one answer.
+    """The rows of one answer.
 
-    bars: the good ones of the range that was asked for.
+    bars: the valid ones of the requested range.
     rejected: the others of that range, and those without a time.
     known: the minutes of `bars` and of `rejected`, ascending, in microseconds since 1970-01-01.
-    first, last: the ends of all times in the answer that are not of open candles, in range or
-        not; None where there is none.
-    placeless: how many rows do not tell their time.
+    first, last: the first and last time of all closed candles in the answer, in range or not;
+        None if there is none.
+    placeless: the number of rows without a valid time.
     """
 
     bars: Bars
@@ -63,12 +63,12 @@ class Answer:
 
 
 def read_answer(rows: Sequence[Sequence[Any]], start: int, end: int, closed: int) -> Answer:
-    """Judge the rows of an answer by the rules of the table `ohlcv_1m`.
+    """Apply the rules of the table `ohlcv_1m` to the rows of an answer.
 
     rows: time in milliseconds, open, high, low, close, volume, in any order, None where ccxt
         could not read a value; a seventh value may hold the row as the exchange wrote it.
-    start, end: the range that was asked for, in microseconds since 1970-01-01 UTC.
-    closed: rows of this moment or later are of open candles, wherever they stand.
+    start, end: the requested range, in microseconds since 1970-01-01 UTC.
+    closed: rows of this time or later are open candles, at any position.
     """
     faults: dict[int, str] = {}
     times = _times(rows, faults)
@@ -94,14 +94,14 @@ def read_answer(rows: Sequence[Sequence[Any]], start: int, end: int, closed: int
 
 
 def judge_rows(rows: Sequence[Sequence[Any]]) -> Batch:
-    """Part rows as `read_answer` does, whatever their times; `line` is their index."""
+    """Apply the rules to rows of any time; `line` is their index."""
     faults: dict[int, str] = {}
     times = _times(rows, faults)
     return _judged(rows, times, faults, np.arange(len(rows)))
 
 
 def _times(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Ints:
-    """Return the rows' times in microseconds, NO_TIME where a row has none that can be."""
+    """Return the rows' times in microseconds, NO_TIME for a row without a valid one."""
     first: list[Any] = [row[0] if row else None for row in rows]
     values = np.array(first)
     if values.dtype != np.int64:

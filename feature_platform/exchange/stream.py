@@ -1,4 +1,4 @@
-"""An exchange's stream of bars or trades: one connection after the other, by ccxt's client."""
+"""The stream of bars or trades of an exchange, over ccxt's WebSocket client."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from feature_platform.symbols import name_at
 
 _log = logging.getLogger(__name__)
 
-# Minutes: what is no stream, but asked for over REST.
+# `minutes`: no stream; bars are requested over REST.
 Kind = Literal["bars", "trades", "minutes"]
 
-# Markets that are subscribed to by one message.
+# Symbols of one subscription message.
 _AT_ONCE = 100
-# What ccxt keeps of each market, which is nothing to anybody: all is passed on at once.
+# ccxt's cache size for each symbol; unused, so as small as possible.
 _KEPT = 4
 
-# A stream that has been silent for so many times its usual silence has stalled, but not before
-# these seconds: of the platform's clock, and of the wall's, as this process itself may be slow.
+# A stream has stalled when no message arrives for this many times its usual interval, but at least
+# these seconds: of the platform's clock, and of the wall clock, because this process may be slow.
 _USUAL_TIMES = 20.0
 _SHORTEST_STALL = 10.0
 _SHORTEST_WALL = 2.0
-# Seconds of the wall clock that a connection may take until its first message.
+# The longest time from a connection to its first message, in seconds of the wall clock.
 _DIAL = 20.0
-# One that lived as long was no failed attempt to connect.
+# A connection that lasted longer does not count as a failed attempt.
 _STEADY = 20.0
 
-# How long to wait for an orderly end; it goes on behind our back.
+# The longest wait for the close of a connection, in seconds; the close continues afterwards.
 _GOOD_BYE = 0.5
 _closing: set[asyncio.Task[None]] = set()
 
-# Errors of ccxt's own code for a message of another form than it expects.
+# Errors of ccxt's own code for a message of an unexpected form.
 _MISREAD = (
     ArithmeticError,
     AttributeError,
@@ -71,41 +71,43 @@ _MISREAD = (
     ValueError,
     ccxt.BaseError,
 )
-# Seconds of the wall clock between two warnings of messages that cannot be read.
+# Seconds of the wall clock between two warnings about messages that cannot be read.
 _WARN_EVERY = 30.0
 
 
 class Listener(Protocol):
-    """Be told what a feed hears; called by the loop that runs it, and must not wait."""
+    """Callbacks of a feed; its event loop calls them, so they must not block."""
 
     def on_row(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
-        """Take what was said of a minute: its time in milliseconds, OHLC and volume.
+        """Handle an update of a minute: its time in milliseconds, OHLC and volume.
 
-        final: whether the exchange said that the minute is over; None where it says no such thing.
+        final: the exchange's flag that the minute is over; None if its messages have no flag.
         """
         ...
 
     def on_trade(self, symbol: str, trade: dict[str, Any]) -> None:
-        """Take a trade, as ccxt gives it."""
+        """Handle a trade in ccxt's form."""
         ...
 
     def on_up(self) -> None:
-        """Take note that from now on everything is heard."""
+        """Handle the first message of a connection: from now on all updates arrive."""
         ...
 
     def on_unknown(self, unknown: Mapping[str, str]) -> None:
-        """Take note of the symbols that the exchange does not have, and why not, at each dial."""
+        """Handle the symbols that the exchange does not have, with the reasons."""
         ...
 
     def on_down(self, reason: str) -> None:
-        """Take note that nothing is heard any more, and has not been since the last message."""
+        """Handle the loss of a connection: no updates have arrived since the last message."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Say how long to wait between attempts to connect, in seconds: at random, up to twice as
-    long each time, from `first` to `longest`."""
+    """Random waits between attempts to connect, in seconds.
+
+    The upper bound doubles with each attempt, from `first` to `longest`.
+    """
 
     first: float = 0.5
     longest: float = 30.0
@@ -116,16 +118,16 @@ class _Lost(Exception):
 
 
 class Feed:
-    """Listen to an exchange until cancelled.
+    """The stream of an exchange, with a new connection after each loss.
 
-    name, symbols, url: as `Exchange` takes them.
-    listener: what is told.
-    clock: by which silence is measured.
-    stall: how long a connection may be silent before it is taken for dead, in seconds of the
-        clock; less where it usually says something much more often.
-    kind: bars or trades; by default what the exchange has, bars rather than trades, and
-        "minutes" where ccxt knows no stream of it: then there is nothing to `run`.
-    Raises UserError where there is no such exchange.
+    name, symbols, url: as for `Exchange`.
+    listener: the callbacks.
+    clock: the clock that measures the time without messages.
+    stall: the longest time without a message before a connection counts as lost, in seconds of
+        the clock; shorter if messages usually arrive much more often.
+    kind: bars or trades; by default the stream that the exchange has, bars rather than trades, or
+        "minutes" if ccxt has no stream of it: then `run` must not be called.
+    Raises UserError if there is no such exchange.
     """
 
     def __init__(
@@ -153,10 +155,10 @@ class Feed:
         self._unread = 0
 
     async def run(self) -> None:
-        """Connect, listen, and connect again when the connection is lost.
+        """Connect, receive updates, and reconnect when the connection is lost, until cancelled.
 
-        Symbols that the exchange does not have are left out, and looked for at each connection.
-        Raises UserError where it has none of them, or rejects what will not pass later.
+        Symbols that the exchange does not have are skipped, and looked for at each connection.
+        Raises UserError if it has none of them, or rejects a request for good.
         """
         while True:
             await AsyncRetrying(
@@ -164,13 +166,13 @@ class Feed:
                 wait=wait_random_exponential(
                     multiplier=self._back_off.first, max=self._back_off.longest
                 ),
-                before_sleep=_tell,
+                before_sleep=_log_retry,
                 reraise=True,
             )(self._listen)
             await asyncio.sleep(random.uniform(0, self._back_off.first))
 
     async def _listen(self) -> None:
-        """Listen to one connection until it is lost; raises _Lost where that was soon."""
+        """Receive the updates of one connection; raise _Lost if it is lost soon."""
         began = time.monotonic()
         session = _Session(self)
         try:
@@ -184,12 +186,12 @@ class Feed:
             raise _Lost(f"{self.name}: {reason}")
 
     async def markets(self) -> dict[str, Any]:
-        """Return the exchange's symbols, asked for again while one of ours is missing.
+        """Return the exchange's symbols; request them again while one of ours is missing.
 
         Raises ExchangeUnavailable, TimeoutError, UserError.
         """
         if self._markets is None or self.unknown(self._markets):
-            # ccxt's client of streams would load them without a limit.
+            # ccxt's client of streams has no limits for this request.
             patience = Patience(attempts=1)
             with Exchange(self.name, self.symbols, url=self._url, patience=patience) as exchange:
                 try:
@@ -200,7 +202,7 @@ class Feed:
         return self._markets
 
     def unknown(self, markets: Mapping[str, Any]) -> dict[str, str]:
-        """Return why each of the symbols that the exchange does not have is not recorded."""
+        """Return the symbols that the exchange does not have, each with an error text."""
         names = {symbol: name_at(self.name, symbol) for symbol in self.symbols}
         return {
             symbol: f"{self.name} has no symbol {name!r}"
@@ -209,7 +211,7 @@ class Feed:
         }
 
     def warn_unread(self, error: Exception, message: Any) -> None:
-        """Log a message that cannot be read; of many, one in a while."""
+        """Log a message that cannot be read, at most once in `_WARN_EVERY` seconds."""
         self._unread += 1
         now = time.monotonic()
         if self._warned_at and now - self._warned_at < _WARN_EVERY:
@@ -231,7 +233,7 @@ class _Session:
         self._client.timeout_on_exit = 0
         self._handle = self._client.handle_message
         self._make_socket = self._client.client
-        # The symbols that the exchange has, by its own names for them.
+        # The symbols that the exchange has, by its names of them.
         self._symbols: dict[str, str] = {}
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -240,7 +242,7 @@ class _Session:
         self._final: bool | None = None
 
     async def run(self) -> str:
-        """Listen until the connection is lost; return why."""
+        """Receive updates until the connection is lost; return the reason."""
         feed = self._feed
         try:
             markets = await feed.markets()
@@ -260,14 +262,14 @@ class _Session:
         return await self._lost
 
     async def close(self) -> None:
-        """Leave in order."""
+        """Close the connection."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         closing = asyncio.ensure_future(self._close_client())
         _closing.add(closing)
         closing.add_done_callback(_closing.discard)
-        # The other end may take long to say good-bye, if it ever does.
+        # The exchange may answer the close late or never.
         await asyncio.wait([closing], timeout=_GOOD_BYE)
 
     async def _close_client(self) -> None:
@@ -275,10 +277,10 @@ class _Session:
             await self._client.close()
 
     def _install(self) -> None:
-        """Have ccxt's client tell us of each message, also of several between two looks at it.
+        """Replace the caches of ccxt's client by ones that pass on each update.
 
-        What ccxt returns of a stream is the newest state of one market; what came before it, or
-        of another market, in the meantime is not said. So its caches are ones that pass it on.
+        ccxt's methods return only the newest state of one symbol; earlier updates, and those of
+        other symbols, would be lost.
         """
         client, feed = self._client, self._feed
         client.open()
@@ -307,13 +309,14 @@ class _Session:
                 client.trades[name] = _TradesTap(symbol, self)
             else:
                 tap = _RowsTap(symbol, self)
-                # Some clients do not know by the message which timeframe it is of.
+                # Messages of some exchanges do not contain the timeframe.
                 client.ohlcvs[name] = {TIMEFRAME: tap, "unknown": tap}
 
     def _socket(self, url: str) -> Any:
-        """Return ccxt's client of one WebSocket, with its frames guarded.
+        """Return ccxt's client of one WebSocket; a bad frame ends the connection.
 
-        ccxt decodes a frame in a callback: an error there ends its reading, and nothing else.
+        ccxt decodes a frame in a callback. An error there would end the reads, but not the
+        connection.
         """
         known = url in (self._client.clients or {})
         made = self._make_socket(url)
@@ -323,9 +326,9 @@ class _Session:
             def guarded(frame: Any) -> None:
                 try:
                     decode(frame)
-                except Exception as error:  # noqa: BLE001  # any would end the reading
-                    # A frame that is skipped may have been the last update of a minute: a new
-                    # connection asks for all since the last message.
+                except Exception as error:  # noqa: BLE001  # any error would end the reads
+                    # The lost frame may have had the last update of a minute: after a reconnect
+                    # all minutes since the last message are requested.
                     self._feed.warn_unread(error, frame.data)
                     self._lose(f"a frame that cannot be decoded: {describe(error)}")
 
@@ -346,7 +349,7 @@ class _Session:
         return [client.watch_ohlcv(symbol, TIMEFRAME) for symbol in symbols]
 
     def _subscribed(self, task: asyncio.Task[Any]) -> None:
-        """Take the first answer to a subscription; what follows comes by itself."""
+        """Check the first answer to a subscription; later updates arrive through the caches."""
         if task.cancelled():
             return
         error = task.exception()
@@ -362,20 +365,20 @@ class _Session:
         try:
             self._handle(socket, message)
         except _MISREAD as error:
-            # ccxt would stop reading without an error.
+            # Otherwise ccxt would stop reading without an error.
             self._feed.warn_unread(error, message)
 
-    def hear(self) -> None:
-        """Take note that something was said of a market."""
+    def count_update(self) -> None:
+        """Count an update of a symbol, and note its time."""
         self._messages += 1
         self._heard = self._now()
 
-    def tell_row(self, symbol: str, row: Sequence[Any]) -> None:
-        self.hear()
+    def pass_row(self, symbol: str, row: Sequence[Any]) -> None:
+        self.count_update()
         self._feed._listener.on_row(symbol, row, final=self._final)
 
-    def tell_trade(self, symbol: str, trade: dict[str, Any]) -> None:
-        self.hear()
+    def pass_trade(self, symbol: str, trade: dict[str, Any]) -> None:
+        self.count_update()
         self._feed._listener.on_trade(symbol, trade)
 
     def _lose(self, reason: str) -> None:
@@ -390,12 +393,12 @@ class _Session:
             await asyncio.sleep(clock.wall_seconds(limit) / 8)
             silent = self._now() - self._heard
             if self.up and silent > limit:
-                self._lose(f"nothing was heard for {silent:.0f} s: it has stalled")
+                self._lose(f"no message for {silent:.0f} s: it has stalled")
             elif not self.up and time.monotonic() - dialled > _DIAL:
                 self._lose(f"no answer for {_DIAL:.0f} s")
 
     def _longest_silence(self) -> float:
-        """Return how long the stream may say nothing, in seconds of the clock."""
+        """Return the longest allowed time without a message, in seconds of the clock."""
         feed = self._feed
         usual = (self._now() - self._began) / max(self._messages, 1)
         shortest = max(_SHORTEST_STALL, _SHORTEST_WALL * feed._clock.speed)
@@ -406,9 +409,9 @@ class _Session:
 
 
 class _BoundedResponse(aiohttp.ClientResponse):
-    """An answer of bounded size to what ccxt's client of streams asks over REST.
+    """An answer of bounded size to a REST request of ccxt's client of streams.
 
-    ccxt gives each of them a total deadline.
+    ccxt itself sets a total deadline for each request.
     """
 
     async def read(self) -> bytes:
@@ -430,7 +433,7 @@ class _RowsTap(ArrayCacheByTimestamp):  # type: ignore[misc]  # ccxt has no type
         self._symbol, self._session = symbol, session
 
     def append(self, item: list[Any]) -> None:
-        self._session.tell_row(self._symbol, list(item))
+        self._session.pass_row(self._symbol, list(item))
         super().append(item)
 
 
@@ -442,12 +445,12 @@ class _TradesTap(ArrayCache):  # type: ignore[misc]  # ccxt has no types
         self._symbol, self._session = symbol, session
 
     def append(self, item: dict[str, Any]) -> None:
-        self._session.tell_trade(self._symbol, item)
+        self._session.pass_trade(self._symbol, item)
         super().append(item)
 
 
 def _best_kind(name: str) -> Kind:
-    """Return what an exchange streams."""
+    """Return the kind of stream that an exchange has."""
     kind = getattr(ccxt.pro, name, None)
     has = kind().has if kind is not None else {}
     if has.get("watchOHLCV") is True:
@@ -456,9 +459,9 @@ def _best_kind(name: str) -> Kind:
 
 
 def _is_final(message: Any) -> bool | None:
-    """Return what a message says of its bar: that no more will come of it, or that more may.
+    """Return the flag of a message that its bar is final; None if it has no such flag.
 
-    ccxt's rows do not tell. None where the message does not, either: of Binance's form is known.
+    ccxt's rows do not contain the flag. Only the form of Binance's messages is known.
     """
     match message:
         case {"k": {"x": bool(final)}} | {"data": {"k": {"x": bool(final)}}}:
@@ -470,7 +473,7 @@ def _parts(symbols: tuple[str, ...]) -> list[list[str]]:
     return [list(symbols[at : at + _AT_ONCE]) for at in range(0, len(symbols), _AT_ONCE)]
 
 
-def _tell(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     assert state.outcome is not None
     assert state.next_action is not None
     _log.warning(

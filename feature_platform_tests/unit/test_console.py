@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from feature_platform.cli import console
-from feature_platform.heartbeat import Feed, FeedState
+from feature_platform.heartbeat import FeedState, StoredHeartbeat
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import Mismatch, VerifyReport
 
@@ -211,8 +211,8 @@ def test_progress_on_a_terminal_goes_to_stderr() -> None:
     os.close(ours)
 
 
-def feed(state: FeedState, error: str | None) -> Feed:
-    return Feed("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
+def feed(state: FeedState, error: str | None) -> StoredHeartbeat:
+    return StoredHeartbeat("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
 
 
 def test_what_the_recorder_hears_is_a_line_and_its_trouble_another() -> None:

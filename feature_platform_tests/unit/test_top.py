@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from feature_platform.cli.top import Frame, render
-from feature_platform.heartbeat import Feed, FeedState
+from feature_platform.heartbeat import FeedState, StoredHeartbeat
 from feature_platform.status import PolicyStatus, SymbolStatus
 
 NOW = datetime(2026, 2, 1, 12, 30, 2, tzinfo=UTC)
@@ -105,8 +105,8 @@ def test_it_fits_any_terminal(width: int, height: int) -> None:
         assert any(line.startswith("S199/USDT") for line in lines)
 
 
-def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) -> Feed:
-    return Feed(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
+def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) -> StoredHeartbeat:
+    return StoredHeartbeat(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
 
 
 def test_the_recorder_is_told_of_market_by_market() -> None:
