@@ -150,7 +150,11 @@ def test_a_fault_is_found_and_named(live: psycopg.Connection[Any], name: str) ->
     assert "symbol" not in found.rows[0] or str(found.rows[0]["symbol"]) in found.summary
 
 
-def test_the_summary_names_the_wrong_row(live: psycopg.Connection[Any]) -> None:
+def test_the_summary_names_the_wrong_row(
+    live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "ADA/USDT,BTC/USDT,ETH/USDT")
+    get_settings.cache_clear()
     passed = result(live, "stored_equals_recomputed")
     assert passed.summary == f"{passed.checked:,} rows checked, all equal"
     assert result(live, "policy_present").summary == "1 policy checked, present"
