@@ -139,6 +139,7 @@ COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultira
 CREATE OR REPLACE FUNCTION feature_platform.account_minutes(account_symbol text, minutes tstzmultirange) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- planning for one symbol costs more the more chunks there are
     SET enable_seqscan = off    -- index look-ups, also before there are statistics
     SET jit = off               -- before 18 a disabled scan counts 1e10, and compiling takes longer than the statement
 AS $$
@@ -207,6 +208,7 @@ CREATE OR REPLACE FUNCTION feature_platform.find_gaps(grace interval DEFAULT '2 
     RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- as in account_minutes
     SET jit = off
 AS $$
 DECLARE
