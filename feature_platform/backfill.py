@@ -1,4 +1,4 @@
-"""Backfill: ask the exchange for minutes over REST, store what it has, note what it has not."""
+"""Backfill: fetch minutes over REST, store their bars, and record the minutes without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from feature_platform.exchange.client import (
     ExchangeUnavailable,
     Fetched,
     Rejected,
-    UnknownMarket,
+    UnknownSymbol,
 )
 from feature_platform.gaps import due_gaps, note_answer, note_failure
 
@@ -27,13 +27,12 @@ _SHOWN_REJECTED = 20
 
 @dataclass(frozen=True)
 class BackfillReport:
-    """Say what a backfill of one symbol's minutes brought.
+    """The result of a backfill of one symbol.
 
-    rejected: the first rows of the answers that are no bars and were left out;
-        rejected_rows counts them all.
+    rejected: the first rejected rows of the answers; rejected_rows counts all of them.
     quiet_minutes: minutes of the range in which the exchange had no trades.
-    error: why the exchange did not answer for all of the range, None where it did.
-    unknown: whether that is because the exchange does not have the symbol.
+    error: why the exchange did not answer for the whole range, None where it did.
+    unknown: whether the reason is that the exchange does not have the symbol.
     """
 
     symbol: str
@@ -48,7 +47,7 @@ class BackfillReport:
 
     @property
     def fetched(self) -> int:
-        """Return how many bars the exchange gave."""
+        """Return the number of bars in the answers."""
         return self.stored.inserted + self.stored.updated + self.stored.unchanged
 
 
@@ -63,18 +62,19 @@ def backfill(
 ) -> BackfillReport:
     """Fetch and store the closed bars of [start, end), and account for the minutes without one.
 
-    Each page is stored and accounted for by itself: what was fetched before an error stays.
+    Each page is stored by itself: pages before an error stay stored.
     connection: in autocommit mode.
-    progress: called with the moment up to which the exchange has answered.
-    Raises UnknownMarket where the exchange does not have the symbol. That it does not answer is no
-    exception: it is noted in the gaps, which are asked for again later, and in the report.
+    progress: called with the time up to which the exchange has answered.
+    Raises UnknownSymbol where the exchange does not have the symbol. An exchange that does not
+    answer raises no exception: the reason is in the report and in the gaps, which are fetched again
+    later.
     """
     stored, rejected, rejected_rows, quiet = Stored(), list[Rejected](), 0, 0
     error = None
     try:
         for page in exchange.fetch_bars(symbol, start, end):
             stored += store_bars(connection, symbol, page.bars, "rest")
-            quiet += _account(connection, page)
+            quiet += _record_quiet(connection, page)
             rejected += page.rejected[: _SHOWN_REJECTED - len(rejected)]
             rejected_rows += len(page.rejected)
             if progress is not None:
@@ -94,9 +94,9 @@ def backfill_gaps(
     *,
     day: datetime | None = None,
 ) -> list[BackfillReport]:
-    """Ask for every open gap of the exchange's symbols whose time has come.
+    """Fetch every open gap of the exchange's symbols that is due.
 
-    day: the start of a UTC day, to ask for that day's only.
+    day: the start of a UTC day, to fetch only the gaps of that day.
     """
     return [
         backfill_known(connection, exchange, gap.symbol, gap.start, gap.end)
@@ -110,7 +110,10 @@ def backfill_day(
     day: datetime,
     symbols: Iterable[str] | None = None,
 ) -> list[BackfillReport]:
-    """Ask for all of a UTC day, of the exchange's symbols or of some: gaps and corrections."""
+    """Fetch a whole UTC day, to fill gaps and store corrections.
+
+    symbols: by default all of the exchange.
+    """
     return [
         backfill_known(connection, exchange, symbol, day, day + DAY)
         for symbol in (exchange.symbols if symbols is None else symbols)
@@ -124,22 +127,21 @@ def backfill_known(
     start: datetime,
     end: datetime,
 ) -> BackfillReport:
-    """Backfill one symbol of several: one that the exchange no longer has must not stop the others.
-
-    It is reported as an error, as an exchange that does not answer is.
+    """Backfill one symbol of several; a symbol that the exchange does not have is an error of the
+    report, so that the other symbols are still fetched.
     """
     try:
         return backfill(connection, exchange, symbol, start, end)
-    except UnknownMarket as unknown:
+    except UnknownSymbol as unknown:
         note_failure(connection, symbol, start, end, str(unknown))
         return BackfillReport(symbol, start, end, Stored(), (), 0, 0, str(unknown), unknown=True)
 
 
-def _account(connection: psycopg.Connection[Any], page: Fetched) -> int:
-    """Note what a page says of the minutes that it has no bar for; return how many are quiet."""
+def _record_quiet(connection: psycopg.Connection[Any], page: Fetched) -> int:
+    """Record the minutes of a page without a bar; return how many are quiet."""
     if not page.rejected:
         return note_answer(connection, page.symbol, page.start, page.end)
-    # A minute whose row was no bar is not quiet: it stays open, with the reason.
+    # A minute with a rejected row is not quiet: it stays open, with the reason.
     quiet = sum(
         note_answer(connection, page.symbol, start, end) for start, end in _runs(page.quiet)
     )

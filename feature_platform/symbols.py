@@ -1,4 +1,4 @@
-"""Symbols: their limits, and the exchange that one may carry, as in `kraken:BTC/USD`."""
+"""Symbols: their limits, and their optional exchange prefix, as in `kraken:BTC/USD`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PREFIX = re.compile(r"(?P<exchange>[^/:]*):(?P<name>.*)", re.DOTALL)
 
 
 class Symbol(NamedTuple):
-    """A symbol in its parts.
+    """The parts of a symbol.
 
-    exchange: ccxt's id, None for the configured exchange.
-    name: ccxt's name for it at that exchange.
+    exchange: ccxt's id; None without a prefix, for the configured exchange.
+    name: ccxt's name of the symbol at that exchange.
     """
 
     exchange: str | None
@@ -28,11 +28,11 @@ class Symbol(NamedTuple):
 
 
 def fault_of(symbol: str) -> str | None:
-    """Return why a text cannot be a symbol, None where it can be one."""
+    """Return why a text cannot be a symbol, None where it can."""
     if not symbol:
         return "it is empty"
     if len(symbol) > LONGEST:
-        return f"it has {len(symbol):,} characters, and {LONGEST} are the most"
+        return f"it has {len(symbol):,} characters, and at most {LONGEST} are allowed"
     if not is_text(symbol):
         return "it is not valid UTF-8"
     if _CONTROL.search(symbol):
@@ -43,7 +43,7 @@ def fault_of(symbol: str) -> str | None:
 
 
 def check_symbol(symbol: str) -> str:
-    """Return a symbol. Raises ValueError, in one line, where it is none."""
+    """Return the symbol. Raises ValueError, with one line, where the text cannot be a symbol."""
     fault = fault_of(symbol)
     if fault is not None:
         shown = symbol if len(symbol) <= 40 else symbol[:40] + "…"
@@ -63,8 +63,8 @@ def is_text(text: str) -> bool:
 def split_symbol(symbol: str) -> Symbol:
     """Return the parts of a symbol.
 
-    A colon after a slash is no prefix: BTC/USDT:USDT is a swap.
-    Raises ValueError where the prefix is no exchange that ccxt knows.
+    A colon after a slash does not end a prefix: BTC/USDT:USDT is a swap.
+    Raises ValueError where ccxt knows no exchange of that prefix.
     """
     match = _PREFIX.fullmatch(symbol)
     if match is None:
@@ -72,12 +72,14 @@ def split_symbol(symbol: str) -> Symbol:
     exchange, name = match["exchange"], match["name"]
     check_exchange(exchange, symbol)
     if not name or name != name.strip():
-        raise ValueError(f"{symbol!r} names no symbol of {exchange}; write it as in kraken:BTC/USD")
+        raise ValueError(
+            f"{symbol!r} has no symbol after {exchange}; write it as in kraken:BTC/USD"
+        )
     return Symbol(exchange, name)
 
 
 def check_exchange(exchange: str, where: str) -> None:
-    """Raise ValueError, naming a place, where ccxt does not know an exchange."""
+    """Raise ValueError where ccxt knows no such exchange; its message begins with `where`."""
     import ccxt  # takes half a second, and most symbols have no prefix
 
     if exchange not in ccxt.exchanges:
@@ -86,9 +88,9 @@ def check_exchange(exchange: str, where: str) -> None:
 
 
 def by_exchange(symbols: Iterable[str], configured: str) -> dict[str, tuple[str, ...]]:
-    """Return symbols by the exchange that they belong to, in their order.
+    """Return symbols by exchange, in their order.
 
-    configured: the exchange of those without a prefix.
+    configured: the exchange of symbols without a prefix.
     """
     found: dict[str, list[str]] = {}
     for symbol in symbols:
@@ -97,7 +99,7 @@ def by_exchange(symbols: Iterable[str], configured: str) -> dict[str, tuple[str,
 
 
 def exchange_of(symbol: str, configured: str) -> str:
-    """Return the exchange of a symbol. Raises UserError where ccxt does not know it."""
+    """Return the exchange of a symbol. Raises UserError where ccxt knows no such exchange."""
     try:
         return split_symbol(symbol).exchange or configured
     except ValueError as error:
@@ -105,5 +107,5 @@ def exchange_of(symbol: str, configured: str) -> str:
 
 
 def name_at(exchange: str, symbol: str) -> str:
-    """Return a symbol by its exchange's own name for it."""
+    """Return the symbol without the prefix of its exchange."""
     return symbol.removeprefix(f"{exchange}:")

@@ -1,4 +1,4 @@
-"""A simulated exchange on loopback, and clients of it that lose no time."""
+"""A simulated exchange on loopback, and clients of it that do not wait between retries."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MakeExchange = Callable[..., Exchange]
 
 @pytest.fixture
 def venue_clock() -> Clock:
-    """Return the time of the simulated exchange; a test that wants another overrides this."""
+    """Return the clock of the simulated exchange; a test may override it."""
     return WallClock()
 
 
 @pytest.fixture
 def venue_truth() -> Truth:
-    """Return what is traded at the simulated exchange; a test that wants other overrides this."""
+    """Return the bars of the simulated exchange; a test may override it."""
     return GeneratedTruth(SYMBOLS, seed=7)
 
 
@@ -40,10 +40,10 @@ def simulator(venue_truth: Truth, venue_clock: Clock) -> Iterator[SimulatedExcha
 
 @pytest.fixture
 def make_exchange(simulator: SimulatedExchange) -> Iterator[MakeExchange]:
-    """Yield a maker of clients of the simulated exchange, as ccxt's binance.
+    """Yield a function that makes clients of the simulated exchange, as ccxt's binance.
 
-    They take the options of Exchange; by default they keep to no rate limit, and ask four times
-    with no time between.
+    It takes the options of Exchange; by default a client has no rate limit, and tries four times
+    without a wait.
     """
     with ExitStack() as stack:
 
@@ -67,5 +67,5 @@ def exchange(make_exchange: MakeExchange) -> Exchange:
 
 
 def quick(attempts: int = 4, **options: Any) -> Patience:
-    """Return patience that takes no time."""
+    """Return retries without waits."""
     return Patience(attempts=attempts, **{"sleep": lambda _seconds: None, **options})

@@ -1,4 +1,4 @@
-"""What a recorder needs to be tried: a database that can go away, and processes of it."""
+"""Fixtures of recorder tests: a database that can go away, recorders, and a fast exchange."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, value,
 
 
 class GoingDatabase:
-    """A database that refuses its users for a while, as one that restarts does.
+    """A database that rejects connections for a while, as during a restart.
 
     url: a superuser's.
     """
@@ -70,7 +70,7 @@ class GoingDatabase:
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Have the system refuse to let a file grow larger, as a full disk would."""
+    """Limit the size of files, to behave like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -90,19 +90,19 @@ def going(database: str, monkeypatch: pytest.MonkeyPatch) -> GoingDatabase:
 
 
 class RecorderProcess(WorkerProcess):
-    """A `feature-platform record`, and what it says."""
+    """A process of `feature-platform record`, and its output."""
 
     arguments = ("record", "--days", "0")
 
 
-# So that the minute within which a recorder begins is not the first one of all.
+# So that the first minute of a recorder is not the first minute of the history.
 _HISTORY = timedelta(minutes=5)
 
 
 class RecorderThread:
-    """A recorder in this process, which loses no time where it has to try again.
+    """A recorder in this process, with short waits between retries.
 
-    Its settings are the environment's.
+    Its settings are those of the environment.
     """
 
     def __init__(self, kind: Kind | None = None, history: timedelta = _HISTORY) -> None:
@@ -112,7 +112,7 @@ class RecorderThread:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def stop(self) -> None:
-        """Stop it in order, and fail if it could not keep all that it heard."""
+        """Stop it in order, and fail if it lost a received bar."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._recorder.stop)
         self._thread.join(PATIENCE)
@@ -142,12 +142,12 @@ class RecorderThread:
 
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
-    """Have a minute pass in a second, for every process of the test."""
+    """Set a clock on which a minute takes a second, for every process of the test."""
     return run_clock(monkeypatch, 60)
 
 
 def run_clock(monkeypatch: pytest.MonkeyPatch, speed: float) -> SimulatedClock:
-    """Set the platform's clock; it tells a moment of a day of 2026."""
+    """Set the platform's clock to a time in 2026, and its speed."""
     clock = SimulatedClock(datetime(2026, 3, 1, 12, 0, 20, tzinfo=UTC), datetime.now(UTC), speed)
     monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
     get_settings.cache_clear()
@@ -170,7 +170,7 @@ def stored_bars(
 
 
 def true_bars(truth: Truth, start: datetime, end: datetime) -> dict[BarKey, BarValues]:
-    """Return what was traded in [start, end), in the form of `stored_bars`."""
+    """Return the bars that the exchange traded in [start, end), in the form of `stored_bars`."""
     return {
         (symbol, row.ts.to_pydatetime()): tuple(row[2:7])
         for symbol in truth.markets
@@ -179,7 +179,7 @@ def true_bars(truth: Truth, start: datetime, end: datetime) -> dict[BarKey, BarV
 
 
 def differences(stored: dict[BarKey, BarValues], true: dict[BarKey, BarValues]) -> list[str]:
-    """Say in which bars what is stored is not the truth."""
+    """Return a line for each bar whose stored values differ from the true ones."""
     return [
         f"{symbol} {ts:%H:%M}: stored {stored.get((symbol, ts))}, traded {true.get((symbol, ts))}"
         for symbol, ts in sorted(stored.keys() | true.keys())
@@ -188,9 +188,9 @@ def differences(stored: dict[BarKey, BarValues], true: dict[BarKey, BarValues]) 
 
 
 class Live:
-    """A venue whose minutes take a second, and the database that its bars go to.
+    """A simulated exchange whose minutes take a second, and the database of its bars.
 
-    start: the first minute that a recorder which starts now hears whole.
+    start: the minute of its creation; a recorder that starts then stores all bars from there on.
     """
 
     def __init__(self, venue: SimulatedExchange, database: GoingDatabase) -> None:
@@ -200,30 +200,30 @@ class Live:
         self.start = self.clock.now().replace(second=0, microsecond=0)
 
     def pass_minutes(self, count: int) -> datetime:
-        """Wait until so many more minutes are over; return when the last of them ended."""
+        """Wait until so many more minutes are over; return the end of the last one."""
         end = self.clock.now().replace(second=0, microsecond=0) + timedelta(minutes=count)
         seconds = (end - self.clock.now()).total_seconds()
         time.sleep(self.clock.wall_seconds(seconds))
         return end
 
     def value(self, query: LiteralString, *parameters: object) -> Any:
-        """Return the single value that a query gives."""
+        """Return the single value of a query's result."""
         with connect(self.database.url) as connection:
             return value(connection, query, *parameters)
 
     def wait_for_states(self, state: FeedState) -> None:
-        """Wait until the recorder says this of every market."""
+        """Wait until the heartbeat of every symbol has this state."""
 
         def is_so() -> bool:
             with connect(self.database.url) as connection:
                 feeds = list_heartbeats(connection)
             return bool(feeds) and all(feed.state == state for feed in feeds)
 
-        wait_until(is_so, f"all markets are {state}")
+        wait_until(is_so, f"all symbols are {state}")
 
     @contextmanager
     def venue_away(self) -> Iterator[None]:
-        """Have nobody answer at the venue's address while the body runs."""
+        """Stop the simulated exchange while the body runs."""
         port = urlsplit(self.venue.url).port
         assert port is not None
         self.venue.__exit__()
@@ -236,7 +236,7 @@ class Live:
     def wait_for_truth(
         self, end: datetime, start: datetime | None = None, *, quiet_left_out: bool = False
     ) -> None:
-        """Wait until the bars of all markets from `start` to before `end` are the truth."""
+        """Wait until the stored bars of all symbols in [start, end) are the true ones."""
         found: list[str] = []
 
         def is_true() -> bool:
@@ -244,16 +244,16 @@ class Live:
             return not found
 
         try:
-            wait_until(is_true, "the bars are the truth")
+            wait_until(is_true, "the bars are the true ones")
         except AssertionError:
             raise AssertionError("\n".join(found[:20])) from None
 
     def differences(
         self, start: datetime, end: datetime, quiet_left_out: bool = False
     ) -> list[str]:
-        """Compare the stored bars with what was traded.
+        """Compare the stored bars with the true ones.
 
-        quiet_left_out: whether the venue publishes no bar of a minute without trades.
+        quiet_left_out: whether the exchange publishes no bar of a minute without trades.
         """
         with connect(self.database.url) as connection:
             stored = stored_bars(connection, start, end)

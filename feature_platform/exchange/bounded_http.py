@@ -1,4 +1,4 @@
-"""HTTP requests that end: answers of bounded size, within a total deadline, or at a stop event."""
+"""HTTP requests with a limit of size, a total deadline, and an end at a stop event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_REDIRECTS = 5
 
 
 class Limit(NamedTuple):
-    """The largest answer, in bytes after decompression, and the longest request in seconds."""
+    """The limits of an answer: bytes after decompression, and seconds from the request on."""
 
     size: int
     seconds: float
@@ -40,14 +40,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class _Request:
-    """One request: its answer to come, the limit, and the sockets that it waits on."""
+    """One request: the future of its answer, its limit, and the sockets that it waits on."""
 
     answer: Future[requests.Response]
     limit: Limit
     sockets: list[socket.socket]
 
     def abandon(self, reason: Exception) -> None:
-        """Fail it, and end the reads that it waits for."""
+        """Fail the request, and end its reads."""
         with suppress(InvalidStateError):
             self.answer.set_exception(reason)
         for one in self.sockets:
@@ -58,9 +58,9 @@ class _Request:
 class BoundedSession(requests.Session):
     """Send requests for one thread; another thread may interrupt them.
 
-    requests has timeouts between two reads, no total one, and no limit of size; it cannot be
-    interrupted in a read, in a TLS handshake or while a name is looked up. So a request runs in a
-    thread of its own, which is abandoned at the deadline or the stop: closing its sockets ends it.
+    requests has a timeout for each read, but no total one and no limit of size; it cannot be
+    interrupted in a read, a TLS handshake or a DNS lookup. So each request runs in a thread of its
+    own, which is abandoned at the deadline or the stop: closing its sockets ends it.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class BoundedSession(requests.Session):
 
     @contextmanager
     def limited(self, limit: Limit) -> Iterator[None]:
-        """Have other limits than `BARS` in the body."""
+        """Use other limits than `BARS` in the body."""
         before, self._limit = self._limit, limit
         try:
             yield
@@ -83,7 +83,7 @@ class BoundedSession(requests.Session):
             self._limit = before
 
     def interrupt(self) -> None:
-        """End the request that runs, and fail all later ones; from any thread."""
+        """End the current request, and fail all later ones; from any thread."""
         with self._lock:
             self._interrupted = True
             current = self._current
@@ -91,7 +91,7 @@ class BoundedSession(requests.Session):
             current.abandon(Interrupted())
 
     def request(self, *arguments: Any, **options: Any) -> requests.Response:
-        """Send a request as requests does.
+        """Send a request, with the parameters of `requests.request`.
 
         Raises Interrupted at a stop, requests.Timeout at the deadline, ccxt.BadResponse for an
         answer that is too large.
@@ -115,7 +115,7 @@ class BoundedSession(requests.Session):
         _this_thread.request = request
         try:
             response = super().request(*arguments, **options)
-        except Exception as error:  # noqa: BLE001  # the caller's thread raises it
+        except Exception as error:  # noqa: BLE001  # raised in the caller's thread
             with suppress(InvalidStateError):
                 request.answer.set_exception(error)
         else:
@@ -131,7 +131,7 @@ _this_thread = _ThisThread()
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """Read answers up to the limit of the thread's request."""
+    """Read answers up to the size limit of the thread's request."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
@@ -143,7 +143,7 @@ class _BoundedAdapter(HTTPAdapter):
     ) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
         running = _this_thread.request
-        assert running is not None, "only BoundedSession sends by this adapter"
+        assert running is not None, "only BoundedSession uses this adapter"
         content = bytearray()
         for chunk in response.iter_content(_CHUNK):
             content += chunk
@@ -180,7 +180,7 @@ class _HttpsPool(HTTPSConnectionPool):
 
 
 def _register(one: socket.socket | None) -> None:
-    """Note the socket of a request; end it where the request was abandoned already."""
+    """Add the socket to the thread's request; shut it down if the request was abandoned already."""
     running = _this_thread.request
     if running is None or one is None:
         return

@@ -1,4 +1,4 @@
-"""Bars over REST, from any exchange that ccxt knows and that has them by the minute."""
+"""Fetch one-minute bars over REST from any exchange of ccxt that has them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.exchange.bounded_http import LISTS, BoundedSession, Interrupted
 from feature_platform.exchange.response import Answer, Rejected, read_answer
-from feature_platform.exchange.retry import Calls, ExchangeUnavailable, Patience, UnknownMarket
+from feature_platform.exchange.retry import Calls, ExchangeUnavailable, Patience, UnknownSymbol
 from feature_platform.near_names import near_names
 from feature_platform.settings import PREFIX, Settings, get_settings
 from feature_platform.symbols import exchange_of, name_at
@@ -32,28 +32,28 @@ __all__ = [
     "Interrupted",
     "Patience",
     "Rejected",
-    "UnknownMarket",
+    "UnknownSymbol",
 ]
 
 _log = logging.getLogger(__name__)
 
 TIMEFRAME = "1m"
-_USUAL_LIMIT = 500  # of bars in an answer, where ccxt does not say
+_DEFAULT_PAGE_MINUTES = 500  # where ccxt knows no limit of bars in an answer
 
-# How long the exchange's clock is followed by ours before it is asked again, in seconds.
+# How long a fetched time of the exchange is used; afterwards it is fetched again. Seconds.
 _CLOCK_VALID = 60.0
 _CLOCK_SKEW = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Hold what one answer of an exchange says of the minutes from `start` to before `end`.
+    """One answer of an exchange for the minutes from `start` to before `end`.
 
     bars: of closed minutes only.
     rejected: rows of the answer that cannot be stored.
-    quiet: the minutes for which the exchange has no bar, because nothing was traded or because
-        it publishes late; in microseconds since 1970-01-01 UTC. Minutes whose row was rejected
-        are not among them, and none is where a rejected row does not tell its minute.
+    quiet: the minutes for which the exchange has no bar, because it had no trades or because it
+        publishes late; in microseconds since 1970-01-01 UTC. Minutes with a rejected row are not
+        included; it is empty if a rejected row has no valid time.
     """
 
     symbol: str
@@ -67,17 +67,17 @@ class Fetched:
 class Exchange:
     """Fetch bars from an exchange.
 
-    One object is for one thread, but for `interrupt`. It asks for the list of symbols once, which
-    with some exchanges takes seconds: keep it. The platform sends no credentials to any exchange.
+    One object is for one thread, except `interrupt`. Reuse it: it fetches the list of symbols
+    once, which takes seconds for some exchanges. The platform sends no credentials to any exchange.
 
     name: ccxt's id.
-    symbols: those that `check` looks for, with or without the exchange's id as a prefix.
-    url: stands for scheme and host of its URLs.
-    patience: how long to go on when it does not answer.
-    clock: which minutes are closed; by default the exchange's own time where it publishes it, but
-        no minute that is open by this machine's clock is closed.
-    rate_limit: whether to keep to the rate that ccxt knows the exchange to allow.
-    Raises UserError where there is no such exchange, or it has no bars by the minute.
+    symbols: the symbols of `check`, with or without the exchange's id as a prefix.
+    url: replaces scheme and host of the exchange's URLs.
+    patience: the retries of a failed request.
+    clock: decides which minutes are closed. By default this is the exchange's own time where it
+        publishes it, and this machine's clock if that is earlier.
+    rate_limit: whether to respect the rate limit that ccxt knows of the exchange.
+    Raises UserError where ccxt knows no such exchange, or it has no bars of one minute.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Exchange:
     def configured(
         cls, settings: Settings | None = None, name: str | None = None, **options: Any
     ) -> Self:
-        """Return an exchange with its symbols and URL as in the settings.
+        """Return an exchange with its symbols and URL from the settings.
 
-        Where the platform's clock is not the wall clock, it decides which minutes are closed here,
-        too: the exchange's own may run at another speed.
+        A simulated clock of the platform also decides which minutes are closed: the exchange's own
+        clock may have another speed.
         name: by default the exchange of symbols without a prefix.
         """
         chosen = settings or get_settings()
@@ -134,13 +134,13 @@ class Exchange:
         self._client.close()
 
     def interrupt(self) -> None:
-        """End the request that runs, and all later ones, with Interrupted; from any thread."""
+        """End the current request and all later ones with Interrupted; from any thread."""
         self._session.interrupt()
 
     def check(self) -> None:
-        """Make sure that the exchange answers and has all `symbols`.
+        """Check that the exchange answers and has all `symbols`.
 
-        Raises UserError naming the setting that is wrong, ExchangeUnavailable.
+        Raises UserError that names the wrong setting, ExchangeUnavailable.
         """
         self.markets()
         for symbol in self.symbols:
@@ -153,13 +153,13 @@ class Exchange:
     def fetch_bars(self, symbol: str, start: datetime, end: datetime) -> Iterator[Fetched]:
         """Fetch the closed bars of [start, end), page by page in ascending order.
 
-        What is yielded accounts for every closed minute of the range, unless an error ends it:
-        what was yielded up to there stands.
+        The yielded pages account for every closed minute of the range, or for those before an
+        error.
 
-        Raises UnknownMarket where the exchange does not have the symbol, UserError where it
-        refuses for good; ExchangeUnavailable where it does not answer in time, or at the end where
-        it answered for other minutes than it was asked for. Its `unanswered` says which minutes
-        these are.
+        Raises UnknownSymbol where the exchange does not have the symbol, UserError where it rejects
+        the request permanently; ExchangeUnavailable where it does not answer in time, and at the
+        end where it answered for other minutes than the requested ones: its `unanswered` lists the
+        minutes.
         """
         try:
             self._check_symbol(symbol)
@@ -169,32 +169,32 @@ class Exchange:
         cursor, stop = (-(-ts_of(one) // MINUTE_US) * MINUTE_US for one in (start, end))
         page = self._page_minutes(symbol) * MINUTE_US
         unanswered: list[tuple[int, int]] = []
-        astray = ""
+        other_minutes = ""
         while True:
             try:
-                # Asked before the bars are: what is open then is left, even if it closes soon.
+                # Before the bars: a minute that is open now is not stored, even if it closes soon.
                 closed = int(self._now()) // 60 * MINUTE_US
                 limit = min(stop, closed)
                 if cursor >= limit:
                     break
-                asked = min(cursor + page, limit)
-                answer = self._ask(symbol, cursor, asked, limit, closed)
+                page_end = min(cursor + page, limit)
+                answer = self._fetch_page(symbol, cursor, page_end, limit, closed)
             except ExchangeUnavailable as error:
-                error.unanswered = _moments([*unanswered, (cursor, stop)])
+                error.unanswered = _time_ranges([*unanswered, (cursor, stop)])
                 raise
-            begin, after = _accounted(answer, cursor, asked)
+            begin, after = _answered_range(answer, cursor, page_end)
             if begin > cursor:
                 unanswered.append((cursor, begin))
-                astray = astray or _strayed(answer, cursor, asked)
+                other_minutes = other_minutes or _other_minutes(answer, cursor, page_end)
             if begin < after:
                 yield _fetched(symbol, begin, after, answer)
             cursor = after
         if unanswered:
-            strayed = ExchangeUnavailable(f"{self.name} answers for {symbol} {astray}")
-            strayed.unanswered = _moments(unanswered)
-            raise strayed
+            wrong_minutes = ExchangeUnavailable(f"{self.name} answers for {symbol} {other_minutes}")
+            wrong_minutes.unanswered = _time_ranges(unanswered)
+            raise wrong_minutes
 
-    def _ask(self, symbol: str, start: int, end: int, limit: int, closed: int) -> Answer:
+    def _fetch_page(self, symbol: str, start: int, end: int, limit: int, closed: int) -> Answer:
         def call() -> Answer:
             rows = self._request(
                 self._client.fetch_ohlcv,
@@ -202,18 +202,21 @@ class Exchange:
                 TIMEFRAME,
                 start // 1000,
                 (end - start) // MINUTE_US,
-                # The last millisecond, because some take `until` to be included, some do not.
+                # The last millisecond: some exchanges include `until`, some do not.
                 {"until": end // 1000 - 1},
             )
             answer = read_answer(rows, start, limit, closed)
-            if answer.placeless == len(rows) > 0:
+            if answer.without_time == len(rows) > 0:
                 raise ccxt.BadResponse(f"an answer without a bar in it: {rows[0][-1]!r:.100}")
             return answer
 
         return self._calls(call)
 
     def _request(self, call: Any, *arguments: Any) -> Any:
-        """Call ccxt's client, which takes what is no JSON for an answer without content."""
+        """Call a method of ccxt's client.
+
+        Raises ccxt.BadResponse for an answer that is no JSON, which ccxt treats as an empty one.
+        """
         self._misread = None
         result = call(*arguments)
         if self._misread is not None:
@@ -222,13 +225,13 @@ class Exchange:
 
     def _watch_json(self, text: str) -> Any:
         value = self._parse_json(text)
-        # Some of ccxt's clients read an empty object as an empty list: as no bars.
+        # Some of ccxt's clients read an empty object as an empty list of bars.
         if value is None or value == {}:
             self._misread = text[:100]
         return value
 
     def _keep_rows(self, ohlcvs: Any, market: Any = None, *_which: Any, **_more: Any) -> Any:
-        """Replace ccxt's method that drops, sorts and cuts rows before anybody can see them."""
+        """Return all rows; ccxt's own method drops, sorts and cuts them."""
         if not isinstance(ohlcvs, list):
             raise ccxt.BadResponse(f"an answer that is no list of bars: {ohlcvs!r:.100}")
         parse = self._client.parse_ohlcv
@@ -244,28 +247,28 @@ class Exchange:
     def _now(self) -> float:
         """Return the time in seconds since 1970-01-01 UTC.
 
-        An exchange whose clock is ahead must not make bars of open or future minutes closed.
+        It is at most this machine's: by a clock that is ahead, open minutes would count as closed.
         """
         if self._clock is not None:
             return self._clock.milliseconds() / 1000
         if not self._client.has.get("fetchTime"):
             return time.time()
         if self._time is None or time.monotonic() - self._time[1] > _CLOCK_VALID:
-            told = self._calls(self._ask_time)
-            # Taken as the time when the answer came, so that it is rather slow than fast.
-            self._time = told, time.monotonic()
-            skew = told - time.time()
+            fetched = self._calls(self._fetch_time)
+            # The time of the arrival of the answer, so that the result is late rather than early.
+            self._time = fetched, time.monotonic()
+            skew = fetched - time.time()
             if abs(skew) > _CLOCK_SKEW:
                 _log.warning(
                     "the clocks of %s and of this machine differ by %.1f s; a minute is closed"
-                    " when the exchange's says so",
+                    " once it is over by both",
                     self.name,
                     skew,
                 )
-        told, when = self._time
-        return min(told + time.monotonic() - when, time.time())
+        fetched, when = self._time
+        return min(fetched + time.monotonic() - when, time.time())
 
-    def _ask_time(self) -> float:
+    def _fetch_time(self) -> float:
         seconds = float(self._request(self._client.fetch_time)) / 1000
         if not FIRST_SECOND <= seconds < END_SECOND:  # nor is NaN
             raise ccxt.BadResponse(f"an answer that is no time: {seconds * 1000!r} ms")
@@ -279,15 +282,15 @@ class Exchange:
         by_id = (self._client.markets_by_id or {}).get(name.upper())
         near = by_id[0]["symbol"] if by_id else None
         hint = f" (did you mean {near!r}?)" if near else near_names(name, list(markets))
-        raise UnknownMarket(f"{where}{self.name} has no symbol {name!r}{hint}")
+        raise UnknownSymbol(f"{where}{self.name} has no symbol {name!r}{hint}")
 
     def markets(self) -> dict[str, Any]:
-        """Return what ccxt knows of each of the exchange's symbols, asked for once.
+        """Return ccxt's data of each of the exchange's symbols, fetched once.
 
         Raises ExchangeUnavailable, UserError.
         """
         if self._markets is None:
-            reload = True  # what an answer that could not be read has left behind is no list
+            reload = True  # an answer that could not be read may have left an incomplete list
             with self._session.limited(LISTS):
                 self._markets = self._calls(
                     lambda: self._request(self._client.load_markets, reload)
@@ -297,14 +300,14 @@ class Exchange:
     def _page_minutes(self, symbol: str) -> int:
         name = name_at(self.name, symbol)
         limit = self._client.feature_value(name, "fetchOHLCV", "limit")
-        return int(limit) if limit else _USUAL_LIMIT
+        return int(limit) if limit else _DEFAULT_PAGE_MINUTES
 
 
 class Exchanges:
-    """Fetch bars from the exchange that each symbol belongs to.
+    """Fetch bars of symbols of several exchanges.
 
-    Each exchange has a client, a rate limit and a patience of its own, made when it is first used.
-    settings: which exchanges and symbols; by default the platform's.
+    Each exchange has a client, a rate limit and retries of its own, made at its first use.
+    settings: the exchanges and symbols; by default the platform's.
     """
 
     def __init__(self, settings: Settings | None = None, **options: Any) -> None:
@@ -333,7 +336,7 @@ class Exchanges:
 
 
 def has_minutes(client: Any) -> bool:
-    """Tell whether an exchange has bars of one minute over REST."""
+    """Return whether an exchange has bars of one minute over REST."""
     return client.has.get("fetchOHLCV") is True and TIMEFRAME in (client.timeframes or {})
 
 
@@ -347,15 +350,15 @@ def make_client(
 ) -> Any:
     """Return ccxt's client of an exchange.
 
-    name, symbols, url, rate_limit: as Exchange takes them.
-    library: which of ccxt's clients: `ccxt` asks over REST, `ccxt.pro` listens to streams.
-    Raises UserError where there is no such exchange.
+    name, symbols, url, rate_limit: as for `Exchange`.
+    library: `ccxt` for REST, `ccxt.pro` for streams.
+    Raises UserError where ccxt knows no such exchange.
     """
     if name not in library.exchanges:
         hint = near_names(name, library.exchanges)
         raise UserError(f"{PREFIX}EXCHANGE: ccxt knows no exchange {name!r}{hint}")
     client = getattr(library, name)({"enableRateLimit": rate_limit})
-    if client.session is not None:  # ccxt's client of streams opens its own in its loop
+    if client.session is not None:  # ccxt's client of streams opens its session in its event loop
         client.session.close()
         session = BoundedSession()
         session.trust_env = client.requests_trust_env
@@ -374,7 +377,7 @@ _SCHEMES = {"http": {"ws": "ws", "wss": "ws"}, "https": {"ws": "wss", "wss": "ws
 
 
 def _redirected(urls: Any, base: str) -> Any:
-    """Replace scheme and host of all URLs in what may be a tree of them."""
+    """Replace scheme and host of all URLs of a tree."""
     if isinstance(urls, dict):
         return {key: _redirected(value, base) for key, value in urls.items()}
     if not isinstance(urls, str) or not urls.startswith(("http", "ws")):
@@ -386,37 +389,37 @@ def _redirected(urls: Any, base: str) -> Any:
     return there._replace(scheme=scheme, netloc=here.netloc, path=path).geturl()
 
 
-def _accounted(answer: Answer, start: int, end: int) -> tuple[int, int]:
-    """Return the range of minutes that an answer accounts for, when [start, end) was asked for.
+def _answered_range(answer: Answer, start: int, end: int) -> tuple[int, int]:
+    """Return the range of minutes that an answer to a request for [start, end) accounts for.
 
-    Its second end is where to go on: behind the last row, as the answer may have been cut short
-    there, or behind all that was asked for where there is none.
+    Its end is the start of the next request: after the last row, because an answer may be cut
+    short there, or `end` for an answer without rows.
     """
     after = end if not len(answer.known) else int(answer.known[-1]) + MINUTE_US
     if answer.first is None or answer.last is None:
         return start, after
     if start - MINUTE_US <= answer.first and answer.last <= end:
         return start, after
-    # Whoever answers for other minutes than those may have skipped what comes before his first.
+    # An answer with other minutes may have skipped some before its first row.
     return (int(answer.known[0]) if len(answer.known) else after), after
 
 
-def _strayed(answer: Answer, start: int, end: int) -> str:
+def _other_minutes(answer: Answer, start: int, end: int) -> str:
     assert answer.first is not None
     assert answer.last is not None
-    asked, answered = (
+    requested, answered = (
         f"{time_of(lo):%Y-%m-%d %H:%M} to {time_of(hi):%Y-%m-%d %H:%M}"
         for lo, hi in ((start, end - MINUTE_US), (answer.first, answer.last))
     )
-    return f"with bars of {answered} when asked for {asked}"
+    return f"with bars of {answered} when asked for {requested}"
 
 
-def _moments(ranges: list[tuple[int, int]]) -> tuple[tuple[datetime, datetime], ...]:
+def _time_ranges(ranges: list[tuple[int, int]]) -> tuple[tuple[datetime, datetime], ...]:
     return tuple((time_of(lo), time_of(hi)) for lo, hi in ranges)
 
 
 def _fetched(symbol: str, start: int, end: int, answer: Answer) -> Fetched:
-    if answer.placeless:
+    if answer.without_time:
         quiet = np.empty(0, np.int64)
     else:
         quiet = np.setdiff1d(np.arange(start, end, MINUTE_US), answer.known, assume_unique=True)

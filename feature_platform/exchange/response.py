@@ -1,4 +1,4 @@
-"""Answers of an exchange: separate valid bars of the requested range from rejected rows."""
+"""Check the rows of an exchange's answer: which are bars of the requested range."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from feature_platform.bar_rules import (
 )
 from feature_platform.bars import MINUTE_US, Bars, time_of
 
-# The most characters of a rejected row in a message.
+# The length of a rejected row in messages.
 _LONGEST_TEXT = 200
 
 _LARGEST_TIME = 2**62
@@ -34,7 +34,7 @@ _LARGEST_TIME = 2**62
 class Rejected:
     """A row that cannot be stored: its minute, the reason, and its text.
 
-    minute: None if the row has no valid time.
+    minute: None where the row has no valid time.
     """
 
     minute: datetime | None
@@ -44,14 +44,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The rows of one answer.
+    """The checked rows of one answer.
 
-    bars: the valid ones of the requested range.
-    rejected: the others of that range, and those without a time.
+    bars: the valid rows of the requested range.
+    rejected: the other rows of that range, and those without a valid time.
     known: the minutes of `bars` and of `rejected`, ascending, in microseconds since 1970-01-01.
-    first, last: the first and last time of all closed candles in the answer, in range or not;
-        None if there is none.
-    placeless: the number of rows without a valid time.
+    first, last: the first and the last time of a closed minute in the answer, in the range or not;
+        None where there is none.
+    without_time: the number of rows without a valid time.
     """
 
     bars: Bars
@@ -59,22 +59,22 @@ class Answer:
     known: Ints
     first: int | None
     last: int | None
-    placeless: int
+    without_time: int
 
 
 def read_answer(rows: Sequence[Sequence[Any]], start: int, end: int, closed: int) -> Answer:
-    """Apply the rules of the table `ohlcv_1m` to the rows of an answer.
+    """Check the rows of an answer by the rules of the table `ohlcv_1m`.
 
     rows: time in milliseconds, open, high, low, close, volume, in any order, None where ccxt
-        could not read a value; a seventh value may hold the row as the exchange wrote it.
+        could not read a value; a seventh value may hold the exchange's original row.
     start, end: the requested range, in microseconds since 1970-01-01 UTC.
-    closed: rows of this time or later are open candles, at any position.
+    closed: rows of this time or later are of open minutes.
     """
     faults: dict[int, str] = {}
     times = _times(rows, faults)
-    placed = times != NO_TIME
-    past = placed & (times < closed)
-    wanted = (past & (times >= start) & (times < end)) | ~placed
+    timed = times != NO_TIME
+    past = timed & (times < closed)
+    wanted = (past & (times >= start) & (times < end)) | ~timed
     batch = _judged(rows, times, faults, np.flatnonzero(wanted))
     bars, twice = _one_a_minute(batch)
     rejected = [_rejected(rows, times, bad.line, bad.reason) for bad in batch.bad]
@@ -82,19 +82,19 @@ def read_answer(rows: Sequence[Sequence[Any]], start: int, end: int, closed: int
         _rejected(rows, times, line, "another row of the same minute has other values")
         for line in twice.tolist()
     ]
-    in_range = times[wanted & placed]
+    in_range = times[wanted & timed]
     return Answer(
         bars=bars,
         rejected=tuple(rejected),
         known=np.unique(in_range - in_range % MINUTE_US),
         first=int(times[past].min()) if past.any() else None,
         last=int(times[past].max()) if past.any() else None,
-        placeless=int((~placed).sum()),
+        without_time=int((~timed).sum()),
     )
 
 
 def judge_rows(rows: Sequence[Sequence[Any]]) -> Batch:
-    """Apply the rules to rows of any time; `line` is their index."""
+    """Check rows of any time as `read_answer` does; `line` is their index."""
     faults: dict[int, str] = {}
     times = _times(rows, faults)
     return _judged(rows, times, faults, np.arange(len(rows)))
@@ -126,13 +126,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _prices(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Floats:
-    """Return the rows' other five values, NaN where one is none."""
+    """Return the other five values of the rows, NaN for a value that is no number."""
     shape = (len(rows), len(PRICES))
     try:
         prices = np.array([row[1:6] for row in rows], np.float64)  # None becomes NaN
     except (TypeError, ValueError):
         prices = np.empty(0)
-    if prices.shape != shape:  # not five numbers everywhere
+    if prices.shape != shape:  # some row has not five numbers
         prices = np.full(shape, np.nan)
         for at, row in enumerate(rows):
             try:
@@ -153,7 +153,7 @@ def _prices(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Floats:
 def _judged(
     rows: Sequence[Sequence[Any]], times: Ints, faults: dict[int, str], wanted: Ints
 ) -> Batch:
-    """Part the wanted rows; `line` is their index."""
+    """Check the wanted rows; `line` is their index."""
     reasons = {at: faults[line] for at, line in enumerate(wanted.tolist()) if line in faults}
     prices = _prices([rows[line] for line in wanted.tolist()], reasons)
     columns = dict(zip(PRICES, np.ascontiguousarray(prices.T), strict=True))
@@ -170,9 +170,8 @@ def _judged(
 
 
 def _one_a_minute(batch: Batch) -> tuple[Bars, NDArray[np.int64]]:
-    """Sort bars by time; of those of one minute leave one where they agree, or none.
-
-    Also return the lines of those that do not agree.
+    """Return bars by time, one for each minute whose rows are equal, and the lines of the rows of
+    the other minutes.
     """
     order = np.argsort(batch.ts, kind="stable")
     line = batch.line[order]
@@ -185,8 +184,8 @@ def _one_a_minute(batch: Batch) -> tuple[Bars, NDArray[np.int64]]:
     for name in PRICES:
         column = getattr(bars, name)
         differs |= column != column[head]
-    doubtful = np.isin(head, head[differs])
-    return bars.take(~again & ~doubtful), line[doubtful]
+    contradicted = np.isin(head, head[differs])
+    return bars.take(~again & ~contradicted), line[contradicted]
 
 
 def _rejected(rows: Sequence[Sequence[Any]], times: Ints, line: int, reason: str) -> Rejected:

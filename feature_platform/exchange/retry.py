@@ -1,4 +1,4 @@
-"""Calls to an exchange: which of its errors pass, how long to wait, and when to give up."""
+"""Retries of requests to an exchange: transient errors, waiting times, and when to give up."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# ccxt takes these for an exchange that is away; but what is not there, or not allowed here, will
-# not be in a minute either.
-_FINAL_STATUSES = frozenset({400, 404, 405, 410, 451})
-_PASSING_STATUSES = frozenset({408, 418, 425, 429})
+# ccxt treats these as an exchange that is away, but they are permanent: not found, or not allowed.
+_PERMANENT_STATUSES = frozenset({400, 404, 405, 410, 451})
+_TRANSIENT_STATUSES = frozenset({408, 418, 425, 429})
 
-# What ccxt's own code raises when an answer is not of the form that it expects.
+# Errors that ccxt raises for an answer of an unexpected form.
 _MISREAD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _LONGEST_MESSAGE = 300
 
-# No exchange bars a client for longer; what asks for more is taken for that. In seconds.
+# No exchange bans a client for longer; a larger value is reduced to this. In seconds.
 _LONGEST_RETRY_AFTER = 3 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Say how long to go on when an exchange does not answer. Times are in seconds.
+    """The retries of a request that fails; times in seconds.
 
-    attempts: how often to ask in all.
-    first_wait: before the second attempt; it doubles from then on, up to longest_wait.
-    jitter: up to so much is added to each wait at random, so that many do not return together.
-    longest_retry_after: when the exchange asks for more time than that, give up at once.
-    sleep: what waits.
+    attempts: the number of requests in all.
+    first_wait: the wait before the second request; it doubles up to longest_wait.
+    jitter: the largest random addition to a wait, so that clients do not retry all at once.
+    longest_retry_after: after a longer `Retry-After` there is no retry.
+    sleep: the function that waits.
     """
 
     attempts: int = 6
@@ -64,11 +63,11 @@ class Patience:
 
 
 class ExchangeUnavailable(Exception):
-    """The exchange would not answer what it was asked, and may later.
+    """The exchange did not answer a request, and may answer it later.
 
-    last_error: what it, or the way to it, said last.
-    retry_after: seconds after which it wants to be asked again, where it said so.
-    unanswered: the ranges of minutes that it was asked for and has not answered for.
+    last_error: the last error of the exchange or of the network.
+    retry_after: the seconds of the answer's `Retry-After`, None without one.
+    unanswered: the requested ranges of minutes without an answer.
     """
 
     def __init__(
@@ -80,14 +79,14 @@ class ExchangeUnavailable(Exception):
         self.unanswered: tuple[tuple[datetime, datetime], ...] = ()
 
 
-class UnknownMarket(UserError):
-    """The exchange does not have a symbol: delisted, renamed, or never there."""
+class UnknownSymbol(UserError):
+    """The exchange does not have a symbol: delisted, renamed, or never listed."""
 
 
 class Calls:
-    """Call an exchange until it answers, as patiently as is said.
+    """Call an exchange, and retry transient errors.
 
-    name: the exchange's, for messages.
+    name: the exchange, for messages.
     """
 
     def __init__(self, name: str, patience: Patience) -> None:
@@ -96,29 +95,29 @@ class Calls:
         self._back_off = wait_exponential(
             multiplier=patience.first_wait, max=patience.longest_wait
         ) + wait_random(0, patience.jitter)
-        self._barred_until = 0.0
-        self._barred_by: Exception | None = None
+        self._banned_until = 0.0
+        self._ban: Exception | None = None
 
     def __call__(self, call: Callable[[], _Result]) -> _Result:
         """Return what `call` returns.
 
-        Raises ExchangeUnavailable when what stood in the way did not pass in time, and at once
-        while the exchange has said not to be asked; UserError for what does not pass.
+        Raises ExchangeUnavailable when all retries failed, and at once during a ban; UserError for
+        a permanent error.
         """
-        barred = self._barred_until - time.monotonic()
-        if barred > 0:
+        banned = self._banned_until - time.monotonic()
+        if banned > 0:
             raise ExchangeUnavailable(
-                f"{self._name} is not to be asked for another {barred:.0f} s:"
-                f" {describe(self._barred_by)}",
-                self._barred_by,
-                barred,
+                f"{self._name} accepts no requests for another {banned:.0f} s:"
+                f" {describe(self._ban)}",
+                self._ban,
+                banned,
             )
         retrying = Retrying(
-            retry=retry_if_exception(passes),
+            retry=retry_if_exception(is_transient),
             wait=self._wait,
-            stop=self._is_enough,
+            stop=self._gives_up,
             sleep=self._patience.sleep,
-            before_sleep=self._tell,
+            before_sleep=self._warn,
             reraise=True,
         )
         try:
@@ -127,7 +126,7 @@ class Calls:
             raise self._final(error, int(retrying.statistics["attempt_number"])) from error
         return result
 
-    def _is_enough(self, state: RetryCallState) -> bool:
+    def _gives_up(self, state: RetryCallState) -> bool:
         wanted = retry_after(_error(state))
         if wanted is not None and wanted > self._patience.longest_retry_after:
             return True
@@ -140,59 +139,60 @@ class Calls:
             return wait
         return max(wait, wanted + random.uniform(0, self._patience.jitter))
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _warn(self, state: RetryCallState) -> None:
         assert state.next_action is not None
-        _log.warning(
-            "%s: %s; asking again in %.1f s",
-            self._name,
-            describe(_error(state)),
-            state.next_action.sleep,
-        )
+        error, wait = _error(state), state.next_action.sleep
+        if isinstance(error, ccxt.DDoSProtection | ccxt.RateLimitExceeded):
+            status = _status(error)
+            shown = "" if status is None else f" ({status})"
+            _log.warning("%s asks to slow down%s; next request in %.0f s", self._name, shown, wait)
+        else:
+            _log.warning("%s: %s; retry in %.1f s", self._name, describe(error), wait)
 
     def _final(self, error: Exception, attempts: int) -> Exception:
-        if not passes(error):
-            return self._refusal(error)
+        if not is_transient(error):
+            return self._permanent(error)
         wanted = retry_after(error)
         if wanted is not None:
-            self._barred_until, self._barred_by = time.monotonic() + wanted, error
+            self._banned_until, self._ban = time.monotonic() + wanted, error
         times = "once" if attempts == 1 else f"{attempts} times"
         return ExchangeUnavailable(
-            f"{self._name} does not answer, asked {times}: {describe(error)}", error, wanted
+            f"{self._name} does not answer, tried {times}: {describe(error)}", error, wanted
         )
 
-    def _refusal(self, error: Exception) -> UserError:
+    def _permanent(self, error: Exception) -> UserError:
         reason = describe(error)
         if isinstance(error, ccxt.AuthenticationError):
             return UserError(
-                f"{self._name} wants credentials, and the platform sends none: {reason};"
+                f"{self._name} requires credentials, and the platform sends none: {reason};"
                 f" choose another {PREFIX}EXCHANGE"
             )
         if isinstance(error, ccxt.BadSymbol):
-            return UnknownMarket(
+            return UnknownSymbol(
                 f"{self._name} does not know a symbol of {PREFIX}SYMBOLS: {reason}"
             )
         if isinstance(error, ccxt.ExchangeNotAvailable):
             return UserError(
-                f"{self._name} is not to be had from here, or not at its URL"
+                f"{self._name} is not available from this place, or not at its URL"
                 f" ({PREFIX}EXCHANGE, {PREFIX}EXCHANGE_URL): {reason}"
             )
-        return UserError(f"{self._name} refuses: {reason}")
+        return UserError(f"{self._name} rejects the request: {reason}")
 
 
-def passes(error: BaseException) -> bool:
-    """Tell whether an error of ccxt's may pass by itself."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error of ccxt's is worth a retry."""
     status = _status(error)
-    if isinstance(error, ccxt.ExchangeNotAvailable) and status in _FINAL_STATUSES:
+    if isinstance(error, ccxt.ExchangeNotAvailable) and status in _PERMANENT_STATUSES:
         return False
     if isinstance(error, ccxt.AuthenticationError):
         return False
     if not isinstance(error, ccxt.BaseError) or status is None:
         return isinstance(error, ccxt.OperationFailed)
-    return isinstance(error, ccxt.OperationFailed) or status >= 500 or status in _PASSING_STATUSES
+    return isinstance(error, ccxt.OperationFailed) or status >= 500 or status in _TRANSIENT_STATUSES
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return the seconds after which the answer behind an error wants to be asked again."""
+    """Return the seconds of the `Retry-After` header of an error's answer, None without one."""
     response = _response(error)
     text = None if response is None else response.headers.get("Retry-After")
     if text is None:
@@ -209,7 +209,7 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def describe(error: BaseException | None) -> str:
-    """Return what an error says, in one line of bounded length, and what caused it."""
+    """Return an error and its cause in one line of bounded length."""
     if error is None:
         return "no reason given"
     text = f"{type(error).__name__}: {error}"
@@ -221,7 +221,7 @@ def describe(error: BaseException | None) -> str:
 
 
 def _read(call: Callable[[], _Result]) -> _Result:
-    """Take an answer that ccxt cannot read for what it is."""
+    """Return the result of a call. Raises BadResponse for an answer that ccxt cannot read."""
     try:
         return call()
     except _MISREAD as error:
@@ -229,13 +229,13 @@ def _read(call: Callable[[], _Result]) -> _Result:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status of the answer behind an error."""
+    """Return the HTTP status of an error's answer, None without one."""
     response = _response(error)
     return None if response is None else response.status_code
 
 
 def _response(error: BaseException) -> requests.Response | None:
-    """Return the answer behind an error, where there was one."""
+    """Return the answer that caused an error, None without one."""
     for one in _chain(error):
         if isinstance(one, requests.RequestException):
             return one.response
@@ -243,7 +243,7 @@ def _response(error: BaseException) -> requests.Response | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
+    """Yield an error and its causes."""
     one: BaseException | None = error
     while one is not None:
         yield one

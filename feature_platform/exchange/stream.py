@@ -1,4 +1,4 @@
-"""The stream of bars or trades of an exchange, over ccxt's WebSocket client."""
+"""The stream of an exchange's bars or trades over WebSocket connections, by ccxt's client."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from feature_platform.symbols import name_at
 
 _log = logging.getLogger(__name__)
 
-# `minutes`: no stream; bars are requested over REST.
+# "minutes": the exchange has no stream; its bars are fetched over REST each minute.
 Kind = Literal["bars", "trades", "minutes"]
 
-# Symbols of one subscription message.
-_AT_ONCE = 100
-# ccxt's cache size for each symbol; unused, so as small as possible.
-_KEPT = 4
+# Symbols in one subscription message.
+_SYMBOLS_PER_MESSAGE = 100
+# The size of ccxt's cache of a symbol; unused, so small.
+_CACHE_SIZE = 4
 
-# A stream has stalled when no message arrives for this many times its usual interval, but at least
-# these seconds: of the platform's clock, and of the wall clock, because this process may be slow.
-_USUAL_TIMES = 20.0
+# A stream has stalled after so many times its usual time between messages, and after at least so
+# many seconds of the clock and so many wall seconds, because this process may be slow, too.
+_STALL_FACTOR = 20.0
 _SHORTEST_STALL = 10.0
-_SHORTEST_WALL = 2.0
-# The longest time from a connection to its first message, in seconds of the wall clock.
-_DIAL = 20.0
-# A connection that lasted longer does not count as a failed attempt.
+_SHORTEST_STALL_WALL = 2.0
+# The limit of the time until the first message of a connection, in wall seconds.
+_CONNECT_TIMEOUT = 20.0
+# A connection that lasts so many wall seconds resets the back-off.
 _STEADY = 20.0
 
-# The longest wait for the close of a connection, in seconds; the close continues afterwards.
-_GOOD_BYE = 0.5
+# How long to wait for a connection to close; afterwards it goes on in the background. Seconds.
+_CLOSE_TIMEOUT = 0.5
 _closing: set[asyncio.Task[None]] = set()
 
-# Errors of ccxt's own code for a message of an unexpected form.
+# Errors that ccxt raises for a message of an unexpected form.
 _MISREAD = (
     ArithmeticError,
     AttributeError,
@@ -71,17 +71,17 @@ _MISREAD = (
     ValueError,
     ccxt.BaseError,
 )
-# Seconds of the wall clock between two warnings about messages that cannot be read.
+# The time between two warnings about messages that cannot be read, in wall seconds.
 _WARN_EVERY = 30.0
 
 
-class Listener(Protocol):
-    """Callbacks of a feed; its event loop calls them, so they must not block."""
+class StreamHandler(Protocol):
+    """The receiver of a stream's events; its methods run in the event loop and must not block."""
 
-    def on_row(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
+    def on_bar(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
         """Handle an update of a minute: its time in milliseconds, OHLC and volume.
 
-        final: the exchange's flag that the minute is over; None if its messages have no flag.
+        final: whether the message marks the bar as closed; None where it has no such mark.
         """
         ...
 
@@ -89,45 +89,44 @@ class Listener(Protocol):
         """Handle a trade in ccxt's form."""
         ...
 
-    def on_up(self) -> None:
-        """Handle the first message of a connection: from now on all updates arrive."""
+    def on_connected(self) -> None:
+        """Handle the first message of a connection, before its updates."""
         ...
 
     def on_unknown(self, unknown: Mapping[str, str]) -> None:
-        """Handle the symbols that the exchange does not have, with the reasons."""
+        """Handle the symbols that the exchange does not have, each with a reason; before each
+        connection."""
         ...
 
-    def on_down(self, reason: str) -> None:
-        """Handle the loss of a connection: no updates have arrived since the last message."""
+    def on_disconnected(self, reason: str) -> None:
+        """Handle the loss of a connection: no update was received after the last message."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Random waits between attempts to connect, in seconds.
-
-    The upper bound doubles with each attempt, from `first` to `longest`.
-    """
+    """The random wait between attempts to connect, in seconds: its limit doubles from `first` to
+    `longest`."""
 
     first: float = 0.5
     longest: float = 30.0
 
 
 class _Lost(Exception):
-    """A connection is over."""
+    """A connection was lost."""
 
 
-class Feed:
-    """The stream of an exchange, with a new connection after each loss.
+class Stream:
+    """The stream of an exchange, which reconnects until it is cancelled.
 
     name, symbols, url: as for `Exchange`.
-    listener: the callbacks.
-    clock: the clock that measures the time without messages.
-    stall: the longest time without a message before a connection counts as lost, in seconds of
-        the clock; shorter if messages usually arrive much more often.
-    kind: bars or trades; by default the stream that the exchange has, bars rather than trades, or
-        "minutes" if ccxt has no stream of it: then `run` must not be called.
-    Raises UserError if there is no such exchange.
+    handler: receives the events.
+    clock: measures the time without messages.
+    stall: how long a connection may be without messages before it is replaced, in seconds of the
+        clock; the limit is shorter for a stream with frequent messages.
+    kind: bars or trades; by default bars, trades where the exchange streams no bars, and "minutes"
+        where ccxt knows no stream of the exchange: then `run` must not be called.
+    Raises UserError where ccxt knows no such exchange.
     """
 
     def __init__(
@@ -135,7 +134,7 @@ class Feed:
         name: str,
         symbols: tuple[str, ...],
         url: str | None,
-        listener: Listener,
+        handler: StreamHandler,
         *,
         clock: Clock,
         stall: float,
@@ -146,7 +145,7 @@ class Feed:
         self.symbols = symbols
         self.kind: Kind = kind or _best_kind(name)
         self._url = url
-        self._listener = listener
+        self._handler = handler
         self._clock = clock
         self._stall = stall
         self._back_off = back_off or BackOff()
@@ -155,10 +154,10 @@ class Feed:
         self._unread = 0
 
     async def run(self) -> None:
-        """Connect, receive updates, and reconnect when the connection is lost, until cancelled.
+        """Connect, pass updates to the handler, and reconnect when the connection is lost.
 
-        Symbols that the exchange does not have are skipped, and looked for at each connection.
-        Raises UserError if it has none of them, or rejects a request for good.
+        Symbols that the exchange does not have are skipped, and looked up again at each connection.
+        Raises UserError where it has none of them.
         """
         while True:
             await AsyncRetrying(
@@ -166,43 +165,43 @@ class Feed:
                 wait=wait_random_exponential(
                     multiplier=self._back_off.first, max=self._back_off.longest
                 ),
-                before_sleep=_log_retry,
+                before_sleep=_warn,
                 reraise=True,
-            )(self._listen)
+            )(self._connect)
             await asyncio.sleep(random.uniform(0, self._back_off.first))
 
-    async def _listen(self) -> None:
-        """Receive the updates of one connection; raise _Lost if it is lost soon."""
+    async def _connect(self) -> None:
+        """Use one connection until it is lost. Raises _Lost where it did not last long."""
         began = time.monotonic()
-        session = _Session(self)
+        connection = _Connection(self)
         try:
-            reason = await session.run()
+            reason = await connection.run()
         finally:
-            await session.close()
-        if session.up:
+            await connection.close()
+        if connection.up:
             _log.warning("%s: the stream is lost: %s", self.name, reason)
-            self._listener.on_down(reason)
-        if not session.up or time.monotonic() - began < _STEADY:
+            self._handler.on_disconnected(reason)
+        if not connection.up or time.monotonic() - began < _STEADY:
             raise _Lost(f"{self.name}: {reason}")
 
     async def markets(self) -> dict[str, Any]:
-        """Return the exchange's symbols; request them again while one of ours is missing.
+        """Return the exchange's symbols; fetch them again while a configured one is missing.
 
         Raises ExchangeUnavailable, TimeoutError, UserError.
         """
         if self._markets is None or self.unknown(self._markets):
-            # ccxt's client of streams has no limits for this request.
+            # ccxt's client of streams would load them without a limit of size.
             patience = Patience(attempts=1)
             with Exchange(self.name, self.symbols, url=self._url, patience=patience) as exchange:
                 try:
-                    async with asyncio.timeout(_DIAL):
+                    async with asyncio.timeout(_CONNECT_TIMEOUT):
                         self._markets = await asyncio.to_thread(exchange.markets)
                 finally:
                     exchange.interrupt()
         return self._markets
 
     def unknown(self, markets: Mapping[str, Any]) -> dict[str, str]:
-        """Return the symbols that the exchange does not have, each with an error text."""
+        """Return the symbols that the exchange does not have, each with a reason."""
         names = {symbol: name_at(self.name, symbol) for symbol in self.symbols}
         return {
             symbol: f"{self.name} has no symbol {name!r}"
@@ -211,7 +210,7 @@ class Feed:
         }
 
     def warn_unread(self, error: Exception, message: Any) -> None:
-        """Log a message that cannot be read, at most once in `_WARN_EVERY` seconds."""
+        """Log a message that cannot be read; at most one in 30 seconds."""
         self._unread += 1
         now = time.monotonic()
         if self._warned_at and now - self._warned_at < _WARN_EVERY:
@@ -223,35 +222,37 @@ class Feed:
         )
 
 
-class _Session:
-    """One connection."""
+class _Connection:
+    """One WebSocket connection."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.up = False
-        self._feed = feed
-        self._client = make_client(feed.name, feed.symbols, feed._url, library=ccxt.pro)
+        self._stream = stream
+        self._client = make_client(stream.name, stream.symbols, stream._url, library=ccxt.pro)
         self._client.timeout_on_exit = 0
         self._handle = self._client.handle_message
         self._make_socket = self._client.client
-        # The symbols that the exchange has, by its names of them.
+        # The configured symbols that the exchange has, by its names of them.
         self._symbols: dict[str, str] = {}
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[Any]] = []
-        self._began = self._heard = self._now()
+        self._began = self._last_message_at = self._now()
         self._messages = 0
         self._final: bool | None = None
 
     async def run(self) -> str:
-        """Receive updates until the connection is lost; return the reason."""
-        feed = self._feed
+        """Pass updates to the handler until the connection is lost; return the reason."""
+        stream = self._stream
         try:
-            markets = await feed.markets()
+            markets = await stream.markets()
         except (TimeoutError, ExchangeUnavailable, Interrupted, UserError) as error:
             return f"no list of symbols: {describe(error)}"
         self._client.set_markets(markets)
-        unknown = feed.unknown(markets)
-        feed._listener.on_unknown(unknown)
-        self._symbols = {name_at(feed.name, one): one for one in feed.symbols if one not in unknown}
+        unknown = stream.unknown(markets)
+        stream._handler.on_unknown(unknown)
+        self._symbols = {
+            name_at(stream.name, one): one for one in stream.symbols if one not in unknown
+        }
         if not self._symbols:
             raise UserError(f"{PREFIX}SYMBOLS: {next(iter(unknown.values()))}")
         self._install()
@@ -262,27 +263,31 @@ class _Session:
         return await self._lost
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Cancel the tasks and close the WebSocket."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         closing = asyncio.ensure_future(self._close_client())
         _closing.add(closing)
         closing.add_done_callback(_closing.discard)
-        # The exchange may answer the close late or never.
-        await asyncio.wait([closing], timeout=_GOOD_BYE)
+        # The exchange may answer late, or never.
+        await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT)
 
     async def _close_client(self) -> None:
         with suppress(*_MISREAD, OSError):
+            # First: aiohttp's close of a WebSocket reads all messages until the exchange's CLOSE,
+            # which may take minutes while an exchange sends without a pause.
+            if self._client.session is not None:
+                await self._client.session.close()
             await self._client.close()
 
     def _install(self) -> None:
-        """Replace the caches of ccxt's client by ones that pass on each update.
+        """Replace the caches and callbacks of ccxt's client by ones that pass every message on.
 
-        ccxt's methods return only the newest state of one symbol; earlier updates, and those of
-        other symbols, would be lost.
+        ccxt's own methods return only the newest state of one symbol, and drop the updates in
+        between.
         """
-        client, feed = self._client, self._feed
+        client, stream = self._client, self._stream
         client.open()
         opened = client.session
         client.session = aiohttp.ClientSession(
@@ -302,21 +307,20 @@ class _Session:
             self._lose(f"the exchange closed it, {code}")
 
         client.client = self._socket
-        client.handle_message = self._take
+        client.handle_message = self._receive
         client.on_error, client.on_close = lost, closed
         for name, symbol in self._symbols.items():
-            if feed.kind == "trades":
-                client.trades[name] = _TradesTap(symbol, self)
+            if stream.kind == "trades":
+                client.trades[name] = _TradeCache(symbol, self)
             else:
-                tap = _RowsTap(symbol, self)
-                # Messages of some exchanges do not contain the timeframe.
-                client.ohlcvs[name] = {TIMEFRAME: tap, "unknown": tap}
+                cache = _BarCache(symbol, self)
+                # The messages of some exchanges do not name their timeframe.
+                client.ohlcvs[name] = {TIMEFRAME: cache, "unknown": cache}
 
     def _socket(self, url: str) -> Any:
-        """Return ccxt's client of one WebSocket; a bad frame ends the connection.
+        """Return ccxt's client of one WebSocket, with a handler of errors in its frames.
 
-        ccxt decodes a frame in a callback. An error there would end the reads, but not the
-        connection.
+        ccxt decodes a frame in a callback: an error there ends its reading without a sign.
         """
         known = url in (self._client.clients or {})
         made = self._make_socket(url)
@@ -326,10 +330,10 @@ class _Session:
             def guarded(frame: Any) -> None:
                 try:
                     decode(frame)
-                except Exception as error:  # noqa: BLE001  # any error would end the reads
-                    # The lost frame may have had the last update of a minute: after a reconnect
-                    # all minutes since the last message are requested.
-                    self._feed.warn_unread(error, frame.data)
+                except Exception as error:  # noqa: BLE001  # any error would end the reading
+                    # The frame may have been the last update of a minute: after a new connection
+                    # all minutes since the last message are fetched.
+                    self._stream.warn_unread(error, frame.data)
                     self._lose(f"a frame that cannot be decoded: {describe(error)}")
 
             made.handle_message = guarded
@@ -337,81 +341,80 @@ class _Session:
 
     def _subscriptions(self) -> list[Awaitable[Any]]:
         client, symbols = self._client, tuple(self._symbols)
-        if self._feed.kind == "trades":
+        if self._stream.kind == "trades":
             if client.has.get("watchTradesForSymbols"):
-                return [client.watch_trades_for_symbols(some) for some in _parts(symbols)]
+                return [client.watch_trades_for_symbols(some) for some in _chunks(symbols)]
             return [client.watch_trades(symbol) for symbol in symbols]
         if client.has.get("watchOHLCVForSymbols"):
             return [
                 client.watch_ohlcv_for_symbols([[symbol, TIMEFRAME] for symbol in some])
-                for some in _parts(symbols)
+                for some in _chunks(symbols)
             ]
         return [client.watch_ohlcv(symbol, TIMEFRAME) for symbol in symbols]
 
     def _subscribed(self, task: asyncio.Task[Any]) -> None:
-        """Check the first answer to a subscription; later updates arrive through the caches."""
+        """End the connection where a subscription failed; updates arrive by the caches."""
         if task.cancelled():
             return
         error = task.exception()
         if error is not None:
             self._lose(describe(error))
 
-    def _take(self, socket: Any, message: Any) -> None:
+    def _receive(self, socket: Any, message: Any) -> None:
         if not self.up:
             self.up = True
-            self._began = self._heard = self._now()
-            self._feed._listener.on_up()
+            self._began = self._last_message_at = self._now()
+            self._stream._handler.on_connected()
         self._final = _is_final(message)
         try:
             self._handle(socket, message)
         except _MISREAD as error:
-            # Otherwise ccxt would stop reading without an error.
-            self._feed.warn_unread(error, message)
+            # Without this, ccxt would stop reading without an error.
+            self._stream.warn_unread(error, message)
 
-    def count_update(self) -> None:
-        """Count an update of a symbol, and note its time."""
+    def _count_update(self) -> None:
         self._messages += 1
-        self._heard = self._now()
+        self._last_message_at = self._now()
 
-    def pass_row(self, symbol: str, row: Sequence[Any]) -> None:
-        self.count_update()
-        self._feed._listener.on_row(symbol, row, final=self._final)
+    def pass_bar(self, symbol: str, row: Sequence[Any]) -> None:
+        self._count_update()
+        self._stream._handler.on_bar(symbol, row, final=self._final)
 
     def pass_trade(self, symbol: str, trade: dict[str, Any]) -> None:
-        self.count_update()
-        self._feed._listener.on_trade(symbol, trade)
+        self._count_update()
+        self._stream._handler.on_trade(symbol, trade)
 
     def _lose(self, reason: str) -> None:
         if not self._lost.done():
             self._lost.set_result(reason)
 
     async def _watch_silence(self) -> None:
-        clock = self._feed._clock
-        dialled = time.monotonic()
+        clock = self._stream._clock
+        began = time.monotonic()
         while True:
             limit = self._longest_silence()
             await asyncio.sleep(clock.wall_seconds(limit) / 8)
-            silent = self._now() - self._heard
+            silent = self._now() - self._last_message_at
             if self.up and silent > limit:
                 self._lose(f"no message for {silent:.0f} s: it has stalled")
-            elif not self.up and time.monotonic() - dialled > _DIAL:
-                self._lose(f"no answer for {_DIAL:.0f} s")
+            elif not self.up and time.monotonic() - began > _CONNECT_TIMEOUT:
+                self._lose(f"no answer for {_CONNECT_TIMEOUT:.0f} s")
 
     def _longest_silence(self) -> float:
-        """Return the longest allowed time without a message, in seconds of the clock."""
-        feed = self._feed
+        """Return the limit of the time without a message, in seconds of the clock."""
+        stream = self._stream
         usual = (self._now() - self._began) / max(self._messages, 1)
-        shortest = max(_SHORTEST_STALL, _SHORTEST_WALL * feed._clock.speed)
-        return max(min(feed._stall, _USUAL_TIMES * usual), min(feed._stall, shortest))
+        shortest = max(_SHORTEST_STALL, _SHORTEST_STALL_WALL * stream._clock.speed)
+        return max(min(stream._stall, _STALL_FACTOR * usual), min(stream._stall, shortest))
 
     def _now(self) -> float:
-        return self._feed._clock.milliseconds() / 1000
+        return self._stream._clock.milliseconds() / 1000
 
 
 class _BoundedResponse(aiohttp.ClientResponse):
     """An answer of bounded size to a REST request of ccxt's client of streams.
 
-    ccxt itself sets a total deadline for each request.
+    ccxt itself sets a total deadline.
     """
 
     async def read(self) -> bytes:
@@ -425,32 +428,32 @@ class _BoundedResponse(aiohttp.ClientResponse):
         return self._body
 
 
-class _RowsTap(ArrayCacheByTimestamp):  # type: ignore[misc]  # ccxt has no types
-    """Pass each row on."""
+class _BarCache(ArrayCacheByTimestamp):  # type: ignore[misc]  # ccxt has no types
+    """A cache of ccxt's that passes each row to the connection."""
 
-    def __init__(self, symbol: str, session: _Session) -> None:
-        super().__init__(_KEPT)
-        self._symbol, self._session = symbol, session
+    def __init__(self, symbol: str, connection: _Connection) -> None:
+        super().__init__(_CACHE_SIZE)
+        self._symbol, self._connection = symbol, connection
 
     def append(self, item: list[Any]) -> None:
-        self._session.pass_row(self._symbol, list(item))
+        self._connection.pass_bar(self._symbol, list(item))
         super().append(item)
 
 
-class _TradesTap(ArrayCache):  # type: ignore[misc]  # ccxt has no types
-    """Pass each trade on."""
+class _TradeCache(ArrayCache):  # type: ignore[misc]  # ccxt has no types
+    """A cache of ccxt's that passes each trade to the connection."""
 
-    def __init__(self, symbol: str, session: _Session) -> None:
-        super().__init__(_KEPT)
-        self._symbol, self._session = symbol, session
+    def __init__(self, symbol: str, connection: _Connection) -> None:
+        super().__init__(_CACHE_SIZE)
+        self._symbol, self._connection = symbol, connection
 
     def append(self, item: dict[str, Any]) -> None:
-        self._session.pass_trade(self._symbol, item)
+        self._connection.pass_trade(self._symbol, item)
         super().append(item)
 
 
 def _best_kind(name: str) -> Kind:
-    """Return the kind of stream that an exchange has."""
+    """Return the default kind of an exchange."""
     kind = getattr(ccxt.pro, name, None)
     has = kind().has if kind is not None else {}
     if has.get("watchOHLCV") is True:
@@ -459,9 +462,9 @@ def _best_kind(name: str) -> Kind:
 
 
 def _is_final(message: Any) -> bool | None:
-    """Return the flag of a message that its bar is final; None if it has no such flag.
+    """Return whether a message marks its bar as closed; None where it has no such mark.
 
-    ccxt's rows do not contain the flag. Only the form of Binance's messages is known.
+    ccxt's rows do not have the mark. Only the form of Binance's messages is known.
     """
     match message:
         case {"k": {"x": bool(final)}} | {"data": {"k": {"x": bool(final)}}}:
@@ -469,13 +472,14 @@ def _is_final(message: Any) -> bool | None:
     return None
 
 
-def _parts(symbols: tuple[str, ...]) -> list[list[str]]:
-    return [list(symbols[at : at + _AT_ONCE]) for at in range(0, len(symbols), _AT_ONCE)]
+def _chunks(symbols: tuple[str, ...]) -> list[list[str]]:
+    return [
+        list(symbols[at : at + _SYMBOLS_PER_MESSAGE])
+        for at in range(0, len(symbols), _SYMBOLS_PER_MESSAGE)
+    ]
 
 
-def _log_retry(state: RetryCallState) -> None:
+def _warn(state: RetryCallState) -> None:
     assert state.outcome is not None
     assert state.next_action is not None
-    _log.warning(
-        "%s; connecting again in %.1f s", state.outcome.exception(), state.next_action.sleep
-    )
+    _log.warning("%s; reconnecting in %.1f s", state.outcome.exception(), state.next_action.sleep)

@@ -1,4 +1,4 @@
-"""What a stream did not say, or may have said wrong, asked of the exchange over REST."""
+"""Fetch missing and unconfirmed minutes over REST while a stream is recorded."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
 
-# Asked for once more, for bars that are corrected soon after they are published.
+# Fetched once more, because exchanges correct some bars soon after they publish them.
 _OVERLAP = timedelta(minutes=3)
-# Older gaps are for whoever repairs history.
-_GAPS_OF = timedelta(hours=1)
-# How often each market is asked again for what it said since, and from how long before that: for
-# what a stream has not said, or said wrong, and nobody could tell.
-_SWEEP = timedelta(minutes=15)
-_SWEPT_AGAIN = timedelta(minutes=10)
-# When in the minute to look for gaps, in its seconds: when those who record are at rest.
-_LOOK_SECOND = 25.0
+# Dagster or `backfill` fetches older gaps.
+_GAP_AGE = timedelta(hours=1)
+# How often all recent minutes of a symbol are fetched again, and the overlap of two such fetches:
+# a stream may lose or falsify an update without any sign of it.
+_RECHECK_EVERY = timedelta(minutes=15)
+_RECHECK_OVERLAP = timedelta(minutes=10)
+# The second of the minute at which gaps are fetched: the recorders have little work then.
+_GAPS_SECOND = 25.0
 _LONGEST_WAIT = 30.0
-_MINUTE = timedelta(minutes=1)
 
-Answered = Callable[[str, str | None], None]
+OnFetched = Callable[[str, str | None], None]
 
 
-class _Unanswered(Exception):
+class _Unavailable(Exception):
     """The exchange or the database is away."""
 
 
 class CatchUp:
-    """Ask an exchange for minutes, one market after the other, from a thread of its own.
+    """Fetch minutes over REST, one symbol after the other, in a thread of its own.
 
-    exchange: used by that thread only; its patience should end when `stop` is set.
-    history: how far back a market without bars is asked for.
-    answered: told, on that thread, of each market whether all that was wanted of it is stored by
-        now, or why not.
-    stop: set, and followed by a `nudge`, it ends `run` after the page in hand.
+    exchange: used by that thread only; its retries should end when `stop` is set.
+    history: how far back a symbol without bars is fetched.
+    on_fetched: called in that thread with a symbol, and None once all its pending minutes are
+        stored, or the error.
+    stop: ends `run` after the current page; call `wake` after setting it.
     """
 
     def __init__(
@@ -59,121 +58,125 @@ class CatchUp:
         exchange: Exchange,
         history: timedelta,
         clock: Clock,
-        answered: Answered,
+        on_fetched: OnFetched,
         stop: threading.Event,
     ) -> None:
         self._exchange = exchange
         self._history = history
         self._clock = clock
-        self._answered = answered
+        self._on_fetched = on_fetched
         self._stop = stop
-        self._nudged = threading.Event()
+        self._wake_up = threading.Event()
         self._lock = threading.Lock()
         self._trouble = TroubleLog(_log)
-        self._starts: dict[str, datetime] = {}
+        self._pending: dict[str, datetime] = {}
         self._newest_before: dict[str, datetime] = {}
         count, now = len(exchange.symbols), clock.now()
-        # In turn, not all at once.
-        self._swept = {name: now - _SWEEP * at / count for at, name in enumerate(exchange.symbols)}
+        # Spread over the period, so that the symbols are not all fetched at once.
+        self._rechecked_at = {
+            symbol: now - _RECHECK_EVERY * at / count for at, symbol in enumerate(exchange.symbols)
+        }
 
-    def since(self, symbols: Iterable[str], start: datetime) -> None:
-        """Ask for all minutes from a moment on, and a few before; from any thread."""
+    def fetch_since(self, symbols: Iterable[str], start: datetime) -> None:
+        """Fetch all minutes since a time, and a few before it; from any thread."""
         for symbol in symbols:
-            self._want(symbol, start - _OVERLAP)
-        self.nudge()
+            self._add(symbol, start - _OVERLAP)
+        self.wake()
 
-    def since_newest(self, symbols: Iterable[str], before: datetime) -> None:
-        """Ask for all minutes from the newest that is stored and began before a moment."""
+    def fetch_since_newest(self, symbols: Iterable[str], before: datetime) -> None:
+        """Fetch all minutes since the newest stored one that began before a time."""
         with self._lock:
             for symbol in symbols:
                 self._newest_before.setdefault(symbol, before)
-        self.nudge()
+        self.wake()
 
-    def again(self, minutes: Iterable[tuple[str, int]]) -> None:
-        """Ask again for minutes, each a symbol and a `ts`; from any thread."""
+    def fetch_again(self, minutes: Iterable[tuple[str, int]]) -> None:
+        """Fetch all minutes since these again, each a symbol and a `ts`; from any thread."""
         for symbol, ts in minutes:
-            self._want(symbol, time_of(ts))
-        self.nudge()
+            self._add(symbol, time_of(ts))
+        self.wake()
 
-    def nudge(self) -> None:
-        """Have `run` look at once what there is to do; from any thread."""
-        self._nudged.set()
+    def wake(self) -> None:
+        """Wake `run` to look for pending work at once; from any thread."""
+        self._wake_up.set()
 
     def run(self) -> None:
-        """Ask until told to stop."""
-        look = self._next_look()
+        """Fetch pending minutes until the stop event is set."""
+        gaps_at = self._next_gaps_time()
         while not self._stop.is_set():
-            self._nudged.wait(self._clock.wall_seconds(look - self._clock.milliseconds() / 1000))
-            self._nudged.clear()
-            looking = self._clock.milliseconds() / 1000 >= look
-            if looking:
-                self._sweep()
-            self._ask_patiently(looking=looking)
-            if looking:
-                look = self._next_look()
+            self._wake_up.wait(
+                self._clock.wall_seconds(gaps_at - self._clock.milliseconds() / 1000)
+            )
+            self._wake_up.clear()
+            gaps_due = self._clock.milliseconds() / 1000 >= gaps_at
+            if gaps_due:
+                self._add_rechecks()
+            self._fetch_with_retries(gaps_due=gaps_due)
+            if gaps_due:
+                gaps_at = self._next_gaps_time()
 
-    def _next_look(self) -> float:
+    def _next_gaps_time(self) -> float:
         now = self._clock.milliseconds() / 1000
-        return (now - _LOOK_SECOND) // 60 * 60 + 60 + _LOOK_SECOND
+        return (now - _GAPS_SECOND) // 60 * 60 + 60 + _GAPS_SECOND
 
-    def _ask_patiently(self, *, looking: bool) -> None:
+    def _fetch_with_retries(self, *, gaps_due: bool) -> None:
         retrying = Retrying(
-            retry=retry_if_exception_type(_Unanswered),
+            retry=retry_if_exception_type(_Unavailable),
             wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
             stop=lambda _state: self._stop.is_set(),
             sleep=self._sleep,
             before_sleep=self._warn,
             retry_error_callback=lambda _state: None,
         )
-        retrying(self._ask, looking=looking)
+        retrying(self._fetch_all, gaps_due=gaps_due)
 
-    def _ask(self, *, looking: bool) -> None:
-        """Ask for all that is wanted. Raises _Unanswered where something stays wanted."""
+    def _fetch_all(self, *, gaps_due: bool) -> None:
+        """Fetch all pending minutes. Raises _Unavailable where some stay pending."""
         try:
             with connect() as connection:
-                while (wanted := self._next(connection)) is not None:
-                    self._ask_for(connection, *wanted)
-                if looking:
-                    self._ask_for_gaps(connection)
+                while (pending := self._next(connection)) is not None:
+                    self._fetch(connection, *pending)
+                if gaps_due:
+                    self._fetch_gaps(connection)
         except Interrupted:
             return  # `stop` is set
         except (psycopg.Error, UserError) as error:
-            raise _Unanswered(" ".join(redact(str(error)).split())) from error
+            raise _Unavailable(" ".join(redact(str(error)).split())) from error
 
-    def _ask_for(self, connection: psycopg.Connection[Any], symbol: str, start: datetime) -> None:
+    def _fetch(self, connection: psycopg.Connection[Any], symbol: str, start: datetime) -> None:
         error: str | None
         try:
             error = backfill(connection, self._exchange, symbol, start, self._exchange.now()).error
         except ExchangeUnavailable as unavailable:
             error = str(unavailable)
-        except UserError as refusal:
-            _log.error("%s: %s", symbol, refusal)
-            self._answered(symbol, str(refusal))
+        except UserError as permanent:
+            _log.error("%s: %s", symbol, permanent)
+            self._on_fetched(symbol, str(permanent))
             return
         except psycopg.Error:
-            self._want(symbol, start)
+            self._add(symbol, start)
             raise
         if error is not None:
-            self._want(symbol, start)
-            self._answered(symbol, error)
-            raise _Unanswered(f"{symbol}: {error}")
+            self._add(symbol, start)
+            self._on_fetched(symbol, error)
+            raise _Unavailable(f"{symbol}: {error}")
         with self._lock:
-            more = symbol in self._starts or symbol in self._newest_before
+            more = symbol in self._pending or symbol in self._newest_before
         if not more:
-            self._answered(symbol, None)
+            self._on_fetched(symbol, None)
 
-    def _sweep(self) -> None:
-        """Want what markets said since they were last asked, of those whose turn it is."""
+    def _add_rechecks(self) -> None:
+        """Add the recent minutes of the symbols whose recheck is due."""
         now = self._clock.now()
-        for symbol, swept in self._swept.items():
-            if now - swept >= _SWEEP:
-                self._want(symbol, swept - _SWEPT_AGAIN)
-                self._swept[symbol] = now
+        for symbol, rechecked_at in self._rechecked_at.items():
+            if now - rechecked_at >= _RECHECK_EVERY:
+                self._add(symbol, rechecked_at - _RECHECK_OVERLAP)
+                self._rechecked_at[symbol] = now
 
-    def _ask_for_gaps(self, connection: psycopg.Connection[Any]) -> None:
-        """Ask for what nobody has brought, of the last hour; a gap says itself when."""
+    def _fetch_gaps(self, connection: psycopg.Connection[Any]) -> None:
+        """Fetch the gaps of the last hour that are due."""
         find_gaps(connection)
-        oldest = self._clock.now() - _GAPS_OF
+        oldest = self._clock.now() - _GAP_AGE
         for gap in due_gaps(connection, self._exchange.symbols):
             if self._stop.is_set():
                 return
@@ -185,9 +188,9 @@ class CatchUp:
                         return
 
     def _next(self, connection: psycopg.Connection[Any]) -> tuple[str, datetime] | None:
-        """Take the next market of which something is wanted, and from when on."""
+        """Remove and return the next pending symbol and the start of its range."""
         with self._lock:
-            symbol = next(iter({**self._newest_before, **self._starts}), None)
+            symbol = next(iter({**self._newest_before, **self._pending}), None)
             before = self._newest_before.get(symbol or "")
         if symbol is None or self._stop.is_set():
             return None
@@ -195,13 +198,16 @@ class CatchUp:
             row = connection.execute(
                 queries["recorder_newest"], {"symbol": symbol, "before": before}
             ).fetchone()
-            # Back to what a recorder that was killed had still to ask again.
-            self._want(
-                symbol, before - self._history if row is None else row[0] - _SWEEP - _SWEPT_AGAIN
+            # Far enough back for the rechecks that a killed recorder had not made yet.
+            self._add(
+                symbol,
+                before - self._history
+                if row is None
+                else row[0] - _RECHECK_EVERY - _RECHECK_OVERLAP,
             )
         with self._lock:
             self._newest_before.pop(symbol, None)
-            return symbol, self._starts.pop(symbol)
+            return symbol, self._pending.pop(symbol)
 
     def _warn(self, state: RetryCallState) -> None:
         assert state.outcome is not None
@@ -212,6 +218,6 @@ class CatchUp:
     def _sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
-    def _want(self, symbol: str, start: datetime) -> None:
+    def _add(self, symbol: str, start: datetime) -> None:
         with self._lock:
-            self._starts[symbol] = min(start, self._starts.get(symbol, start))
+            self._pending[symbol] = min(start, self._pending.get(symbol, start))

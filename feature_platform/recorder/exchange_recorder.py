@@ -1,4 +1,4 @@
-"""The recorder of one exchange's symbols: a feed, a builder of bars, and a catch-up."""
+"""The recorder of one exchange: its stream, bar builder, REST fetches and heartbeats."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from typing import Any
 
 from feature_platform.bars import MINUTE_US, StreamBar, time_of
 from feature_platform.exchange.client import Exchange, Patience
-from feature_platform.exchange.stream import BackOff, Feed, Kind
+from feature_platform.exchange.stream import BackOff, Kind, Stream
 from feature_platform.heartbeat import FeedState, Heartbeat, Outage
-from feature_platform.recorder.bar_builder import BarBuilder, Heard, Refused, TradeSums
+from feature_platform.recorder.bar_builder import BarBuilder, RejectedUpdate, Update
 from feature_platform.recorder.catch_up import CatchUp
+from feature_platform.recorder.trade_bars import TradeSums
 from feature_platform.recorder.writer import BarWriter
 from feature_platform.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-# How often to look for what is due beside the moments when minutes are, in seconds of the wall.
-_LOOK_SECONDS = 0.1
-# Into the minute, when a minute that is asked for has been published.
-_ASK_SECOND = 1.0
-# How long after the first minute of a connection something was said of every market, usually.
+# The longest time between two polls of the bar builder, in wall seconds.
+_POLL_SECONDS = 0.1
+# The second of the minute at which an exchange without a stream has published the last minute.
+_FETCH_SECOND = 1.0
+# How long after the first minute of a connection each symbol has usually had an update.
 _ALL_SUBSCRIBED = 5_000_000
-# How long to wait for what the stream says last of a minute, after its grace, before the exchange
-# is asked: in seconds of the clock, and of the wall's, which messages take to arrive.
-_LAST_CALL = 2.0
-_LAST_CALL_WALL = 0.25
-# How often to write heartbeats, in seconds of the clock.
+# How long after its grace a minute without a closed bar waits for one before it is fetched: in
+# seconds of the clock, and in wall seconds, because messages take that time to arrive.
+_CONFIRM_SECONDS = 2.0
+_CONFIRM_WALL_SECONDS = 0.25
+# The time between two heartbeats, in seconds of the clock.
 _BEAT_SECONDS = 10
 
-
-# Seconds of the wall clock between two warnings of rows of a symbol that are no bars.
+# The time between two warnings about rejected updates of a symbol, in wall seconds.
 _WARN_EVERY = 30.0
 
 
 class ExchangeRecorder:
-    """Build the bars of one exchange's symbols and give them to the writer, until stopped.
+    """Build the bars of one exchange's symbols and pass them to the writer, until stopped.
 
-    Its rate limit, its bans, its connection and its heartbeats are its own: another exchange that
-    is away does not delay it.
+    Each exchange has its own rate limit, bans, connection and heartbeats: an exchange that is away
+    does not delay another.
 
-    name, symbols: the exchange, and its symbols as the settings have them.
+    name, symbols: the exchange, and its symbols as in the settings.
     history: how far back a symbol without bars is fetched.
-    kind: the stream to use; by default the best that the exchange has, bars rather than trades.
+    kind: the kind of stream to use; by default bars, or trades where the exchange streams no bars.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class ExchangeRecorder:
         self._clock = settings.clock
         self._writer = writer
         self._sums: TradeSums | None = None
-        self._rows: list[Heard] = []
-        self._heard: dict[str, int] = {}
+        self._updates: list[Update] = []
+        self._updated_at: dict[str, int] = {}
         self._warned_at: dict[str, float] = {}
-        self._last_heard = 0
-        self._up_at = 0
-        self._unheard_minute: int | None = None
+        self._last_message_at = 0
+        self._connected_at = 0
+        self._first_minute: int | None = None
         self._down_since: int | None = None
         self._down_reason = ""
         self._outages: list[Outage] = []
@@ -82,7 +82,7 @@ class ExchangeRecorder:
         self._beaten_at = now - timedelta(seconds=_BEAT_SECONDS)
         self._stopping = threading.Event()
         self._stopped = asyncio.Event()
-        self._feed = Feed(
+        self._stream = Stream(
             name,
             symbols,
             settings.url_of(name),
@@ -92,95 +92,96 @@ class ExchangeRecorder:
             kind=kind,
             back_off=back_off,
         )
+        confirm_after = max(_CONFIRM_SECONDS, _CONFIRM_WALL_SECONDS * self._clock.speed)
         self._builder = BarBuilder(
             round(settings.recorder_grace * 1_000_000),
-            round(max(_LAST_CALL, _LAST_CALL_WALL * self._clock.speed) * 1_000_000),
-            closers=False if self._feed.kind == "trades" else None,
+            round(confirm_after * 1_000_000),
+            sends_closed_bars=False if self._stream.kind == "trades" else None,
         )
         self._exchange = Exchange.configured(
             settings, name, patience=patience or Patience(attempts=3, sleep=self._sleep_in_thread)
         )
         self._catch_up = CatchUp(
-            self._exchange, history, self._clock, self._answered_in_thread, self._stopping
+            self._exchange, history, self._clock, self._on_fetched_in_thread, self._stopping
         )
 
     def stop(self) -> None:
-        """Have `run` end; by its loop only."""
+        """End `run`; from its event loop only."""
         self._stopping.set()
         self._stopped.set()
-        self._catch_up.nudge()
+        self._catch_up.wake()
         self._exchange.interrupt()
 
-    def contest(self, minutes: Sequence[tuple[str, int]]) -> None:
-        """Ask the exchange again for minutes, each a symbol and a `ts`; from any thread."""
-        self._catch_up.again(minutes)
+    def fetch_again(self, minutes: Sequence[tuple[str, int]]) -> None:
+        """Fetch minutes over REST, each a symbol and a `ts`; from any thread."""
+        self._catch_up.fetch_again(minutes)
 
     async def run(self) -> None:
-        """Record until `stop`, and give the writer all that is left.
+        """Record until `stop`, and pass the remaining bars to the writer.
 
         Raises UserError where the exchange has none of the symbols.
         """
         self._loop = asyncio.get_running_loop()
-        _log.info("%s: listening to %s of %d symbols", *self._described())
-        asking = asyncio.create_task(asyncio.to_thread(self._catch_up.run))
-        listening = asyncio.create_task(self._listen())
-        handing = asyncio.create_task(self._hand_over())
-        tasks = [asking, listening, handing]
+        _log.info("%s: stream of %s of %d symbols", self.name, self._stream.kind, len(self._beats))
+        fetching = asyncio.create_task(asyncio.to_thread(self._catch_up.run))
+        streaming = asyncio.create_task(self._run_stream())
+        polling = asyncio.create_task(self._poll_until_stopped())
+        tasks = [fetching, streaming, polling]
         try:
-            # None of them ends by itself before it is stopped, unless it fails.
+            # A task that ends before `stop` has failed.
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.stop()
-            listening.cancel()
+            streaming.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._hand_out(ending=True)
+            self._poll(ending=True)
             self._beat("stopped")
             self._exchange.close()
-        for task in (asking, handing, listening):
+        for task in (fetching, polling, streaming):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
     def fail(self, reason: str) -> None:
-        """Write heartbeats that say why none of the symbols is recorded."""
+        """Write heartbeats with the reason why no symbol of the exchange is recorded."""
         for beat in self._beats.values():
             beat.last_error, beat.last_error_at = reason, self._clock.now()
         self._unknown = frozenset()
         self._beat("down")
 
-    def on_row(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
-        """Take what the feed heard of a minute."""
-        self._hear(symbol)
-        self._rows.append(Heard(symbol, row, self._last_heard, final))
+    def on_bar(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:
+        """Add an update of a bar."""
+        self._note_update(symbol)
+        self._updates.append(Update(symbol, row, self._last_message_at, final))
 
     def on_trade(self, symbol: str, trade: dict[str, Any]) -> None:
-        """Take a trade that the feed heard."""
-        self._hear(symbol)
+        """Add a trade."""
+        self._note_update(symbol)
         when = trade.get("timestamp")
-        if isinstance(when, int) and when * 1000 > self._last_heard + MINUTE_US:
-            self._refuse(Refused(symbol, "a trade of the future", str(trade)[:200]))
+        if isinstance(when, int) and when * 1000 > self._last_message_at + MINUTE_US:
+            self._reject(RejectedUpdate(symbol, "a trade of the future", str(trade)[:200]))
             return
         row = None if self._sums is None else self._sums.add(symbol, trade)
         if row is not None:
-            self._rows.append(Heard(symbol, row, self._last_heard))
+            self._updates.append(Update(symbol, row, self._last_message_at))
 
-    def on_up(self) -> None:
-        """Take note that the feed hears all from now on, and ask for what it has not."""
+    def on_connected(self) -> None:
+        """Begin to build bars, and fetch the minutes since the last connection."""
         now = self._now()
-        self._last_heard = self._up_at = now
-        self._unheard_minute = now - now % MINUTE_US
+        self._last_message_at = self._connected_at = now
+        self._first_minute = now - now % MINUTE_US
         self._sums = TradeSums(-(-now // MINUTE_US) * MINUTE_US)
         if self._down_since is None:
-            self._catch_up.since_newest(self._beats, time_of(now - now % MINUTE_US))
+            self._catch_up.fetch_since_newest(self._beats, time_of(now - now % MINUTE_US))
         else:
-            self._catch_up.since(self._beats, time_of(self._down_since))
+            self._catch_up.fetch_since(self._beats, time_of(self._down_since))
             self._outages.append(
                 Outage(time_of(self._down_since), time_of(now), self._down_reason, self.name)
             )
-        self._turn("catching_up", connected_at=time_of(now))
-        _log.info("%s: connected: asking for the missed minutes", self.name)
+        self._set_state("catching_up", connected_at=time_of(now))
+        _log.info("%s: connected; fetching missed minutes", self.name)
 
     def on_unknown(self, unknown: Mapping[str, str]) -> None:
-        """Keep symbols that the exchange does not have out, and their heartbeats `down`."""
+        """Leave the heartbeats of symbols that the exchange does not have `down`."""
         self._unknown = frozenset(unknown)
         for symbol, reason in unknown.items():
             beat = self._beats[symbol]
@@ -188,83 +189,83 @@ class ExchangeRecorder:
                 _log.error("%s: it is not recorded, the others are", reason)
             beat.last_error, beat.last_error_at = reason, self._clock.now()
 
-    def on_down(self, reason: str) -> None:
-        """Take note that the feed has heard nothing since the last message."""
-        self._hand_out()
-        self._builder.forget_open()
-        self._down_since, self._down_reason = self._last_heard, reason
+    def on_disconnected(self, reason: str) -> None:
+        """Discard the pending minutes; the outage began with the last message."""
+        self._poll()
+        self._builder.discard_pending()
+        self._down_since, self._down_reason = self._last_message_at, reason
         for beat in self._beats.values():
             beat.last_error, beat.last_error_at = reason, self._clock.now()
-        self._turn("down")
+        self._set_state("down")
 
-    async def _listen(self) -> None:
-        if self._feed.kind == "minutes":
-            await self._ask_each_minute()
+    async def _run_stream(self) -> None:
+        if self._stream.kind == "minutes":
+            await self._fetch_each_minute()
         else:
-            await self._feed.run()
+            await self._stream.run()
 
-    async def _ask_each_minute(self) -> None:
-        """Ask for each minute over REST, of an exchange that has no stream."""
-        self.on_up()
+    async def _fetch_each_minute(self) -> None:
+        """Fetch each minute over REST, for an exchange without a stream."""
+        self.on_connected()
         while True:
-            await asyncio.sleep(self._clock.wall_seconds_to_minute(_ASK_SECOND))
-            self._catch_up.since(self._beats, self._clock.now() - timedelta(minutes=1))
+            await asyncio.sleep(self._clock.wall_seconds_to_minute(_FETCH_SECOND))
+            self._catch_up.fetch_since(self._beats, self._clock.now() - timedelta(minutes=1))
 
-    async def _hand_over(self) -> None:
-        """Hand out what is due as soon as it is."""
+    async def _poll_until_stopped(self) -> None:
+        """Poll the builder as soon as a minute is due, and write heartbeats."""
         while not self._stopping.is_set():
             due = self._builder.next_due()
-            wait = _LOOK_SECONDS
+            wait = _POLL_SECONDS
             if due is not None and due > self._now():
                 wait = min(wait, self._clock.wall_seconds((due - self._now()) / 1_000_000))
             try:
                 await asyncio.wait_for(self._stopped.wait(), wait)
             except TimeoutError:
-                self._hand_out()
-                self._ask_for_unheard()
+                self._poll()
+                self._fetch_unsubscribed()
                 if (self._clock.now() - self._beaten_at).total_seconds() >= _BEAT_SECONDS:
                     self._beat()
 
-    def _hand_out(self, *, ending: bool = False) -> None:
-        """Give bars that are due to the writer, and doubts to whoever asks the exchange.
+    def _poll(self, *, ending: bool = False) -> None:
+        """Pass ready bars to the writer, and fetch unconfirmed minutes over REST.
 
-        ending: nothing more will come, so that no grace is given.
+        ending: no update will follow, so minutes have no grace.
         """
-        rows, self._rows = self._rows, []
-        if rows:
-            self._builder.say(rows)
+        updates, self._updates = self._updates, []
+        if updates:
+            self._builder.add(updates)
         grace = round(self._settings.recorder_grace * 1_000_000) if ending else 0
-        due = self._builder.take(self._now() + grace, self._last_heard)
-        for refused in due.refused:
-            self._refuse(refused)
-        if due.bars:
-            self._note_newest(due.bars)
-            self._writer.put(due.bars)
-        if due.doubts:
-            self._catch_up.again(due.doubts)
+        ready = self._builder.poll(self._now() + grace, self._last_message_at)
+        for rejected in ready.rejected:
+            self._reject(rejected)
+        if ready.bars:
+            self._note_newest(ready.bars)
+            self._writer.put(ready.bars)
+        if ready.unconfirmed:
+            self._catch_up.fetch_again(ready.unconfirmed)
 
-    def _refuse(self, refused: Refused) -> None:
-        """Count a row that is no bar; of many of a symbol, log one in a while."""
-        beat = self._beats[refused.symbol]
+    def _reject(self, rejected: RejectedUpdate) -> None:
+        """Count a rejected update; log at most one of a symbol in 30 seconds."""
+        beat = self._beats[rejected.symbol]
         beat.rejected += 1
-        beat.last_error = f"no bar: {refused.reason}"
+        beat.last_error = f"no bar: {rejected.reason}"
         beat.last_error_at = self._clock.now()
         now = time.monotonic()
-        if now - self._warned_at.get(refused.symbol, -_WARN_EVERY) >= _WARN_EVERY:
-            self._warned_at[refused.symbol] = now
-            _log.warning("%s: no bar: %s: %s (%d so far)", *refused, beat.rejected)
+        if now - self._warned_at.get(rejected.symbol, -_WARN_EVERY) >= _WARN_EVERY:
+            self._warned_at[rejected.symbol] = now
+            _log.warning("%s: no bar: %s: %s (%d so far)", *rejected, beat.rejected)
 
-    def _ask_for_unheard(self) -> None:
-        """Ask for the first minute of a connection of markets that were not heard in it.
+    def _fetch_unsubscribed(self) -> None:
+        """Fetch the first minute of a connection for symbols without an update since then.
 
-        To subscribe to many takes seconds, and the minute may have ended within them.
+        Subscribing to many symbols takes seconds, and the minute may have ended meanwhile.
         """
-        minute = self._unheard_minute
+        minute = self._first_minute
         if minute is None or self._now() < minute + MINUTE_US + _ALL_SUBSCRIBED:
             return
-        self._unheard_minute = None
-        unheard = [name for name in self._beats if self._heard.get(name, 0) < self._up_at]
-        self._catch_up.again((name, minute) for name in unheard)
+        self._first_minute = None
+        missing = [one for one in self._beats if self._updated_at.get(one, 0) < self._connected_at]
+        self._catch_up.fetch_again((symbol, minute) for symbol in missing)
 
     def _note_newest(self, bars: Sequence[StreamBar]) -> None:
         for bar in bars:
@@ -273,32 +274,32 @@ class ExchangeRecorder:
             beat.bar_at = at if beat.bar_at is None else max(at, beat.bar_at)
 
     def _beat(self, state: FeedState | None = None) -> None:
-        """Have heartbeats written."""
+        """Pass heartbeats to the writer."""
         self._beaten_at = self._clock.now()
         if state is not None:
-            self._turn(state)
-        for symbol, heard in self._heard.items():
-            self._beats[symbol].heard_at = time_of(heard)
+            self._set_state(state)
+        for symbol, updated_at in self._updated_at.items():
+            self._beats[symbol].heard_at = time_of(updated_at)
         outages, self._outages = self._outages, []
         beats = [Heartbeat(**vars(beat)) for beat in self._beats.values()]
         self._writer.beat(beats, outages)
 
-    def _turn(self, state: FeedState, connected_at: datetime | None = None) -> None:
+    def _set_state(self, state: FeedState, connected_at: datetime | None = None) -> None:
         for beat in self._beats.values():
             if beat.symbol in self._unknown and state != "stopped":
                 continue
             beat.state, beat.state_at, beat.connected_at = state, self._clock.now(), connected_at
         self._beaten_at -= timedelta(seconds=_BEAT_SECONDS)
 
-    def _answered_in_thread(self, symbol: str, error: str | None) -> None:
-        self._loop.call_soon_threadsafe(self._answered, symbol, error)
+    def _on_fetched_in_thread(self, symbol: str, error: str | None) -> None:
+        self._loop.call_soon_threadsafe(self._on_fetched, symbol, error)
 
-    def _answered(self, symbol: str, error: str | None) -> None:
-        """Take note of what became of asking the exchange for what was missed."""
+    def _on_fetched(self, symbol: str, error: str | None) -> None:
+        """Set a symbol's state by the result of a fetch of its missed minutes."""
         beat = self._beats[symbol]
         now = self._clock.now()
-        if error is None and self._feed.kind == "minutes":
-            self._hear(symbol)
+        if error is None and self._stream.kind == "minutes":
+            self._note_update(symbol)
         if error is not None:
             beat.last_error, beat.last_error_at = error, now
             if beat.state == "live":
@@ -310,11 +311,8 @@ class ExchangeRecorder:
                 _log.info("%s: live: %d symbols, and no minute is missing", self.name, len(known))
                 self._beat()
 
-    def _described(self) -> tuple[str, str, int]:
-        return self.name, self._feed.kind, len(self._beats)
-
-    def _hear(self, symbol: str) -> None:
-        self._last_heard = self._heard[symbol] = self._now()
+    def _note_update(self, symbol: str) -> None:
+        self._last_message_at = self._updated_at[symbol] = self._now()
 
     def _now(self) -> int:
         return self._clock.milliseconds() * 1000

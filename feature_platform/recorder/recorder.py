@@ -1,4 +1,4 @@
-"""The recorder: the process that writes exchanges' bars as they are closed."""
+"""The recorder process: write the closed bars of all configured symbols."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Write the bars of all configured symbols as soon as their minutes are over, until stopped.
+    """Write the bars of all configured symbols when their minutes are over, until stopped.
 
-    Each exchange is recorded by itself; one writer stores the bars of all.
+    Each exchange has an `ExchangeRecorder`; one writer stores the bars of all.
     history: how far back a symbol without bars is fetched.
-    kind: the stream to use; by default the best that an exchange has, bars rather than trades.
+    kind: the kind of stream to use; by default bars, or trades where an exchange streams no bars.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Recorder:
             self._spool,
             {symbol: name for name, symbols in exchanges.items() for symbol in symbols},
             in_memory=settings.recorder_memory,
-            conflicting=self._contest,
+            conflicting=self._fetch_again,
         )
-        self._parts = {
+        self._recorders = {
             name: ExchangeRecorder(
                 name,
                 symbols,
@@ -69,23 +69,25 @@ class Recorder:
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Have `run` end when all that the recorder has is stored; by its loop only."""
+        """End `run` once all bars are stored or on disk; from its event loop only."""
         self._stopped.set()
-        for part in self._parts.values():
-            part.stop()
+        for recorder in self._recorders.values():
+            recorder.stop()
 
     async def run(self) -> bool:
         """Record until `stop`; return whether all received bars were stored or are on disk.
 
-        An exchange that has none of its symbols stops no other. Raises UserError where it is the
-        only one.
+        Raises UserError where the only exchange has none of its symbols; one of several stops by
+        itself.
         """
         writing = asyncio.create_task(asyncio.to_thread(self._writer.run))
-        recording = {asyncio.create_task(part.run()): part for part in self._parts.values()}
+        recording = {
+            asyncio.create_task(recorder.run()): recorder for recorder in self._recorders.values()
+        }
         stopping = asyncio.create_task(self._stopped.wait())
         error: BaseException | None = None
         try:
-            # No task ends by itself before it is stopped, unless it fails.
+            # A task that ends before `stop` has failed.
             while error is None and not (stopping.done() or writing.done()):
                 running = [task for task in recording if not task.done()]
                 await asyncio.wait(
@@ -105,23 +107,23 @@ class Recorder:
     def _failure_of(
         self, recording: dict[asyncio.Task[None], ExchangeRecorder]
     ) -> BaseException | None:
-        """Return the error that ends the recorder; of one exchange of several, only log it."""
-        for task, part in list(recording.items()):
+        """Return the error that ends the recorder; log an error of one exchange of several."""
+        for task, recorder in list(recording.items()):
             error = task.exception() if task.done() else None
             if error is None:
                 continue
             if not isinstance(error, UserError) or len(recording) == 1:
                 return error
-            _log.error("%s: not recorded, the other exchanges are: %s", part.name, error)
-            part.fail(str(error))
+            _log.error("%s is not recorded, the other exchanges are: %s", recorder.name, error)
+            recorder.fail(str(error))
             del recording[task]
         return None
 
-    def _contest(self, minutes: Sequence[tuple[str, int]]) -> None:
+    def _fetch_again(self, minutes: Sequence[tuple[str, int]]) -> None:
         for symbol, ts in minutes:
             name = exchange_of(symbol, self._settings.exchange)
-            if name in self._parts:  # what is on disk may be of an earlier setting
-                self._parts[name].contest([(symbol, ts)])
+            if name in self._recorders:  # bars on disk may be of earlier settings
+                self._recorders[name].fetch_again([(symbol, ts)])
 
 
 def run_recorder(history: timedelta) -> bool:
@@ -129,10 +131,10 @@ def run_recorder(history: timedelta) -> bool:
 
     Returns whether all received bars were stored or are on disk.
     Raises UserError where a setting is wrong, the database cannot be used, or another recorder
-    of the same home runs.
+    runs in the same home.
     """
     settings = get_settings()
-    with _the_one(settings):
+    with _locked(settings):
         with connect() as connection:
             prepare(connection)
             settings = exchange_settings(connection)
@@ -151,19 +153,19 @@ async def _run(settings: Settings, history: timedelta) -> bool:
         loop.add_signal_handler(number, stop)
     exchanges = settings.by_exchange()
     _log.info("recording %d symbols of %s", len(settings.symbols), ", ".join(exchanges))
-    kept = await recorder.run()
+    complete = await recorder.run()
     _log.info("stopped")
-    return kept
+    return complete
 
 
 def _directory(settings: Settings) -> Path:
-    """Return where a recorder keeps what is its own."""
+    """Return the directory of a recorder's files."""
     return settings.home / "recorder"
 
 
 @contextmanager
-def _the_one(settings: Settings) -> Iterator[None]:
-    """Be the one recorder of this home, whose spool is nobody else's."""
+def _locked(settings: Settings) -> Iterator[None]:
+    """Lock this home, whose spool one process uses. Raises UserError where one runs already."""
     directory = _directory(settings)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -172,8 +174,8 @@ def _the_one(settings: Settings) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another recorder runs in {settings.home}: one records all symbols of"
-                f" {PREFIX}SYMBOLS; set {PREFIX}HOME for another"
+                f"another recorder runs in {settings.home}: it records all symbols of"
+                f" {PREFIX}SYMBOLS; set another {PREFIX}HOME to run a second one"
             ) from None
         yield
     finally:

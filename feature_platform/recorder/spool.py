@@ -1,4 +1,4 @@
-"""Bars on disk while the database is away: appended, flushed to the disk, and read in order."""
+"""A file for bars that wait for the database: batches are appended, flushed and read in order."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _log = logging.getLogger(__name__)
 
 
 class Spool:
-    """Keep batches of bars in a file that outlives this process, however it ends.
+    """A file of batches of bars that a killed process leaves intact.
 
-    path: the file; its directory is made where it is not there. One process at a time uses it.
-    A batch is a line: the CRC-32 of what follows, and JSON. A last line that is torn, because its
-    writer was killed or the disk was full, was never promised to be kept, and is cut off; any
-    other line that cannot be read is passed over and told of.
+    path: the file; a missing directory is created. One process at a time uses it.
+    A batch is a line: the CRC-32 of its JSON, and the JSON. An incomplete last line, of a writer
+    that was killed or a disk that was full, belongs to an `append` that did not return, and is cut
+    off. Any other line that cannot be read is logged and skipped.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bars = 0
-        """How many bars it holds."""
+        """The number of bars in the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._end = 0
@@ -37,9 +37,9 @@ class Spool:
         os.close(self._file)
 
     def append(self, bars: Sequence[StreamBar]) -> None:
-        """Keep a batch; when this returns, it is on the disk.
+        """Append a batch; it is on the disk when this returns.
 
-        Raises OSError where it cannot be kept, a full disk for one; what was kept before stays.
+        Raises OSError where that fails, as on a full disk; earlier batches stay in the file.
         """
         try:
             _write(self._file, _line_of(bars), self._end)
@@ -51,7 +51,7 @@ class Spool:
         self.bars += len(bars)
 
     def batches(self) -> Iterator[list[StreamBar]]:
-        """Yield what is kept, the oldest batch first."""
+        """Yield the batches, the oldest first."""
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             while lines.tell() < self._end:
@@ -60,7 +60,7 @@ class Spool:
                     yield bars
 
     def clear(self) -> None:
-        """Forget all that is kept: it has been stored elsewhere."""
+        """Remove all batches, after they were stored in the database."""
         self._end = self.bars = 0
         self._cut()
 
@@ -69,17 +69,17 @@ class Spool:
         os.fsync(self._file)
 
     def _recover(self) -> None:
-        """Find the end of what was kept, and count it."""
+        """Find the end of the last complete line, and count the bars."""
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             for line in lines:
                 bars = _bars_of(line)
-                whole = line.endswith(b"\n")
-                if whole:
+                complete = line.endswith(b"\n")
+                if complete:
                     self._end += len(line)
                 if bars is not None:
                     self.bars += len(bars)
-                elif whole:
+                elif complete:
                     _log.error(
                         "%s has a line that cannot be read, of %d bytes", self.path, len(line)
                     )
@@ -92,7 +92,7 @@ def _line_of(bars: Sequence[StreamBar]) -> bytes:
 
 
 def _bars_of(line: bytes) -> list[StreamBar] | None:
-    """Return the bars of a line, None where it is torn or damaged."""
+    """Return the bars of a line, None where it is incomplete or damaged."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -100,7 +100,7 @@ def _bars_of(line: bytes) -> list[StreamBar] | None:
 
 
 def _write(file: int, data: bytes, at: int) -> None:
-    """Write all of it, which a single call need not."""
+    """Write all of the data: one call of `pwrite` may write less."""
     view = memoryview(data)
     while view:
         written = os.pwrite(file, view, at)

@@ -1,4 +1,4 @@
-"""The writer of a recorder: it stores bars in order, whatever becomes of the database meanwhile."""
+"""The writer thread of a recorder: store bars in order, also after the database was away."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
 
-# What the database says of a row that it will never take.
-_OF_A_ROW = (
+# Errors of a row that the database will always reject.
+_ROW_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.CardinalityViolation,
@@ -35,22 +35,28 @@ _OF_A_ROW = (
 # The longest wait between attempts to reach the database, in seconds.
 _LONGEST_WAIT = 5.0
 
-Contested = Callable[[Sequence[tuple[str, int]]], None]
+OnConflicting = Callable[[Sequence[tuple[str, int]]], None]
 
 
 class BarWriter:
-    """Store what it is given, from a thread of its own.
+    """Store bars and heartbeats in a thread of its own.
 
-    While the database is away, bars are kept in memory, and on disk when they are more than
-    `in_memory`; when it is back, they are stored in the order in which they came. What the disk
-    does not take stays in memory, and that is told of again and again.
+    While the database is away, bars wait in memory, and on disk once they are more than
+    `in_memory`; when it is back, they are stored in the order in which they arrived. Bars that
+    cannot be written to the disk stay in memory, and a warning is repeated.
 
-    symbols: those that are recorded, and the exchange of each.
-    conflicting: told, on the writer's thread, which bars differ from what the exchange said.
+    symbols: the recorded symbols, and the exchange of each.
+    conflicting: called in the writer's thread with the symbol and `ts` of each bar that differs
+        from a stored bar of REST or of a file.
     """
 
     def __init__(
-        self, spool: Spool, symbols: Mapping[str, str], *, in_memory: int, conflicting: Contested
+        self,
+        spool: Spool,
+        symbols: Mapping[str, str],
+        *,
+        in_memory: int,
+        conflicting: OnConflicting,
     ) -> None:
         self._spool = spool
         self._symbols = symbols
@@ -65,49 +71,49 @@ class BarWriter:
         self._connection: psycopg.Connection[TupleRow] | None = None
 
     def put(self, bars: list[StreamBar]) -> None:
-        """Have bars stored, none of them twice; from any thread."""
+        """Queue bars to be stored, none of them twice; from any thread."""
         self._items.put(lambda: self._bars.append(bars))
 
     def beat(self, beats: Sequence[Heartbeat], outages: Sequence[Outage]) -> None:
-        """Have heartbeats written; from any thread."""
+        """Queue heartbeats to be written; from any thread."""
 
-        def keep() -> None:
+        def add() -> None:
             self._beats.update((beat.symbol, beat) for beat in beats)
             self._outages += outages
 
-        self._items.put(keep)
+        self._items.put(add)
 
     def stop(self) -> None:
-        """Have `run` end, when all that was put before is stored or on disk; from any thread."""
+        """End `run` once all queued bars are stored or on disk; from any thread."""
         self._items.put(None)
 
     def run(self) -> bool:
-        """Write until `stop`; return whether everything has been kept."""
+        """Write until `stop`; return whether all bars were stored or are on disk."""
         if self._spool.bars:
-            _log.info("%d bars are on disk, from an earlier time", self._spool.bars)
+            _log.info("%d bars of an earlier run are on disk", self._spool.bars)
         while not self._stopping:
             if not self._spool.bars:
-                self._take_in(None)
-            self._write_patiently()
+                self._receive(None)
+            self._write_with_retries()
         if self._connection is not None:
             self._connection.close()
-        return self._keep_the_rest()
+        return self._spill_rest()
 
-    def _write_patiently(self) -> None:
-        """Write all there is; wait for a database that is away, unless asked to stop."""
+    def _write_with_retries(self) -> None:
+        """Write everything that waits; retry while the database is away, until `stop`."""
         retrying = Retrying(
             retry=retry_if_exception_type((psycopg.Error, UserError)),
             wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT),
             stop=lambda _state: self._stopping,
             sleep=self._pause,
-            before_sleep=self._tell,
+            before_sleep=self._warn,
             reraise=True,
         )
         with suppress(psycopg.Error, UserError):
             retrying(self._write)
 
     def _write(self) -> None:
-        """Write all there is, the oldest first."""
+        """Write everything that waits, the oldest first."""
         connection = self._connected()
         if self._spool.bars:
             count = self._spool.bars
@@ -123,16 +129,16 @@ class BarWriter:
             self._beats, self._outages = {}, []
 
     def _store(self, connection: psycopg.Connection[Any], bars: list[StreamBar]) -> None:
-        """Store bars; one that the database refuses costs no other."""
+        """Store bars; if the database rejects one of them, store the others."""
         try:
             stored = store_stream(connection, bars)
-        except _OF_A_ROW as error:
+        except _ROW_ERRORS as error:
             if len(bars) > 1:
                 middle = len(bars) // 2
                 self._store(connection, bars[:middle])
                 self._store(connection, bars[middle:])
             else:
-                _log.error("a bar that the database refuses: %s: %s", bars[0], _said(error))
+                _log.error("the database rejects a bar: %s: %s", bars[0], _one_line(error))
             return
         _log.info("%d bars stored, %d corrected", stored.inserted, stored.updated)
         if stored.conflicting:
@@ -154,8 +160,8 @@ class BarWriter:
         self._connection = connection
         return connection
 
-    def _take_in(self, seconds: float | None) -> None:
-        """Wait so long for something to write, and take all there is."""
+    def _receive(self, seconds: float | None) -> None:
+        """Wait up to `seconds` for an item, and process all queued ones; None: without a limit."""
         try:
             item = self._items.get(timeout=seconds)
             while True:
@@ -168,15 +174,15 @@ class BarWriter:
             return
 
     def _pause(self, seconds: float) -> None:
-        """Wait, and go on taking in what comes."""
+        """Wait, and process queued items meanwhile."""
         deadline = time.monotonic() + seconds
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
-            self._take_in(left)
+            self._receive(left)
             if sum(map(len, self._bars)) > self._in_memory:
                 self._spill()
 
     def _spill(self) -> bool:
-        """Put all bars that are in memory on disk; tell whether that was possible."""
+        """Move all bars from memory to disk; return whether that was possible."""
         count = sum(map(len, self._bars))
         try:
             while self._bars:
@@ -184,27 +190,27 @@ class BarWriter:
                 self._bars.popleft()
         except OSError as error:
             detail = (
-                f", {sum(map(len, self._bars))} bars are kept in memory, and are lost if this"
+                f", {sum(map(len, self._bars))} bars wait in memory, and are lost if this"
                 " process ends before the database is back"
             )
             self._trouble.warn(error, f"{self._spool.path} cannot be written", detail)
             return False
-        _log.warning("put %d bars on disk, where there are %d now", count, self._spool.bars)
+        _log.warning("moved %d bars to disk, %d are there now", count, self._spool.bars)
         return True
 
-    def _keep_the_rest(self) -> bool:
+    def _spill_rest(self) -> bool:
         if not self._bars:
             return True
         return self._spill()
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _warn(self, state: RetryCallState) -> None:
         assert state.outcome is not None
         error = state.outcome.exception()
         assert error is not None
-        kept = sum(map(len, self._bars))
-        detail = f", {kept} bars are in memory and {self._spool.bars} on disk"
+        waiting = sum(map(len, self._bars))
+        detail = f", {waiting} bars are in memory and {self._spool.bars} on disk"
         self._trouble.warn(error, "the database is away", detail)
 
 
-def _said(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(redact(str(error)).split())

@@ -1,7 +1,7 @@
-"""A backfill while the venue fails: in the end bars are what was traded, and all else has a reason.
+"""Guards against wrong bars and unexplained minutes after a backfill with faults.
 
-Time is the venue's: it stands still but for what a test or a client's waiting lets pass, and the
-database is told the same.
+The clock is the exchange's: it advances only by a test or by a client's waits, and the database
+uses the same clock.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 START = datetime(2026, 3, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
-# What has no bar is explained after this time, unless the venue does not answer for it: it is asked
-# for a last time when it is ten minutes old, or up to five minutes later.
+# After this time each minute without a bar is explained, unless the exchange does not answer: its
+# last fetch is when it is ten minutes old, or up to five minutes later.
 SETTLED = timedelta(minutes=25)
 
 Tick = Callable[[], list[BackfillReport]]
@@ -59,7 +59,7 @@ def module_database(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def conn(module_database: str, venue_clock: ManualClock) -> Iterator[psycopg.Connection[Any]]:
-    """Yield a connection to a database without bars, where it is as late as at the venue."""
+    """Yield a connection to a database without bars, with the exchange's clock."""
     with psycopg.connect(module_database, autocommit=True) as connection:
         tell_time(connection, venue_clock)
         # Rows too: those of another test may be of minutes that are still to come in this one.
@@ -69,7 +69,7 @@ def conn(module_database: str, venue_clock: ManualClock) -> Iterator[psycopg.Con
 
 @pytest.fixture
 def patient(make_exchange: MakeExchange, venue_clock: ManualClock) -> Exchange:
-    """Return a client that waits as the venue asks for, in the venue's time."""
+    """Return a client whose waits advance the exchange's clock."""
     patience = quick(
         sleep=venue_clock.advance, first_wait=0.01, jitter=0.001, longest_retry_after=600
     )
@@ -80,7 +80,7 @@ def patient(make_exchange: MakeExchange, venue_clock: ManualClock) -> Exchange:
 def tick(
     conn: psycopg.Connection[Any], patient: Exchange, venue_clock: ManualClock
 ) -> Callable[[], list[BackfillReport]]:
-    """Return what a minute of the platform does: find gaps, and ask for those that are due."""
+    """Return a function that does the work of a minute: find gaps, and fetch those that are due."""
 
     def run() -> list[BackfillReport]:
         venue_clock.advance(60)
@@ -92,7 +92,7 @@ def tick(
 
 
 def tell_time(connection: psycopg.Connection[Any], clock: ManualClock) -> None:
-    """Let the database's clock tell what the venue's does, and go on from there."""
+    """Set the database's clock to the exchange's; it runs on from there."""
     setting = value(
         connection,
         "SELECT set_config('feature_platform.clock', %s || '@' || to_char("
@@ -129,7 +129,7 @@ def unexplained(connection: psycopg.Connection[Any], symbol: str, end: datetime)
 
 
 def missing(connection: psycopg.Connection[Any], symbol: str, end: datetime) -> dict[str, int]:
-    """Count the missing minutes up to `end` by what is said of them."""
+    """Count the missing minutes up to `end` by their state."""
     found: dict[str, int] = {}
     for gap in list_gaps(connection, symbol, ["open", "quiet", "unavailable"]):
         minutes = int((min(gap.end, end) - gap.start) / MINUTE)
@@ -175,7 +175,7 @@ def test_a_venue_that_bars_us_is_not_asked_before_it_wants(
     make_exchange: MakeExchange,
     venue_clock: ManualClock,
 ) -> None:
-    """Each run is a process of its own, whose client knows not what the last one was told."""
+    """Each run is a process of its own, whose client knows nothing of the last one's answers."""
     with make_exchange(clock=venue_clock) as exchange:
         backfill(conn, exchange, FULL, NOW - 3 * HOUR, NOW)
     hole = (NOW - 2 * HOUR, NOW - HOUR)
@@ -191,7 +191,7 @@ def test_a_venue_that_bars_us_is_not_asked_before_it_wants(
     assert gap.next_attempt_at - gap.changed_at >= timedelta(seconds=7190)
 
 
-# What passes: each while a day and a half is being fetched.
+# Transient faults, each during a fetch of a day and a half.
 PASSING: dict[str, list[Fault]] = {
     "latency": [{"kind": "latency", "seconds": 0.05}],
     "429": [{"kind": "too_many_requests", "retry_after": 20, "after": 1, "count": 3}],
@@ -281,9 +281,9 @@ def test_an_outage_that_ends_is_filled(
     venue_clock: ManualClock,
     status: int | None,
 ) -> None:
-    """A venue that leaves bars out without a word says that nothing was traded.
+    """An exchange that omits bars without an error reports minutes without trades.
 
-    Nobody asks for such minutes again by himself; whoever fetches the day finds the bars.
+    Such minutes are not fetched again automatically; a fetch of the whole day finds the bars.
     """
     lost = (START + 3 * HOUR, START + 5 * HOUR)
     backfill(conn, patient, FULL, START, lost[0])
@@ -332,11 +332,11 @@ def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
     (gap,) = list_gaps(conn, FULL, ["unavailable"])
     assert (gap.start, gap.end, gap.attempts) == (*lost, 4)
     assert gap.last_error is not None
-    assert "asked 4 times: OperationFailed: binance" in gap.last_error
+    assert "tried 4 times: OperationFailed: binance" in gap.last_error
     asked = simulator.faults.fired("outage")
     find_gaps(conn)
     backfill_gaps(conn, patient)
-    assert simulator.faults.fired("outage") == asked  # it is not asked for again
+    assert simulator.faults.fired("outage") == asked  # it is not fetched again
     around = traded(venue_truth, FULL, START, NOW.replace(second=0))
     assert [row for row in stored(conn, FULL) if row[0] < NOW.replace(second=0)] == [
         row for row in around if not lost[0] <= row[0] < lost[1]
@@ -382,13 +382,13 @@ class TestRealThinMarket:
         joined = sum(start not in {end for _, end in quiet} for start, _ in quiet if start < end)
         assert joined == 676
         pages = -(-3560 // 1000)
-        # Each minute since then was asked for by itself, as it turned out to be missing; what lies
-        # before was asked for once.
-        asked = simulator.faults.fired("latency")
-        assert pages <= asked <= pages + 2 * int(SETTLED / MINUTE)
+        # Each minute since then had a request of its own, once it was found missing; all minutes
+        # before it had one fetch.
+        requests = simulator.faults.fired("latency")
+        assert pages <= requests <= pages + 2 * int(SETTLED / MINUTE)
         for _ in range(3):
             tick()
-        # The youngest minutes might have been published late, and were asked for again.
+        # The youngest minutes might have been published late, and were fetched again.
         young = end - timedelta(minutes=10)
         listed = [gap for gap in list_gaps(conn, THIN, ["quiet"]) if gap.end <= young]
         assert {gap.attempts for gap in listed} <= {0, 1}

@@ -100,7 +100,7 @@ def test_a_bar_that_the_database_refuses_costs_no_other(
         run.writer.put(bars(1.0, minutes=range(1)) + bad + bars(1.0, minutes=range(2, 4)) + twice)
         assert run.stop() is True
     assert len(stored(going.url)) == 4
-    assert "a bar that the database refuses" in caplog.text
+    assert "the database rejects a bar" in caplog.text
     assert "ohlcv_1m_vol_check" in caplog.text
 
 

@@ -58,7 +58,7 @@ def test_a_dripping_answer_ends_at_the_deadline(
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Yield the URL of a server that takes connections and says nothing, or drips a header."""
+    """Yield the URL of a server that accepts connections and sends nothing, or drips a header."""
     stop = threading.Event()
 
     def drip(listener: socket.socket) -> None:
@@ -98,7 +98,7 @@ def test_a_stop_ends_a_request_whatever_it_waits_for(
     thread.join(30)
     assert errors
     assert time.monotonic() - began < 5
-    # Nothing goes on behind its back, and nothing begins after a stop.
+    # No request goes on in the background, and none begins after a stop.
     wait_until(lambda: all(one.name != "request" for one in threading.enumerate()), "no request")
     with pytest.raises(Interrupted):
         exchange.check()

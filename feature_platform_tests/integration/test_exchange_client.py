@@ -1,4 +1,4 @@
-"""Fetching over REST and storing: whatever goes wrong, what is stored is what was traded."""
+"""Guards against wrong or missing bars after faults of an exchange's REST interface."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fetch(
 
 
 def fill(connection: psycopg.Connection, exchange: Exchange, symbol: str, end: datetime) -> None:
-    """Fetch, and ask again for every minute that is missing and not known to be quiet."""
+    """Fetch, and fetch again every minute that is missing and not known to be quiet."""
     _, pages = fetch(connection, exchange, symbol, START, end)
     known = {int(ts) for page in pages for ts in page.quiet}
     known |= {ts_of(row[0]) for row in stored(connection, symbol)}
@@ -244,7 +244,7 @@ def test_an_outage_that_is_told_ends_the_fetch_where_it_begins(
     outage = {"kind": "outage", "start": begins.isoformat(), "status": 503}
     simulator.set_faults(outage)
     with pytest.raises(
-        ExchangeUnavailable, match=r"asked 4 times: OperationFailed: .*-1001"
+        ExchangeUnavailable, match=r"tried 4 times: OperationFailed: .*-1001"
     ) as caught:
         fetch(conn, exchange, FULL, START, DAYS_2)
     assert isinstance(caught.value.last_error, ccxt.OperationFailed)
@@ -304,7 +304,7 @@ def test_rows_that_are_no_bars_are_kept_out_and_told(
     end = START + 100 * MINUTE
     pages = list(exchange.fetch_bars(FULL, START, end))
     reasons = {one.reason for page in pages for one in page.rejected if one.minute is not None}
-    placeless = {one.reason for page in pages for one in page.rejected if one.minute is None}
+    without_time = {one.reason for page in pages for one in page.rejected if one.minute is None}
     for complaint in (
         "open is missing",
         "close is missing",  # ccxt reads no number in a text
@@ -318,9 +318,9 @@ def test_rows_that_are_no_bars_are_kept_out_and_told(
         "is missing",
     ):
         assert any(complaint in reason for reason in reasons), (complaint, reasons)
-    assert any("ts is missing" in reason for reason in placeless)
-    assert any("is not in the years" in reason for reason in placeless)
-    # Where a row does not tell its minute, no missing minute is known to be quiet.
+    assert any("ts is missing" in reason for reason in without_time)
+    assert any("is not in the years" in reason for reason in without_time)
+    # If a row has no valid time, no missing minute is known to be quiet.
     assert sum(len(page.quiet) for page in pages) == 0
     assert all(one.text for page in pages for one in page.rejected)
 
@@ -447,7 +447,7 @@ def test_attempts_are_bounded_and_back_off(
     patience = quick(5, first_wait=0.5, longest_wait=3, jitter=0.25, sleep=sleeps)
     exchange = make_exchange(patience=patience)
     with pytest.raises(
-        ExchangeUnavailable, match=r"^binance does not answer, asked 5 times"
+        ExchangeUnavailable, match=r"^binance does not answer, tried 5 times"
     ) as caught:
         list(exchange.fetch_bars(FULL, START, DAYS_2))
     assert simulator.faults.fired("server_error") == 5
@@ -461,7 +461,10 @@ def test_attempts_are_bounded_and_back_off(
 
 
 def test_retry_after_is_honoured(
-    simulator: SimulatedExchange, make_exchange: MakeExchange, venue_clock: ManualClock
+    simulator: SimulatedExchange,
+    make_exchange: MakeExchange,
+    venue_clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     simulator.set_faults({"kind": "too_many_requests", "retry_after": 17, "count": 1})
     sleeps = Sleeps(venue_clock)
@@ -469,6 +472,7 @@ def test_retry_after_is_honoured(
     assert len(list(exchange.fetch_bars(FULL, START, START + MINUTE))) == 1
     assert len(sleeps) == 1
     assert 17 <= sleeps[0] <= 17.1
+    assert caplog.messages[-1] == "binance asks to slow down (429); next request in 17 s"
 
 
 def test_a_long_ban_is_told_at_once_and_kept(
@@ -477,13 +481,13 @@ def test_a_long_ban_is_told_at_once_and_kept(
     simulator.set_faults({"kind": "banned", "retry_after": 300, "count": 1})
     sleeps = Sleeps(venue_clock)
     exchange = make_exchange(patience=quick(sleep=sleeps))
-    with pytest.raises(ExchangeUnavailable, match=r"asked once: DDoSProtection: .*418") as caught:
+    with pytest.raises(ExchangeUnavailable, match=r"tried once: DDoSProtection: .*418") as caught:
         list(exchange.fetch_bars(FULL, START, DAYS_2))
     assert caught.value.retry_after == 300
     assert isinstance(caught.value.last_error, ccxt.DDoSProtection)
     simulator.set_faults()
-    # Whoever asks for the next symbol must not knock again.
-    with pytest.raises(ExchangeUnavailable, match="is not to be asked for another") as caught:
+    # The next symbol is not requested either.
+    with pytest.raises(ExchangeUnavailable, match="accepts no requests for another") as caught:
         list(exchange.fetch_bars(THIN, START, DAYS_2))
     assert caught.value.unanswered == ((START, DAYS_2),)
     assert sleeps == []
@@ -552,11 +556,23 @@ PLACE = '{"code": 0, "msg": "Service unavailable from a restricted location."}'
 @pytest.mark.parametrize(
     ("status", "body", "complaint"),
     [
-        (401, KEY, "binance wants credentials, and the platform sends none: AuthenticationError"),
-        (401, PAGE, "binance wants credentials, and the platform sends none: AuthenticationError"),
-        (451, PLACE, "binance is not to be had from here"),
-        (404, PAGE, "binance is not to be had from here"),
-        (400, '{"code": -1102, "msg": "Mandatory parameter"}', "binance refuses: BadRequest"),
+        (
+            401,
+            KEY,
+            "binance requires credentials, and the platform sends none: AuthenticationError",
+        ),
+        (
+            401,
+            PAGE,
+            "binance requires credentials, and the platform sends none: AuthenticationError",
+        ),
+        (451, PLACE, "binance is not available from this place"),
+        (404, PAGE, "binance is not available from this place"),
+        (
+            400,
+            '{"code": -1102, "msg": "Mandatory parameter"}',
+            "binance rejects the request: BadRequest",
+        ),
     ],
 )
 def test_what_does_not_pass_is_told_at_once(
@@ -587,7 +603,7 @@ def test_what_may_pass_is_asked_again(
     sleeps: list[float] = []
     with answering(status, body) as url, pytest.raises(ExchangeUnavailable) as caught:
         make_exchange(url=url, patience=quick(3, sleep=sleeps.append)).check()
-    assert str(caught.value).startswith(f"binance does not answer, asked 3 times: {complaint}")
+    assert str(caught.value).startswith(f"binance does not answer, tried 3 times: {complaint}")
     assert len(sleeps) == 2
 
 
@@ -741,7 +757,7 @@ def test_times_are_stored_exactly(conn: psycopg.Connection) -> None:
         assert [ts_of(row[0]) for row in stored(conn, f"A/{when.year}")] == bars.ts.tolist()
 
 
-# ---- a real market ----
+# ---- prices of a real exchange ----
 
 
 @pytest.mark.skipif(not THIN_FILE.exists(), reason="../shared/data is not there")

@@ -1,4 +1,4 @@
-"""A market without trades and a feed that is dead must be told apart, minute by minute."""
+"""Guards against confusing a symbol without trades with a lost stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the stream, the exchange or the database do: the bars end as what was traded."""
+"""Guards against wrong bars after faults of the stream, the exchange or the database."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_bars_are_stored_as_they_are_closed(live: Live) -> None:
     assert all(feed.bar_at and feed.heard_at and feed.rejected == 0 for feed in feeds)
 
 
-# What goes wrong, in pairs, because each takes minutes of the venue's time.
+# Faults in groups, because each group takes minutes of the exchange's time.
 FAULTS: dict[str, list[dict[str, Any]]] = {
     "connections": [
         {"kind": "dropped", "code": 1001, "second": 30, "probability": 0.5},
@@ -61,7 +61,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
         {"kind": "quiet_left_out"},
     ],
 }
-# What the exchange publishes, over REST, too.
+# Faults of the published bars themselves, also over REST.
 WORLD = ("late", "corrected", "quiet_left_out")
 
 
@@ -113,7 +113,7 @@ def test_a_database_that_goes_away_gets_all_bars_when_it_is_back(live: Live) -> 
         end = live.pass_minutes(1)
         live.wait_for_truth(end)
         recorder.stop()
-    # They waited, and were not asked for again, but where a market's turn had come by then.
+    # They waited in memory; REST replaced only those of symbols with a recheck by then.
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 3 * 2
 
 
@@ -121,7 +121,7 @@ def test_bars_are_built_from_trades(live: Live) -> None:
     with RecorderThread("trades") as recorder:
         live.wait_for_states("live")
         end = live.pass_minutes(4)
-        # What was heard from its middle on, and a minute without trades, is asked for.
+        # The first, incomplete minute and minutes without trades are fetched over REST.
         live.wait_for_truth(end)
         recorder.stop()
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 6

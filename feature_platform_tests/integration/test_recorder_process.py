@@ -1,4 +1,4 @@
-"""The command `record`: killed or stopped at any time, it leaves nothing that it heard behind."""
+"""Guards against the loss of bars when the command `record` is killed or stopped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_bars_survive_a_kill_and_a_stop_while_the_database_is_away(
     with RecorderProcess() as killed:
         killed.wait_for("bars stored")
         with live.database.away():
-            killed.wait_for("on disk, where there are", times=2)
+            killed.wait_for("bars to disk", times=2)
             killed.kill()
         heard = live.clock.now()
     assert spool.stat().st_size > 0
 
     with RecorderProcess() as stopped:
-        stopped.wait_for("bars are on disk, from an earlier time")
+        stopped.wait_for("bars of an earlier run are on disk")
         stopped.wait_for("that were on disk")
         stopped.wait_for("no minute is missing")
         assert spool.stat().st_size == 0

@@ -1,4 +1,4 @@
-"""A stream repeats itself, out of order, and stops within a minute: bars must come out whole."""
+"""Guards against incomplete bars of a stream that repeats, reorders or loses messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from feature_platform.bars import StreamBar
-from feature_platform.recorder.bar_builder import BarBuilder, Heard, TradeSums
+from feature_platform.recorder.bar_builder import BarBuilder, Update
+from feature_platform.recorder.trade_bars import TradeSums
 
 MINUTE = 60_000_000
 T = 1_772_323_200_000_000  # a minute of 2026
@@ -26,82 +27,82 @@ def builder() -> BarBuilder:
     return BarBuilder(GRACE, 2_000_000)
 
 
-def test_a_minute_is_handed_out_once_its_grace_is_over(builder: BarBuilder) -> None:
-    builder.say([Heard("A/B", EARLY, T), Heard("A/B", FINAL, END), Heard("C/D", EARLY, END)])
+def test_a_minute_is_emitted_once_its_grace_is_over(builder: BarBuilder) -> None:
+    builder.add([Update("A/B", EARLY, T), Update("A/B", FINAL, END), Update("C/D", EARLY, END)])
     assert builder.next_due() == OVER
-    assert builder.take(OVER - 1, OVER).bars == []
-    assert builder.take(OVER, OVER).bars == [BAR, StreamBar("C/D", T, *EARLY[1:])]
-    assert builder.take(OVER, OVER).bars == []
+    assert builder.poll(OVER - 1, OVER).bars == []
+    assert builder.poll(OVER, OVER).bars == [BAR, StreamBar("C/D", T, *EARLY[1:])]
+    assert builder.poll(OVER, OVER).bars == []
     assert builder.next_due() is None
 
 
-def test_no_minute_is_over_for_a_stream_that_was_not_heard_after_it(builder: BarBuilder) -> None:
-    builder.say([Heard("A/B", EARLY, T)])
-    assert builder.take(OVER + MINUTE, END - 1).bars == []
-    builder.forget_open()
-    assert builder.take(OVER + MINUTE, OVER).bars == []
+def test_no_minute_is_emitted_without_a_message_after_its_end(builder: BarBuilder) -> None:
+    builder.add([Update("A/B", EARLY, T)])
+    assert builder.poll(OVER + MINUTE, END - 1).bars == []
+    builder.discard_pending()
+    assert builder.poll(OVER + MINUTE, OVER).bars == []
 
 
-def test_what_was_said_before_the_end_is_not_the_last_word(builder: BarBuilder) -> None:
-    builder.say([Heard("A/B", EARLY, T), Heard("C/D", FINAL, END)])
-    due = builder.take(OVER, OVER)
-    assert (due.bars, due.doubts) == ([BAR._replace(symbol="C/D")], [])
-    due = builder.take(OVER + 2_000_000, OVER)
-    assert (due.bars, due.doubts) == ([], [("A/B", T)])
-    builder.say([Heard("A/B", FINAL, OVER + MINUTE)])
-    assert builder.take(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
+def test_an_update_before_the_end_of_the_minute_is_unconfirmed(builder: BarBuilder) -> None:
+    builder.add([Update("A/B", EARLY, T), Update("C/D", FINAL, END)])
+    ready = builder.poll(OVER, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([BAR._replace(symbol="C/D")], [])
+    ready = builder.poll(OVER + 2_000_000, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([], [("A/B", T)])
+    builder.add([Update("A/B", FINAL, OVER + MINUTE)])
+    assert builder.poll(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
 
 
-def test_a_stream_that_never_says_a_last_word_is_believed_after_a_while(
+def test_a_stream_without_closed_bars_is_detected_after_three_minutes(
     builder: BarBuilder,
 ) -> None:
-    bars, doubts = [], []
+    bars, unconfirmed = [], []
     for at in range(5):
-        builder.say([Heard("A/B", [EARLY[0] + at * 60_000, *EARLY[1:]], T + at * MINUTE)])
-        due = builder.take(OVER + at * MINUTE + 2_000_000, OVER + at * MINUTE)
-        bars += [bar.ts for bar in due.bars]
-        doubts += [ts for _, ts in due.doubts]
+        builder.add([Update("A/B", [EARLY[0] + at * 60_000, *EARLY[1:]], T + at * MINUTE)])
+        ready = builder.poll(OVER + at * MINUTE + 2_000_000, OVER + at * MINUTE)
+        bars += [bar.ts for bar in ready.bars]
+        unconfirmed += [ts for _, ts in ready.unconfirmed]
     assert bars == [T + 3 * MINUTE, T + 4 * MINUTE]
-    assert doubts == [T, T + MINUTE, T + 2 * MINUTE]
+    assert unconfirmed == [T, T + MINUTE, T + 2 * MINUTE]
 
 
-def test_an_old_message_that_comes_late_changes_nothing(builder: BarBuilder) -> None:
-    builder.say([Heard("A/B", FINAL, END), Heard("A/B", EARLY, END)])
-    assert builder.take(OVER, OVER).bars == [BAR]
+def test_a_stale_message_changes_nothing(builder: BarBuilder) -> None:
+    builder.add([Update("A/B", FINAL, END), Update("A/B", EARLY, END)])
+    assert builder.poll(OVER, OVER).bars == [BAR]
 
 
-def test_after_the_end_a_smaller_bar_is_doubted_and_a_larger_one_is_a_correction(
+def test_after_the_end_a_smaller_bar_is_unconfirmed_and_a_larger_one_is_a_correction(
     builder: BarBuilder,
 ) -> None:
-    builder.say([Heard("A/B", FINAL, END)])
-    builder.take(OVER, OVER)
-    builder.say([Heard("A/B", FINAL, OVER)])
-    due = builder.take(OVER, OVER)
-    assert (due.bars, due.doubts) == ([], [])
-    builder.say([Heard("A/B", EARLY, OVER)])
-    due = builder.take(OVER, OVER)
-    assert (due.bars, due.doubts) == ([], [("A/B", T)])
-    builder.say([Heard("A/B", [*FINAL[:5], 8.0], OVER)])
-    due = builder.take(OVER, OVER)
-    assert (due.bars, due.doubts) == ([BAR._replace(vol=8.0)], [])
+    builder.add([Update("A/B", FINAL, END)])
+    builder.poll(OVER, OVER)
+    builder.add([Update("A/B", FINAL, OVER)])
+    ready = builder.poll(OVER, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([], [])
+    builder.add([Update("A/B", EARLY, OVER)])
+    ready = builder.poll(OVER, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([], [("A/B", T)])
+    builder.add([Update("A/B", [*FINAL[:5], 8.0], OVER)])
+    ready = builder.poll(OVER, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([BAR._replace(vol=8.0)], [])
 
 
-def test_the_stream_itself_says_what_is_final_where_it_can(builder: BarBuilder) -> None:
-    """Not the moment: what was said within a minute may be heard after it."""
-    builder.say([Heard("A/B", EARLY, END, final=False), Heard("C/D", FINAL, END, final=True)])
-    due = builder.take(OVER, OVER)
-    assert (due.bars, due.doubts) == ([BAR._replace(symbol="C/D")], [])
-    builder.say([Heard("C/D", [*FINAL[:5], 8.0], OVER, final=False)])
-    due = builder.take(OVER + 2_000_000, OVER)
-    assert (due.bars, due.doubts) == ([], [("A/B", T)])
-    builder.say([Heard("A/B", FINAL, OVER + MINUTE, final=True)])
-    assert builder.take(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
+def test_the_mark_of_a_message_decides_whether_a_bar_is_closed(builder: BarBuilder) -> None:
+    """Its time of arrival does not: a message sent within a minute may arrive after the end."""
+    builder.add([Update("A/B", EARLY, END, final=False), Update("C/D", FINAL, END, final=True)])
+    ready = builder.poll(OVER, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([BAR._replace(symbol="C/D")], [])
+    builder.add([Update("C/D", [*FINAL[:5], 8.0], OVER, final=False)])
+    ready = builder.poll(OVER + 2_000_000, OVER)
+    assert (ready.bars, ready.unconfirmed) == ([], [("A/B", T)])
+    builder.add([Update("A/B", FINAL, OVER + MINUTE, final=True)])
+    assert builder.poll(OVER + MINUTE, OVER + MINUTE).bars == [BAR]
 
 
-def test_a_bar_that_comes_minutes_late_is_handed_out_at_once(builder: BarBuilder) -> None:
+def test_a_bar_that_arrives_minutes_late_is_emitted_at_once(builder: BarBuilder) -> None:
     later = OVER + 5 * MINUTE
-    builder.say([Heard("A/B", FINAL, later)])
-    assert builder.take(later, later).bars == [BAR]
+    builder.add([Update("A/B", FINAL, later)])
+    assert builder.poll(later, later).bars == [BAR]
 
 
 @pytest.mark.parametrize(
@@ -117,28 +118,28 @@ def test_a_bar_that_comes_minutes_late_is_handed_out_at_once(builder: BarBuilder
         ([T // 1000, 10.0], "not five numbers"),
     ],
 )
-def test_what_is_no_bar_is_told_and_costs_no_other(
+def test_an_invalid_update_is_reported_and_costs_no_other(
     builder: BarBuilder, row: list[Any], reason: str
 ) -> None:
-    said = [("A/B", FINAL), ("C/D", row), ("A/B", row), ("C/D", FINAL)]
-    builder.say([Heard(symbol, values, END) for symbol, values in said])
-    due = builder.take(OVER, OVER)
-    assert due.bars == [BAR, BAR._replace(symbol="C/D")]
-    assert [one.symbol for one in due.refused] == ["C/D", "A/B"]
-    assert all(reason in one.reason for one in due.refused), due.refused
+    rows = [("A/B", FINAL), ("C/D", row), ("A/B", row), ("C/D", FINAL)]
+    builder.add([Update(symbol, values, END) for symbol, values in rows])
+    ready = builder.poll(OVER, OVER)
+    assert ready.bars == [BAR, BAR._replace(symbol="C/D")]
+    assert [one.symbol for one in ready.rejected] == ["C/D", "A/B"]
+    assert all(reason in one.reason for one in ready.rejected), ready.rejected
 
 
-def test_what_was_said_is_forgotten_after_a_while(builder: BarBuilder) -> None:
+def test_old_minutes_are_forgotten(builder: BarBuilder) -> None:
     for at in range(100):
         now = OVER + at * MINUTE
-        builder.say([Heard("A/B", [T // 1000 + at * 60_000, *FINAL[1:]], now)])
-        builder.take(now, now)
-    assert len(builder._handed) < 20
+        builder.add([Update("A/B", [T // 1000 + at * 60_000, *FINAL[1:]], now)])
+        builder.poll(now, now)
+    assert len(builder._emitted) < 20
 
 
-def trade(name: str, second: float, price: float, amount: float) -> dict[str, Any]:
+def trade(trade_id: str, second: float, price: float, amount: float) -> dict[str, Any]:
     time = T // 1000 + round(second * 1000)
-    return {"id": name, "timestamp": time, "price": price, "amount": amount}
+    return {"id": trade_id, "timestamp": time, "price": price, "amount": amount}
 
 
 def test_trades_make_bars_exactly_in_any_order_and_once_each() -> None:
@@ -150,7 +151,7 @@ def test_trades_make_bars_exactly_in_any_order_and_once_each() -> None:
         sums = TradeSums(T)
 
 
-def test_trades_of_a_minute_that_was_not_heard_whole_make_no_bar() -> None:
+def test_trades_of_an_incomplete_minute_make_no_bar() -> None:
     sums = TradeSums(T + MINUTE)
     assert sums.add("A/B", trade("1", 59, 10.0, 1.0)) is None
     assert sums.add("A/B", trade("2", 60, 10.0, 1.0)) is not None

@@ -1,4 +1,4 @@
-"""Whatever an exchange answers: each row is a bar, or told why not, or not of what was asked."""
+"""Guards against rows of an answer that are neither bars, rejected, nor out of the range."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def minutes(values: Any) -> list[int]:
 
 
 def bar(given_row: list[Any]) -> bool:
-    """Tell whether a row has what a bar has."""
+    """Return whether a row has all values of a bar."""
     numbers = [one for one in given_row if isinstance(one, int | float) and 0 <= one < 2**62]
     return len(numbers) == len(given_row) == 6
 
@@ -57,9 +57,9 @@ def test_every_row_is_accounted_for(given_rows: list[list[Any]]) -> None:
     assert all(0 <= minute < 20 for minute in bars)
     told = {minutes([ts_of(one.minute)])[0] for one in answer.rejected if one.minute is not None}
     assert set(minutes(answer.known)) == told | set(bars)
-    placeless = sum(one.minute is None for one in answer.rejected)
-    assert placeless == answer.placeless
-    # What has nothing wrong with it by itself can only be lost to a row that contradicts it.
+    without_time = sum(one.minute is None for one in answer.rejected)
+    assert without_time == answer.without_time
+    # A valid row can only be rejected because another row of its minute contradicts it.
     assert set(bars) <= {(one[0] * 1000 - START) // MINUTE_US for one in given_rows if bar(one)}
     good = {one[0] for one in given_rows if one in PLAIN}
     assert {ms(minute) for minute in {*bars, *told}} >= good
@@ -74,7 +74,7 @@ def test_bars_come_in_order_and_once() -> None:
 
 def test_no_row_is_an_answer() -> None:
     answer = read_answer([], START, END, CLOSED)
-    assert len(answer.bars) == len(answer.known) == len(answer.rejected) == answer.placeless == 0
+    assert len(answer.bars) == len(answer.known) == len(answer.rejected) == answer.without_time == 0
     assert answer.first is answer.last is None
 
 

@@ -1,4 +1,4 @@
-"""What the recorder puts on disk must outlive its process, and a full disk must lose nothing."""
+"""Guards against the loss of bars on disk, by a kill of the process or a full disk."""
 
 from __future__ import annotations
 
