@@ -15,11 +15,10 @@ _NO_STEP = np.int64(2**62)
 # Steps longer than a day are counted as one, so that the counters stay small.
 _LONGEST = 1441 * _MINUTE
 
-# One step alone tells nothing of thin trade, unless it is one of the usual intervals of an hour
-# and more, in minutes.
-# Of fewer steps than these, the most frequent one tells little of thin trade.
+# A single step may be a gap between two one-minute bars, unless it is a usual interval, in minutes.
+_USUAL = frozenset({3, 5, 15, 30, 60, 120, 180, 240, 360, 480, 720, 1440})
+# In a file of fewer steps than these, a step of one minute shows one-minute bars with gaps.
 _FEW = 10
-_USUAL_HOURS = frozenset({60, 120, 180, 240, 360, 480, 720, 1440})
 
 
 class Steps:
@@ -59,11 +58,11 @@ def is_wrong(step: int, count: int, total: int, shortest: int) -> bool:
     """Tell whether the most frequent step shows bars of another interval than a minute.
 
     count, total: how often the step is there, and how many steps there are.
-    shortest: the shortest of them; in a file of few bars of thin trade it may be the interval.
+    shortest: the shortest of them.
     """
-    if step == _MINUTE or (total < _FEW and shortest < step):
+    if step == _MINUTE or (total < _FEW and shortest == _MINUTE):
         return False
-    return count > 1 or step // _MINUTE in _USUAL_HOURS or step >= _LONGEST
+    return count > 1 or step // _MINUTE in _USUAL or step >= _LONGEST
 
 
 def interval_text(step: int) -> str:

@@ -202,7 +202,7 @@ def test_a_dry_run_shows_and_stores_nothing(run: Run, write: Write, conn: Connec
     assert "bad row: bars.csv:5: high 2.0 is below low 3.0" in lines
     assert "dry run: nothing was stored" in lines
     assert minutes(conn) == [0, 1, 2]
-    write(row(0), row(3))
+    write(row(0), row(2))
     assert run("bars.csv", "--symbol", "A", "--dry-run").returncode == 0
     assert minutes(conn) == [0, 1, 2]
 
