@@ -99,7 +99,7 @@ class Calls:
         self._ban: Exception | None = None
 
     def __call__(self, call: Callable[[], _Result]) -> _Result:
-        """Return what `call` returns.
+        """Return the result of `call`.
 
         Raises ExchangeUnavailable when all retries failed, and at once during a ban; UserError for
         a permanent error.

@@ -125,7 +125,7 @@ class BarBuilder:
         return min(self._pending) + MINUTE_US + self._grace if self._pending else None
 
     def poll(self, now: int, last_message_at: int) -> Ready:
-        """Return and remove what is ready at `now`; both times in microseconds.
+        """Return and remove all that is ready at `now`; both times in microseconds.
 
         last_message_at: a minute is ready only after a later message: a stream without one since
             the minute's end may have been lost within it.
