@@ -14,9 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Composable
 
 from feature_platform.database import database_url
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line, redact
 from feature_platform.queries import queries
-from feature_platform.settings import redact
 
 TEXTS = pa.list_(pa.string())
 MOMENT = pa.timestamp("us", "UTC")
@@ -94,4 +93,4 @@ def text_of(query: str, **identifiers: Composable) -> str:
 def _reason(error: Error) -> str:
     if error.sqlstate in (_UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA):
         return "it has not the schema of this version: run `feature-platform db apply`"
-    return " ".join(redact(str(error)).split())
+    return one_line(error)

@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 
 class MarkWatch:
-    """Find the marks that were committed since the last look, whatever order they commit in.
+    """Find the marks that were committed since the last look, in any order of commits.
 
     A sequence advances before its transaction commits, so a mark may become visible long after
-    greater ones. Each look is therefore told the transactions that are running: a transaction
-    writes only marks greater than the sequence was two looks before the first that saw it run.
-    One look before is not enough, as the snapshot of a look is older than its sequence value.
+    greater ones. Each look therefore receives the running transactions: a transaction writes only
+    marks greater than the value of the sequence two looks before the first look that saw it run.
+    One look before is not enough, because the snapshot of a look is older than its sequence value.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class MarkWatch:
         self._marks_before: dict[int, int] = {}
 
     def look(self, mark: int, running: Collection[int]) -> int | None:
-        """Return the mark after which all unseen ones come, None when there are none.
+        """Return the mark before all new ones, None when there are no new marks.
 
         mark: the sequence's value, read under the snapshot of `running` or later.
         running: the ids of the transactions that were in progress.

@@ -1,7 +1,8 @@
-"""What time it is on the platform: the wall clock's time, or one that a test has run faster.
+"""The platform's clock: the wall clock, or for tests a simulated clock of another speed.
 
-Whether a minute is over, a row due or a gap old is decided by one clock, `get_settings().clock`,
-in every process; `database.connect` gives the same to the database, as feature_platform.clock().
+In every process, one clock decides whether a minute is closed, a row due or a gap old:
+`get_settings().clock`. `database.connect` sets the same clock in the database, as
+feature_platform.clock().
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _MINUTE_MS = 60_000
 
 
 class Clock(ABC):
-    """Tell the time, and how long to wait for a later one.
+    """The time, and the wall-clock seconds until a later time.
 
-    speed: how many of its seconds pass in one of the wall clock's.
-    longest_nap: how long to sleep, in the wall clock's seconds, before looking at it again.
+    speed: its seconds in one second of the wall clock.
+    longest_nap: the longest sleep, in seconds of the wall clock, before it is read again.
     """
 
     speed: float = 1.0
@@ -37,18 +38,18 @@ class Clock(ABC):
         return _EPOCH + timedelta(milliseconds=self.milliseconds())
 
     def wall_seconds(self, seconds: float) -> float:
-        """Return how long to sleep until so many seconds have passed here; never less than 0."""
+        """Return the wall-clock seconds in which so many seconds pass here; at least 0."""
         return max(0.0, seconds / self.speed)
 
     def wall_seconds_to_minute(self, second: float = 0.0) -> float:
-        """Return how long to sleep until it is next so many seconds into a minute."""
+        """Return the wall-clock seconds until the given second of the next minute."""
         passed = (self.milliseconds() - round(second * 1000)) % _MINUTE_MS
         return self.wall_seconds((_MINUTE_MS - passed) / 1000)
 
 
 @dataclass(frozen=True)
 class WallClock(Clock):
-    """Tell the time of this machine."""
+    """The clock of this machine."""
 
     def milliseconds(self) -> int:
         """Return the milliseconds since 1970-01-01 UTC."""
@@ -57,9 +58,9 @@ class WallClock(Clock):
 
 @dataclass(frozen=True)
 class SimulatedClock(Clock):
-    """Tell a time that runs at another speed than the wall clock's.
+    """A clock that runs at another speed than the wall clock.
 
-    start: what it tells when the wall clock tells `since`; both with an offset from UTC.
+    start: its time at the wall clock's `since`; both with an offset from UTC.
     """
 
     start: datetime
@@ -70,7 +71,7 @@ class SimulatedClock(Clock):
     def parse(cls, text: str) -> Self:
         """Read `START@SINCExSPEED`, as in 2026-03-01T00:00Z@2026-11-25T13:30Zx60.
 
-        Raises ValueError that says what is wrong.
+        Raises ValueError with the fault.
         """
         match = _SIMULATED.fullmatch(text)
         if match is None:
@@ -82,7 +83,7 @@ class SimulatedClock(Clock):
         return cls(start, since, speed)
 
     def __str__(self) -> str:
-        """Return what `parse` reads, without spaces."""
+        """Return the text that `parse` reads, without spaces."""
         start, since = (
             moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
             for moment in (self.start, self.since)
@@ -96,7 +97,7 @@ class SimulatedClock(Clock):
 
 
 class ManualClock(Clock):
-    """Tell a time that stands still until it is moved.
+    """A clock that stands still until `advance` moves it.
 
     start: with an offset from UTC.
     """
@@ -115,7 +116,7 @@ class ManualClock(Clock):
         self._milliseconds += round(seconds * 1000)
 
 
-# Beyond, a microsecond of the wall clock's is a matter of milliseconds here.
+# Beyond, a microsecond of the wall clock would be milliseconds here.
 _SLOWEST, _FASTEST = 0.001, 10_000
 _EXAMPLE = (
     "leave it out for the wall clock, or write what it tells, when on the wall, and its speed,"

@@ -1,4 +1,4 @@
-"""Connections to the database: the one that is configured, or else the embedded one."""
+"""Connections to the configured database, or without one to the embedded database."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, dict_row
 
 from feature_platform.clock import SimulatedClock
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line, redact
 from feature_platform.queries import queries
-from feature_platform.settings import Settings, get_settings, redact
+from feature_platform.settings import Settings, get_settings
 
 OLDEST_POSTGRES = 15
 
-# Seconds within which a command that shows a state has its answer, or fails; libpq knows no
-# shorter time to connect than two.
+# Seconds after which a command that shows a state fails without an answer. libpq's shortest
+# connection timeout is 2 s.
 BRIEF_SECONDS = 2.5
 _BRIEF_CONNECT = 2
 
@@ -34,7 +34,7 @@ TimescaleEdition = Literal["none", "apache", "community"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Say what a database can do beside what every PostgreSQL can.
+    """The features of a database beyond those of every PostgreSQL.
 
     timescaledb: the edition of TimescaleDB that is installed in the database; only the
         community edition has jobs and the columnstore.
@@ -64,11 +64,11 @@ def database_url(settings: Settings | None = None, silence: float | None = None)
 
 
 def with_clock(conninfo: str) -> str:
-    """Return the connection string with the platform's clock for feature_platform.clock() to tell.
+    """Return the connection string with the setting of the platform's clock.
 
-    Whoever does not connect by `connect` gives his sessions the clock so. It is the same string
-    where that is the wall clock, which the database has by itself.
-    Raises psycopg.ProgrammingError where it is no connection string.
+    Code that does not use `connect` sets the clock of its sessions by it. The string is unchanged
+    for the wall clock, which is the database's default.
+    Raises psycopg.ProgrammingError where it is not a connection string.
     """
     clock = get_settings().clock
     if not isinstance(clock, SimulatedClock):
@@ -80,10 +80,10 @@ def with_clock(conninfo: str) -> str:
 def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleRow]:
     """Connect to `url`, by default the platform's database, in autocommit mode.
 
-    The session waits 30 s for a lock at most.
+    The session waits at most 30 s for a lock.
     options: any of psycopg.connect's, which override the platform's own.
-    Raises UserError when the server cannot be reached, refuses, or is too old; what it says
-    never holds the password.
+    Raises UserError, without the password, when the server cannot be reached, rejects the
+    connection, or is too old.
     """
     conninfo = database_url() if url is None else url
     defaults = {"autocommit": True, "application_name": "feature_platform", "connect_timeout": 10}
@@ -92,8 +92,7 @@ def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleR
     except psycopg.ProgrammingError:
         raise UserError(f"{redact(conninfo)} is not a PostgreSQL URL") from None
     except psycopg.OperationalError as error:
-        reason = " ".join(redact(str(error)).split())
-        raise UserError(f"cannot connect to {redact(conninfo)}: {reason}") from None
+        raise UserError(f"cannot connect to {redact(conninfo)}: {one_line(error)}") from None
     try:
         check_version(connection)
         connection.execute(queries["database_session"])
@@ -105,10 +104,10 @@ def connect(url: str | None = None, **options: Any) -> psycopg.Connection[TupleR
 
 @contextmanager
 def connect_briefly(url: str | None = None, **options: Any) -> Iterator[Brief]:
-    """Connect as `connect` does, for a command whose user waits: no statement of the body hangs.
+    """Connect as `connect` does, with a time limit for the statements of the body.
 
     Raises UserError as `connect` does, and psycopg.OperationalError where the server does not
-    answer in time: it is stopped, or its tables are locked.
+    answer in time, because it is stopped or its tables are locked.
     """
     brief = Brief(time.monotonic() + BRIEF_SECONDS)
     conninfo = database_url(silence=_BRIEF_CONNECT) if url is None else url
@@ -129,7 +128,7 @@ def connect_briefly(url: str | None = None, **options: Any) -> Iterator[Brief]:
 
 
 class Brief:
-    """A connection that is shut where the server takes too long.
+    """A connection that is closed when the server does not answer in time.
 
     deadline: of time.monotonic().
     """
@@ -142,12 +141,12 @@ class Brief:
         self._timer: threading.Timer | None = None
 
     def lift(self) -> None:
-        """Let the statements that follow take as long as they need."""
+        """End the time limit."""
         if self._timer is not None:
             self._timer.cancel()
 
     def limit(self) -> None:
-        """Bound the time of the statements that follow, by half a second at least."""
+        """Limit the time of the next statements to the deadline, at least half a second."""
         self._timer = threading.Timer(max(0.5, self._deadline - time.monotonic()), self._hang_up)
         self._timer.daemon = True
         self._timer.start()
@@ -159,9 +158,9 @@ class Brief:
 
 
 def shut_down(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Shut the socket of a connection, without a word to its server.
+    """Close the socket of a connection without a message to its server.
 
-    To cancel a query in order would mean to wait for the server again.
+    A regular cancellation would wait for the server again.
     """
     line = socket.socket(fileno=connection.fileno())
     try:
@@ -173,7 +172,7 @@ def shut_down(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 def check_version(connection: psycopg.Connection[Any]) -> None:
-    """Raise UserError when the server is older than the platform can use."""
+    """Raise UserError when the server is older than PostgreSQL 15."""
     if connection.info.server_version < OLDEST_POSTGRES * 10_000:
         raise UserError(
             f"the server at {_address(connection)} is PostgreSQL {_version(connection)}:"
@@ -182,7 +181,7 @@ def check_version(connection: psycopg.Connection[Any]) -> None:
 
 
 def capabilities(connection: psycopg.Connection[Any]) -> Capabilities:
-    """Find out, in one round trip, what this database can do."""
+    """Return the capabilities of this database, in one round trip."""
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(queries["server_capabilities"]).fetchone()
     if row is None or row["timescaledb_version"] is None:

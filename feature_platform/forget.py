@@ -23,7 +23,7 @@ class Forgotten:
 def forget(connection: psycopg.Connection[Any], symbol: str) -> Forgotten:
     """Delete the bars, feature rows, gaps, marks, state and heartbeat of a symbol.
 
-    In one transaction; for the owner of the schema.
+    It is one transaction; only the owner of the schema may call it.
     Raises UserError where a recorder records the symbol, or the user is not the owner.
     """
     parameters = {"symbol": symbol}

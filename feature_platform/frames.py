@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Identifier
 from feature_platform._adbc import MOMENT, TEXTS, Reader, one, reader
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
+from feature_platform.tables import FEATURES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,17 +46,7 @@ class _Table:
 _FEATURES = _Table(
     "features_1m",
     "bucket",
-    (
-        "last_close",
-        "vol",
-        "log_return",
-        "n_1d",
-        "ma_vol_1d",
-        "std_vol_1d",
-        "volume_z",
-        "vwap_gap",
-        "parkinson_vol",
-    ),
+    FEATURES,
     "feature_symbol",
     "features",
 )

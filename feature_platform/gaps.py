@@ -1,4 +1,4 @@
-"""Gaps: the minutes that have no bar, and why. The accounting itself is SQL, in 035_gaps.sql."""
+"""Missing minutes and their states. The accounting itself is SQL, in 035_gaps.sql."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATES: tuple[State, ...] = ("open", "filled", "quiet", "unavailable", "not_reco
 
 @dataclass(frozen=True)
 class DueGap:
-    """Minutes of one UTC day to ask the venue for: start <= minute < end."""
+    """Missing minutes of one UTC day to request from the exchange: start <= minute < end."""
 
     symbol: str
     start: datetime
@@ -33,7 +33,7 @@ class DueGap:
 class Gap:
     """One row of `ohlcv_1m_gaps`.
 
-    feed: what the recorder heard in these minutes: `alive`, `dead`, None where there was none.
+    feed: the state of the stream in these minutes: `alive`, `dead`, None without a recorder.
     """
 
     symbol: str
@@ -49,11 +49,11 @@ class Gap:
 
 
 def parse_states(names: Sequence[str]) -> list[State]:
-    """Return the states of these names. Raises UserError for a name that is none."""
+    """Return the states of these names. Raises UserError for another name."""
     found = [state for name in names for state in STATES if state == name]
     if len(found) < len(names):
         wrong = next(name for name in names if name not in STATES)
-        raise UserError(f"{wrong!r} is no state of a gap: use one of {', '.join(STATES)}")
+        raise UserError(f"{wrong!r} is not a state of a gap: use one of {', '.join(STATES)}")
     return found
 
 
@@ -75,7 +75,7 @@ def find_gaps(connection: psycopg.Connection[Any]) -> int:
 
 
 def minutes_to_account(connection: psycopg.Connection[Any]) -> int:
-    """Return how many minutes are not accounted for yet: with 0, the list of gaps is complete."""
+    """Return the number of minutes not accounted for yet; 0 means that the list is complete."""
     row = connection.execute(queries["gaps_minutes_left"]).fetchone()
     assert row is not None, "the statement always gives one row"
     return int(row[0])
@@ -84,7 +84,7 @@ def minutes_to_account(connection: psycopg.Connection[Any]) -> int:
 def find_all_gaps(
     connection: psycopg.Connection[Any], progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Account for every minute up to now, however many ticks that takes; count open gaps.
+    """Account for every minute up to now, in as many ticks as needed; count open gaps.
 
     connection: in autocommit mode, so that other sessions see each tick's gaps at once.
     progress: called with the number of minutes done and the number there are.
@@ -102,10 +102,10 @@ def find_all_gaps(
 def due_gaps(
     connection: psycopg.Connection[Any], symbols: Sequence[str], *, day: datetime | None = None
 ) -> list[DueGap]:
-    """Return what the venue may be asked for now, oldest first.
+    """Return the missing minutes that may be requested now, oldest first.
 
-    symbols: the markets that the venue is asked for at all.
-    day: the start of a UTC day, to be given only that day's.
+    symbols: only these symbols.
+    day: the start of a UTC day, for the minutes of that day only.
     """
     parameters = {"symbols": list(symbols), "day": day}
     with connection.cursor(row_factory=class_row(DueGap)) as cursor:
@@ -126,7 +126,7 @@ def list_gaps(
 def note_answer(
     connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
 ) -> int:
-    """Note that the venue answered for these minutes; return how many of them are quiet."""
+    """Record that the exchange answered for these minutes; return the number of quiet ones."""
     minutes = {"symbol": symbol, "start": start, "end": end}
     connection.execute(queries["gaps_answered"], minutes)
     row = connection.execute(queries["gaps_quiet_minutes"], minutes).fetchone()
@@ -143,10 +143,10 @@ def note_failure(
     *,
     retry_after: float | None = None,
 ) -> None:
-    """Note that the venue would not answer for these minutes, and why.
+    """Record that the exchange did not answer for these minutes, with the error.
 
-    After as many attempts as the settings say, they are given up as `unavailable`.
-    retry_after: seconds for which the venue does not want to be asked.
+    After the settings' gap_attempts, they become `unavailable`.
+    retry_after: seconds until the exchange accepts requests again.
     """
     failure = {"symbol": symbol, "start": start, "end": end, "error": error}
     patience = {"retry_after": retry_after or 0.0, "attempts": get_settings().gap_attempts}

@@ -9,10 +9,10 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from feature_platform.database import BRIEF_SECONDS, connect_briefly, database_url
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.queries import queries
 from feature_platform.schema import require_clock
-from feature_platform.settings import get_settings, redact
+from feature_platform.settings import get_settings
 
 Service = Literal["recorder", "worker", "daemon"]
 
@@ -36,7 +36,7 @@ def problem_of(service: Service) -> str | None:
                 require_clock(brief.connection)
             row = brief.connection.execute(queries[f"health_{service}"]).fetchone()
     except (psycopg.OperationalError, UserError) as error:
-        return " ".join(redact(str(error)).split())
+        return one_line(error)
     return None if row is None else row[0]
 
 

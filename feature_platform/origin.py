@@ -1,4 +1,4 @@
-"""The exchange that this database's bars come from: it is kept, and another one is rejected."""
+"""The exchange of this database's bars, which is stored; another exchange is rejected."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def exchange_settings(
 ) -> Settings:
     """Return the settings by which bars are fetched for this database.
 
-    Where neither exchange nor URL is set, they are those that the database has bars of, so that a
-    command beside `make dev` asks its exchange.
+    Where neither exchange nor URL is set, the stored ones are used, so that a command beside
+    `make dev` sends its requests to the same exchange.
     settings: by default the environment's.
-    symbol: the one symbol to fetch; by default all that are configured.
+    symbol: the only symbol to fetch; by default all configured symbols.
     Raises UserError where bars of another exchange, or real bars among simulated ones, would be
     stored.
     """
@@ -55,8 +55,8 @@ def _require_simulated(database: str, name: str, url: str | None) -> None:
 
 
 def _claim(connection: psycopg.Connection[Any], chosen: Settings, symbol: str) -> None:
-    """Keep the exchange of symbols without a prefix, where none is kept yet."""
-    # A URL is kept of simulated exchanges only: a proxy is a matter of each process.
+    """Store the exchange of symbols without a prefix, where none is stored yet."""
+    # Only URLs of simulated exchanges are stored; a proxy's URL belongs to each process.
     url = chosen.exchange_url if is_simulated(connection) else None
     parameters = {"exchange": chosen.exchange, "url": url}
     row = connection.execute(queries["origin_claim_exchange"], parameters).fetchone()

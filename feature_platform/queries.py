@@ -1,4 +1,4 @@
-"""The SQL that Python sends, by name.
+"""The SQL statements of Python, by name.
 
 The files of `sql/queries/`, one for each consumer, hold every statement under a line `-- name --`
 and a line `-- purpose`; no code formats a statement from strings.
@@ -38,7 +38,7 @@ def parse_queries(text: str) -> dict[str, LiteralString]:
             raise ValueError(f"the query {name} is defined twice")
         if not statement:
             raise ValueError(f"the query {name} has no statement")
-        found[name] = statement  # reviewed as code is, and so as safe as a literal
+        found[name] = statement  # reviewed as code, and so as safe as a literal
     return found
 
 

@@ -1,4 +1,4 @@
-"""Refresh of features_1m on demand, slice by slice: progress shows, and Ctrl-C loses little."""
+"""Refresh of features_1m on demand, slice by slice, so that an interrupt loses one slice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from feature_platform.queries import queries
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """Say what a refresh did.
+    """The work of a refresh.
 
-    rows_written: rows that were stored, changed or deleted; rows that were right already do not
-        count.
+    rows_written: rows that were stored, changed or deleted; unchanged rows do not count.
     """
 
     slices: int
@@ -43,11 +42,10 @@ def refresh(
 ) -> RefreshReport:
     """Bring the rows with start <= bucket < end up to date; None is unbounded.
 
-    connection: in autocommit mode, as each slice is a transaction of its own, and in READ
-        COMMITTED, which its session is set to. When it is interrupted, all finished slices are
-        kept and the rest stays dirty.
-    force: recompute rows whether they are dirty or not.
-    progress: called after each slice with the minutes done and the minutes there were to do.
+    connection: in autocommit mode, because each slice is its own transaction; the session is set to
+        READ COMMITTED. After an interrupt, finished slices are stored and the rest stays dirty.
+    force: also recompute rows that are not dirty.
+    progress: called after each slice with the finished and the total number of minutes.
     Raises UserError when start is not before end.
     """
     if start is not None and end is not None and start >= end:

@@ -1,4 +1,4 @@
-"""The logins of the services: one role each, whose password comes from the environment."""
+"""The logins of the services: one role each, with its password from the environment."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def missing_roles(connection: psycopg.Connection[Any]) -> list[str]:
 def set_logins(
     connection: psycopg.Connection[Any], settings: Settings | None = None
 ) -> tuple[str, ...]:
-    """Create the roles, let each log in that has a password in the settings, and return those.
+    """Create the roles, let those with a password in the settings log in, and return their names.
 
-    A role without a password there is left as it is. What is sent, and might be logged, is the
-    SCRAM verifier of a password, from which it cannot be read back. The orchestrator's role gets
-    the database that Dagster keeps its events in, unless there is one.
+    Roles without a password there stay unchanged. The statement, which the server may log, has only
+    the SCRAM verifier of a password. The orchestrator's role gets the database of Dagster's events,
+    unless there is one.
 
     connection: in autocommit mode, of a superuser or a user with CREATEROLE (and CREATEDB).
     Raises UserError when no password is set, or the user may not do this.
@@ -61,7 +61,7 @@ def _make_dagsters_database(connection: psycopg.Connection[Any], owner: str) -> 
     from feature_platform.orchestration.instance import ensure_database
 
     if connection.info.parameter_status("is_superuser") != "on":
-        # Only who may act for a role can give it a database; who created it may let himself.
+        # The owner of a new database must be a role that the user is a member of.
         with suppress(psycopg.errors.InsufficientPrivilege):
             connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(owner)))
     ensure_database(connection, owner)

@@ -1,4 +1,4 @@
-"""The schema of the database: set up by the files that `sql/feature_ca.sql` lists, in its order."""
+"""The schema of the database, set up from the files that `sql/feature_ca.sql` lists in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from feature_platform.settings import PREFIX, get_settings
 
 _log = logging.getLogger(__name__)
 
-# How long a set-up tries to get its locks.
+# The time in which a set-up tries to get its locks.
 _GIVE_UP_SECONDS = 60.0
 
 _IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
@@ -77,10 +77,10 @@ def update_hash() -> str:
 def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None) -> None:
     """Set up the database, or bring its set-up up to date, in one transaction.
 
-    It tries again, for a minute, while other sessions use the tables; between two attempts it holds
-    no lock. Concurrent set-ups wait for each other.
-    simulated: whether the database is for simulated bars. By default an existing database stays
-        what it is, and a new one is simulated where FEATURE_PLATFORM_CLOCK is set.
+    It retries for a minute while other sessions use the tables, and holds no lock between two
+    attempts. Concurrent set-ups wait for each other.
+    simulated: whether the database is for simulated bars. By default an existing database keeps its
+        origin, and a new one is simulated where FEATURE_PLATFORM_CLOCK is set.
     Raises UserError, and changes nothing, when the database is newer than this code, has other
     tables of the names `ohlcv_1m` or `features_1m`, or has bars of the other origin.
     """
@@ -117,7 +117,7 @@ def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None)
 
 
 def _apply_files(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
-    """Apply the files in one transaction, which takes all of its locks first, within 2 s."""
+    """Apply the files in one transaction, which first takes all of its locks within 2 s."""
     with connection.transaction():
         connection.execute("SET LOCAL client_min_messages = warning")
         connection.execute("SET LOCAL lock_timeout = '2s'")
@@ -129,11 +129,11 @@ def _apply_files(connection: psycopg.Connection[Any], settings: dict[str, str]) 
 def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> None:
     """Make sure that the database has this code's schema and clock before it is used.
 
-    The embedded server's database is set up on the spot, as it is the platform's own; any other
-    is its owner's to set up.
+    The embedded database is set up or upgraded at once; the owner of any other database has to run
+    `feature-platform db apply`.
     simulated: whether the caller stores simulated bars.
-    Raises UserError when the database is not set up, or is newer than this code, when the user
-    may not use it, and when simulated bars or a simulated clock have no place in it.
+    Raises UserError when the database is not set up, older or newer than this code, when the user
+    has no right to use it, and when simulated bars or a simulated clock do not belong in it.
     """
     _prepare_version(connection, simulated)
     if simulated and not is_simulated(connection):

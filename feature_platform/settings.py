@@ -245,18 +245,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/?#@]*):.*@", re.DOTALL)
-_IN_KEYWORD = re.compile(
-    r"(?P<key>\b(?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|[^\s&]*)", re.IGNORECASE
-)
-
-
-def redact(url: str) -> str:
-    """Return `url`, or any text that holds one, with its passwords replaced by `***`.
-
-    In doubt it hides too much: all between the first colon and the last @.
-    """
-    hidden = _IN_URL.sub(r"\g<user>:***@", url)
-    return _IN_KEYWORD.sub(r"\g<key>***", hidden)

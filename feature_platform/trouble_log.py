@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import psycopg
 
-from feature_platform.settings import get_settings, redact
+from feature_platform.errors import one_line
+from feature_platform.settings import get_settings
 
 REPEAT_SECONDS = 30.0
 DISK_FULL = "the disk is full"
@@ -74,7 +75,7 @@ class TroubleLog:
 
         detail: of the present state, such as what is kept in memory.
         """
-        reason = " ".join(redact(str(error)).split())
+        reason = one_line(error)
         full = is_disk_full(error)
         kind = DISK_FULL if full else kind
         text = self._repeats.take(kind, f"{kind}{detail}: {reason}", 1 if full else _AT_FIRST)

@@ -21,6 +21,7 @@ from psycopg.rows import dict_row
 from feature_platform.queries import queries
 from feature_platform.schema import SCHEMA_HASH, SCHEMA_VERSION
 from feature_platform.settings import get_settings
+from feature_platform.tables import BAR_COLUMNS, FEATURE_COLUMNS
 from feature_platform.verify import PASS, verify_rolling, verify_window
 
 Severity = Literal["ERROR", "WARN"]
@@ -35,31 +36,6 @@ _ISO_MINUTE = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:Z|\+00:00)$")
 SHOWN = 10
 RECOMPUTED = "stored_equals_recomputed"
 
-# The required columns. Types are as PostgreSQL formats them.
-BAR_COLUMNS = {
-    "symbol": "text",
-    "ts": "timestamp with time zone",
-    "open": "double precision",
-    "high": "double precision",
-    "low": "double precision",
-    "close": "double precision",
-    "vol": "double precision",
-    "source": "text",
-    "inserted_at": "timestamp with time zone",
-}
-FEATURE_COLUMNS = {
-    "symbol": "text",
-    "bucket": "timestamp with time zone",
-    "last_close": "double precision",
-    "vol": "double precision",
-    "log_return": "double precision",
-    "n_1d": "integer",
-    "ma_vol_1d": "double precision",
-    "std_vol_1d": "double precision",
-    "volume_z": "double precision",
-    "vwap_gap": "double precision",
-    "parkinson_vol": "double precision",
-}
 _BAR_OBJECTS = [
     "ohlcv_1m_pkey",
     "ohlcv_1m_symbol_check",

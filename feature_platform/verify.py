@@ -1,6 +1,6 @@
-"""The proof that what is stored equals what would be recomputed.
+"""The proof that stored rows equal recomputed rows.
 
-It recomputes by plain window functions over the bars and shares no code with the refresh.
+It recomputes them by plain window functions over the bars and shares no code with the refresh.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Name one value that is stored and not what the bars give.
+    """One stored value that differs from the recomputed one.
 
     bucket: in ISO-8601 and UTC.
-    stored, expected: None stands for NULL, or for a row that is not there: column "row", of
-        which the other value is the last_close.
+    stored, expected: None means NULL or, in column "row", a missing row; the other value is then
+        the last_close.
     """
 
     symbol: str
@@ -45,11 +45,11 @@ class Mismatch:
 
 @dataclass
 class VerifyReport:
-    """Count what was compared.
+    """The numbers of compared and of different rows.
 
     rows: stored rows that were recomputed and compared, bit for bit.
     pending: rows that differ and are marked dirty: the next refresh brings them up to date.
-    mismatches: rows that differ and should not; `examples` holds values of the first ones.
+    mismatches: rows that differ and are not marked; `examples` holds values of the first ones.
     """
 
     symbols: int = 0
@@ -61,10 +61,10 @@ class VerifyReport:
 
 @dataclass
 class RollingReport(VerifyReport):
-    """Count what a call of the rolling verification compared, and how far its pass is.
+    """The work of one call of the rolling verification, and the position of its pass.
 
     days: since the pass began; at most 7 while the platform runs.
-    part: of all history that the pass has verified, 0 to 1.
+    part: the verified part of all history, 0 to 1.
     """
 
     days: float = 0.0
@@ -88,9 +88,9 @@ def verify(
 ) -> VerifyReport:
     """Recompute every row with start <= bucket < end from the bars and compare it with the stored.
 
-    symbol: one symbol only; None is all of them.
-    progress: called with the number of slices done and the number there are; a slice is at most
-        30 days of one symbol, seen as it was at one moment.
+    symbol: only this symbol; None is all symbols.
+    progress: called with the finished and the total number of slices; a slice is at most 30 days
+        of one symbol, read by one snapshot.
     Raises UserError when the symbol has neither bars nor rows, or start is not before end.
     """
     if start is not None and end is not None and start >= end:
@@ -109,7 +109,7 @@ def verify(
 def verify_window(
     connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
 ) -> VerifyReport:
-    """Do the same for one short window of one symbol, without a look at any other.
+    """Verify one short window of one symbol, without reading other symbols.
 
     start, end: whole minutes, at most `SLICE` apart.
     """
@@ -122,11 +122,11 @@ def verify_window(
 def verify_rolling(
     connection: psycopg.Connection[Any], *, seconds: float | None, slice_of: timedelta = _DAY
 ) -> RollingReport:
-    """Verify the next slices of all history, as many as a pass of seven days is due by now.
+    """Verify the next slices of all history that a pass of seven days requires by now.
 
-    A slice that is wrong stays the next one until it is right, so that each call reports it.
-    connection: in autocommit mode; the position of the pass is kept in its database.
-    seconds: after the first slice, none begins later than this; None verifies all that is due.
+    A slice with mismatches is repeated until it has none, so that each call reports it.
+    connection: in autocommit mode; its database stores the position of the pass.
+    seconds: only the first slice may begin later than this; None verifies all due slices.
     slice_of: at most `SLICE`.
     """
     connection.execute("SET extra_float_digits = 1")
@@ -137,10 +137,10 @@ def verify_rolling(
             state = cursor.execute(queries["verification_state"]).fetchone()
         assert state is not None, "the statement always gives one row"
         if not state["minutes"] and state["elapsed"] > PASS:
-            # Nothing was verified all that time: there was no history, or the platform was down.
+            # The time of the pass is over without a verified minute: no history, or no process.
             connection.execute(queries["verification_move"], {**_position(state), **_BEGIN})
             continue
-        # A little faster than needed, so that a pass ends in time while history grows.
+        # 20 % faster than needed, so that a pass ends in time while history grows.
         due = 1.2 * state["total"] * (state["elapsed"] / PASS)
         report.days = state["elapsed"] / _DAY
         report.part = min(state["minutes"] / state["total"], 1.0) if state["total"] else 1.0
@@ -157,7 +157,7 @@ def _verify_next(
     slice_of: timedelta,
     report: RollingReport,
 ) -> bool:
-    """Verify one slice and move on; return whether the pass goes on and is this session's."""
+    """Verify one slice and move on; return whether this session continues the pass."""
     at = _position(state)
     row = connection.execute(queries["verification_next"], at).fetchone()
     if row is None:
@@ -169,7 +169,7 @@ def _verify_next(
         wrong = report.mismatches > 0
         if wrong:
             end = datetime.fromisoformat(report.examples[0].bucket)
-        # A symbol grows all the time: with its end reached, it is the next symbol's turn.
+        # At the symbol's end, which grows all the time, the next symbol follows.
         next_ts = "infinity" if end == last else end.isoformat()
         verified = (end - start) // _MINUTE
         to = {"to_symbol": symbol, "to_ts": next_ts, "verified": verified, "wrong": wrong}
@@ -204,17 +204,17 @@ def _slices(
         lo, hi = max(first, start or first), min(last, end or last)
         if lo >= hi:
             continue
-        # Minutes are compared whole, and so are the bars inside the last of them.
+        # Whole minutes are compared, with all bars inside the last of them.
         lo, hi = _minute_from(lo), _minute_from(hi)
         while lo < hi:
-            # From `closed` on no bar counts, and any row is one too many: one slice sees them all.
+            # From `closed` on there must be no row; one slice covers all of that time.
             until = min(lo + SLICE, hi) if lo < closed else hi
             yield _Slice(name, lo, until)
             lo = until
 
 
 def _minute_from(moment: datetime) -> datetime:
-    """Return the first minute at or after a moment, in UTC, as all arithmetic should be."""
+    """Return the first minute at or after a time, in UTC, because arithmetic needs UTC."""
     utc = moment.astimezone(UTC)
     minute = utc.replace(second=0, microsecond=0)
     return minute if minute == utc else minute + _MINUTE
@@ -240,7 +240,7 @@ def _verify_slice(connection: psycopg.Connection[Any], one: _Slice, report: Veri
 
 def _differences(symbol: str, example: dict[str, Any]) -> Iterator[Mismatch]:
     bucket, stored, expected = example["bucket"], example["stored"], example["expected"]
-    # A row of an outer join that is not there has nothing but NULLs.
+    # A missing row of an outer join has only NULLs.
     if stored is None or stored["bucket"] is None:
         yield Mismatch(symbol, bucket, "row", None, _number(expected["last_close"]))
     elif expected is None or expected["bucket"] is None:
@@ -252,5 +252,5 @@ def _differences(symbol: str, example: dict[str, Any]) -> Iterator[Mismatch]:
 
 
 def _number(value: Any) -> float | None:
-    """Return what JSON made of a number: a text of NaN, a whole number of many another one."""
+    """Return a number of JSON, in which NaN is a text and a whole double an integer."""
     return None if value is None else float(value)

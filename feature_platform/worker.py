@@ -1,4 +1,4 @@
-"""The worker: the process that refreshes what a commit made due, and runs the refresh policy."""
+"""The worker: the process that refreshes rows after commits and runs the refresh policy."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from tenacity import (
 
 from feature_platform._mark_watch import MarkWatch
 from feature_platform.database import connect
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.queries import queries
 from feature_platform.schema import prepare, require_version
-from feature_platform.settings import get_settings, redact
+from feature_platform.settings import get_settings
 from feature_platform.stop_event import Bell
 from feature_platform.trouble_log import TroubleLog, is_disk_full
 
 _log = logging.getLogger(__name__)
 
-# How long a worker waits before it looks again: another worker may have gone, somebody may have
-# added a policy or changed its schedule, the database may have gone away.
+# The pause before the worker looks again for the end of another worker, a new policy or schedule,
+# and a lost connection.
 _LOOK_SECONDS = 2.0
 
-# How often the worker looks for new marks of commits.
+# The pause between two looks for new marks.
 _LOOK_FOR_MARKS_SECONDS = 0.05
 
-# After a refresh of new marks, the worker rests as long as that took, but not longer than this, and
-# takes the commits of that time together: one bar is refreshed at once, a thousand that come one by
-# one are not refreshed one by one.
+# After a refresh of new marks, the worker rests as long as the refresh took, up to this limit, and
+# refreshes the commits of that time together: a single bar is refreshed at once, a thousand bars in
+# a row are refreshed in groups.
 _LONGEST_REST_SECONDS = 0.25
 
-# How long it leaves a database alone that went away or refused: what accepts connections may
-# still fail all that is sent over them.
+# The pause before it connects again after an error: a server that accepts connections may still
+# fail every statement.
 _PAUSE_SECONDS = 1.0
-# How much longer where the disk is full, which takes somebody to mend.
+# The additional pause when the disk is full, which needs an operator.
 _DISK_FULL_SECONDS = 5.0
 
-# Between two attempts to get a lock, each of which waits for 2 s.
+# The pause between two attempts to get a lock, each of which waits for 2 s.
 _LOCK_PAUSE_SECONDS = 0.1
 
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class _Stopped(Exception):
-    """The worker was asked to stop while it waited."""
+    """A stop of the worker while it waited."""
 
 
 @dataclass
 class _Run:
-    """The last run of the policy. rows: that it wrote by itself, without the wakes after it."""
+    """The last run of the policy. rows: written by the run, without later wake-ups."""
 
     id: int
     began: datetime
@@ -69,14 +69,13 @@ class _Run:
 
 
 class Worker:
-    """Refresh what becomes due when it does, and run the policy on its schedule, until `stop`.
+    """Refresh rows as soon as they are due, and run the policy on its schedule, until `stop`.
 
-    It looks for new marks in the dirty log many times a second, and refreshes those whose rows are
-    due; rows of earlier marks are refreshed at the moment they come due.
+    It looks for new marks in the dirty log 20 times a second and refreshes their due rows; rows of
+    earlier marks are refreshed when they become due.
 
-    Only one worker of a database is at work; further ones stand by and take over when it ends.
-    A database that goes away is waited for, with back-off; what was being refreshed then stays
-    dirty and is done by the next run.
+    One worker of a database is active; others wait until it ends. After a lost connection it
+    connects again with back-off; rows of an interrupted refresh stay dirty for the next run.
     """
 
     def __init__(self) -> None:
@@ -86,14 +85,14 @@ class Worker:
         self._due = _LONG_AGO
 
     def stop(self) -> None:
-        """Ask the worker to end after the slice in hand; a signal handler may do so."""
+        """End the worker after the current slice; safe in a signal handler."""
         self._stop.ring()
 
     def run(self) -> None:
         """Work until `stop`.
 
         Raises UserError or psycopg.Error when the database cannot be used at the start, and
-        UserError when, after its return, its schema is not the one that this code needs.
+        UserError when its schema has become newer or older than this code.
         """
         connection: psycopg.Connection[TupleRow] | None = connect()
         first = True
@@ -103,7 +102,7 @@ class Worker:
             connection, first = self._connect_again(), False
 
     def _connect_again(self) -> psycopg.Connection[TupleRow] | None:
-        """Connect once there is a database again; None when asked to stop before."""
+        """Connect when the database is available again; return None after a stop."""
         retrying = Retrying(
             retry=retry_if_exception_type(UserError),
             wait=wait_random_exponential(multiplier=0.5, max=30),
@@ -122,7 +121,7 @@ class Worker:
         return connection
 
     def _work(self, connection: psycopg.Connection[TupleRow], first: bool) -> None:
-        """Work on this connection until it fails or the worker is asked to stop."""
+        """Work on this connection until an error or a stop."""
         ready = False
         try:
             prepare(connection)
@@ -157,9 +156,9 @@ class Worker:
     def _wait_until_due(
         self, connection: psycopg.Connection[TupleRow], run: _Run, marks: MarkWatch
     ) -> bool:
-        """Wait until something is to be done; return whether that is the next run of the schedule.
+        """Wait for the next work; return whether that is the next run of the schedule.
 
-        Else a commit has made rows due, or time has.
+        Otherwise a commit or the clock has made rows due.
         """
         told = False
         while True:
@@ -185,9 +184,9 @@ class Worker:
     def _wait_for_marks(
         self, connection: psycopg.Connection[TupleRow], marks: MarkWatch, seconds: float
     ) -> bool:
-        """Wait so long for new marks of rows that are due; return whether there are any."""
+        """Wait up to `seconds` for new marks of due rows; return whether there are any."""
         until = time.monotonic() + seconds
-        with connection.cursor() as cursor:  # one for all looks: less CPU
+        with connection.cursor() as cursor:  # one cursor for all looks costs less CPU
             while True:
                 mark, running = cursor.execute(queries["worker_look"]).fetchone() or (0, [])
                 after = marks.look(mark, running)
@@ -199,13 +198,14 @@ class Worker:
                 self._sleep(min(left, _LOOK_FOR_MARKS_SECONDS))
 
     def _any_due(self, connection: psycopg.Connection[TupleRow], after: int) -> bool:
-        """Tell whether rows are due by a mark after this one."""
+        """Return whether a later mark has due rows."""
         return bool(self._row(connection, "worker_any_due", {"after": after})[0])
 
     def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
-        """Refresh what is due by now, and rest; return whether there is more than one slice of it.
+        """Refresh one slice of the due rows and rest; return whether there is more.
 
-        An error that leaves the connection whole is for the run that follows to meet and record.
+        After an error that leaves the connection intact, return True: the next run then records
+        the error.
         """
         began = time.monotonic()
         try:
@@ -221,7 +221,7 @@ class Worker:
     def _run_now(self, connection: psycopg.Connection[TupleRow]) -> _Run:
         """Run the policy once.
 
-        An error that leaves the connection whole ends the run only.
+        An error that leaves the connection intact ends only the run.
         """
         require_version(connection)  # a newer schema may have been set up since the last run
         run_id, horizon, began = self._row(connection, "worker_begin")
@@ -235,7 +235,7 @@ class Worker:
         except psycopg.Error as error:
             if connection.broken:
                 raise
-            problem = _one_line(error)
+            problem = one_line(error)
             run.failed = True
             self._trouble.warn(error, "the refresh failed, its rows stay dirty")
         self._row(connection, "worker_end", {"run_id": run_id, "error": problem})
@@ -261,10 +261,10 @@ class Worker:
         query: str,
         parameters: dict[str, object] | None = None,
     ) -> TupleRow:
-        """Return the one row that a query gives; all None where it gives none.
+        """Return the first row of a query; all None where it has no row.
 
-        A query that a lock keeps waiting is sent again until it gets the lock.
-        Raises _Stopped when the worker is asked to stop meanwhile.
+        A query that waits for a lock too long is retried until it gets the lock.
+        Raises _Stopped after a stop.
         """
         waited = False
         while True:
@@ -272,7 +272,7 @@ class Worker:
                 cursor = connection.execute(queries[query], parameters)
             except psycopg.errors.LockNotAvailable as error:
                 if not waited:
-                    _log.warning("waiting for a lock: %s", _one_line(error))
+                    _log.warning("waiting for a lock: %s", one_line(error))
                 waited = True
                 self._sleep(_LOCK_PAUSE_SECONDS)
             else:
@@ -287,7 +287,7 @@ class Worker:
 
 
 def run_worker() -> None:
-    """Run a worker in this process until SIGTERM or SIGINT; the slice in hand is finished."""
+    """Run a worker in this process until SIGTERM or SIGINT; it finishes the current slice."""
     worker = Worker()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -298,7 +298,3 @@ def run_worker() -> None:
         signal.signal(number, stop)
     worker.run()
     _log.info("stopped")
-
-
-def _one_line(error: psycopg.Error) -> str:
-    return " ".join(redact(str(error)).split())

@@ -1,8 +1,8 @@
 -- The roles, one for each kind of service, so that each connects with no more rights than it needs. Roles belong to the
--- server: the databases on it share them. What each may do is granted, database by database, in 085_rights.sql.
+-- server: the databases on it share them. 085_rights.sql grants the rights of each role, database by database.
 --
--- A user who may not create roles sets the database up all the same, and owns it; an administrator can run this file at any
--- time, and the next set-up grants what is missing.
+-- A user without the right to create roles can still set up the database, and then owns it. An administrator can run
+-- this file at any time; the next set-up grants the missing rights.
 DO $$
 DECLARE
     role text;
@@ -11,15 +11,17 @@ BEGIN
         role := 'feature_platform_' || role;
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role);
         BEGIN
-            -- Nobody enters by a role without a password. TimescaleDB runs its jobs only as roles with LOGIN.
-            EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN' ELSE 'NOLOGIN' END);
-            -- Readers leave connections to the others: 100 is the server's usual limit. An administrator may set another number.
+            -- A role without a password cannot log in. TimescaleDB runs its jobs only as roles with LOGIN.
+            EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN'
+                           ELSE 'NOLOGIN' END);
+            -- Readers leave connections for the other roles: the server's usual limit is 100. An administrator may
+            -- change it.
             IF role = 'feature_platform_reader' THEN
                 ALTER ROLE feature_platform_reader CONNECTION LIMIT 40;
             END IF;
         EXCEPTION
             WHEN insufficient_privilege OR duplicate_object OR unique_violation THEN
-                NULL;   -- not ours to create, or created just now by the set-up of another database
+                NULL;   -- the right is missing, or the set-up of another database has just created the role
         END;
     END LOOP;
 END

@@ -1,5 +1,5 @@
--- Every minute is accounted for: between a symbol's first bar and now a minute either has a bar in ohlcv_1m or lies in a row
--- of ohlcv_1m_gaps, which says why.
+-- The accounting for minutes: each minute between a symbol's first bar and now either has a bar in ohlcv_1m or lies in
+-- a row of ohlcv_1m_gaps, which has the reason.
 CREATE TABLE IF NOT EXISTS public.ohlcv_1m_gaps (
     id              bigint           PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     symbol          text COLLATE "C" NOT NULL,
@@ -19,12 +19,17 @@ CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_missing_idx ON public.ohlcv_1m_gaps (sy
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_open_idx ON public.ohlcv_1m_gaps (symbol, start_ts) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_not_recorded_idx ON public.ohlcv_1m_gaps (symbol) WHERE state = 'not_recorded';
 CREATE INDEX IF NOT EXISTS ohlcv_1m_gaps_filled_idx ON public.ohlcv_1m_gaps (changed_at) WHERE state = 'filled';
-COMMENT ON TABLE public.ohlcv_1m_gaps IS 'Minutes without a bar, as ranges, and why: open, filled, quiet, unavailable or not_recorded.';
-COMMENT ON COLUMN public.ohlcv_1m_gaps.feed IS 'What the recorder heard in these minutes when they were found to be missing: alive, all was heard, so that nothing was traded or the venue is late; dead; NULL: no recorder was at work.';
-COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS 'open: found, not yet explained; filled: has bars by now; quiet: the exchange answered and had no trades; unavailable: the exchange did not answer; not_recorded: the symbol was no longer in the settings.';
+COMMENT ON TABLE public.ohlcv_1m_gaps IS
+    'Missing minutes, as ranges, with their state: open, filled, quiet, unavailable or not_recorded.';
+COMMENT ON COLUMN public.ohlcv_1m_gaps.feed IS
+    'The state of the recorder''s stream in these minutes when they were found: alive (no trades, or the exchange is '
+    'late), dead, or NULL (no recorder was running).';
+COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS
+    'open: found, not yet explained; filled: has bars now; quiet: the exchange answered and had no trades; '
+    'unavailable: the exchange did not answer; not_recorded: the symbol was no longer in the settings.';
 
--- What is missing of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so that of those before the
--- range only the last can reach into it: the others are not read.
+-- The missing minutes of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so of the gaps
+-- before the range only the last can reach into it; the others are not read.
 CREATE OR REPLACE FUNCTION feature_platform.gaps_between(of_symbol text, from_ts timestamptz, to_ts timestamptz)
     RETURNS TABLE (symbol text, start_ts timestamptz, end_ts timestamptz, state text, attempts integer,
                    next_attempt_at timestamptz, last_error text)
@@ -39,10 +44,10 @@ BEGIN ATOMIC
                                   WHERE p.symbol = of_symbol AND p.state <> 'filled' AND p.start_ts <= from_ts
                                   ORDER BY p.start_ts DESC LIMIT 1), from_ts);
 END;
-COMMENT ON FUNCTION feature_platform.gaps_between(text, timestamptz, timestamptz) IS 'The gaps of a symbol in a range, cut to it, but for those that were filled.';
+COMMENT ON FUNCTION feature_platform.gaps_between(text, timestamptz, timestamptz) IS
+    'The missing minutes of a symbol in a range, cut to it; without filled gaps.';
 
--- The gaps of a symbol that reach into [from_ts, to_ts), filled ones left out. Gaps of a symbol do not overlap, so of those that
--- begin before the range only the last one can reach into it; the others are not read.
+-- The gaps of a symbol that reach into [from_ts, to_ts), without filled ones. Only one index range is read, as above.
 CREATE OR REPLACE FUNCTION feature_platform.gaps_in(of_symbol text, from_ts timestamptz, to_ts timestamptz)
     RETURNS SETOF public.ohlcv_1m_gaps
     LANGUAGE sql STABLE
@@ -54,47 +59,53 @@ BEGIN ATOMIC
                                   WHERE p.symbol = of_symbol AND p.state <> 'filled' AND p.start_ts <= from_ts
                                   ORDER BY p.start_ts DESC LIMIT 1), from_ts);
 END;
-COMMENT ON FUNCTION feature_platform.gaps_in(text, timestamptz, timestamptz) IS 'The gaps of a symbol that reach into a range, filled ones left out.';
+COMMENT ON FUNCTION feature_platform.gaps_in(text, timestamptz, timestamptz) IS
+    'The gaps of a symbol that reach into a range; without filled gaps.';
 
--- How far each symbol's minutes are accounted for: every minute of [since_ts, until_ts).
+-- The minutes of each symbol that are accounted for: [since_ts, until_ts).
 CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (
     symbol   text COLLATE "C" PRIMARY KEY,
     since_ts timestamptz NOT NULL,
     until_ts timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE feature_platform.gap_watermark IS 'How far each symbol''s minutes are accounted for.';
+COMMENT ON TABLE feature_platform.gap_watermark IS 'The minutes of each symbol that are accounted for.';
 
--- Minutes whose bars changed: written by the triggers on ohlcv_1m in the writer's own transaction, one row a statement, and
--- taken out by the accounting. A record is visible exactly when its change is, so each change is looked at by an accounting
--- that sees it, however late its transaction commits and however old its snapshot is. In every snapshot this holds: a minute
--- between since_ts and until_ts that has no record here either has a bar or is listed in ohlcv_1m_gaps.
+-- Minutes whose bars changed. The triggers on ohlcv_1m write one row a statement, in the writer's own transaction; the
+-- accounting deletes the rows that it has processed. A record becomes visible together with its change, so the tick
+-- that reads the record also sees the change, however late its transaction commits and however old its snapshot is. In
+-- every snapshot, a minute between since_ts and until_ts without a record here either has a bar or is listed in
+-- ohlcv_1m_gaps.
 CREATE TABLE IF NOT EXISTS feature_platform.bar_change (
     id      bigint        PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-    symbols text[] COLLATE "C" NOT NULL, -- by position: the symbol, and the outermost changed bars of one of its UTC days
+    -- by position: the symbol, and the outermost changed bars of one of its UTC days
+    symbols text[] COLLATE "C" NOT NULL,
     first   timestamptz[] NOT NULL,
     last    timestamptz[] NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
 COMMENT ON TABLE feature_platform.bar_change IS 'Minutes whose bars changed since they were last accounted for.';
 
 CREATE OR REPLACE VIEW feature_platform.changed_minutes AS
-SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last) + interval '1 minute')) AS minutes
+SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first),
+                                     feature_platform.bucket_of(c.last) + interval '1 minute')) AS minutes
 FROM feature_platform.bar_change b CROSS JOIN LATERAL unnest(b.symbols, b.first, b.last) AS c (symbol, first, last)
 GROUP BY c.symbol;
-COMMENT ON VIEW feature_platform.changed_minutes IS 'By symbol: the minutes whose bars changed since they were last accounted for.';
+COMMENT ON VIEW feature_platform.changed_minutes IS
+    'By symbol: the minutes whose bars changed since they were last accounted for.';
 
--- Has a value once this database accounts for minutes; until then the triggers record no changes, so that bar_change does not
--- grow where no process ever takes its rows out. A sequence, because its value is visible at once to every transaction,
--- whatever its snapshot.
+-- The sequence has a value once this database accounts for minutes. Until then the triggers record no changes, so that
+-- bar_change does not grow where no process reads it. It is a sequence because its value is visible to every
+-- transaction at once, independent of snapshots.
 CREATE SEQUENCE IF NOT EXISTS feature_platform.gap_accounting;
 COMMENT ON SEQUENCE feature_platform.gap_accounting IS 'Has a value once minutes are accounted for.';
 
--- One row while transactions may be open that wrote bars before the accounting began, hence without a record: all history is
--- accounted for once more when they are over. `xid` is newer than any of them; NULL: not assigned yet.
+-- One row while transactions may be open that wrote bars before the accounting began, and so left no record. When they
+-- have ended, all history is accounted for once more. `xid` is newer than all of them; NULL: not assigned yet.
 CREATE TABLE IF NOT EXISTS feature_platform.gap_beginning (
     only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     xid      xid8
 );
-COMMENT ON TABLE feature_platform.gap_beginning IS 'Whether writers from before the first accounting may still be open.';
+COMMENT ON TABLE feature_platform.gap_beginning IS
+    'Whether writers from before the first accounting may still be open.';
 
 CREATE OR REPLACE FUNCTION feature_platform.begin_accounting() RETURNS void
     LANGUAGE plpgsql
@@ -106,36 +117,41 @@ BEGIN
         INSERT INTO feature_platform.gap_beginning DEFAULT VALUES ON CONFLICT (only_one) DO UPDATE SET xid = NULL;
         RETURN;
     END IF;
-    -- A restored dump may have the number of another server, which is newer than any here.
+    -- A restored dump may hold the number of another server, which is newer than all of this server.
     DELETE FROM feature_platform.gap_beginning g
     WHERE g.xid <= pg_snapshot_xmin(pg_current_snapshot()) OR g.xid >= pg_snapshot_xmax(pg_current_snapshot());
     IF FOUND THEN
         PERFORM feature_platform.recheck_gaps();
     END IF;
-    -- In a later transaction than the one that set the sequence: so every writer without a record has an older xid.
+    -- Assigned in a later transaction than the one that set the sequence, so every writer without a record has an older
+    -- xid.
     UPDATE feature_platform.gap_beginning g SET xid = pg_current_xact_id() WHERE g.xid IS NULL;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.begin_accounting() IS 'Has the triggers record changes from now on, and sees to writers that began before.';
+COMMENT ON FUNCTION feature_platform.begin_accounting() IS
+    'Makes the triggers record changes from now on, and rechecks history after writers that began before.';
 
--- Gives a part of one gap another state; the rest of the gap keeps its own.
-CREATE OR REPLACE FUNCTION feature_platform.split_gap(gap public.ohlcv_1m_gaps, part tstzmultirange, part_state text) RETURNS void
+-- Give a part of one gap another state; the rest of the gap keeps its state.
+CREATE OR REPLACE FUNCTION feature_platform.split_gap(gap public.ohlcv_1m_gaps, part tstzmultirange, part_state text)
+    RETURNS void
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     DELETE FROM public.ohlcv_1m_gaps g WHERE g.id = (gap).id;
     INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, attempts, feed)
     SELECT (gap).symbol, lower(r), upper(r), part_state, (gap).found_at, (gap).attempts, (gap).feed
     FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) * part) AS r;
-    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at, last_error, feed)
+    INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at,
+                                      last_error, feed)
     SELECT (gap).symbol, lower(r), upper(r), (gap).state, (gap).found_at, (gap).changed_at, (gap).attempts,
            (gap).next_attempt_at, (gap).last_error, (gap).feed
     FROM unnest(tstzmultirange(tstzrange((gap).start_ts, (gap).end_ts)) - part) AS r;
 END;
-COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS 'Gives a part of one gap another state.';
+COMMENT ON FUNCTION feature_platform.split_gap(public.ohlcv_1m_gaps, tstzmultirange, text) IS
+    'Gives a part of one gap another state.';
 
--- Brings the gaps of one symbol in line with its bars over these minutes: a listed minute that has a bar becomes `filled`, a
--- minute without one that is not listed becomes `open` (`not_recorded` where its symbol was no longer recorded), everything else
--- stays as it was.
+-- Bring the gaps of one symbol in line with its bars over these minutes: a listed minute with a bar becomes `filled`, a
+-- minute without a bar that is not listed becomes `open` (`not_recorded` where its symbol was no longer recorded), all
+-- others stay.
 CREATE OR REPLACE FUNCTION feature_platform.account_minutes(account_symbol text, minutes tstzmultirange) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -152,9 +168,11 @@ BEGIN
         FROM unnest(minutes) AS r
         CROSS JOIN LATERAL feature_platform.gaps_in(account_symbol, lower(r), upper(r)) AS g
         CROSS JOIN LATERAL (
-            SELECT range_agg(tstzrange(feature_platform.bucket_of(b.ts), feature_platform.bucket_of(b.ts) + minute)) AS minutes
+            SELECT range_agg(tstzrange(feature_platform.bucket_of(b.ts),
+                                       feature_platform.bucket_of(b.ts) + minute)) AS minutes
             FROM public.ohlcv_1m b
-            WHERE b.symbol = account_symbol AND b.ts >= greatest(g.start_ts, lower(r)) AND b.ts < least(g.end_ts, upper(r))
+            WHERE b.symbol = account_symbol AND b.ts >= greatest(g.start_ts, lower(r))
+                AND b.ts < least(g.end_ts, upper(r))
               AND b.ts >= lower(minutes) AND b.ts < upper(minutes)
         ) AS present
         WHERE present.minutes IS NOT NULL
@@ -179,31 +197,36 @@ BEGIN
         SELECT range_agg(tstzrange(g.start_ts, g.end_ts)) AS minutes
         FROM unnest(minutes) AS r CROSS JOIN LATERAL feature_platform.gaps_in(account_symbol, lower(r), upper(r)) AS g
     ), fresh AS MATERIALIZED (
-        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, nullif(f.feed, 'not_recorded') AS feed, now.state, before.id AS follows
+        SELECT lower(f.part) AS start_ts, upper(f.part) AS end_ts, nullif(f.feed, 'not_recorded') AS feed, now.state,
+            before.id AS follows
         FROM missing m CROSS JOIN known k
         CROSS JOIN LATERAL unnest(m.minutes - coalesce(k.minutes, '{}')) AS r
         CROSS JOIN LATERAL feature_platform.feed_in(account_symbol, r) AS f
-        CROSS JOIN LATERAL (SELECT CASE WHEN f.feed = 'not_recorded' THEN 'not_recorded' ELSE 'open' END AS state) AS now
+        CROSS JOIN LATERAL (SELECT CASE WHEN f.feed = 'not_recorded' THEN 'not_recorded'
+                            ELSE 'open' END AS state) AS now
         LEFT JOIN LATERAL (
             SELECT p.* FROM public.ohlcv_1m_gaps p
             WHERE p.symbol = account_symbol AND p.state <> 'filled' AND p.start_ts < lower(f.part)
             ORDER BY p.start_ts DESC LIMIT 1
-        ) AS before ON before.state = now.state AND before.end_ts = lower(f.part) AND before.feed IS NOT DISTINCT FROM nullif(f.feed, 'not_recorded')
+        ) AS before ON before.state = now.state AND before.end_ts = lower(f.part) AND before.feed IS NOT DISTINCT
+            FROM nullif(f.feed, 'not_recorded')
     ), grown AS (
-        -- An outage that goes on is one gap.
+        -- A gap that continues stays one gap.
         UPDATE public.ohlcv_1m_gaps g SET end_ts = f.end_ts, changed_at = feature_platform.clock()
         FROM fresh f WHERE g.id = f.follows
     )
     INSERT INTO public.ohlcv_1m_gaps (symbol, start_ts, end_ts, state, feed)
-    SELECT account_symbol, f.start_ts, f.end_ts, f.state, f.feed FROM fresh f WHERE f.follows IS NULL ORDER BY f.start_ts;
+    SELECT account_symbol, f.start_ts, f.end_ts, f.state, f.feed FROM fresh f WHERE f.follows IS NULL
+        ORDER BY f.start_ts;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS 'Brings the gaps of one symbol in line with its bars.';
+COMMENT ON FUNCTION feature_platform.account_minutes(text, tstzmultirange) IS
+    'Brings the gaps of one symbol in line with its bars.';
 
--- One tick of the accounting: minutes whose bars changed, then those that were closed since the last tick. Gaps that no bar
--- came into are not looked at, however many are open. Minutes younger than `grace` may still be on their way and are left for
--- a later tick. A long history is accounted for in parts of `budget` minutes a tick, symbols with few minutes first, so that
--- the live minute does not wait for it. Returns how many gaps are open.
+-- One tick of the accounting: the minutes whose bars changed, then the minutes that closed since the last tick. Gaps
+-- without a new bar are not read, however many are open. The bars of minutes younger than `grace` may still arrive; a
+-- later tick accounts for these minutes. A long history is accounted for in parts of `budget` minutes a tick, symbols
+-- with few minutes first, so that the live minute does not wait for it. Return the number of open gaps.
 CREATE OR REPLACE FUNCTION feature_platform.find_gaps(grace interval DEFAULT '2 minutes', budget bigint DEFAULT 200000)
     RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -222,7 +245,7 @@ BEGIN
     PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;     -- one accounting at a time
     PERFORM feature_platform.begin_accounting();
 
-    -- A symbol may have been taken out of the settings, or put back, after its minutes were listed.
+    -- A symbol may have been removed from the settings, or added again, after its minutes were listed.
     FOR ended IN
         SELECT g AS gap, tstzmultirange(tstzrange(feature_platform.bucket_of(h.state_at), NULL)) AS minutes
         FROM feature_platform.heartbeat h
@@ -243,15 +266,16 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM feature_platform.gap_watermark w WHERE w.symbol = s.symbol)
     ON CONFLICT DO NOTHING;
 
-    -- Of the changed minutes, those behind the watermark, from the first bar on, and those that are listed: an exchange may
-    -- have answered for minutes beyond the watermark, or of a symbol without bars. The rest lies ahead of the watermark, and
-    -- whoever moves it there sees the change.
+    -- The changed minutes between the first bar and the watermark, and those that are listed: an exchange may have
+    -- answered for minutes beyond the watermark, or of a symbol without bars. The other changed minutes lie beyond the
+    -- watermark; the tick that moves the watermark there sees the change.
     FOR part IN
         WITH taken AS (
             DELETE FROM feature_platform.bar_change RETURNING symbols, first, last
         ), changed AS (
             SELECT c.symbol COLLATE "C" AS symbol,
-                   range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last) + minute)) AS minutes
+                   range_agg(tstzrange(feature_platform.bucket_of(c.first),
+                                       feature_platform.bucket_of(c.last) + minute)) AS minutes
             FROM taken t CROSS JOIN LATERAL unnest(t.symbols, t.first, t.last) AS c (symbol, first, last)
             GROUP BY 1
         ), begins AS (
@@ -268,17 +292,19 @@ BEGIN
                              * tstzmultirange(tstzrange(n.first_ts, n.until_ts)) END
                    + coalesce(n.minutes * (
                         SELECT range_agg(tstzrange(g.start_ts, g.end_ts))
-                        FROM feature_platform.gaps_in(n.symbol, greatest(lower(n.minutes), n.until_ts), upper(n.minutes)) AS g), '{}') AS minutes
+                        FROM feature_platform.gaps_in(n.symbol, greatest(lower(n.minutes), n.until_ts),
+                                                      upper(n.minutes)) AS g), '{}') AS minutes
             FROM begins n
         ), sized AS (
-            SELECT w.*, (SELECT sum(extract(epoch FROM upper(r) - lower(r)) / 60)::bigint FROM unnest(w.minutes) AS r) AS size
+            SELECT w.*, (SELECT sum(extract(epoch FROM upper(r) - lower(r)) / 60)::bigint
+                         FROM unnest(w.minutes) AS r) AS size
             FROM wanted w WHERE w.minutes <> '{}'
         )
         SELECT s.*, budget - sum(s.size) OVER (ORDER BY s.size, s.symbol) + s.size AS allowed,
                (SELECT true FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1) AS has_bars
         FROM sized s
     LOOP
-        IF part.has_bars IS NULL THEN   -- no first bar, nothing to account for
+        IF part.has_bars IS NULL THEN   -- without a first bar there are no minutes to account for
             DELETE FROM public.ohlcv_1m_gaps g WHERE g.symbol = part.symbol AND g.state <> 'filled';
             DELETE FROM feature_platform.gap_watermark w WHERE w.symbol = part.symbol;
             CONTINUE;
@@ -287,7 +313,8 @@ BEGIN
             UPDATE feature_platform.gap_watermark w SET since_ts = part.first_ts WHERE w.symbol = part.symbol;
         END IF;
         now_minutes := CASE WHEN part.size <= part.allowed THEN part.minutes
-                            WHEN part.allowed > 0 THEN feature_platform.newest_minutes(part.minutes, part.allowed::bigint)
+                            WHEN part.allowed > 0 THEN feature_platform.newest_minutes(part.minutes,
+                                part.allowed::bigint)
                             ELSE '{}' END;
         PERFORM feature_platform.account_minutes(part.symbol, now_minutes);
         INSERT INTO feature_platform.bar_change (symbols, first, last)
@@ -295,11 +322,13 @@ BEGIN
         FROM unnest(part.minutes - now_minutes) AS r HAVING count(*) > 0;
     END LOOP;
 
-    -- On from the watermarks: a symbol with a bar in every minute needs no more than a count.
+    -- The minutes after the watermarks: a symbol with a bar in every minute needs only a count.
     from_ts := (SELECT min(w.until_ts) FROM feature_platform.gap_watermark w);
     FOR part IN
-        SELECT w.symbol, w.until_ts AS lo, next.hi, present.minutes = extract(epoch FROM next.hi - w.until_ts) / 60 AS complete
-        FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget)) OVER (ORDER BY w.until_ts DESC, w.symbol) AS so_far
+        SELECT w.symbol, w.until_ts AS lo, next.hi,
+               present.minutes = extract(epoch FROM next.hi - w.until_ts) / 60 AS complete
+        FROM (SELECT w.*, sum(least(extract(epoch FROM until - w.until_ts) / 60, budget))
+                              OVER (ORDER BY w.until_ts DESC, w.symbol) AS so_far
               FROM feature_platform.gap_watermark w WHERE w.until_ts < until) AS w
         CROSS JOIN LATERAL (SELECT least(until, w.until_ts + budget * minute) AS hi) AS next
         CROSS JOIN LATERAL (SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes FROM public.ohlcv_1m b
@@ -315,9 +344,11 @@ BEGIN
     RETURN (SELECT count(*) FROM public.ohlcv_1m_gaps g WHERE g.state = 'open');
 END
 $$;
-COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS 'One tick of the accounting for minutes; returns how many gaps are open.';
+COMMENT ON FUNCTION feature_platform.find_gaps(interval, bigint) IS
+    'One tick of the accounting for minutes; returns the number of open gaps.';
 
--- How many minutes the next ticks have to account for, once they are older than `grace`: 0 when the list of gaps is complete.
+-- The number of minutes older than `grace` that the next ticks have to account for: 0 when the list of gaps is
+-- complete.
 CREATE OR REPLACE FUNCTION feature_platform.minutes_to_account(grace interval DEFAULT '2 minutes') RETURNS bigint
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -340,9 +371,10 @@ BEGIN ATOMIC
     )
     SELECT coalesce(sum(extract(epoch FROM a.span)) / 60, 0)::bigint FROM ahead a;
 END;
-COMMENT ON FUNCTION feature_platform.minutes_to_account(interval) IS 'How many minutes the next ticks of the accounting have to look at.';
+COMMENT ON FUNCTION feature_platform.minutes_to_account(interval) IS
+    'The number of minutes that the next ticks have to account for.';
 
--- The nightly proof: the next ticks account for all history again, in find_gaps' parts.
+-- The nightly proof: make the next ticks account for all history again, in the parts of find_gaps().
 CREATE OR REPLACE FUNCTION feature_platform.recheck_gaps() RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -351,10 +383,11 @@ BEGIN ATOMIC
     SELECT array_agg(w.symbol), array_agg(w.since_ts), array_agg(w.until_ts - interval '1 minute')
     FROM feature_platform.gap_watermark w WHERE w.since_ts < w.until_ts HAVING count(*) > 0;
 END;
-COMMENT ON FUNCTION feature_platform.recheck_gaps() IS 'Has the next ticks of find_gaps() look at all history again.';
+COMMENT ON FUNCTION feature_platform.recheck_gaps() IS
+    'Makes the next ticks of find_gaps() account for all history again.';
 
--- The exchange answered for these minutes: a minute without a bar had no trades, once it is as old as `settled`; the bar of a
--- younger one may still be published, so that one stays open.
+-- Record that the exchange answered for these minutes: a minute without a bar had no trades, once it is as old as
+-- `settled`. The bar of a younger minute may still be published, so that minute stays open.
 CREATE OR REPLACE FUNCTION feature_platform.gap_answered(
     answered_symbol text, from_ts timestamptz, to_ts timestamptz, settled interval DEFAULT '10 minutes') RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -376,18 +409,20 @@ BEGIN
     LOOP
         PERFORM feature_platform.split_gap(gap, old_enough, 'quiet');
     END LOOP;
-    -- A minute that is too young is asked for again, and soon: the symbol may trade again. An answer is no failure: failed
-    -- attempts are counted from here.
+    -- A minute that is too young is requested again soon, since the symbol may trade again. An answer is not a failure,
+    -- so it resets the count of failed attempts.
     UPDATE public.ohlcv_1m_gaps g
     SET attempts = 1, next_attempt_at = feature_platform.clock() + interval '4 minutes', last_error = NULL
     WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(answered_symbol, lower(answered), upper(answered)) AS i)
       AND g.state = 'open';
 END
 $$;
-COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS 'Notes that the exchange has answered for a range of minutes.';
+COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS
+    'Records that the exchange answered for a range of minutes.';
 
--- The exchange did not answer for these minutes. They are asked for again later and later (1, 2, 4 ... minutes, with jitter, at
--- most an hour, and not before the exchange's own retry_after), and given up as `unavailable` after so many attempts.
+-- Record that the exchange did not answer for these minutes. The retries wait longer each time (1, 2, 4 ... minutes
+-- with jitter, at most an hour, and at least the exchange's own retry_after); after max_attempts the minutes become
+-- `unavailable`.
 CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
     failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
     retry_after interval DEFAULT '0') RETURNS void
@@ -398,7 +433,9 @@ BEGIN ATOMIC
         state = CASE WHEN g.attempts + 1 >= max_attempts THEN 'unavailable' ELSE 'open' END,
         next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
             THEN feature_platform.clock() + greatest(
-                retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)), interval '1 hour')) END
+                retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)),
+                                                      interval '1 hour')) END
     WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(failed_symbol, from_ts, to_ts) AS i) AND g.state = 'open';
 END;
-COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS 'Notes that the exchange did not answer for a range of minutes.';
+COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS
+    'Records that the exchange did not answer for a range of minutes.';

@@ -1,25 +1,29 @@
--- The recorder's state by symbol: it sets a symbol without trades and a dead feed apart, and says which symbols are recorded.
+-- The recorder's state by symbol. It distinguishes a symbol without trades from a dead stream, and lists the recorded
+-- symbols.
 CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     symbol        text COLLATE "C" PRIMARY KEY,
     state         text        NOT NULL,
-    state_at      timestamptz NOT NULL,     -- since when it is in this state
-    first_at      timestamptz NOT NULL,     -- when a recorder first listened to it
-    connected_at  timestamptz,              -- since when the present connection is up
-    heard_at      timestamptz,              -- when something was last heard of this market
-    bar_at        timestamptz,              -- the newest minute that came by the stream
-    beat_at       timestamptz NOT NULL,     -- when the recorder last wrote this row
+    state_at      timestamptz NOT NULL,     -- begin of this state
+    first_at      timestamptz NOT NULL,     -- first subscription by a recorder
+    connected_at  timestamptz,              -- begin of the present connection
+    heard_at      timestamptz,              -- last update of this symbol
+    bar_at        timestamptz,              -- newest minute that came by the stream
+    beat_at       timestamptz NOT NULL,     -- last write of this row
     refused       bigint      NOT NULL DEFAULT 0,
     last_error    text,
     last_error_at timestamptz,
     exchange      text        NOT NULL DEFAULT '',
     CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'))
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE feature_platform.heartbeat IS 'What the recorder hears of each market, and when it last said so.';
-COMMENT ON COLUMN feature_platform.heartbeat.state IS 'live: heard, and nothing is missing; catching_up: heard, and the exchange is being asked for what was missed; down: not heard; stopped: the recorder ended in order; not_recorded: the symbol was taken out of the settings.';
+COMMENT ON TABLE feature_platform.heartbeat IS 'The state of each symbol''s stream, as the recorder last wrote it.';
+COMMENT ON COLUMN feature_platform.heartbeat.state IS
+    'live: updates arrive and no minute is missing; catching_up: updates arrive and missed minutes are requested; '
+    'down: no updates; stopped: the recorder ended in order; not_recorded: the symbol was removed from the settings.';
 COMMENT ON COLUMN feature_platform.heartbeat.exchange IS 'The exchange of the symbol, by ccxt''s id.';
-COMMENT ON COLUMN feature_platform.heartbeat.refused IS 'How many rows of the stream were no bars, since the recorder started.';
+COMMENT ON COLUMN feature_platform.heartbeat.refused IS
+    'The number of rejected rows of the stream since the recorder started.';
 
--- When no recorder heard the exchange, and why; kept for 30 days.
+-- The times without updates of an exchange, with the reason; kept for 30 days.
 CREATE TABLE IF NOT EXISTS feature_platform.feed_outage (
     id      bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     from_at timestamptz NOT NULL,
@@ -29,23 +33,27 @@ CREATE TABLE IF NOT EXISTS feature_platform.feed_outage (
     CONSTRAINT feed_outage_range_check CHECK (from_at <= to_at)
 );
 CREATE INDEX IF NOT EXISTS feed_outage_to_idx ON feature_platform.feed_outage (to_at);
-COMMENT ON TABLE feature_platform.feed_outage IS 'When the exchange was not heard, and why.';
+COMMENT ON TABLE feature_platform.feed_outage IS 'The times without updates of an exchange, with the reason.';
 
--- Parts minutes by the state of the feed: `alive` where it was connected all the time, `dead` where it was not, `not_recorded`
--- where the symbol was no longer recorded, NULL where no recorder was at work yet.
-CREATE OR REPLACE FUNCTION feature_platform.feed_in(feed_symbol text, minutes tstzrange, OUT part tstzrange, OUT feed text) RETURNS SETOF record
+-- Split minutes by the state of the stream: `alive` where it was connected all the time, `dead` where it was not,
+-- `not_recorded` where the symbol was no longer recorded, NULL where no recorder was running yet.
+CREATE OR REPLACE FUNCTION feature_platform.feed_in(feed_symbol text, minutes tstzrange, OUT part tstzrange,
+                                                    OUT feed text) RETURNS SETOF record
     LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH beat AS (
         SELECT h.exchange, feature_platform.bucket_of(h.first_at) AS since,
                CASE WHEN h.state = 'not_recorded' THEN feature_platform.bucket_of(h.state_at) END AS until,
                CASE WHEN h.state IN ('down', 'stopped') THEN least(h.state_at, h.beat_at)
-                    WHEN h.state <> 'not_recorded' AND h.beat_at < feature_platform.clock() - interval '1 minute' THEN h.beat_at END AS silent_from
+                    WHEN h.state <> 'not_recorded' AND h.beat_at < feature_platform.clock() - interval '1 minute'
+                        THEN h.beat_at END AS silent_from
         FROM feature_platform.heartbeat h WHERE h.symbol = feed_symbol
     ), known AS (
-        SELECT tstzmultirange(minutes * tstzrange(b.since, CASE WHEN b.until IS NOT NULL THEN greatest(b.since, b.until) END)) AS span FROM beat b
+        SELECT tstzmultirange(minutes * tstzrange(b.since, CASE WHEN b.until IS NOT NULL
+                                                  THEN greatest(b.since, b.until) END)) AS span FROM beat b
     ), dead AS (
-        SELECT range_agg(tstzrange(feature_platform.bucket_of(o.from_at), feature_platform.bucket_of(o.to_at) + interval '1 minute')) AS span
+        SELECT range_agg(tstzrange(feature_platform.bucket_of(o.from_at), feature_platform.bucket_of(o.to_at)
+                                   + interval '1 minute')) AS span
         FROM (SELECT o.from_at, o.to_at FROM feature_platform.feed_outage o
               WHERE o.to_at >= lower(minutes) AND o.from_at < upper(minutes)
                 AND (o.exchange = '' OR o.exchange = (SELECT b.exchange FROM beat b))
@@ -53,13 +61,15 @@ BEGIN ATOMIC
               SELECT b.silent_from, upper(minutes) FROM beat b WHERE b.silent_from < upper(minutes)) AS o
     ), parted AS (
         SELECT coalesce(k.span * d.span, '{}') AS dead, coalesce(k.span - coalesce(d.span, '{}'), '{}') AS alive,
-               coalesce((SELECT tstzmultirange(minutes * tstzrange(greatest(b.since, b.until), NULL)) FROM beat b WHERE b.until IS NOT NULL),
+               coalesce((SELECT tstzmultirange(minutes * tstzrange(greatest(b.since, b.until), NULL)) FROM beat b
+                         WHERE b.until IS NOT NULL),
                         '{}') AS ended
         FROM (SELECT) AS one LEFT JOIN known k ON true LEFT JOIN dead d ON true
     )
     SELECT r, 'alive' FROM parted p CROSS JOIN LATERAL unnest(p.alive) AS r
     UNION ALL SELECT r, 'dead' FROM parted p CROSS JOIN LATERAL unnest(p.dead) AS r
     UNION ALL SELECT r, 'not_recorded' FROM parted p CROSS JOIN LATERAL unnest(p.ended) AS r
-    UNION ALL SELECT r, NULL FROM parted p CROSS JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead - p.ended) AS r;
+    UNION ALL SELECT r, NULL FROM parted p CROSS
+        JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead - p.ended) AS r;
 END;
-COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Parts minutes by whether the feed was alive in them.';
+COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Splits minutes by the state of the stream in them.';

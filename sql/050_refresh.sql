@@ -1,17 +1,19 @@
--- The refresh: takes dirty minutes out of the log, recomputes their rows from the bars, and stores those that differ.
+-- The refresh: it takes marks out of the dirty log, recomputes their rows from the bars, and stores the rows that
+-- differ.
 
--- What is known of a symbol from its last refresh. A cache, never the truth: deleting it changes nothing but time.
+-- A cache of each symbol's last refresh. Deleting rows costs only time.
 CREATE TABLE IF NOT EXISTS feature_platform.symbol_state (
     symbol        text COLLATE "C" NOT NULL CONSTRAINT symbol_state_pkey PRIMARY KEY,
     first_bucket  timestamptz,          -- the first bucket that the stored rows' warm-up was counted from
-    newest_bucket timestamptz,          -- the newest computed row, and the exact sums of its one-day window; NULL: unknown
-    newest_n      bigint,
+    newest_bucket timestamptz,          -- the newest computed row, NULL: unknown
+    newest_n      bigint,               -- the exact sums of that row's one-day window
     newest_sum    numeric,
     newest_sum_sq numeric,
     newest_close  double precision,
     newest_vol    numeric               -- the newest row's own part of the sums
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
-COMMENT ON TABLE feature_platform.symbol_state IS 'Cache of each symbol''s newest window sums; may be emptied at any time.';
+COMMENT ON TABLE feature_platform.symbol_state IS
+    'Cache of each symbol''s newest window sums; may be emptied at any time.';
 
 DO $$
 BEGIN
@@ -33,19 +35,22 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON TYPE feature_platform.refresh_item IS 'One range of minutes of one symbol, and what its recomputation starts from.';
+COMMENT ON TYPE feature_platform.refresh_item IS
+    'One range of minutes of one symbol, and the start of its recomputation.';
 
--- First minute at or after a moment: both ends of a refresh window are rounded up, so that the window holds exactly the
--- buckets with window_start <= bucket < window_end.
+-- The first minute at or after a time. Both ends of a refresh window are rounded up by it, so that the window holds
+-- exactly the buckets with window_start <= bucket < window_end.
 CREATE OR REPLACE FUNCTION feature_platform.bucket_from(moment timestamptz) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN CASE WHEN isfinite(moment)
                 THEN feature_platform.bucket_of(moment + interval '59.999999 seconds') ELSE moment END;
-COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a moment.';
+COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a time.';
 
--- The newest part of a multirange that spans at most so many minutes: what one tick accounts for of a long range.
--- Minutes are counted as numbers: a sum of intervals has days, which are not all 24 hours long in the session's time zone.
-CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint) RETURNS tstzmultirange
+-- The newest part of a multirange that spans at most so many minutes: one tick accounts for so much of a long range.
+-- Minutes are counted as numbers, because a sum of intervals has days, which are not all 24 hours long in every time
+-- zone.
+CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint)
+    RETURNS tstzmultirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN (
         WITH part AS (
@@ -56,11 +61,12 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirang
         SELECT range_agg(tstzrange(greatest(lo, hi - (minutes - newer)::double precision * interval '1 minute'), hi))
         FROM part WHERE newer < minutes
     );
-COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS 'The newest part of a multirange that spans at most so many minutes.';
+COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS
+    'The newest part of a multirange that spans at most so many minutes.';
 
--- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: what one
--- slice takes of a long range. Rows are bars and, where bars were removed, feature rows. A range counts as one row
--- more, so that many empty ones are bounded, too.
+-- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: one slice
+-- takes so much of a long range. Rows are bars and, where bars were removed, feature rows. Each range counts as one
+-- more row, so that the number of empty ranges is bounded, too.
 CREATE OR REPLACE FUNCTION feature_platform.newest_rows(
     of_symbol text, buckets tstzmultirange, most bigint, removed boolean) RETURNS tstzmultirange
     LANGUAGE plpgsql STABLE
@@ -105,14 +111,14 @@ $$;
 COMMENT ON FUNCTION feature_platform.newest_rows(text, tstzmultirange, bigint, boolean) IS
     'The newest part of a symbol''s minutes that holds at most so many rows.';
 
--- The moment just before which the remembered sums hold, for a range that is recomputed from them: a range up to a day
--- after the newest row, or one from that row on where no earlier bar of its window changed: the row's own part is then
--- taken out of the sums. Only the bars that enter or leave the window are read. For other ranges the result is NULL,
--- and the day before them is read.
+-- The time just before which the remembered sums hold, for a range that is recomputed from them. This is a range up to
+-- a day after the newest row, or a range that begins with that row, where no earlier bar of its window changed: the
+-- row's own part is then subtracted from the sums. Only the bars that enter or leave the window are read. For other
+-- ranges the result is NULL, and the day before them is read.
 CREATE OR REPLACE FUNCTION feature_platform.sums_from(
     newest_bucket timestamptz, newest_vol numeric, changed tstzmultirange, removed boolean,
     lo timestamptz, hi timestamptz) RETURNS timestamptz
-    LANGUAGE sql STABLE PARALLEL SAFE       -- as timestamptz + interval is: otherwise it is not inlined
+    LANGUAGE sql STABLE PARALLEL SAFE       -- STABLE as timestamptz + interval, else it is not inlined
     RETURN CASE WHEN removed OR newest_bucket IS NULL OR hi - newest_bucket > '24 hours'::interval THEN NULL
                 WHEN NOT changed @> newest_bucket
                 THEN CASE WHEN newest_bucket < lo THEN newest_bucket + '1 minute'::interval END
@@ -120,22 +126,25 @@ CREATE OR REPLACE FUNCTION feature_platform.sums_from(
                      AND NOT changed @> newest_bucket - '1 minute'::interval THEN newest_bucket END;
 COMMENT ON FUNCTION feature_platform.sums_from(
     timestamptz, numeric, tstzmultirange, boolean, timestamptz, timestamptz) IS
-    'The moment just before which the remembered sums hold, for a range that is recomputed from them.';
+    'The time just before which the remembered sums hold, for a range that is recomputed from them.';
 
--- What a refresh that starts now has to bring up to date: everything marked so far. Marks that come later are for the next.
+-- The last mark that a refresh which starts now has to process. The next refresh processes later marks.
 CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     RETURN coalesce(pg_sequence_last_value(
         pg_get_serial_sequence('feature_platform.dirty_log', 'id')::regclass), 0);
 COMMENT ON FUNCTION feature_platform.dirty_horizon() IS 'The newest mark of the dirty log, committed or not.';
 
--- The newest bucket that is closed and as old as `age`, plus a minute: the exclusive end of what a refresh may store.
+-- The newest bucket that is closed and as old as `age`, plus a minute: the exclusive end of the rows that a refresh may
+-- store.
 CREATE OR REPLACE FUNCTION feature_platform.due_until(age interval DEFAULT '1 minute') RETURNS timestamptz
     LANGUAGE sql VOLATILE
-    RETURN feature_platform.bucket_of(feature_platform.clock() - greatest(age, interval '1 minute')) + interval '1 minute';
-COMMENT ON FUNCTION feature_platform.due_until(interval) IS 'Rows with an older bucket than this are due: closed, and as old as `age`.';
+    RETURN feature_platform.bucket_of(feature_platform.clock() - greatest(age, interval '1 minute'))
+        + interval '1 minute';
+COMMENT ON FUNCTION feature_platform.due_until(interval) IS
+    'Rows with an older bucket are due: closed, and as old as `age`.';
 
--- Marks every row of a window dirty, whether it is or not: what `force` means.
+-- Mark every row of a window dirty, for a refresh with `force`.
 CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz, window_end timestamptz) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -147,10 +156,12 @@ BEGIN ATOMIC
         SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
                      (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1)),
                greatest((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1),
-                        (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1))
+                        (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+                         LIMIT 1))
     ) AS has (first_ts, last_ts)
     CROSS JOIN LATERAL (
-        SELECT tstzrange(feature_platform.bucket_of(first_ts), feature_platform.bucket_of(last_ts) + interval '1 minute')
+        SELECT tstzrange(feature_platform.bucket_of(first_ts), feature_platform.bucket_of(last_ts)
+                         + interval '1 minute')
              * tstzrange(feature_platform.bucket_from(window_start),
                          CASE WHEN window_end < window_start THEN feature_platform.bucket_from(window_start)
                               ELSE feature_platform.bucket_from(window_end) END)
@@ -158,11 +169,11 @@ BEGIN ATOMIC
     WHERE NOT isempty(w.buckets)
     ORDER BY s.symbol;
 END;
-COMMENT ON FUNCTION feature_platform.mark_window(timestamptz, timestamptz) IS 'Marks every row of a window dirty, whether it is or not.';
+COMMENT ON FUNCTION feature_platform.mark_window(timestamptz, timestamptz) IS 'Marks every row of a window dirty.';
 
--- The locks of refreshers: they exclude each other by symbol, and symbols share these rows by hash. Row locks need no
--- place in the server's table of locks and leave no dead rows. A reader cannot take one: that needs a right to write
--- here.
+-- The locks of refreshers, which exclude each other by symbol; symbols share these rows by hash. Row locks need no
+-- place in the server's table of locks and leave no dead rows. Readers cannot take them, since a row lock needs a right
+-- to write.
 CREATE TABLE IF NOT EXISTS feature_platform.refresh_lock (
     stripe integer NOT NULL CONSTRAINT refresh_lock_pkey PRIMARY KEY
 );
@@ -172,18 +183,19 @@ INSERT INTO feature_platform.refresh_lock SELECT generate_series(0, 4095) ON CON
 CREATE OR REPLACE FUNCTION feature_platform.stripe_of(symbol text) RETURNS integer
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN (hashtextextended(symbol, 7521) & 4095)::integer;
-COMMENT ON FUNCTION feature_platform.stripe_of(text) IS 'The row of refresh_lock that stands for a symbol.';
+COMMENT ON FUNCTION feature_platform.stripe_of(text) IS 'The row of refresh_lock for a symbol.';
 
--- Finds the marks that reach into the live window among any number of older ones.
+-- Finds the marks that reach into the live window among any number of older marks.
 CREATE INDEX IF NOT EXISTS dirty_log_until_idx ON feature_platform.dirty_log (upper(buckets));
 
--- Symbols with marks inside a window, those with the newest mark first: from so many of the newest marks, and so many
--- of those that reach furthest, whatever else is in the log. `more` is true where the log may have more of them.
+-- Symbols with marks inside a window, sorted by their newest mark: of the `marks` newest marks, and of the `marks`
+-- marks that reach furthest. The cost does not depend on other marks. `more` is true where the log may have further
+-- symbols.
 CREATE OR REPLACE FUNCTION feature_platform.newest_dirty(
     refresh_window tstzrange, horizon bigint, marks integer, OUT symbols text[], OUT more boolean)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_generic_plan    -- by the two indexes, whatever the statistics
+    SET plan_cache_mode = force_generic_plan    -- by the two indexes, independent of statistics
     SET enable_seqscan = off
     SET jit = off
     SET enable_bitmapscan = off
@@ -205,24 +217,25 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.newest_dirty(tstzrange, bigint, integer) IS
-    'Symbols with marks inside a window, those with the newest mark first.';
+    'Symbols with marks inside a window, sorted by their newest mark.';
 
--- Takes as many symbols with dirty rows in a window as fit a slice, and locks them for refreshing to the end of the
--- transaction. How many rows a symbol costs is looked up in the indexes, up to the size of a slice: the bars of its
--- dirty minutes, those that its windows reach back to, and rows to be deleted.
+-- Pick as many symbols with dirty rows in a window as fit a slice, and lock them until the end of the transaction. The
+-- indexes give the number of rows of each symbol, up to the size of a slice: the bars of its dirty minutes, the earlier
+-- bars of its windows, and rows to be deleted.
 --
--- A slice takes symbols that no other refresher has locked. Only when there are none it waits, for one symbol and
--- holding no lock, so no two refreshers can wait for each other. After that wait it takes nothing: the next slice
--- looks again.
+-- A slice picks symbols that no other refresher has locked. If there are none, it waits for one symbol while it holds
+-- no lock, so two refreshers cannot wait for each other. After that wait it returns no symbol, and the caller picks
+-- again.
 CREATE OR REPLACE FUNCTION feature_platform.pick_symbols(
     refresh_window tstzrange, horizon bigint, slice_rows bigint, slice_symbols integer, newest_first boolean,
     OUT picked text[], OUT more boolean)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_generic_plan    -- index look-ups whatever the numbers: planned once a session
+    SET plan_cache_mode = force_generic_plan    -- index look-ups for all sizes, planned once a session
     SET enable_seqscan = off
     SET jit = off
-    SET enable_bitmapscan = off                 -- the log in the order of its index: no more is read than is taken
+    -- the log in the order of its index, so that no more marks are read than needed
+    SET enable_bitmapscan = off
     SET enable_sort = off
     SET enable_hashagg = off
     SET lock_timeout = '2s'
@@ -230,7 +243,7 @@ AS $$
 DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
     kept CONSTANT tstzrange := refresh_window * tstzrange(feature_platform.features_from(), NULL);
-    -- Known to a hypertable when the statement starts, so that it leaves out all chunks but those of the window.
+    -- Known when the statement starts, so that a hypertable excludes all chunks outside of the window.
     reads_from CONSTANT timestamptz := lower(refresh_window) - day;
     reads_until CONSTANT timestamptz := upper(refresh_window);
     newest text[];
@@ -267,7 +280,7 @@ BEGIN
         ) AS state
         CROSS JOIN LATERAL (
             SELECT coalesce(sum(1 + bar.count + base.count + gone.count), 0)::bigint
-                   -- Of each changed range the next row is looked up. Where the first bar moved, a warm-up is dirty.
+                   -- Each changed range costs a look-up of the next row. Where the first bar moved, a warm-up is dirty.
                    + (SELECT count(*) FROM unnest(mark.changed))
                    + CASE WHEN lower(mark.changed) <= state.first_bucket THEN 1440 ELSE 0 END AS rows
             FROM unnest(mark.buckets * tstzmultirange(kept)) AS r
@@ -279,7 +292,7 @@ BEGIN
                       ORDER BY b.ts DESC LIMIT slice_rows) AS b
             ) AS bar
             CROSS JOIN LATERAL (
-                -- A mark reaches a day beyond its last bar, a recomputation does not.
+                -- A mark reaches a day beyond its last bar; a recomputation does not.
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.ohlcv_1m b
                       WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
@@ -313,7 +326,7 @@ BEGIN
                 PERFORM FROM feature_platform.refresh_lock k
                 WHERE k.stripe = feature_platform.stripe_of(batch[1]) FOR UPDATE;
             EXCEPTION WHEN lock_not_available THEN
-                NULL;   -- the caller comes again, or stops: it waits for no lock for ever
+                NULL;   -- the caller calls again or stops
             END;
         END IF;
     END IF;
@@ -322,7 +335,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.pick_symbols(tstzrange, bigint, bigint, integer, boolean) IS
     'Locks symbols with dirty rows for one slice of a refresh.';
 
--- Locks those of some symbols that no other refresher has locked, to the end of the transaction, and returns them.
+-- Lock the given symbols that no other refresher has locked, until the end of the transaction, and return them.
 CREATE OR REPLACE FUNCTION feature_platform.lock_symbols(symbols text[]) RETURNS text[]
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -342,10 +355,10 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.lock_symbols(text[]) IS
-    'Locks those of some symbols that no other refresher has locked.';
+    'Locks the given symbols that no other refresher has locked.';
 
--- The feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars as the statement that
--- calls it does.
+-- The feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars by the snapshot of the
+-- statement that calls it.
 CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platform.refresh_item[])
     RETURNS TABLE (symbol text, bucket timestamptz, last_close double precision, vol double precision,
                    log_return double precision, n_1d integer, ma_vol_1d double precision, std_vol_1d double precision,
@@ -353,7 +366,7 @@ CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platf
                    sum_vol numeric, sum_vol_sq numeric, exact_vol numeric, last_of_range boolean)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_custom_plan     -- plans follow the size of the slice in hand
+    SET plan_cache_mode = force_custom_plan     -- plans depend on the size of the slice
     SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
     SET work_mem = '64MB'
     SET jit = off
@@ -362,13 +375,13 @@ AS $$
 DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
     warm_up CONSTANT interval := '1439 minutes';
-    -- What all of the ranges together read: so a hypertable's other chunks are not even planned for.
+    -- The bars of all ranges lie between these, so that a hypertable's other chunks are not even planned.
     reads_from CONSTANT timestamptz := (SELECT min(i.start) - day FROM unnest(items) AS i);
     reads_until CONSTANT timestamptz := (SELECT max(i.hi) FROM unnest(items) AS i);
 BEGIN
     RETURN QUERY
     WITH minute_bar AS (
-        -- Bars by minute, with exact volumes: of the range, and of what its windows need before it.
+        -- Bars by minute, with exact volumes: of the range, and of the earlier minutes that its windows need.
         SELECT i.k, i.symbol, i.lo, i.start, i.first_bucket, i.base_n, i.base_sum, i.base_sum_sq, i.prev_close,
                i.base_n IS NULL OR b.bucket >= i.start AS enters, b.*
         FROM unnest(items) WITH ORDINALITY
@@ -387,7 +400,8 @@ BEGIN
             SELECT feature_platform.bucket_of(b.ts), (array_agg(b.close ORDER BY b.ts DESC))[1],
                    sum(b.vol::text::numeric)::double precision, sum(b.vol::text::numeric), max(b.high), min(b.low),
                    CASE WHEN max(b.vol) > 0
-                        THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol ORDER BY b.ts)
+                        THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol
+                            ORDER BY b.ts)
                         ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END
             FROM public.ohlcv_1m b
             WHERE i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
@@ -395,18 +409,20 @@ BEGIN
             GROUP BY 1
         ) AS b
     ), running AS (
-        -- Running sums, from the first bar read: of all bars, and of those that enter the window (where the base is
-        -- cached, the bars before `start` are in it already and are here only to leave).
+        -- Running sums from the first bar that is read: of all bars, and of the bars that enter the window. A cached
+        -- base already has the bars before `start`; they are read only because they leave the window.
         SELECT m.*,
-               lag(m.bucket) OVER u AS prev_bucket, lag(m.last_close) OVER u AS lag_close, lead(m.bucket) OVER u AS next_bucket,
+               lag(m.bucket) OVER u AS prev_bucket, lag(m.last_close) OVER u AS lag_close,
+                   lead(m.bucket) OVER u AS next_bucket,
                count(*) FILTER (WHERE m.enters) OVER u AS n_in,
                sum(m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_in,
                sum(m.exact_vol * m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_sq_in,
-               count(*) OVER u AS n_all, sum(m.exact_vol) OVER u AS sum_all, sum(m.exact_vol * m.exact_vol) OVER u AS sum_sq_all
+               count(*) OVER u AS n_all, sum(m.exact_vol) OVER u AS sum_all,
+                   sum(m.exact_vol * m.exact_vol) OVER u AS sum_sq_all
         FROM minute_bar m
         WINDOW u AS (PARTITION BY m.k ORDER BY m.bucket ROWS UNBOUNDED PRECEDING)
     ), window_sum AS (
-        -- Sums over (bucket - 1 day, bucket]: what was there or entered, less what had left.
+        -- Sums over (bucket - 1 day, bucket]: the base and the bars that entered, minus the bars that left.
         SELECT r.symbol, r.lo, r.bucket, r.last_close, r.vol, r.vwap, r.high, r.low, r.next_bucket, r.first_bucket,
                r.exact_vol,
                CASE WHEN r.prev_bucket >= r.start OR (r.base_n IS NULL AND r.prev_bucket IS NOT NULL)
@@ -426,17 +442,18 @@ BEGIN
         FROM window_sum w WHERE w.wanted
     )
     SELECT m.symbol, m.bucket, m.last_close, m.vol, ln(m.last_close / m.prev_close), m.n::integer, m.mean, m.std,
-           CASE WHEN m.std > 0 THEN (m.vol - m.mean) / m.std END, m.last_close - m.vwap, 0.5 * power(ln(m.high / m.low), 2),
+           CASE WHEN m.std > 0 THEN (m.vol - m.mean) / m.std END, m.last_close - m.vwap,
+               0.5 * power(ln(m.high / m.low), 2),
            m.sum, m.sum_sq, m.exact_vol, m.next_bucket IS NULL
     FROM moments m;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]) IS
-    'The feature rows of these ranges as the bars say, and the sums behind them.';
+    'The feature rows of these ranges by their definition over the bars, and their sums.';
 
--- Brings the rows of these symbols up to date with what is marked in a window, and returns how many it stored or deleted.
--- The caller has them locked. Marks are taken, bars read and rows stored by one statement, hence by one snapshot: it sees a
--- change with its mark or neither, so no writer can overtake it between the two.
+-- Bring the rows of these symbols up to date with the marks in a window; return the number of rows that were stored or
+-- deleted. The caller has locked the symbols. One statement, and so one snapshot, takes the marks, reads the bars and
+-- stores the rows. It sees a change together with its mark or neither, so no commit can come between the two.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
     picked text[], refresh_window tstzrange, slice_rows bigint, OUT minutes bigint, OUT rows_written bigint)
     LANGUAGE plpgsql
@@ -450,24 +467,27 @@ DECLARE
     day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
     minute CONSTANT interval := '1 minute';
     warm_up CONSTANT interval := '1439 minutes';
-    -- No range needs bars from before this: known to a hypertable when the statement starts, it leaves out older chunks.
+    -- No range needs earlier bars. The limit is known when the statement starts, so that a hypertable excludes older
+    -- chunks.
     reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * day;
     reads_until CONSTANT timestamptz := upper(refresh_window);
     done_items feature_platform.refresh_item[];
     done_item feature_platform.refresh_item;
     deleted bigint;
 BEGIN
-    -- 1. Take the marks, add what they reach beyond a day, put back what lies outside of the window or the slice.
+    -- 1. Take the marks, add the rows that they reach beyond a day, put back the part outside of the window or the
+    -- slice.
     WITH taken AS (
         DELETE FROM feature_platform.dirty_log l
-        WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window) AND (NOT l.reach_known OR l.buckets && refresh_window)
+        WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window)
+            AND (NOT l.reach_known OR l.buckets && refresh_window)
         RETURNING l.*
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,
                coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
         FROM taken t GROUP BY t.symbol
-    ), known AS MATERIALIZED (      -- lest the planner repeats each look-up wherever its result is used
+    ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
         SELECT m.*, s.first_bucket AS old_first, first.bucket AS first_bucket, last.bucket + minute AS until,
                last.bucket AS last_bucket,
                s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close, s.newest_vol,
@@ -475,7 +495,7 @@ BEGIN
         FROM mark m
         LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
         CROSS JOIN LATERAL (
-            -- A change that comes after the first bucket cannot have moved it.
+            -- A change after the first bucket cannot have moved it.
             SELECT CASE WHEN s.first_bucket IS NOT NULL AND NOT m.removed
                              AND (m.changed = '{}' OR lower(m.changed) > s.first_bucket)
                    THEN s.first_bucket
@@ -483,7 +503,7 @@ BEGIN
                          WHERE b.symbol = m.symbol ORDER BY b.ts LIMIT 1) END AS bucket
         ) AS first
         CROSS JOIN LATERAL (
-            -- Nothing can be stored after the last bar; something may be stored there still, when bars were removed.
+            -- There are no new rows after the last bar; old ones may still be stored there when bars were removed.
             SELECT greatest(
                 (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
                  WHERE b.symbol = m.symbol ORDER BY b.ts DESC LIMIT 1),
@@ -492,19 +512,20 @@ BEGIN
         ) AS last
     ), dirty AS MATERIALIZED (
         SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up)
-                    * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL, coalesce(k.until, '-infinity'))) AS buckets
+                    * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL,
+                        coalesce(k.until, '-infinity'))) AS buckets
         FROM known k
         CROSS JOIN LATERAL (
             SELECT
-                -- The log return of the next existing row depends on a changed bar, however long the gap between them.
+                -- The log return of the next existing row depends on a changed bar, across a gap of any length.
                 coalesce((SELECT range_agg(tstzrange(next.bucket, next.bucket + minute))
                           FROM unnest(k.changed) AS r
                           CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
                                               WHERE b.symbol = k.symbol AND b.ts >= upper(r) - day + minute
                                               ORDER BY b.ts LIMIT 1) AS next
                           WHERE upper(r) - day < k.last_bucket AND next.bucket >= upper(r)), '{}') AS next_rows,
-                -- The warm-up is counted from the first bucket: where that moved, both old and new first day are dirty.
-                -- Where the cache does not tell, the stored rows do: within the warm-up they have no mean.
+                -- The warm-up begins at the first bucket: where that moved, the old and the new first day are dirty.
+                -- Without the cache, the stored rows show the old one: within the warm-up they have no mean.
                 CASE WHEN k.old_first = k.first_bucket OR k.first_bucket IS NULL THEN '{}'
                      WHEN k.old_first IS NOT NULL
                      THEN tstzmultirange(tstzrange(k.old_first, k.old_first + warm_up),
@@ -524,7 +545,7 @@ BEGIN
         INSERT INTO feature_platform.dirty_log (symbol, id, buckets, reach_known, removed, marked_at)
         SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at
         FROM todo t WHERE t.buckets - t.now <> '{}'
-    -- 2. What each range is recomputed from.
+    -- 2. The start of each range's recomputation.
     ), item AS MATERIALIZED (
     SELECT coalesce(array_agg(ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed,
                          EXISTS (SELECT FROM public.ohlcv_1m b
@@ -548,7 +569,7 @@ BEGIN
                   t.newest_bucket, t.newest_vol, t.changed, t.removed, lower(r), upper(r)) AS start) AS s
     ) AS base
     CROSS JOIN LATERAL (
-        -- Just before the newest row, the window does not have that row yet, and still has the minute a day earlier.
+        -- Just before the newest row, the window has not yet that row, and still has the minute a day earlier.
         SELECT CASE WHEN base.start = t.newest_bucket THEN leaving.n - 1 ELSE 0 END AS n,
                CASE WHEN base.start = t.newest_bucket THEN leaving.vol - t.newest_vol ELSE 0 END AS sum,
                CASE WHEN base.start = t.newest_bucket
@@ -559,25 +580,29 @@ BEGIN
                 AND b.ts >= base.start - day AND b.ts < base.start - day + minute
                 AND b.ts >= reads_from AND b.ts < reads_until) AS leaving
     ) AS own
-    -- 3. Recompute, store what differs.
+    -- 3. Recompute, and store the rows that differ.
     ), computed AS MATERIALIZED (
         SELECT c.* FROM item i CROSS JOIN LATERAL feature_platform.compute_features(i.items) AS c
     ), stored AS (
         INSERT INTO public.features_1m AS f
-            (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol)
-        SELECT c.symbol, c.bucket, c.last_close, c.vol, c.log_return, c.n_1d, c.ma_vol_1d, c.std_vol_1d, c.volume_z, c.vwap_gap,
+            (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap,
+             parkinson_vol)
+        SELECT c.symbol, c.bucket, c.last_close, c.vol, c.log_return, c.n_1d, c.ma_vol_1d, c.std_vol_1d, c.volume_z,
+            c.vwap_gap,
                c.parkinson_vol
         FROM computed c
         ON CONFLICT (symbol, bucket) DO UPDATE
-        SET last_close = excluded.last_close, vol = excluded.vol, log_return = excluded.log_return, n_1d = excluded.n_1d,
+        SET last_close = excluded.last_close, vol = excluded.vol, log_return = excluded.log_return,
+            n_1d = excluded.n_1d,
             ma_vol_1d = excluded.ma_vol_1d, std_vol_1d = excluded.std_vol_1d, volume_z = excluded.volume_z,
             vwap_gap = excluded.vwap_gap, parkinson_vol = excluded.parkinson_vol
-        WHERE (f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap, f.parkinson_vol)
+        WHERE (f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
+               f.parkinson_vol)
               IS DISTINCT FROM
               (excluded.last_close, excluded.vol, excluded.log_return, excluded.n_1d, excluded.ma_vol_1d,
                excluded.std_vol_1d, excluded.volume_z, excluded.vwap_gap, excluded.parkinson_vol)
         RETURNING 1
-    -- 4. Remember the first bucket and the newest sums; forget sums that a change made wrong.
+    -- 4. Remember the first bucket and the newest sums; delete sums that a change made wrong.
     ), newest AS (
         SELECT DISTINCT ON (c.symbol) c.* FROM computed c WHERE c.last_of_range ORDER BY c.symbol, c.bucket DESC
     ), remembered AS (
@@ -608,9 +633,9 @@ BEGIN
            (SELECT coalesce(sum(extract(epoch FROM r.hi - r.lo))::bigint / 60, 0) FROM unnest(i.items) AS r)
     INTO done_items, rows_written, minutes FROM item i;
 
-    -- 5. Rows whose minute has lost its last bar: range by range, so that a columnstore opens only what it must. That this
-    -- looks at the bars a moment later does no harm: a row goes only where there is no bar now. As the difference of
-    -- two sets, it costs what the two hold, whatever the planner knows of them.
+    -- 5. Delete rows whose minute has lost its last bar, range by range, so that a columnstore decompresses only these.
+    -- This statement has a later snapshot, which does no harm: it deletes a row only where there is no bar now. As a
+    -- difference of two sets, its cost is their size, with or without statistics.
     FOREACH done_item IN ARRAY done_items LOOP
         IF done_item.removed THEN
             -- IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by the index on the
@@ -630,13 +655,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS
-    'Brings the rows of some symbols up to date with what is marked in a window.';
+    'Brings the rows of some symbols up to date with the marks in a window.';
 
--- Brings a slice of what is dirty in [window_lo, window_hi) up to date, in the caller's transaction: at most so many
--- symbols and rows, at least one symbol, and of one symbol alone its newest rows first. `newest_first` takes only
--- symbols with marks inside the window, those with the newest mark first: what older marks reach is then left to a
--- window that holds them.
--- Returns how many symbols and minutes it took, how many rows it stored or deleted, and whether there is more to do.
+-- Bring one slice of the dirty rows in [window_lo, window_hi) up to date, in the caller's transaction: at most
+-- slice_symbols symbols and about slice_rows rows, and at least one symbol, whose newest rows come first.
+-- `newest_first` picks only symbols with marks inside the window, sorted by their newest mark; the window of an older
+-- mark refreshes the rows that it reaches. Return the numbers of symbols and minutes, the number of rows stored or
+-- deleted, and whether there is more to do.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_slice(
     window_lo timestamptz, window_hi timestamptz, horizon bigint,
     slice_rows bigint DEFAULT 50000, slice_symbols integer DEFAULT 1000, newest_first boolean DEFAULT false,
@@ -656,14 +681,13 @@ BEGIN
     IF symbols > 0 THEN
         SELECT r.minutes, r.rows_written INTO minutes, rows_written
         FROM feature_platform.refresh_symbols(picked, refresh_window, slice_rows) AS r;
-        -- A slice may have put back some of a long range, of which the marks alone could not tell how long it is.
+        -- A slice may have put back a part of a long range, whose length the marks alone did not show.
         more := more OR EXISTS (SELECT FROM feature_platform.dirty_log l
                                 WHERE l.symbol = ANY (picked) AND l.id <= horizon AND l.buckets && refresh_window);
     END IF;
 EXCEPTION WHEN deadlock_detected THEN
-    -- Not with writers or refreshers, but with a session that takes a table's locks in two steps, as TimescaleDB does
-    -- where it moves a chunk into the columnstore. That goes on now; nothing of this slice is done, and the caller
-    -- comes again.
+    -- A deadlock is possible only with a session that locks the tables in two steps, as TimescaleDB does when it moves
+    -- a chunk into the columnstore. That session continues now; this slice is rolled back, and the caller repeats it.
     symbols := 0;
     minutes := 0;
     rows_written := 0;
@@ -671,7 +695,7 @@ EXCEPTION WHEN deadlock_detected THEN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer, boolean) IS
-    'Brings a slice of what is dirty in a window up to date, in the caller''s transaction.';
+    'Brings one slice of the dirty rows in a window up to date, in the caller''s transaction.';
 
 CREATE OR REPLACE PROCEDURE public.refresh_features_1m(
     window_start timestamptz, window_end timestamptz, force boolean DEFAULT false)
@@ -679,16 +703,20 @@ CREATE OR REPLACE PROCEDURE public.refresh_features_1m(
 AS $$
 DECLARE
     window_lo timestamptz := coalesce(feature_platform.bucket_from(window_start), '-infinity');
-    window_hi timestamptz := least(coalesce(feature_platform.bucket_from(window_end), 'infinity'), feature_platform.due_until());
+    window_hi timestamptz := least(coalesce(feature_platform.bucket_from(window_end), 'infinity'),
+                                   feature_platform.due_until());
     horizon bigint;
     slice record;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'refresh_features_1m needs READ COMMITTED, this transaction is %', upper(current_setting('transaction_isolation'));
+        RAISE EXCEPTION 'refresh_features_1m needs READ COMMITTED, this transaction is %',
+            upper(current_setting('transaction_isolation'));
     ELSIF window_start >= window_end THEN
-        RAISE EXCEPTION 'the refresh window is empty: window_start % is not before window_end %', window_start, window_end;
+        RAISE EXCEPTION 'the refresh window is empty: window_start % is not before window_end %', window_start,
+            window_end;
     END IF;
-    -- Slices are transactions of their own, as in refresh_continuous_aggregate(): inside a transaction block this fails here.
+    -- Each slice is its own transaction, as in refresh_continuous_aggregate(): inside a transaction block this fails
+    -- here.
     COMMIT;
     IF force THEN
         PERFORM feature_platform.mark_window(window_lo, window_hi);
@@ -703,4 +731,5 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE public.refresh_features_1m(timestamptz, timestamptz, boolean) IS
-    'Brings features_1m up to date for window_start <= bucket < window_end; NULL is unbounded; force recomputes clean rows too.';
+    'Brings features_1m up to date for window_start <= bucket < window_end; NULL is unbounded; force also recomputes '
+    'clean rows.';

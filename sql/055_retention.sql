@@ -1,27 +1,30 @@
--- Retention: how long bars, features, filled gaps and the policy's runs are kept. NULL keeps for ever.
+-- Retention: the ages up to which bars, features, filled gaps and the policy's runs are kept. NULL keeps for ever.
 --
--- It is exact without anything being recomputed: `features_from` says from where on there are features, to the refresh and to
--- verify alike, and of each symbol so many bars stay before it that every row from there on equals its definition applied to
--- the bars that are left. See docs/engine.md.
+-- The retention is exact and recomputes no row. `features_from` is the first bucket of the features for the refresh and
+-- for verify. Enough bars before it stay of each symbol that every row from there on equals its definition over the
+-- remaining bars. See docs/engine.md.
 CREATE TABLE IF NOT EXISTS feature_platform.retention (
     only_one      boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
     bars          interval    CHECK (bars >= features + '1 day'),
     features      interval    CHECK (features >= '1 day'),
     gaps          interval    CHECK (gaps >= '0'),
     runs          interval    DEFAULT '7 days' CHECK (runs >= '1 day'),
-    features_from timestamptz,      -- NULL: from the first on
+    features_from timestamptz,      -- NULL: no limit
     CONSTRAINT retention_bars_check1 CHECK (bars IS NULL OR features IS NOT NULL)
 );
-COMMENT ON TABLE feature_platform.retention IS 'How long bars, features, filled gaps and runs are kept, and from when on there are features.';
+COMMENT ON TABLE feature_platform.retention IS
+    'The ages up to which bars, features, filled gaps and runs are kept, and the first bucket of features.';
 INSERT INTO feature_platform.retention DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 CREATE OR REPLACE FUNCTION feature_platform.features_from() RETURNS timestamptz
     LANGUAGE sql STABLE
     RETURN coalesce((SELECT r.features_from FROM feature_platform.retention r WHERE r.only_one), '-infinity');
-COMMENT ON FUNCTION feature_platform.features_from() IS 'The first bucket of which features are kept; what is older is neither refreshed nor verified.';
+COMMENT ON FUNCTION feature_platform.features_from() IS
+    'The first bucket whose features are kept; older rows are neither refreshed nor verified.';
 
 CREATE OR REPLACE FUNCTION public.set_features_1m_retention(
-    bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL, runs interval DEFAULT '7 days')
+    bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL,
+    runs interval DEFAULT '7 days')
     RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -31,9 +34,11 @@ BEGIN
     IF bars IS NOT NULL AND (features IS NULL OR bars < features + interval '1 day') THEN
         RAISE EXCEPTION 'bars must be kept at least a day longer than features, got bars % and features %',
                 bars, coalesce(features::text, 'for ever')
-            USING HINT = 'A row is computed from the bars of the day before it: bars => ''2 years 1 day'', features => ''2 years''.';
+            USING HINT = 'A row is computed from the bars of the day before it:'
+                ' bars => ''2 years 1 day'', features => ''2 years''.';
     ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' THEN
-        RAISE EXCEPTION 'features and runs are kept at least a day, got features %, gaps %, runs %', features, gaps, runs;
+        RAISE EXCEPTION 'features and runs are kept at least a day, got features %, gaps %, runs %', features, gaps,
+            runs;
     END IF;
     SELECT r.features_from INTO old_from FROM feature_platform.retention r FOR UPDATE;
     new_from := CASE WHEN features IS NOT NULL
@@ -42,7 +47,7 @@ BEGIN
     SET bars = set_features_1m_retention.bars, features = set_features_1m_retention.features,
         gaps = set_features_1m_retention.gaps, runs = set_features_1m_retention.runs,
         features_from = CASE WHEN old_from IS NOT NULL THEN new_from END;
-    -- What is kept for longer than before has its bars, or some: its rows come back.
+    -- A longer retention restores the rows whose bars still exist.
     IF coalesce(new_from, '-infinity') < old_from THEN
         PERFORM feature_platform.mark_window(coalesce(new_from, '-infinity'), old_from);
     END IF;
@@ -51,7 +56,7 @@ $$;
 COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval) IS
     'Sets how long bars, features, filled gaps and runs of the policy are kept; NULL is for ever.';
 
--- One batch: deletes about so many rows that are too old, in the caller's transaction, and returns whether there are more.
+-- Delete one batch of about `budget` rows that are too old, in the caller's transaction; return whether there are more.
 CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT 50000) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -81,14 +86,16 @@ BEGIN
     left_over := left_over - gone;
     DELETE FROM public.ohlcv_1m_gaps g
     WHERE g.id IN (SELECT o.id FROM public.ohlcv_1m_gaps o
-                   WHERE o.state = 'filled' AND o.changed_at < feature_platform.clock() - kept.gaps ORDER BY o.id LIMIT left_over);
+                   WHERE o.state = 'filled' AND o.changed_at < feature_platform.clock() - kept.gaps ORDER BY o.id
+                       LIMIT left_over);
     GET DIAGNOSTICS gone = ROW_COUNT;
     left_over := left_over - gone;
 
     FOR part IN
         SELECT s.symbol, first.bucket
         FROM feature_platform.feature_symbol s
-        CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
+        CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket
+                            LIMIT 1) AS first
         WHERE first.bucket < new_from
     LOOP
         IF left_over <= 0 THEN
@@ -102,8 +109,8 @@ BEGIN
 
     IF kept.bars IS NOT NULL THEN
         PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;
-        -- The newest minute up to here stays: the window of every row that is kept begins after it, so that it gives the first
-        -- of them its previous close, and the warm-up that is counted from it is over by then.
+        -- The newest minute up to here stays. The windows of all kept rows begin after it; it gives the first kept row
+        -- its previous close, and the warm-up that is counted from it has ended by then.
         bars_until := least(feature_platform.bucket_of(feature_platform.clock() - kept.bars), new_from - 1439 * minute);
         FOR part IN
             SELECT s.symbol, first.bucket, stays.bucket AS until
@@ -111,7 +118,8 @@ BEGIN
             CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
                                 WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
             CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
-                                WHERE b.symbol = s.symbol AND b.ts < bars_until + minute ORDER BY b.ts DESC LIMIT 1) AS stays
+                                WHERE b.symbol = s.symbol AND b.ts < bars_until + minute ORDER BY b.ts DESC
+                                    LIMIT 1) AS stays
             WHERE first.bucket < stays.bucket
         LOOP
             IF left_over <= 0 THEN
@@ -127,9 +135,10 @@ BEGIN
     RETURN left_over <= 0;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.retention_step(bigint) IS 'Deletes a batch of what is kept no longer; returns whether there is more.';
+COMMENT ON FUNCTION feature_platform.retention_step(bigint) IS
+    'Deletes a batch of rows that are too old; returns whether there are more.';
 
--- Minutes before the first bar need no account: they are neither missing nor asked for again.
+-- Minutes before the first bar are not accounted for: they are neither missing nor requested.
 CREATE OR REPLACE FUNCTION feature_platform.forget_minutes(forgotten text) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -146,9 +155,10 @@ BEGIN
     WHERE g.symbol = forgotten AND g.state <> 'filled' AND g.start_ts < first;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.forget_minutes(text) IS 'Takes the minutes before a symbol''s first bar out of the account of gaps.';
+COMMENT ON FUNCTION feature_platform.forget_minutes(text) IS
+    'Ends the accounting for the minutes before a symbol''s first bar.';
 
--- Applies the retention, in batches that are transactions of their own: not inside of a transaction block.
+-- Apply the retention in batches, each in a transaction of its own; so it cannot run inside of a transaction block.
 CREATE OR REPLACE PROCEDURE feature_platform.apply_retention()
     LANGUAGE plpgsql
 AS $$
@@ -159,4 +169,4 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE feature_platform.apply_retention() IS 'Deletes what is kept no longer, in batches.';
+COMMENT ON PROCEDURE feature_platform.apply_retention() IS 'Deletes the rows that are too old, in batches.';

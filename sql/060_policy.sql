@@ -1,6 +1,6 @@
--- The refresh policy: what TimescaleDB's add_continuous_aggregate_policy() is to a continuous aggregate. A database job
--- (TimescaleDB Community) or the platform's worker runs it, both by the same three steps: begin, step ... step, end. Between
--- two runs the worker does single steps, woken by what is committed; they are counted with the run before.
+-- The refresh policy, which is like TimescaleDB's policy of a continuous aggregate. A database job (TimescaleDB
+-- Community) or the platform's worker runs it, both by the same calls: begin, step ... step, end. Between two runs,
+-- commits wake the worker for single steps; these count with the run before.
 
 CREATE TABLE IF NOT EXISTS feature_platform.policy (
     only_one          boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
@@ -26,10 +26,11 @@ CREATE TABLE IF NOT EXISTS feature_platform.policy_run (
 );
 CREATE INDEX IF NOT EXISTS policy_run_started_idx ON feature_platform.policy_run (started_at);
 CREATE INDEX IF NOT EXISTS policy_run_failed_idx ON feature_platform.policy_run (id) WHERE error IS NOT NULL;
-COMMENT ON TABLE feature_platform.policy_run IS 'Recent runs of the refresh policy, kept for a week where the retention says nothing else.';
+COMMENT ON TABLE feature_platform.policy_run IS
+    'Recent runs of the refresh policy, kept for a week unless the retention has another age.';
 
--- The session that runs the policy, of each kind: a worker keeps its claim from run to run. A claim ends with its session. No lock
--- says so, as any session could take it.
+-- The session of each kind of runner that runs the policy. A worker keeps its claim from run to run; the claim ends
+-- with its session. It is a row and not an advisory lock, because every session can take an advisory lock.
 CREATE TABLE IF NOT EXISTS feature_platform.runner (
     runner   text CONSTRAINT runner_pkey PRIMARY KEY,     -- 'job' or 'worker'
     datid    oid,       -- the session as pg_stat_activity shows it; NULL where there is none
@@ -54,7 +55,8 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.claim_runner(text) IS 'Makes this session the one that runs the policy, unless another of the kind does.';
+COMMENT ON FUNCTION feature_platform.claim_runner(text) IS
+    'Makes this session the one that runs the policy, unless another of the kind does.';
 
 CREATE OR REPLACE FUNCTION public.add_features_1m_policy(
     start_offset interval DEFAULT '1 hour', end_offset interval DEFAULT '1 minute',
@@ -64,7 +66,7 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM feature_platform.policy) THEN
         IF if_not_exists THEN
-            PERFORM feature_platform.schedule_job();    -- which may have been deleted
+            PERFORM feature_platform.schedule_job();    -- the job may have been deleted
             RETURN;
         END IF;
         RAISE EXCEPTION 'features_1m has a refresh policy already'
@@ -72,7 +74,8 @@ BEGIN
     END IF;
     PERFORM feature_platform.check_policy(start_offset, end_offset, schedule_interval);
     INSERT INTO feature_platform.policy (start_offset, end_offset, schedule_interval)
-    VALUES (add_features_1m_policy.start_offset, add_features_1m_policy.end_offset, add_features_1m_policy.schedule_interval);
+    VALUES (add_features_1m_policy.start_offset, add_features_1m_policy.end_offset,
+            add_features_1m_policy.schedule_interval);
     PERFORM feature_platform.schedule_job();
 END
 $$;
@@ -100,7 +103,8 @@ BEGIN
     PERFORM feature_platform.schedule_job();
 END
 $$;
-COMMENT ON FUNCTION public.alter_features_1m_policy(interval, interval, interval) IS 'Changes the refresh policy; NULL leaves a value as it is.';
+COMMENT ON FUNCTION public.alter_features_1m_policy(interval, interval, interval) IS
+    'Changes the refresh policy; NULL leaves a value as it is.';
 
 CREATE OR REPLACE FUNCTION public.remove_features_1m_policy(if_exists boolean DEFAULT false)
     RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -113,9 +117,11 @@ BEGIN
     DELETE FROM feature_platform.policy;
 END
 $$;
-COMMENT ON FUNCTION public.remove_features_1m_policy(boolean) IS 'Removes the refresh policy; features_1m then changes only by refresh_features_1m().';
+COMMENT ON FUNCTION public.remove_features_1m_policy(boolean) IS
+    'Removes the refresh policy; features_1m then changes only by refresh_features_1m().';
 
-CREATE OR REPLACE FUNCTION feature_platform.check_policy(start_offset interval, end_offset interval, schedule_interval interval)
+CREATE OR REPLACE FUNCTION feature_platform.check_policy(start_offset interval, end_offset interval,
+                                                         schedule_interval interval)
     RETURNS void LANGUAGE plpgsql
 AS $$
 BEGIN
@@ -130,7 +136,8 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.check_policy(interval, interval, interval) IS 'Refuses a policy that makes no sense.';
+COMMENT ON FUNCTION feature_platform.check_policy(interval, interval, interval) IS
+    'Rejects a policy with values out of range.';
 
 CREATE OR REPLACE FUNCTION feature_platform.policy_begin(runner text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -138,7 +145,7 @@ AS $$
 DECLARE
     run_id bigint;
 BEGIN
-    -- There is one run of a kind at a time: what is unfinished of it has died. Its work stayed dirty.
+    -- There is one run of a kind at a time, so an unfinished run was interrupted. Its work stayed dirty.
     UPDATE feature_platform.policy_run r
     SET finished_at = feature_platform.clock(), error = 'the run was interrupted'
     WHERE r.finished_at IS NULL AND r.runner = policy_begin.runner;
@@ -150,14 +157,16 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.policy_begin(text) IS 'Begins a run of the policy; returns its id.';
 
--- One slice of a run, in the caller's transaction: of the last start_offset where anything is dirty there, else of what is
--- older, so that a bulk import never delays the live minute. Returns whether there is more for this run, which ends when all
--- is done or, at a slice's end, when the next run is due. `woken`: a commit asked for it, after the run.
-CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint, woken boolean DEFAULT false) RETURNS boolean
+-- Refresh one slice of a run in the caller's transaction: of the last start_offset where rows are dirty there, else of
+-- older rows, so that a bulk import never delays the live minute. Return whether there is more for this run. A run ends
+-- when all is done or, at the end of a slice, when the next run is due. `woken`: a commit after the run caused this
+-- step.
+CREATE OR REPLACE FUNCTION feature_platform.policy_step(run_id bigint, horizon bigint, woken boolean DEFAULT false)
+    RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- Rows of a slice: a bar that comes meanwhile waits for it, and is to be readable within a second.
+    -- Rows of a slice. A bar that arrives meanwhile waits for the slice, and has to be readable within a second.
     short CONSTANT bigint := 20000;
     p feature_platform.policy;
     live_from timestamptz;
@@ -170,11 +179,13 @@ BEGIN
         RETURN false;
     END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a policy step needs READ COMMITTED, this transaction is %', upper(current_setting('transaction_isolation'));
+        RAISE EXCEPTION 'a policy step needs READ COMMITTED, this transaction is %',
+            upper(current_setting('transaction_isolation'));
     END IF;
     due := feature_platform.due_until(p.end_offset);
     live_from := least(feature_platform.bucket_from(feature_platform.clock() - p.start_offset), due);
-    -- The live window takes what is marked by now; older ranges what was when the run began, so that a run ends.
+    -- The live window includes all marks up to now; older ranges only the marks from before the run, so that a run
+    -- ends.
     SELECT * INTO slice
     FROM feature_platform.refresh_slice(
         live_from, due, feature_platform.dirty_horizon(), slice_rows => short, newest_first => true);
@@ -195,11 +206,14 @@ BEGIN
                                 WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
 END
 $$;
-COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint, boolean) IS 'One slice of a run of the policy; returns whether there is more.';
+COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint, boolean) IS
+    'Refreshes one slice of a run of the policy; returns whether there is more.';
 
 CREATE OR REPLACE FUNCTION feature_platform.policy_end(run_id bigint, error text DEFAULT NULL) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    UPDATE feature_platform.policy_run r SET finished_at = feature_platform.clock(), error = policy_end.error WHERE r.id = run_id;
+    UPDATE feature_platform.policy_run r SET finished_at = feature_platform.clock(), error = policy_end.error
+        WHERE r.id = run_id;
 END;
-COMMENT ON FUNCTION feature_platform.policy_end(bigint, text) IS 'Ends a run of the policy, with the error that ended it if one did.';
+COMMENT ON FUNCTION feature_platform.policy_end(bigint, text) IS
+    'Ends a run of the policy, with the error that ended it if one did.';

@@ -1,7 +1,9 @@
--- Deletes all of one symbol: bars, feature rows, gaps, marks, state and heartbeat. For the owner only: it deletes bars.
+-- Delete bars, feature rows, gaps, marks, state and heartbeat of one symbol. Only the owner may call it, since it
+-- deletes bars.
 --
--- A refresh that runs meanwhile may still store rows of bars that it saw. So the marks that deleting the bars makes are left: the
--- next refresh takes them, and deletes such rows; the next accounting takes the record of the changed minutes.
+-- A concurrent refresh may still store rows of bars that it has read. Therefore the marks of the deleted bars stay: the
+-- next refresh processes them and deletes such rows, and the next tick of the accounting processes the record of the
+-- changed minutes.
 CREATE OR REPLACE FUNCTION feature_platform.forget_symbol(forgotten text, OUT bars bigint, OUT features bigint)
     LANGUAGE plpgsql
 AS $$
@@ -18,4 +20,5 @@ BEGIN
     DELETE FROM feature_platform.known_symbol WHERE symbol = forgotten;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.forget_symbol(text) IS 'Deletes all of one symbol; returns how many bars and feature rows it had.';
+COMMENT ON FUNCTION feature_platform.forget_symbol(text) IS
+    'Deletes all rows of one symbol; returns the numbers of bars and feature rows.';

@@ -1,25 +1,13 @@
--- All that differs where TimescaleDB is: hypertables (any edition), columnstore and a database job (Community). The
--- extension is detected, never required, and never created here.
+-- The parts for TimescaleDB: hypertables (any edition), columnstore and a database job (Community). The extension is
+-- detected, never required, and never created here.
 
-CREATE OR REPLACE FUNCTION feature_platform.timescaledb() RETURNS text
-    LANGUAGE sql STABLE
-    RETURN CASE WHEN NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN 'none'
-                WHEN current_setting('timescaledb.license', true) = 'timescale' THEN 'community'
-                ELSE 'apache' END;
-COMMENT ON FUNCTION feature_platform.timescaledb() IS 'Which TimescaleDB this database has: none, apache or community.';
-
--- The schema of the extension's functions, which CREATE EXTENSION ... SCHEMA may have put anywhere; NULL where there is none.
-CREATE OR REPLACE FUNCTION feature_platform.timescaledb_schema() RETURNS regnamespace
-    LANGUAGE sql STABLE
-    RETURN (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'timescaledb');
-COMMENT ON FUNCTION feature_platform.timescaledb_schema() IS 'The schema of TimescaleDB''s functions; NULL without the extension.';
-
--- A symbol that had a bar in the minute before usually has one in this minute, too.
+-- A symbol with a bar in the minute before usually also has one in this minute.
 CREATE OR REPLACE FUNCTION feature_platform.newest_minute_is_awaited() RETURNS boolean
     LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    newest CONSTANT timestamptz := feature_platform.due_until((SELECT end_offset FROM feature_platform.policy)) - interval '1 minute';
+    newest CONSTANT timestamptz := feature_platform.due_until(
+        (SELECT end_offset FROM feature_platform.policy)) - interval '1 minute';
 BEGIN
     RETURN EXISTS (
         SELECT FROM public.features_1m before
@@ -30,7 +18,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.newest_minute_is_awaited() IS
     'Whether a symbol that has a row of the minute before has none of the newest minute that is due.';
 
--- The procedure of the database job, called once a schedule_interval. Each slice is a transaction of its own.
+-- The procedure of the database job, called once a schedule_interval. Each slice is its own transaction.
 CREATE OR REPLACE PROCEDURE feature_platform.run_policy(job_id integer DEFAULT NULL, config jsonb DEFAULT NULL)
     LANGUAGE plpgsql
 AS $$
@@ -40,8 +28,9 @@ DECLARE
     more boolean := true;
     problem text;
     began CONSTANT timestamptz := clock_timestamp();
-    -- Waiting lets the row of the newest minute appear in this run instead of the next. The bars of a minute are committed in
-    -- the first seconds after it. Twenty cover a slow exchange; half of a short schedule is left to the next run.
+    -- The wait lets the row of the newest minute appear in this run instead of the next. The bars of a minute are
+    -- committed in the first seconds after it; 20 s cover a slow exchange. Half of a short schedule remains for the
+    -- next run.
     wait_until CONSTANT timestamptz := began + least(interval '20 seconds',
         (SELECT make_interval(secs => extract(epoch FROM schedule_interval) / 2) FROM feature_platform.policy));
 BEGIN
@@ -51,10 +40,12 @@ BEGIN
     END IF;
     run_id := feature_platform.policy_begin('job');
     COMMIT;
-    WHILE more OR problem IS NULL AND clock_timestamp() < wait_until AND feature_platform.newest_minute_is_awaited() LOOP
+    WHILE more OR problem IS NULL AND clock_timestamp() < wait_until
+        AND feature_platform.newest_minute_is_awaited() LOOP
         IF NOT more THEN
-            COMMIT;     -- so that no snapshot is held during the sleep
-            -- Less and less often: where a symbol stays quiet, 25 looks cost less than 1 % of a core with 1,000 symbols.
+            COMMIT;     -- so that the sleep holds no snapshot
+            -- Each pause is longer than the one before: where a symbol stays quiet, the 25 queries cost less than 1 %
+            -- of a core with 1,000 symbols.
             PERFORM pg_sleep(least(1, greatest(0.1, extract(epoch FROM clock_timestamp() - began) / 5)));
             horizon := feature_platform.dirty_horizon();
         END IF;
@@ -67,24 +58,26 @@ BEGIN
         COMMIT;
     END LOOP;
     PERFORM feature_platform.policy_end(run_id, problem);
-    UPDATE feature_platform.runner SET pid = NULL WHERE runner = 'job';    -- this session may be a user's, and go on
+    UPDATE feature_platform.runner SET pid = NULL WHERE runner = 'job';    -- the session may be a user's, and continue
     COMMIT;
     IF problem IS NOT NULL THEN
-        RAISE EXCEPTION 'the refresh policy failed: %', problem;   -- so that TimescaleDB counts the job as failed, too
+        RAISE EXCEPTION 'the refresh policy failed: %', problem;   -- so that TimescaleDB also counts the job as failed
     END IF;
 END
 $$;
 COMMENT ON PROCEDURE feature_platform.run_policy(integer, jsonb) IS 'One run of the refresh policy, as a database job.';
 
--- The job is known by its procedure, not by the policy's job_id: delete_job() or a restored dump may have made that stale.
+-- The job is found by its procedure, not by the policy's job_id, which delete_job() or a restored dump may have made
+-- stale.
 CREATE OR REPLACE FUNCTION feature_platform.schedule_job() RETURNS void
     LANGUAGE plpgsql
 AS $$
 DECLARE
     p feature_platform.policy;
     job record;
-    -- At the start of the minute: the rows of the minute before are due from then on. Not at second 0, where a timer that is
-    -- early would meet the minute before. The database's jobs run by the wall clock, whatever the platform's clock shows.
+    -- Just after the start of a minute, when the rows of the minute before become due. At second 0, an early timer
+    -- would start in the minute before. The database's jobs run by the wall clock, also where the platform's clock is
+    -- simulated.
     start CONSTANT timestamptz := feature_platform.bucket_of(clock_timestamp()) + interval '0.1 seconds';
 BEGIN
     IF feature_platform.timescaledb() <> 'community' THEN
@@ -99,22 +92,27 @@ BEGIN
     WHERE j.proc_schema = 'feature_platform' AND j.proc_name = 'run_policy' AND pg_has_role(j.owner, 'USAGE')
     ORDER BY j.job_id LIMIT 1;
     IF NOT FOUND THEN
-        EXECUTE format('SELECT %s.add_job(''feature_platform.run_policy'', $1, initial_start => $2, fixed_schedule => true,
-                                          job_name => ''feature_platform: refresh policy of features_1m'')', feature_platform.timescaledb_schema())
+        EXECUTE format('SELECT %s.add_job(''feature_platform.run_policy'', $1, initial_start => $2,
+                                          fixed_schedule => true,
+                                          job_name => ''feature_platform: refresh policy of features_1m'')',
+                       feature_platform.timescaledb_schema())
         INTO job USING p.schedule_interval, start;
         UPDATE feature_platform.policy SET job_id = job.add_job;
         RETURN;
     END IF;
     IF (job.schedule_interval, job.fixed_schedule, job.initial_start - feature_platform.bucket_of(job.initial_start))
        IS DISTINCT FROM (p.schedule_interval, true, interval '0.1 seconds') THEN
-        EXECUTE format('SELECT %s.alter_job($1, schedule_interval => $2, initial_start => $3, next_start => $3, fixed_schedule => true,
-                                            job_name => ''feature_platform: refresh policy of features_1m'')', feature_platform.timescaledb_schema())
+        EXECUTE format('SELECT %s.alter_job($1, schedule_interval => $2, initial_start => $3, next_start => $3,
+                                            fixed_schedule => true,
+                                            job_name => ''feature_platform: refresh policy of features_1m'')',
+                       feature_platform.timescaledb_schema())
         USING job.job_id, p.schedule_interval, start;
     END IF;
     UPDATE feature_platform.policy SET job_id = job.job_id WHERE policy.job_id IS DISTINCT FROM job.job_id;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.schedule_job() IS 'Makes the database job follow the policy, where there are jobs; adds it where it is missing.';
+COMMENT ON FUNCTION feature_platform.schedule_job() IS
+    'Adds the database job of the policy where it is missing, and updates its schedule.';
 
 CREATE OR REPLACE FUNCTION feature_platform.unschedule_job() RETURNS void
     LANGUAGE plpgsql
@@ -122,7 +120,8 @@ AS $$
 BEGIN
     IF feature_platform.timescaledb() = 'community' THEN
         EXECUTE format('SELECT %s.delete_job(job_id) FROM timescaledb_information.jobs
-                        WHERE proc_schema = ''feature_platform'' AND proc_name = ''run_policy'' AND pg_has_role(owner, ''USAGE'')',
+                        WHERE proc_schema = ''feature_platform'' AND proc_name = ''run_policy''
+                            AND pg_has_role(owner, ''USAGE'')',
                        feature_platform.timescaledb_schema());
     END IF;
 END
@@ -141,7 +140,8 @@ BEGIN
     RETURN CASE WHEN isfinite(next_start) THEN feature_platform.clock_at(next_start) END;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.next_job_start(integer) IS 'When the database job of the policy runs next, where there are jobs.';
+COMMENT ON FUNCTION feature_platform.next_job_start(integer) IS
+    'The next start of the database job of the policy; NULL without a job.';
 
 CREATE OR REPLACE FUNCTION feature_platform.job_problem(job_id integer) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -152,20 +152,25 @@ BEGIN
     IF job_id IS NULL THEN
         RETURN NULL;
     ELSIF feature_platform.timescaledb() <> 'community' THEN
-        RETURN format('database job %s cannot run without TimescaleDB Community: run `feature-platform db apply`, then the worker runs the policy', job_id);
+        RETURN format('database job %s cannot run without TimescaleDB Community: run `feature-platform db apply`,'
+                      ' then the worker runs the policy', job_id);
     END IF;
     EXECUTE 'SELECT scheduled FROM timescaledb_information.jobs
-             WHERE job_id = $1 AND proc_schema = ''feature_platform'' AND proc_name = ''run_policy''' INTO is_scheduled USING job_id;
+             WHERE job_id = $1 AND proc_schema = ''feature_platform''
+                 AND proc_name = ''run_policy''' INTO is_scheduled USING job_id;
     RETURN CASE WHEN is_scheduled IS NULL
-                THEN format('database job %s does not exist any more: SELECT alter_features_1m_policy() adds it again', job_id)
+                THEN format('database job %s does not exist any more: SELECT alter_features_1m_policy() adds it again',
+                            job_id)
                 WHEN NOT is_scheduled
-                THEN format('database job %s is paused: SELECT %s.alter_job(%1$s, scheduled => true) resumes it', job_id,
+                THEN format('database job %s is paused: SELECT %s.alter_job(%1$s, scheduled => true) resumes it',
+                            job_id,
                             feature_platform.timescaledb_schema()) END;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.job_problem(integer) IS 'Why the database job of the policy cannot run, and the remedy; NULL where it can.';
+COMMENT ON FUNCTION feature_platform.job_problem(integer) IS
+    'Why the database job of the policy cannot run, and the remedy; NULL where it can.';
 
--- TimescaleDB refuses transition tables of DELETE where there is a columnstore, and runs row triggers there: one mark a bar.
+-- TimescaleDB rejects transition tables of DELETE on a columnstore, and supports row triggers there: one mark a bar.
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty_row() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -175,7 +180,8 @@ BEGIN
 END
 $$;
 REVOKE EXECUTE ON FUNCTION feature_platform.mark_dirty_row() FROM PUBLIC;
-COMMENT ON FUNCTION feature_platform.mark_dirty_row() IS 'Row trigger of ohlcv_1m on TimescaleDB Community: records what a DELETE makes dirty.';
+COMMENT ON FUNCTION feature_platform.mark_dirty_row() IS
+    'Row trigger of ohlcv_1m on TimescaleDB Community: marks the minute of a deleted bar.';
 
 DO $$
 DECLARE
@@ -185,25 +191,22 @@ BEGIN
     IF edition = 'community' THEN
         CREATE OR REPLACE TRIGGER ohlcv_1m_deleted AFTER DELETE ON public.ohlcv_1m
             FOR EACH ROW EXECUTE FUNCTION feature_platform.mark_dirty_row();
-    ELSE
-        CREATE OR REPLACE TRIGGER ohlcv_1m_deleted AFTER DELETE ON public.ohlcv_1m
-            REFERENCING OLD TABLE AS old_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty();
-    END IF;
-    IF edition = 'none' THEN
+    ELSIF edition = 'none' THEN
         RETURN;
     END IF;
-    -- A slice is bounded already. Only here, for elsewhere nobody but a superuser may set what is not known.
+    -- Slices bound the work already. Without the extension, only a superuser may set an unknown parameter.
     ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     ALTER FUNCTION feature_platform.retention_step(bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     FOR tab IN SELECT t.*, h.compression_enabled
                FROM (VALUES ('ohlcv_1m', 'ts'), ('features_1m', 'bucket')) AS t (name, time_column)
-               LEFT JOIN timescaledb_information.hypertables h ON h.hypertable_schema = 'public' AND h.hypertable_name = t.name
+               LEFT JOIN timescaledb_information.hypertables h ON h.hypertable_schema = 'public'
+                   AND h.hypertable_name = t.name
     LOOP
         IF tab.compression_enabled IS NULL THEN
-            -- Bars that are moved into chunks are truncated where they were: nothing is lost, and nothing is to be marked.
+            -- create_hypertable() truncates the table after it has moved the bars into chunks: no bar is lost, so no
+            -- mark is due.
             DROP TRIGGER ohlcv_1m_truncated ON public.ohlcv_1m;
             EXECUTE format('SELECT %1$s.create_hypertable(%2$L::regclass, %1$s.by_range(%3$L, interval ''7 days''),
                                                           create_default_indexes => false, migrate_data => true)',
@@ -211,16 +214,19 @@ BEGIN
             CREATE TRIGGER ohlcv_1m_truncated AFTER TRUNCATE ON public.ohlcv_1m
                 FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.mark_dirty_truncate();
         END IF;
-        -- Also where the Apache edition made the hypertable. A columnstore whose policy somebody removed stays as it is.
+        -- This includes hypertables of the Apache edition. A columnstore whose policy was removed stays as it is.
         IF edition = 'community' AND tab.compression_enabled IS NOT TRUE THEN
-            EXECUTE format('ALTER TABLE public.%I SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, timescaledb.orderby = %L)',
+            EXECUTE format('ALTER TABLE public.%I SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L,'
+                           ' timescaledb.orderby = %L)',
                            tab.name, 'symbol', tab.time_column);
-            EXECUTE format('CALL %s.add_columnstore_policy(%L, after => interval %L)', feature_platform.timescaledb_schema(),
+            EXECUTE format('CALL %s.add_columnstore_policy(%L, after => interval %L)',
+                           feature_platform.timescaledb_schema(),
                            'public.' || tab.name, '14 days');
         END IF;
     END LOOP;
 END
 $$;
 
--- A policy from before there was TimescaleDB here, a job that somebody deleted, one of an older schedule, or of another edition.
+-- The policy may be older than the extension, and the job may be missing, have an old schedule, or be of another
+-- edition.
 DO $$ BEGIN PERFORM feature_platform.schedule_job(); END $$;

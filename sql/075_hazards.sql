@@ -1,5 +1,5 @@
--- Ways around the triggers on ohlcv_1m: settings of a table, a role or the database with which bars or rows change unrecorded, or
--- are hidden. Each is a problem to the checks bars_table and features_table.
+-- Ways around the triggers on ohlcv_1m: settings of a table, a role or the database that let bars or rows change
+-- unrecorded, or hide them. The checks bars_table and features_table report each.
 CREATE OR REPLACE FUNCTION feature_platform.hazards(of_table regclass) RETURNS TABLE (what text, problem text)
     LANGUAGE plpgsql STABLE STRICT
     SET search_path = pg_catalog, pg_temp
@@ -11,7 +11,8 @@ BEGIN
     SELECT 'session_replication_role',
            format('is replica for %s, so that no trigger fires: ALTER %s RESET session_replication_role',
                   concat_ws(' in ', 'role ' || s.setrole::regrole, 'database ' || d.datname),
-                  CASE WHEN s.setrole <> 0 THEN 'ROLE ' || s.setrole::regrole || coalesce(' IN DATABASE ' || quote_ident(d.datname), '')
+                  CASE WHEN s.setrole <> 0 THEN 'ROLE ' || s.setrole::regrole
+                      || coalesce(' IN DATABASE ' || quote_ident(d.datname), '')
                        ELSE 'DATABASE ' || quote_ident(d.datname) END)
     FROM pg_db_role_setting s
     CROSS JOIN LATERAL unnest(s.setconfig) AS c (setting)
@@ -20,7 +21,8 @@ BEGIN
     WHERE c.setting ILIKE 'session_replication_role=replica' AND (s.setdatabase = 0 OR d.datname = current_database());
 
     IF current_setting('session_replication_role') = 'replica' THEN
-        RETURN QUERY SELECT 'session_replication_role', 'is replica in this session, so that no trigger fires: is it set in postgresql.conf?';
+        RETURN QUERY SELECT 'session_replication_role',
+            'is replica in this session, so that no trigger fires: is it set in postgresql.conf?';
     END IF;
 
     RETURN QUERY
@@ -28,31 +30,37 @@ BEGIN
     FROM pg_rewrite r WHERE r.ev_class = of_table;
 
     RETURN QUERY
-    SELECT 'row level security', format('hides rows from some roles: ALTER TABLE %s DISABLE ROW LEVEL SECURITY', of_table)
+    SELECT 'row level security', format('hides rows from some roles: ALTER TABLE %s DISABLE ROW LEVEL SECURITY',
+                                        of_table)
     FROM pg_class c WHERE c.oid = of_table AND c.relrowsecurity;
 
     RETURN QUERY
     SELECT format('trigger %s of %s', t.tgname, t.tgrelid::regclass),
-           format('is disabled or fires only for replicas: ALTER TABLE %s ENABLE TRIGGER %I', t.tgrelid::regclass, t.tgname)
+           format('is disabled or fires only for replicas: ALTER TABLE %s ENABLE TRIGGER %I', t.tgrelid::regclass,
+                  t.tgname)
     FROM pg_inherits i JOIN pg_trigger t ON t.tgrelid = i.inhrelid
     WHERE i.inhparent = of_table AND NOT t.tgisinternal AND t.tgenabled IN ('D', 'R');
 
     IF NOT has_chunks THEN
         RETURN QUERY
         SELECT 'table ' || i.inhrelid::regclass,
-               format('inherits from %s, and its rows change unrecorded: ALTER TABLE %s NO INHERIT %s', of_table, i.inhrelid::regclass, of_table)
+               format('inherits from %s, and its rows change unrecorded: ALTER TABLE %s NO INHERIT %s', of_table,
+                      i.inhrelid::regclass, of_table)
         FROM pg_inherits i WHERE i.inhparent = of_table;
         RETURN;
     END IF;
 
-    -- The relations of TimescaleDB exist only where it does: hence no static SQL.
+    -- Dynamic SQL, because the relations of TimescaleDB exist only with the extension.
     RETURN QUERY EXECUTE $sql$
-        SELECT 'job ' || j.job_id, 'is a retention policy of TimescaleDB, which drops chunks unrecorded: SELECT remove_retention_policy('
+        SELECT 'job ' || j.job_id,
+            'is a retention policy of TimescaleDB, which drops chunks unrecorded: SELECT remove_retention_policy('
                || quote_literal($1::text) || '), then set_features_1m_retention(), which keeps features right'
         FROM timescaledb_information.jobs j
-        WHERE j.proc_name = 'policy_retention' AND to_regclass(format('%I.%I', j.hypertable_schema, j.hypertable_name)) = $1
+        WHERE j.proc_name = 'policy_retention' AND to_regclass(format('%I.%I', j.hypertable_schema,
+                                                                      j.hypertable_name)) = $1
         UNION ALL
-        SELECT 'table ' || c.oid::regclass, 'was a chunk of ' || $1 || ' and is detached, its rows are gone unrecorded: attach it again, '
+        SELECT 'table ' || c.oid::regclass, 'was a chunk of ' || $1
+            || ' and is detached, its rows are gone unrecorded: attach it again, '
                || 'or insert its rows into ' || $1 || ' and drop it; set_features_1m_retention() is the way to delete'
         FROM _timescaledb_catalog.hypertable h
         JOIN pg_class c ON c.relname ~ ('^' || h.associated_table_prefix || '_[0-9]+_chunk$') AND c.relkind = 'r'
@@ -62,4 +70,5 @@ BEGIN
     $sql$ USING of_table;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.hazards(regclass) IS 'Settings with which rows of a table change unrecorded, or are hidden, and how to undo each.';
+COMMENT ON FUNCTION feature_platform.hazards(regclass) IS
+    'Settings that let rows of a table change unrecorded or hide them, each with its remedy.';

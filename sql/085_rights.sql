@@ -1,8 +1,8 @@
--- What each role may do. Anything that is not granted here is refused: a new table or function needs a line here before a
--- service can use it, and a test walks all of them.
+-- The rights of each role. A right that is not granted here is revoked: a new table or function needs a line here
+-- before a service can use it, and a test checks all of them.
 --
--- Functions that write are SECURITY DEFINER: their callers need no right to the tables behind them, so nobody but the engine
--- writes features, marks and gaps. Grants to other roles than these are left alone.
+-- Functions that write are SECURITY DEFINER: their callers need no right to the tables that they write, so only the
+-- engine writes features, marks and gaps. Grants to other roles than these stay unchanged.
 DO $$
 DECLARE
     ours CONSTANT text[] := '{recorder,refresher,orchestrator,reader}';
@@ -32,49 +32,55 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- What only computes, and a default of ohlcv_1m calls for whoever writes there.
-    GRANT EXECUTE ON FUNCTION feature_platform.clock, feature_platform.clock_at, feature_platform.session_clock, feature_platform.simulated_clock,
+    -- Functions that only compute; defaults of ohlcv_1m call them with the rights of each writer.
+    GRANT EXECUTE ON FUNCTION feature_platform.clock, feature_platform.clock_at, feature_platform.session_clock,
+        feature_platform.simulated_clock,
         feature_platform.bucket_of, feature_platform.bucket_from TO PUBLIC;
 
     FOR right_of IN SELECT * FROM (VALUES
-        -- Everyone: to look whether the schema is the right one, and at the clock.
+        -- All roles: compare the schema's version and read the clock.
         (ours, 'USAGE ON SCHEMA feature_platform'),
         (ours, 'SELECT ON feature_platform.schema_version, feature_platform.database_origin'),
         (ours, 'EXECUTE ON FUNCTION feature_platform.due_until, feature_platform.timescaledb'),
 
-        -- Who writes bars: not who deletes them. What the venue said of minutes without a bar belongs to it.
+        -- Writers of bars, without the right to delete them: bars, and the exchange's answers for missing minutes.
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
         ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
         ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
                     feature_platform.gap_failed, feature_platform.minutes_to_account,
                     feature_platform.claim_exchange'),
 
-        -- Who records: says what is heard.
+        -- The recorder: heartbeats and outages.
         ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),
 
-        -- Who refreshes: by the engine's functions, which alone write features_1m.
+        -- Refreshers: the engine's functions, which alone write features_1m.
         ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m'),
         ('{refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.mark_window, feature_platform.refresh_slice,
-                    feature_platform.claim_runner, feature_platform.policy_begin, feature_platform.policy_step, feature_platform.policy_end'),
+                    feature_platform.claim_runner, feature_platform.policy_begin, feature_platform.policy_step,
+                    feature_platform.policy_end'),
 
-        -- Who orchestrates: accounts for minutes and sets the policy, beside all of the above.
+        -- The orchestrator: the accounting, the policy and the retention, beside the rights above.
         ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps, feature_platform.verification_move,
                     public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy,
                     public.set_features_1m_retention, feature_platform.retention_step'),
         ('{orchestrator}', 'EXECUTE ON PROCEDURE feature_platform.apply_retention'),
 
-        -- Who reads: everything, which is also what verify needs.
+        -- Readers: all tables, which verify also needs.
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
                     feature_platform.known_symbol, feature_platform.gap_watermark,
-                    feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning, feature_platform.verification,
+                    feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning,
+                    feature_platform.verification,
                     feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
-                    feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status, feature_platform.heartbeat,
+                    feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status,
+                    feature_platform.heartbeat,
                     feature_platform.feed_outage'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
-                    feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem, feature_platform.timescaledb_schema,
-                    feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards, feature_platform.symbol_span')
+                    feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem,
+                    feature_platform.timescaledb_schema,
+                    feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards,
+                    feature_platform.symbol_span')
     ) AS r (roles, what)
     LOOP
         list := (SELECT string_agg(quote_ident(role), ', ') FROM unnest(present) AS role

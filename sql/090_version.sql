@@ -1,4 +1,5 @@
--- Last: what a first set-up adds and a user may change or remove afterwards, and the record of this version.
+-- The last file: the policy, which only a first set-up adds, since a user may change or remove it; and the record of
+-- this version.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM feature_platform.schema_version) THEN

@@ -2,19 +2,21 @@
 --
 --     psql -X -d DATABASE -f sql/feature_ca.sql
 --
--- It may be run again at any time: it changes only what is not yet as it should be. `feature-platform db apply` runs
--- the same files in the same order (it reads the \ir lines below). A database for simulated bars is set up by
--- PGOPTIONS='-c feature_platform.set_up_as=simulated' before that command, or by `feature-platform db apply --simulated`.
+-- It may be run again at any time, and then changes only objects that differ. `feature-platform db apply` runs the same
+-- files in the same order (it reads the \ir lines below). A database for simulated bars is set up by
+-- PGOPTIONS='-c feature_platform.set_up_as=simulated' before that command, or by
+-- `feature-platform db apply --simulated`.
 \set ON_ERROR_STOP on
 \set QUIET on
 BEGIN;
 SET LOCAL client_min_messages = warning;
-SET LOCAL lock_timeout = '2s';      -- rather fail than keep writers waiting behind a long transaction
+SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail, not the writers wait
 \ir 005_roles.sql
 \ir 007_version.sql
 \ir 010_guard.sql
 \ir 012_clock.sql
 \ir 015_buckets.sql
+\ir 017_edition.sql
 \ir upgrade/002.sql
 \ir upgrade/003.sql
 \ir 020_bars.sql

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from feature_platform import __version__
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import psycopg
@@ -122,9 +122,7 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    from feature_platform.settings import redact
-
-    print(f"{PROGRAM}: {' '.join(redact(text).split())}", file=sys.stderr)
+    print(f"{PROGRAM}: {one_line(text)}", file=sys.stderr)
     sys.exit(status)
 
 

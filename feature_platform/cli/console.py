@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from feature_platform.errors import one_line
 from feature_platform.gaps import STATES, Gap
 from feature_platform.heartbeat import StoredHeartbeat
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
@@ -94,7 +95,7 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
             f"dirty: {policy.rows_dirty:,} rows, the oldest for {duration(policy.oldest_dirty_age)}"
         )
     if policy.last_error is not None and policy.last_error_at is not None:
-        error = " ".join(policy.last_error.split())
+        error = one_line(policy.last_error)
         lines.append(f"last error: {moment(policy.last_error_at)} UTC, {error}")
     return lines
 

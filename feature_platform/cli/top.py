@@ -20,12 +20,12 @@ from rich.text import Text
 
 from feature_platform.cli import console
 from feature_platform.database import connect, server_description
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.gaps import minutes_to_account
 from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
-from feature_platform.settings import get_settings, redact
+from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
 
 # The age at which a figure is shown as bad. A row is there within a second of its bar, and a bar
@@ -96,7 +96,7 @@ def _watch(screen: Console, frame: Frame, interval: float) -> None:
                 connection = connection or stack.enter_context(connect(connect_timeout=3))
                 frame = look(connection)
             except (psycopg.Error, UserError) as error:
-                trouble = " ".join(redact(str(error)).split())
+                trouble = one_line(error)
                 stack.close()
                 connection = None
             live.update(render(frame, trouble, screen.width, screen.height), refresh=True)
@@ -169,7 +169,7 @@ def _policy_line(frame: Frame) -> Text:
         line.append(f"; {policy.problem}", "bold red")
     recent = policy.last_error_at is not None and frame.now - policy.last_error_at < 10 * _MINUTE
     if policy.last_error is not None and recent:
-        line.append(f"; failed: {' '.join(policy.last_error.split())}", "bold red")
+        line.append(f"; failed: {one_line(policy.last_error)}", "bold red")
     return line
 
 
@@ -184,7 +184,7 @@ def _recorder_line(frame: Frame) -> Text:
     line = Text(f"recorder: {told}", "" if states.keys() == {"live"} else "red")
     errors = [one for one in recorded if one.last_error and one.state != "live"]
     if errors:
-        line.append(f"; {errors[0].symbol}: {' '.join((errors[0].last_error or '').split())}")
+        line.append(f"; {errors[0].symbol}: {one_line(errors[0].last_error or '')}")
     return line
 
 

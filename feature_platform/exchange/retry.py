@@ -23,8 +23,8 @@ from tenacity import (
     wait_random,
 )
 
-from feature_platform.errors import UserError
-from feature_platform.settings import PREFIX, redact
+from feature_platform.errors import UserError, one_line
+from feature_platform.settings import PREFIX
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def describe(error: BaseException | None) -> str:
     reasons = [one for one in _chain(error) if isinstance(one, OSError) and one.errno is not None]
     if reasons:
         text += f" ({reasons[-1].strerror})"
-    line = " ".join(redact(text).split())
+    line = one_line(text)
     return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + "…"
 
 

@@ -18,7 +18,7 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 
 from feature_platform.bar_rules import MINUTE_US, PRICES, Ints
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.importer.intervals import Steps, interval_text, is_wrong
 from feature_platform.importer.opening import Input, find_files
 from feature_platform.importer.read_ahead import read_ahead
@@ -501,7 +501,7 @@ class _FileImport:
 
 def _explained(error: psycopg.Error, path: str, *, committing: bool) -> Exception:
     """Return the error that explains a failure of the database for the current file."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     if committing:
         return psycopg.OperationalError(
             f"{path}: the database failed while it committed the file, so all of it is stored or "

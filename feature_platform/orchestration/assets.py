@@ -25,7 +25,7 @@ from feature_platform.orchestration.resources import DatabaseResource, ExchangeR
 from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import PolicyStatus, policy_status
-from feature_platform.validation import BAR_COLUMNS, FEATURE_COLUMNS
+from feature_platform.tables import BAR_COLUMNS, FEATURE_COLUMNS
 
 GROUP = "feature_platform"
 

@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
+from feature_platform.errors import one_line
 from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.orchestration.assets import offsets_of
@@ -344,7 +345,7 @@ def _refresh_if_late(connection: psycopg.Connection[Any]) -> int | None:
     except psycopg.Error as error:
         if connection.broken:
             raise
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
     connection.execute(queries["worker_end"], {"run_id": begun[0], "error": problem})
     done = connection.execute(queries["worker_run"], {"run_id": begun[0]}).fetchone()
     return 0 if done is None else int(done[1])

@@ -15,11 +15,10 @@ from feature_platform.backfill import backfill, backfill_known
 from feature_platform.bars import time_of
 from feature_platform.clock import Clock
 from feature_platform.database import connect
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.exchange.client import Exchange, ExchangeUnavailable, Interrupted
 from feature_platform.gaps import due_gaps, find_gaps
 from feature_platform.queries import queries
-from feature_platform.settings import redact
 from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class CatchUp:
         except Interrupted:
             return  # `stop` is set
         except (psycopg.Error, UserError) as error:
-            raise _Unavailable(" ".join(redact(str(error)).split())) from error
+            raise _Unavailable(one_line(error)) from error
 
     def _fetch(self, connection: psycopg.Connection[Any], symbol: str, start: datetime) -> None:
         error: str | None

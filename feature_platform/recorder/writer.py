@@ -16,11 +16,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from feature_platform.bars import StreamBar, store_stream
 from feature_platform.database import connect
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.heartbeat import Heartbeat, Outage, begin_heartbeats, write_heartbeats
 from feature_platform.recorder.spool import Spool
 from feature_platform.schema import prepare
-from feature_platform.settings import redact
 from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
@@ -138,7 +137,7 @@ class BarWriter:
                 self._store(connection, bars[:middle])
                 self._store(connection, bars[middle:])
             else:
-                _log.error("the database rejects a bar: %s: %s", bars[0], _one_line(error))
+                _log.error("the database rejects a bar: %s: %s", bars[0], one_line(error))
             return
         _log.info("%d bars stored, %d corrected", stored.inserted, stored.updated)
         if stored.conflicting:
@@ -210,7 +209,3 @@ class BarWriter:
         waiting = sum(map(len, self._bars))
         detail = f", {waiting} bars are in memory and {self._spool.bars} on disk"
         self._trouble.warn(error, "the database is away", detail)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(redact(str(error)).split())

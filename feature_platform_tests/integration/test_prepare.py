@@ -133,7 +133,7 @@ def test_newer_files_of_the_same_version_are_refused(
     set_hash(conn, UNKNOWN)
     with pytest.raises(UserError, match=r"does not know .*: install a newer feature_platform$"):
         schema.prepare(conn)
-    with pytest.raises(UserError, match=r"does not know .*Nothing was changed"):
+    with pytest.raises(UserError, match=r"does not know .*The database was not changed"):
         schema.apply(conn)
     assert value(conn, HASH) == UNKNOWN
 
@@ -197,4 +197,4 @@ def test_db_apply_refuses_in_one_line(empty_database: str, empty: Conn) -> None:
     set_version(empty, schema.SCHEMA_VERSION + 1)
     line = refusal(run_on(empty_database, "db", "apply"))
     assert "has schema version" in line
-    assert line.endswith("Nothing was changed. Install a newer feature_platform")
+    assert line.endswith("The database was not changed. Install a newer feature_platform")

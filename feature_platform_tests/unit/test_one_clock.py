@@ -21,7 +21,7 @@ ALLOWED = {
     "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
     "sql/upgrade/002.sql": "pg_get_expr",  # what old databases have instead
     "sql/070_timescaledb.sql": "",  # a job of the database has no other clock
-    "sql/queries/status.sql": "daemon_heartbeats",  # Dagster's own
+    "sql/queries/status.sql": "h.timestamp",  # Dagster's own heartbeats
     "feature_platform/orchestration/cursors.py": "time.time()",  # it ticks by the wall clock
     "feature_platform/orchestration/sensors.py": "heartbeat",
     "feature_platform/orchestration/purge.py": "before = ",  # the age of what Dagster keeps

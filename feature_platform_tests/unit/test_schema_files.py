@@ -78,3 +78,9 @@ def test_a_version_file_without_a_number_or_a_hash_is_rejected(text: str) -> Non
 def test_a_difference_is_named(version: int, hash_: str | None, fault: str | None) -> None:
     found = schema.version_fault(version, hash_)
     assert found is None if fault is None else fault in (found or "")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(sql_dir()).as_posix())
+def test_no_line_of_sql_is_too_long(file: Path) -> None:
+    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+    assert [(number, line) for number, line in lines if len(line) > LONGEST_LINE] == []

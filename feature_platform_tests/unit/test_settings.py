@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_platform.errors import UserError
-from feature_platform.settings import Settings, get_settings, redact
+from feature_platform.errors import UserError, redact
+from feature_platform.settings import Settings, get_settings
 
 SECRET = "s3cr3t"
 

@@ -1,10 +1,11 @@
 -- Statements that store bars: imports, backfills, the recorder's repairs.
 
 -- bars_store --
--- Store the bars of one symbol that are new or differ from what is stored; count both. Equal rows are not even locked.
+-- Store the bars of one symbol that are new or differ from the stored ones; count both. Equal rows are not even locked.
 WITH incoming AS (
     SELECT '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, open, high, low, close, vol
-      FROM unnest(%(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[], %(low)s::double precision[],
+      FROM unnest(%(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[],
+                  %(low)s::double precision[],
                   %(close)s::double precision[], %(vol)s::double precision[]) AS bar (us, open, high, low, close, vol)
 ), changed AS (
     INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)

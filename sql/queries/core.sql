@@ -2,7 +2,7 @@
 
 -- ==== database.py ====
 -- database_session --
--- Wait for no lock for ever.
+-- Limit the wait for locks.
 SET lock_timeout = '30s';
 
 -- server_capabilities --
@@ -81,16 +81,18 @@ DELETE FROM pg_temp.import_bar b USING pg_temp.import_repeat r WHERE b.row_numbe
 SELECT DISTINCT ON (symbol_id) symbol_id, (extract(epoch FROM step) * 1000000)::bigint, n, (sum(n) OVER same)::bigint,
        (extract(epoch FROM min(step) OVER same) * 1000000)::bigint
   FROM (SELECT symbol_id, step, count(*) AS n
-          FROM (SELECT symbol_id, ts - lag(ts) OVER (PARTITION BY symbol_id ORDER BY ts) AS step FROM pg_temp.import_bar) AS staged
+          FROM (SELECT symbol_id, ts - lag(ts) OVER (PARTITION BY symbol_id ORDER BY ts) AS step
+                FROM pg_temp.import_bar) AS staged
          WHERE step > interval '0'
          GROUP BY symbol_id, step) AS counted
 WINDOW same AS (PARTITION BY symbol_id)
  ORDER BY symbol_id, n DESC, step;
 
 -- import_contradicted --
--- The first staged bar that differs from what earlier files of the same import stored, and the number of such bars.
+-- The first staged bar that differs from a bar of an earlier file of the same import, and the number of such bars.
 SELECT i.row_number, s.symbol, i.ts, e.file, count(*) OVER ()
-  FROM unnest(%(earlier)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[], %(files)s::text[]) AS e (symbol, first, last, file)
+  FROM unnest(%(earlier)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[], %(files)s::text[]) AS e (symbol,
+      first, last, file)
   JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.symbol = e.symbol
   JOIN pg_temp.import_bar i ON i.symbol_id = s.id AND i.ts BETWEEN e.first AND e.last
   JOIN public.ohlcv_1m o ON o.symbol = s.symbol COLLATE "C" AND o.ts = i.ts
@@ -99,9 +101,10 @@ SELECT i.row_number, s.symbol, i.ts, e.file, count(*) OVER ()
  LIMIT 1;
 
 -- import_compare --
--- How many of the staged bars are new, and how many differ from what is stored.
+-- The numbers of staged bars that are new and that differ from the stored ones.
 SELECT count(*) FILTER (WHERE o.symbol IS NULL),
-       count(*) FILTER (WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.vol)
+       count(*) FILTER (WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT
+                        FROM (i.open, i.high, i.low, i.close, i.vol)
                           AND o.symbol IS NOT NULL)
   FROM pg_temp.import_bar i
   JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
@@ -121,7 +124,8 @@ SELECT EXISTS (
 -- import_insert_in_order --
 -- Store the staged bars where none was, of one symbol and in the order of time: the common case, a fifth faster.
 INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
-SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s, (SELECT feature_platform.clock()) FROM pg_temp.import_bar;
+SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s, (SELECT feature_platform.clock())
+    FROM pg_temp.import_bar;
 
 -- import_insert --
 -- Store the staged bars where none was, in any order: half the time of an upsert.
@@ -132,11 +136,11 @@ SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(sour
  ORDER BY s.symbol COLLATE "C", i.ts;
 
 -- import_analyze --
--- Tell the planner what is staged, before the join with what is stored.
+-- Give the planner statistics of the staged bars, before the join with the stored ones.
 ANALYZE pg_temp.import_bar;
 
 -- import_upsert --
--- Store the staged bars that are new or differ from what is stored; count both. Equal rows are not even locked.
+-- Store the staged bars that are new or differ from the stored ones; count both. Equal rows are not even locked.
 -- Of each symbol the range of the file is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
 WITH stored AS (
     SELECT s.id, b.*
@@ -146,7 +150,8 @@ WITH stored AS (
                           WHERE o.symbol = s.name COLLATE "C" AND o.ts BETWEEN s.first AND s.last OFFSET 0) AS b
 ), changed AS (
     INSERT INTO public.ohlcv_1m AS b (symbol, ts, open, high, low, close, vol, source, inserted_at)
-    SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
+    SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s,
+        (SELECT feature_platform.clock())
       FROM pg_temp.import_bar i
       JOIN unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = i.symbol_id
       LEFT JOIN stored o ON o.id = i.symbol_id AND o.ts = i.ts
@@ -177,7 +182,8 @@ SELECT v.version, v.hash
 
 -- schema_set_up_as --
 -- Have the set-up make this a simulated or a real database, and wait for a table first.
-SELECT set_config('feature_platform.set_up_as', %(origin)s, true), set_config('feature_platform.lock_first', %(lock_first)s, true);
+SELECT set_config('feature_platform.set_up_as', %(origin)s, true),
+    set_config('feature_platform.lock_first', %(lock_first)s, true);
 
 -- schema_is_simulated --
 -- Whether this database was set up for simulated bars.

@@ -7,12 +7,14 @@
 SELECT bucket, last_close, volume_z
   FROM public.features_1m
  WHERE symbol = %(symbol)s
-   AND bucket > (SELECT max(bucket) FROM public.features_1m WHERE symbol = %(symbol)s) - make_interval(hours => 24 * %(days)s)
+   AND bucket > (SELECT max(bucket) FROM public.features_1m
+                 WHERE symbol = %(symbol)s) - make_interval(hours => 24 * %(days)s)
  ORDER BY bucket;
 
 -- plot_window_bounds --
 -- The minutes of a window that a symbol could have rows for: from its first on, up to the last that is over.
-SELECT greatest(%(start)s, (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = %(symbol)s ORDER BY f.bucket LIMIT 1)),
+SELECT greatest(%(start)s, (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = %(symbol)s ORDER BY f.bucket
+                            LIMIT 1)),
        least(%(end)s, feature_platform.due_until());
 
 -- plot_window --
@@ -24,7 +26,7 @@ SELECT bucket, last_close, volume_z
 
 
 -- ==== frames.py ====
--- Sent over ADBC, whose parameters are $1, $2, …; what stands in braces are identifiers.
+-- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces.
 
 -- frames_unknown --
 -- Which of some symbols a table has no row of: one index look-up each. The table is read only for symbols that ever

@@ -9,11 +9,13 @@ SELECT feature_platform.find_gaps();
 SELECT feature_platform.minutes_to_account();
 
 -- gaps_due --
--- Open gaps of some symbols that may be asked for now, parted at the ends of UTC days, oldest first; of one day only where it is
--- given.
-SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.first + interval '24 hours') AS end, g.attempts
+-- Open gaps of some symbols that may be requested now, split at the ends of UTC days, oldest first; of one day only
+-- where it is given.
+SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.first + interval '24 hours') AS end,
+    g.attempts
   FROM public.ohlcv_1m_gaps g
- CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'), g.end_ts - interval '1 minute',
+ CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
+                                    g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)
  WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
    AND g.symbol = ANY (%(symbols)s::text[]) AND (%(day)s::timestamptz IS NULL OR day.first = %(day)s)
@@ -21,13 +23,14 @@ SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.f
 
 -- gaps_list --
 -- Gaps by symbol and time, of some symbols and states or of all.
-SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, attempts, next_attempt_at, last_error, feed
+SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, attempts, next_attempt_at, last_error,
+    feed
   FROM public.ohlcv_1m_gaps
  WHERE (%(symbol)s::text IS NULL OR symbol = %(symbol)s) AND (%(states)s::text[] IS NULL OR state = ANY (%(states)s))
  ORDER BY symbol, start_ts;
 
 -- gaps_answered --
--- The venue has answered for these minutes.
+-- Record that the exchange answered for these minutes.
 SELECT feature_platform.gap_answered(%(symbol)s, %(start)s, %(end)s);
 
 -- gaps_quiet_minutes --
@@ -37,6 +40,6 @@ SELECT coalesce(sum(extract(epoch FROM least(end_ts, %(end)s) - greatest(start_t
  WHERE symbol = %(symbol)s AND state = 'quiet' AND end_ts > %(start)s AND start_ts < %(end)s;
 
 -- gaps_failed --
--- The venue would not answer for these minutes, nor for so many seconds.
+-- Record that the exchange did not answer for these minutes, with its retry_after in seconds.
 SELECT feature_platform.gap_failed(%(symbol)s, %(start)s, %(end)s, %(error)s, max_attempts => %(attempts)s,
                                    retry_after => make_interval(secs => %(retry_after)s));

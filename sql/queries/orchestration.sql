@@ -1,52 +1,63 @@
 -- Statements of Dagster's assets, sensors and schedules.
 
 -- window_bars --
--- Bars and minutes without one of each symbol in a window, up to the last closed minute; of a symbol that is no longer recorded, up to
--- the last minute in which it was.
+-- Bars and minutes without one of each symbol in a window, up to the last closed minute; of a symbol that is no longer
+-- recorded, up to the last minute in which it was.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
 SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, gap.open, gap.quiet, gap.unavailable,
-       coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
+       coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0),
+                0)::double precision AS lag,
        last.close AS last_close
   FROM span CROSS JOIN feature_platform.bar_symbol s
- CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at) FROM feature_platform.heartbeat h
+ CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at)
+                                            FROM feature_platform.heartbeat h
                                              WHERE h.symbol = s.symbol AND h.state = 'not_recorded')) AS hi) AS recorded
  CROSS JOIN LATERAL (SELECT count(*) AS bars, count(DISTINCT feature_platform.bucket_of(b.ts)) AS minutes,
                             feature_platform.bucket_of(max(b.ts)) AS last
                        FROM public.ohlcv_1m b WHERE b.symbol = s.symbol AND b.ts >= span.lo AND b.ts < span.hi) AS has
- CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
- CROSS JOIN LATERAL (SELECT (extract(epoch FROM recorded.hi - greatest(span.lo, first.bucket)) / 60)::bigint AS minutes) AS asked
+ CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b WHERE b.symbol = s.symbol
+                     ORDER BY b.ts LIMIT 1) AS first
+ CROSS JOIN LATERAL (SELECT (extract(epoch FROM recorded.hi - greatest(span.lo,
+     first.bucket)) / 60)::bigint AS minutes) AS asked
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(part.minutes) FILTER (WHERE g.state = 'open'), 0)::bigint AS open,
               coalesce(sum(part.minutes) FILTER (WHERE g.state = 'quiet'), 0)::bigint AS quiet,
               coalesce(sum(part.minutes) FILTER (WHERE g.state = 'unavailable'), 0)::bigint AS unavailable
          FROM public.ohlcv_1m_gaps g
-        CROSS JOIN LATERAL (SELECT extract(epoch FROM least(g.end_ts, span.hi) - greatest(g.start_ts, span.lo)) / 60 AS minutes) AS part
+        CROSS JOIN LATERAL (SELECT extract(epoch FROM least(g.end_ts, span.hi) - greatest(g.start_ts,
+            span.lo)) / 60 AS minutes) AS part
         WHERE g.symbol = s.symbol AND g.state <> 'filled' AND g.start_ts < span.hi AND g.end_ts > span.lo) AS gap
-  LEFT JOIN LATERAL (SELECT b.close FROM public.ohlcv_1m b WHERE b.symbol = s.symbol AND b.ts >= span.lo AND b.ts < span.hi
+  LEFT JOIN LATERAL (SELECT b.close FROM public.ohlcv_1m b WHERE b.symbol = s.symbol AND b.ts >= span.lo
+                     AND b.ts < span.hi
                       ORDER BY b.ts DESC LIMIT 1) AS last ON true
  ORDER BY missing DESC, s.symbol;
 
 -- window_features --
--- Rows and NULLs of each symbol in a window, and minutes without a row, up to the last closed minute; of a symbol that is no longer
--- recorded, up to the last minute in which it was.
+-- Rows and NULLs of each symbol in a window, and minutes without a row, up to the last closed minute; of a symbol that
+-- is no longer recorded, up to the last minute in which it was.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
 SELECT s.symbol, has.rows, has.null_log_return, has.null_volume_z,
-       greatest((extract(epoch FROM recorded.hi - greatest(span.lo, first.bucket)) / 60)::bigint - has.rows, 0) AS missing,
-       has.spikes, coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0), 0)::double precision AS lag,
+       greatest((extract(epoch FROM recorded.hi - greatest(span.lo, first.bucket)) / 60)::bigint - has.rows,
+                0) AS missing,
+       has.spikes, coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0),
+                            0)::double precision AS lag,
        has.volatility
   FROM span CROSS JOIN feature_platform.feature_symbol s
- CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at) FROM feature_platform.heartbeat h
+ CROSS JOIN LATERAL (SELECT least(span.hi, (SELECT feature_platform.bucket_of(h.state_at)
+                                            FROM feature_platform.heartbeat h
                                              WHERE h.symbol = s.symbol AND h.state = 'not_recorded')) AS hi) AS recorded
  CROSS JOIN LATERAL (SELECT count(*) AS rows, count(*) FILTER (WHERE f.log_return IS NULL) AS null_log_return,
                             count(*) FILTER (WHERE f.volume_z IS NULL) AS null_volume_z,
                             count(*) FILTER (WHERE f.volume_z > 3) AS spikes, max(f.bucket) AS last,
                             sqrt(sum(f.log_return ^ 2)) AS volatility
-                       FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= span.lo AND f.bucket < span.hi) AS has
- CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
+                       FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= span.lo
+                           AND f.bucket < span.hi) AS has
+ CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket
+                     LIMIT 1) AS first
  ORDER BY missing DESC, s.symbol;
 
 -- newest_minutes --
@@ -57,7 +68,8 @@ WITH now AS MATERIALIZED (
 SELECT (SELECT max(last.minute)
           FROM now CROSS JOIN feature_platform.bar_symbol s
          CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS minute FROM public.ohlcv_1m b
-                              WHERE b.symbol = s.symbol AND b.ts < now.minute ORDER BY b.ts DESC LIMIT 1) AS last) AS ohlcv_1m,
+                              WHERE b.symbol = s.symbol AND b.ts < now.minute ORDER BY b.ts DESC
+                                  LIMIT 1) AS last) AS ohlcv_1m,
        (SELECT f.bucket FROM public.features_1m f
          WHERE f.bucket < (SELECT minute FROM now) ORDER BY f.bucket DESC LIMIT 1) AS features_1m;
 
@@ -65,7 +77,8 @@ SELECT (SELECT max(last.minute)
 -- Of these UTC days, the newest first, those that have rows, no minute to be explained and none that is dirty.
 SELECT day.first
   FROM unnest(%(days)s::timestamptz[]) AS day (first)
- WHERE EXISTS (SELECT FROM public.features_1m f WHERE f.bucket >= day.first AND f.bucket < day.first + interval '24 hours')
+ WHERE EXISTS (SELECT FROM public.features_1m f WHERE f.bucket >= day.first AND f.bucket < day.first
+               + interval '24 hours')
    AND NOT EXISTS (SELECT FROM public.ohlcv_1m_gaps g
                     WHERE g.state = 'open' AND g.start_ts < day.first + interval '24 hours' AND g.end_ts > day.first)
    AND NOT EXISTS (SELECT FROM feature_platform.dirty_log l
@@ -73,14 +86,17 @@ SELECT day.first
  ORDER BY day.first DESC;
 
 -- due_days --
--- UTC days with open gaps of some symbols that may be asked for now, newest first. `identity` changes when one of the gaps is asked for, and
--- when one is found; it does not when an outage that goes on makes its gap longer.
+-- UTC days with open gaps of some symbols that may be asked for now, newest first. `identity` changes when one of the
+-- gaps is asked for, and when one is found; it does not when an outage that goes on makes its gap longer.
 SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
-       sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts, day.first)) / 60)::bigint AS minutes,
-       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at), g.attempts,
+       sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts,
+           day.first)) / 60)::bigint AS minutes,
+       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at),
+                                g.attempts,
                                 extract(epoch FROM g.next_attempt_at)), ',' ORDER BY g.symbol, g.start_ts)) AS identity
   FROM public.ohlcv_1m_gaps g
- CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'), g.end_ts - interval '1 minute',
+ CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
+                                    g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)
  WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
    AND g.symbol = ANY (%(symbols)s::text[])
@@ -103,33 +119,40 @@ CALL feature_platform.apply_retention();
 SELECT min(first_at) FROM feature_platform.heartbeat;
 
 -- policy_set --
--- Add the policy, or change it; an empty text leaves a value as it is, or at the default of a new policy. Returns the action.
+-- Add the policy, or change it; an empty text leaves a value as it is, or at the default of a new policy. Returns the
+-- action.
 WITH wanted AS MATERIALIZED (
     SELECT nullif(%(start_offset)s::text, '')::interval AS start_offset,
            nullif(%(end_offset)s::text, '')::interval AS end_offset,
            nullif(%(schedule_interval)s::text, '')::interval AS schedule_interval
 )
 SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.policy)
-            THEN (SELECT CASE WHEN coalesce(w.start_offset, w.end_offset, w.schedule_interval) IS NULL THEN 'kept' ELSE 'changed' END
-                    FROM wanted w CROSS JOIN public.alter_features_1m_policy(w.start_offset, w.end_offset, w.schedule_interval))
+            THEN (SELECT CASE WHEN coalesce(w.start_offset, w.end_offset, w.schedule_interval) IS NULL THEN 'kept'
+                  ELSE 'changed' END
+                    FROM wanted w CROSS JOIN public.alter_features_1m_policy(w.start_offset, w.end_offset,
+                        w.schedule_interval))
             ELSE (SELECT 'added'
                     FROM wanted w CROSS JOIN public.add_features_1m_policy(
-                             coalesce(w.start_offset, '1 hour'), coalesce(w.end_offset, '1 minute'), coalesce(w.schedule_interval, '1 minute'))) END;
+                             coalesce(w.start_offset, '1 hour'), coalesce(w.end_offset, '1 minute'),
+                                 coalesce(w.schedule_interval, '1 minute'))) END;
 
 -- policy_runs_since --
--- What the policy's runs did after that run, and what wakes added to that one: it had written so many rows in so many slices
--- when it was reported. The newest that has ended, and what it has written so far.
+-- The work of the policy's runs after the last reported one, and of wake-ups since its report, when it had written
+-- these rows in these slices. The newest run that has ended, with its rows so far.
 SELECT count(*) FILTER (WHERE id > %(last)s) AS runs,
        coalesce(sum(rows_written - CASE WHEN id = %(last)s THEN %(rows)s ELSE 0 END), 0)::bigint AS rows_written,
        coalesce(sum(slices - CASE WHEN id = %(last)s THEN %(slices)s ELSE 0 END), 0)::bigint AS slices,
-       coalesce(max(extract(epoch FROM finished_at - started_at)) FILTER (WHERE id > %(last)s), 0)::double precision AS longest_seconds,
+       coalesce(max(extract(epoch FROM finished_at - started_at)) FILTER (WHERE id > %(last)s),
+                0)::double precision AS longest_seconds,
        count(error) FILTER (WHERE id > %(last)s) AS failed, coalesce(max(id), %(last)s) AS last,
-       coalesce((array_agg(rows_written ORDER BY id DESC))[1], 0) AS last_rows, coalesce((array_agg(slices ORDER BY id DESC))[1], 0) AS last_slices
+       coalesce((array_agg(rows_written ORDER BY id DESC))[1], 0) AS last_rows,
+           coalesce((array_agg(slices ORDER BY id DESC))[1], 0) AS last_slices
   FROM feature_platform.policy_run WHERE id >= %(last)s AND finished_at IS NOT NULL;
 
 -- policy_is_late --
 -- Whether neither a worker nor a database job has begun a run for two intervals.
-SELECT coalesce((SELECT max(r.started_at) FROM feature_platform.policy_run r WHERE r.runner IN ('worker', 'job')), p.changed_at)
+SELECT coalesce((SELECT max(r.started_at) FROM feature_platform.policy_run r WHERE r.runner IN ('worker', 'job')),
+                p.changed_at)
        < feature_platform.clock() - 2 * p.schedule_interval
   FROM feature_platform.policy p;
 

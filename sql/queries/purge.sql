@@ -2,7 +2,7 @@
 
 -- ==== orchestration/purge.py, in Dagster's own database ====
 -- purge_index --
--- What the UI asks for each check, its newest execution, by an index that Dagster does not make.
+-- The UI's query for the newest execution of each check, by an index that Dagster does not make.
 CREATE INDEX IF NOT EXISTS feature_platform_check_idx ON asset_check_executions (asset_key, check_name, id);
 
 -- purge_check_executions --
@@ -18,7 +18,7 @@ WITH old AS (
 DELETE FROM asset_check_executions e USING old WHERE e.id = old.id;
 
 -- purge_events --
--- Delete, of so many old events, those that tell nothing that a newer one does not: the newest of each kind, asset and
+-- Delete, of so many old events, those that a newer one replaces: the newest of each kind, asset and
 -- partition stays, and so does the newest result of each check, and all of a run that is not over.
 WITH old AS MATERIALIZED (
     SELECT l.id FROM event_logs l
@@ -28,7 +28,8 @@ WITH old AS MATERIALIZED (
     DELETE FROM event_logs l USING old
      WHERE l.id = old.id
        AND NOT EXISTS (SELECT FROM asset_check_executions c WHERE c.evaluation_event_storage_id = l.id)
-       AND NOT EXISTS (SELECT FROM runs r WHERE r.run_id = l.run_id AND r.status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED'))
+       AND NOT EXISTS (SELECT FROM runs r WHERE r.run_id = l.run_id
+                       AND r.status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED'))
        AND (l.asset_key IS NULL
             OR EXISTS (SELECT FROM event_logs n
                         WHERE n.asset_key = l.asset_key AND n.dagster_event_type = l.dagster_event_type
@@ -41,7 +42,8 @@ SELECT (SELECT max(id) FROM old) AS after, (SELECT count(*) FROM gone) AS delete
 -- Delete so many old runs, with their tags, of which no event is left.
 WITH old AS (
     SELECT r.run_id FROM runs r
-     WHERE r.update_timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC' AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+     WHERE r.update_timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC'
+         AND r.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
        AND NOT EXISTS (SELECT FROM event_logs l WHERE l.run_id = r.run_id)
      ORDER BY r.id LIMIT %(limit)s
 )

@@ -1,10 +1,11 @@
 -- Statements of the recorder: bars of streams and heartbeats.
 
 -- recorder_store --
--- Store bars of a stream, of any markets, none twice: new ones, and corrections of what a stream said before. What the exchange
--- said over REST, or a file, is left as it is; where it differs, symbol and time are returned for the exchange to be asked again.
+-- Store bars of a stream, of any symbols, none twice: new bars, and corrections of earlier bars of a stream. Bars of
+-- REST or of a file stay as they are; where they differ, symbol and time are returned for a request to the exchange.
 WITH incoming AS (
-    SELECT symbol COLLATE "C" AS symbol, '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, us, open, high, low, close, vol
+    SELECT symbol COLLATE "C" AS symbol, '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, us,
+        open, high, low, close, vol
       FROM unnest(%(symbol)s::text[], %(ts)s::bigint[], %(open)s::double precision[], %(high)s::double precision[],
                   %(low)s::double precision[], %(close)s::double precision[], %(vol)s::double precision[])
            AS bar (symbol, us, open, high, low, close, vol)
@@ -41,22 +42,26 @@ SELECT (SELECT count(*) FILTER (WHERE is_new) FROM changed), (SELECT count(*) FI
 SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s AND ts < %(before)s ORDER BY ts DESC LIMIT 1;
 
 -- heartbeat_begin --
--- A recorder begins with some symbols: the outage since the last beat of the one before, and the symbols that are recorded no more.
+-- A recorder begins with some symbols: the outage since the last beat of the one before, and the symbols that are
+-- recorded no more.
 WITH last AS (
     SELECT max(beat_at) AS at FROM feature_platform.heartbeat WHERE state <> 'not_recorded'
 ), outage AS (
     INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
-    SELECT last.at, feature_platform.clock(), 'no recorder was running' FROM last WHERE last.at < feature_platform.clock()
+    SELECT last.at, feature_platform.clock(), 'no recorder was running' FROM last
+        WHERE last.at < feature_platform.clock()
 ), ended AS (
     UPDATE feature_platform.heartbeat SET state = 'not_recorded', state_at = beat_at, connected_at = NULL
      WHERE symbol <> ALL (%(symbols)s) AND state <> 'not_recorded'
 )
 INSERT INTO feature_platform.heartbeat AS h (symbol, exchange, state, state_at, first_at, beat_at)
 SELECT symbol, exchange, 'down', now.at, now.at, now.at
-  FROM unnest(%(symbols)s::text[], %(exchanges)s::text[]) AS s (symbol, exchange) CROSS JOIN feature_platform.clock() AS now (at)
+  FROM unnest(%(symbols)s::text[], %(exchanges)s::text[]) AS s (symbol, exchange) CROSS
+      JOIN feature_platform.clock() AS now (at)
  ORDER BY symbol
 ON CONFLICT (symbol) DO UPDATE
-   SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL, beat_at = excluded.beat_at,
+   SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL,
+       beat_at = excluded.beat_at,
        refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END;
 
 -- heartbeat_outages --
@@ -66,13 +71,16 @@ WITH gone AS (
 )
 INSERT INTO feature_platform.feed_outage (from_at, to_at, reason, exchange)
 SELECT least(from_at, to_at), to_at, reason, exchange
-  FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[], %(exchange)s::text[]) AS o (from_at, to_at, reason, exchange);
+  FROM unnest(%(start)s::timestamptz[], %(end)s::timestamptz[], %(reason)s::text[], %(exchange)s::text[]) AS o (from_at,
+      to_at, reason, exchange);
 
 -- heartbeat_write --
--- What is heard of each market now.
+-- Store the state of each symbol's stream.
 UPDATE feature_platform.heartbeat h
-   SET state = b.state, state_at = b.state_at, connected_at = b.connected_at, heard_at = coalesce(b.heard_at, h.heard_at),
-       bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error, last_error_at = b.last_error_at,
+   SET state = b.state, state_at = b.state_at, connected_at = b.connected_at,
+       heard_at = coalesce(b.heard_at, h.heard_at),
+       bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error,
+           last_error_at = b.last_error_at,
        beat_at = feature_platform.clock()
   FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
               %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(rejected)s::bigint[], %(last_error)s::text[],
@@ -81,7 +89,7 @@ UPDATE feature_platform.heartbeat h
  WHERE h.symbol = b.symbol;
 
 -- heartbeat_list --
--- What the recorder hears of each market.
+-- The state of each symbol's stream.
 SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused AS rejected, last_error,
        extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS age
   FROM feature_platform.heartbeat ORDER BY symbol;

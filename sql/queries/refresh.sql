@@ -2,13 +2,14 @@
 
 -- ==== refresh.py ====
 -- refresh_read_committed --
--- Make a slice see what was committed up to each of its statements, whatever the database's default is.
+-- Make each statement of a slice see all commits before it, independent of the database's default.
 SET default_transaction_isolation = 'read committed';
 
 -- refresh_bounds --
--- A refresh window as the engine takes it, as text since its ends may be infinite, and the newest mark that it is to see.
+-- A refresh window in the engine's form, as text because its ends may be infinite.
 SELECT coalesce(feature_platform.bucket_from(%(start)s), '-infinity')::text AS window_lo,
-       least(coalesce(feature_platform.bucket_from(%(end)s), 'infinity'), feature_platform.due_until())::text AS window_hi;
+       least(coalesce(feature_platform.bucket_from(%(end)s), 'infinity'),
+             feature_platform.due_until())::text AS window_hi;
 
 -- refresh_mark_window --
 -- Mark all of a window dirty.
@@ -30,11 +31,11 @@ SELECT symbols, minutes, rows_written, more
 
 -- ==== worker.py ====
 -- worker_session --
--- Wait for no lock for long: a worker that waits cannot be stopped.
+-- Wait only briefly for locks: a worker that waits cannot be stopped.
 SET lock_timeout = '2s';
 
 -- worker_claim --
--- Be the one worker of this database, to the end of the session.
+-- Become the one worker of this database, until the end of the session.
 SELECT feature_platform.claim_runner('worker');
 
 -- worker_look --
@@ -50,11 +51,13 @@ SELECT EXISTS (
   FROM feature_platform.policy p;
 
 -- worker_next_run --
--- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a multiple of
--- schedule_interval since the epoch, when the minute before is closed. Then which rows are due, and seconds until there are
--- more. No row where there is no policy.
-SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00') + step - now.at)::double precision AS next_run,
-       due.until AS due, extract(epoch FROM due.until + greatest(end_offset, '1 minute') - now.at)::double precision AS next_due
+-- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a
+-- multiple of schedule_interval since the epoch, when the minute before is closed. Then which rows are due, and seconds
+-- until there are more. No row where there is no policy.
+SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00')
+               + step - now.at)::double precision AS next_run,
+       due.until AS due, extract(epoch FROM due.until + greatest(end_offset,
+                                                                 '1 minute') - now.at)::double precision AS next_due
   FROM feature_platform.policy
  CROSS JOIN LATERAL make_interval(secs => extract(epoch FROM schedule_interval)) AS step -- months cannot be binned
  CROSS JOIN LATERAL feature_platform.due_until(end_offset) AS due (until)
@@ -62,14 +65,15 @@ SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00') + 
 
 -- worker_begin --
 -- Begin a run of the policy.
-SELECT feature_platform.policy_begin('worker') AS run_id, feature_platform.dirty_horizon() AS horizon, feature_platform.clock() AS began;
+SELECT feature_platform.policy_begin('worker') AS run_id, feature_platform.dirty_horizon() AS horizon,
+    feature_platform.clock() AS began;
 
 -- worker_step --
 -- One slice of a run; whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
 
 -- worker_wake --
--- One slice of what is due by now, after a run; whether there is more than that.
+-- Refresh one slice of the rows that are due, after a run; whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon(), woken => true);
 
 -- worker_end --
@@ -77,5 +81,6 @@ SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon()
 SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
 
 -- worker_run --
--- What a run did.
-SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run WHERE id = %(run_id)s;
+-- The slices, rows, duration and wake-ups of a run.
+SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run
+    WHERE id = %(run_id)s;

@@ -1,14 +1,16 @@
 -- Statements of the model service.
 
 -- service_session --
--- Have a session of the service give up on time, write nothing, and tell time in UTC.
-SELECT set_config('statement_timeout', %(statement_timeout)s, false), set_config('default_transaction_read_only', 'on', false),
+-- Set the session of the service: a statement timeout, read only, times in UTC.
+SELECT set_config('statement_timeout', %(statement_timeout)s, false),
+    set_config('default_transaction_read_only', 'on', false),
        set_config('timezone', 'UTC', false);
 
 -- service_latest --
 -- The newest row of each of some symbols, and how many seconds ago its minute ended.
 SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
-       f.parkinson_vol, extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
+       f.parkinson_vol,
+       extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
   FROM unnest(%(symbols)s::text[]) AS asked (symbol)
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
                       WHERE f.symbol = asked.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
@@ -28,7 +30,7 @@ SELECT bucket
  ORDER BY bucket OFFSET %(rows)s LIMIT 1;
 
 -- service_symbol_is_known --
--- Whether a symbol has feature rows; the table is asked only for symbols that ever had a bar.
+-- Whether a symbol has feature rows; the table is read only for symbols that ever had a bar.
 SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = %(symbol)s)
             THEN (SELECT true FROM public.features_1m f
                    WHERE f.symbol = %(symbol)s ORDER BY f.bucket DESC LIMIT 1) IS NOT NULL
@@ -45,7 +47,8 @@ SELECT s.symbol, ends.first, ends.last,
   FROM feature_platform.feature_symbol s
  CROSS JOIN LATERAL (
        SELECT (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first,
-              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last
+              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+               LIMIT 1) AS last
  ) AS ends
  ORDER BY s.symbol;
 
@@ -64,10 +67,12 @@ WITH day AS MATERIALIZED (
       FROM day CROSS JOIN feature_platform.gap_watermark w
      CROSS JOIN LATERAL (
            (SELECT g.* FROM public.ohlcv_1m_gaps g -- the one that may reach into the day
-             WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts < day.since ORDER BY g.start_ts DESC LIMIT 1)
+             WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts < day.since ORDER BY g.start_ts DESC
+                 LIMIT 1)
            UNION ALL
            SELECT g.* FROM public.ohlcv_1m_gaps g
-            WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts >= day.since AND g.start_ts < day.until) AS g
+            WHERE g.symbol = w.symbol AND g.state <> 'filled' AND g.start_ts >= day.since
+                AND g.start_ts < day.until) AS g
      WHERE g.end_ts > day.since
 )
 SELECT s.state, coalesce(sum(gap.minutes), 0)::double precision
@@ -76,7 +81,7 @@ SELECT s.state, coalesce(sum(gap.minutes), 0)::double precision
  GROUP BY s.state ORDER BY s.state;
 
 -- service_policy --
--- Whether there is a policy, and its last run: when it began, how many seconds it took, what it wrote.
+-- Whether there is a policy, and its last run: its begin, its duration in seconds, the rows that it wrote.
 SELECT EXISTS (SELECT FROM feature_platform.policy), extract(epoch FROM run.started_at)::double precision,
        extract(epoch FROM run.finished_at - run.started_at)::double precision, run.rows_written
   FROM (VALUES (1)) AS one
@@ -87,13 +92,14 @@ SELECT EXISTS (SELECT FROM feature_platform.policy), extract(epoch FROM run.star
 SELECT o.outcome, count(r.id)
   FROM unnest('{ok,failed,unfinished}'::text[]) AS o (outcome)
   LEFT JOIN (SELECT id, started_at,
-                    CASE WHEN error IS NOT NULL THEN 'failed' WHEN finished_at IS NULL THEN 'unfinished' ELSE 'ok' END AS outcome
+                    CASE WHEN error IS NOT NULL THEN 'failed' WHEN finished_at IS NULL THEN 'unfinished'
+                        ELSE 'ok' END AS outcome
                FROM feature_platform.policy_run ORDER BY id DESC LIMIT 1000) AS r
          ON r.outcome = o.outcome AND r.started_at > feature_platform.clock() - interval '1 hour'
  GROUP BY o.outcome ORDER BY o.outcome;
 
 -- service_recorder --
--- What the recorder said last of each market, and for how many seconds it and the market have been silent.
+-- The last state of each symbol's stream, and the seconds since its heartbeat and since its last update.
 SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,
        extract(epoch FROM feature_platform.clock() - heard_at)::double precision AS heard_age, refused
   FROM feature_platform.heartbeat

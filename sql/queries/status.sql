@@ -10,7 +10,8 @@ SELECT s.symbol, ends.first_bar, ends.last_bar, ends.last_feature,
  CROSS JOIN LATERAL (
        SELECT (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first_bar,
               (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1) AS last_bar,
-              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last_feature
+              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+               LIMIT 1) AS last_feature
  ) AS ends
   LEFT JOIN feature_platform.dirty d ON d.symbol = s.symbol
  ORDER BY s.symbol;
@@ -24,7 +25,8 @@ SELECT symbol, coalesce(b.bars, 0) AS bars, coalesce(f.features, 0) AS features
 -- status_policy --
 -- The refresh policy, its last run, its last error, and how much is dirty.
 SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_start, last_duration, running,
-       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes, last_wake, problem
+       last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes,
+           last_wake, problem
   FROM feature_platform.policy_status;
 
 
@@ -33,30 +35,35 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
 -- How many minutes of each symbol are missing and not explained yet, by the index of open gaps.
 SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minutes
   FROM public.ohlcv_1m_gaps g
- WHERE state = 'open' AND NOT EXISTS (SELECT FROM feature_platform.heartbeat h WHERE h.symbol = g.symbol AND h.state = 'not_recorded')
+ WHERE state = 'open' AND NOT EXISTS (SELECT FROM feature_platform.heartbeat h WHERE h.symbol = g.symbol
+                                      AND h.state = 'not_recorded')
  GROUP BY symbol;
 
 
 -- ==== health.py ====
 -- health_worker --
--- What is wrong with the worker: no row where there is no policy, or one of its runs began not long ago.
-SELECT 'no worker has begun a run of the policy for ' || coalesce(date_trunc('second', now.at - newest.started_at)::text, 'ever') AS problem
+-- The problem of the worker: no row where there is no policy, or where a run began recently.
+SELECT 'no worker has begun a run of the policy for '
+       || coalesce(date_trunc('second', now.at - newest.started_at)::text, 'ever') AS problem
   FROM feature_platform.policy p
  CROSS JOIN feature_platform.clock() AS now (at)
   LEFT JOIN LATERAL (SELECT r.started_at FROM feature_platform.policy_run r WHERE r.runner = 'worker'
-                        AND r.started_at > now.at - interval '7 days' ORDER BY r.started_at DESC LIMIT 1) AS newest ON true
+                        AND r.started_at > now.at - interval '7 days' ORDER BY r.started_at DESC LIMIT 1) AS newest
+                            ON true
  WHERE greatest(newest.started_at, p.changed_at) < now.at - 2 * p.schedule_interval - interval '1 minute';
 
 -- health_recorder --
--- What is wrong with the recorder: no row where it has written a heartbeat not long ago, whatever it hears.
-SELECT 'no recorder has been heard for ' || coalesce(date_trunc('second', now.at - newest.beat_at)::text, 'ever') AS problem
+-- The problem of the recorder: no row where it wrote a heartbeat recently, in any state.
+SELECT 'no recorder has been heard for ' || coalesce(date_trunc('second', now.at - newest.beat_at)::text,
+                                                     'ever') AS problem
   FROM feature_platform.clock() AS now (at)
  CROSS JOIN (SELECT max(h.beat_at) AS beat_at FROM feature_platform.heartbeat h) AS newest
  WHERE newest.beat_at >= now.at - interval '1 minute' IS NOT TRUE;
 
 -- health_daemon --
--- What is wrong with Dagster's daemon, in Dagster's own database: which of its parts have not been heard for five minutes.
+-- The problem of Dagster's daemon, in Dagster's own database: its parts without a heartbeat for five minutes.
 SELECT 'the daemon is not heard: ' || string_agg(part, ', ' ORDER BY part) AS problem
   FROM unnest(ARRAY['SENSOR', 'SCHEDULER', 'QUEUED_RUN_COORDINATOR', 'MONITORING']) AS part
- WHERE NOT EXISTS (SELECT FROM daemon_heartbeats h WHERE h.daemon_type = part AND h.timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes')
+ WHERE NOT EXISTS (SELECT FROM daemon_heartbeats h WHERE h.daemon_type = part
+                   AND h.timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes')
 HAVING count(*) > 0;

@@ -3,23 +3,28 @@
 -- ==== verify.py ====
 -- verify_spans --
 -- By symbol: the first minute that has a bar or a stored row, the end of the closed minutes, the end of all to compare.
-SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+00'), feature_platform.features_from()) AS first_bucket, ends.closed,
+SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+00'),
+                          feature_platform.features_from()) AS first_bucket, ends.closed,
        greatest(CASE WHEN ends.last_bar IS NOT NULL
-                     THEN least(date_bin('1 minute', ends.last_bar, '1970-01-01 00:00+00') + interval '1 minute', ends.closed) END,
+                     THEN least(date_bin('1 minute', ends.last_bar, '1970-01-01 00:00+00') + interval '1 minute',
+                                ends.closed) END,
                 date_bin('1 minute', ends.last_row, '1970-01-01 00:00+00') + interval '1 minute') AS last
   FROM feature_platform.stored_symbol s
  CROSS JOIN LATERAL (
        SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
-                    (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1)) AS first_ts,
+                    (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket
+                     LIMIT 1)) AS first_ts,
               (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts DESC LIMIT 1) AS last_bar,
-              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last_row,
+              (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+               LIMIT 1) AS last_row,
               feature_platform.due_until() AS closed
  ) AS ends
  ORDER BY s.symbol;
 
 -- verify_slice --
--- Recompute one symbol's rows from start to end by plain window functions over the bars, and compare them with the stored
--- ones bit for bit. A row that differs and is marked dirty is pending, not wrong. One statement, hence one moment.
+-- Recompute one symbol's rows from start to end by plain window functions over the bars, and compare them with the
+-- stored ones bit for bit. A row that differs and is marked dirty is pending, not wrong. One statement, hence one
+-- moment.
 WITH minute AS MATERIALIZED (
     SELECT date_bin('1 minute', ts, '1970-01-01 00:00+00') AS bucket,
            (array_agg(close ORDER BY ts DESC))[1] AS last_close,
@@ -39,13 +44,16 @@ WITH minute AS MATERIALIZED (
       FROM minute m
     WINDOW one_day AS (ORDER BY bucket RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW)
 ), moments AS (
-    SELECT w.*, total::double precision / n AS mean, sqrt((n * total_sq - total * total)::double precision) / n AS deviation,
-           bucket >= (SELECT date_bin('1 minute', min(ts), '1970-01-01 00:00+00') FROM public.ohlcv_1m WHERE symbol = %(symbol)s)
+    SELECT w.*, total::double precision / n AS mean,
+        sqrt((n * total_sq - total * total)::double precision) / n AS deviation,
+           bucket >= (SELECT date_bin('1 minute', min(ts), '1970-01-01 00:00+00') FROM public.ohlcv_1m
+                      WHERE symbol = %(symbol)s)
                      + interval '1439 minutes' AS warm
       FROM windowed w
      WHERE bucket >= %(start)s AND bucket >= feature_platform.features_from() AND bucket < feature_platform.due_until()
 ), expected AS (
-    SELECT bucket, last_close, volume::double precision AS vol, ln(last_close / previous_close) AS log_return, n::integer AS n_1d,
+    SELECT bucket, last_close, volume::double precision AS vol, ln(last_close / previous_close) AS log_return,
+        n::integer AS n_1d,
            CASE WHEN warm THEN mean END AS ma_vol_1d, CASE WHEN warm THEN deviation END AS std_vol_1d,
            CASE WHEN warm AND deviation > 0 THEN (volume::double precision - mean) / deviation END AS volume_z,
            last_close - vwap AS vwap_gap, 0.5 * ln(high / low) ^ 2 AS parkinson_vol
@@ -53,12 +61,15 @@ WITH minute AS MATERIALIZED (
 ), stored AS (
     SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
       FROM public.features_1m
-     WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket >= feature_platform.features_from() AND bucket < %(end)s
+     WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket >= feature_platform.features_from()
+         AND bucket < %(end)s
 ), compared AS MATERIALIZED (
     SELECT coalesce(s.bucket, e.bucket) AS bucket, s, e, s.bucket IS NOT NULL AS is_stored,
-           (s.last_close, s.vol, s.log_return, s.n_1d, s.ma_vol_1d, s.std_vol_1d, s.volume_z, s.vwap_gap, s.parkinson_vol)
+           (s.last_close, s.vol, s.log_return, s.n_1d, s.ma_vol_1d, s.std_vol_1d, s.volume_z, s.vwap_gap,
+            s.parkinson_vol)
            IS DISTINCT FROM
-           (e.last_close, e.vol, e.log_return, e.n_1d, e.ma_vol_1d, e.std_vol_1d, e.volume_z, e.vwap_gap, e.parkinson_vol)
+           (e.last_close, e.vol, e.log_return, e.n_1d, e.ma_vol_1d, e.std_vol_1d, e.volume_z, e.vwap_gap,
+            e.parkinson_vol)
            AS differs
       FROM stored s FULL JOIN expected e ON s.bucket = e.bucket
 ), judged AS MATERIALIZED (
@@ -67,20 +78,24 @@ WITH minute AS MATERIALIZED (
     SELECT c.*, c.bucket < feature_platform.due_until() AND
                 EXISTS (SELECT FROM feature_platform.dirty_log l
                          WHERE l.symbol = %(symbol)s
-                           AND (l.buckets @> c.bucket OR (NOT l.reach_known AND c.bucket >= lower(l.buckets)))) AS pending
+                           AND (l.buckets @> c.bucket OR (NOT l.reach_known
+                                                          AND c.bucket >= lower(l.buckets)))) AS pending
       FROM compared c WHERE c.differs
 )
 SELECT (SELECT count(*) FROM compared WHERE is_stored) AS rows_checked,
        (SELECT count(*) FROM judged WHERE pending) AS pending,
        (SELECT count(*) FROM judged WHERE NOT pending) AS mismatches,
        (SELECT coalesce(jsonb_agg(jsonb_build_object('bucket', to_json(bucket AT TIME ZONE 'UTC') #>> '{}' || 'Z',
-                                                     'stored', to_jsonb(s), 'expected', to_jsonb(e)) ORDER BY bucket), '[]')
+                                                     'stored', to_jsonb(s), 'expected', to_jsonb(e)) ORDER BY bucket),
+                                                         '[]')
           FROM (SELECT * FROM judged WHERE NOT pending ORDER BY bucket LIMIT %(show)s) AS first) AS examples;
 
 -- verification_state --
--- The position of the rolling verification, how long its pass has taken, and about how many minutes of history there are.
+-- The position of the rolling verification, how long its pass has taken, and about how many minutes of history there
+-- are.
 SELECT v.symbol, v.next_ts::text AS next_ts, v.minutes, v.wrong, feature_platform.clock() - v.started_at AS elapsed,
-       (SELECT coalesce(sum(extract(epoch FROM w.until_ts - w.since_ts)) / 60, 0)::bigint FROM feature_platform.gap_watermark w) AS total
+       (SELECT coalesce(sum(extract(epoch FROM w.until_ts - w.since_ts)) / 60, 0)::bigint
+        FROM feature_platform.gap_watermark w) AS total
   FROM feature_platform.verification v;
 
 -- verification_next --
@@ -88,13 +103,15 @@ SELECT v.symbol, v.next_ts::text AS next_ts, v.minutes, v.wrong, feature_platfor
 SELECT k.symbol, part.first, span.end_ts AS last
   FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol WHERE symbol >= %(symbol)s) AS k
  CROSS JOIN LATERAL feature_platform.symbol_span(k.symbol) AS span
- CROSS JOIN LATERAL (SELECT CASE WHEN k.symbol = %(symbol)s THEN greatest(span.first_ts, %(next_ts)s::timestamptz) ELSE span.first_ts END AS first) AS part
+ CROSS JOIN LATERAL (SELECT CASE WHEN k.symbol = %(symbol)s THEN greatest(span.first_ts, %(next_ts)s::timestamptz)
+                     ELSE span.first_ts END AS first) AS part
  WHERE part.first < span.end_ts
  ORDER BY k.symbol LIMIT 1;
 
 -- verification_move --
 -- Move the position of the rolling verification; false where another session has moved it.
-SELECT feature_platform.verification_move(%(symbol)s, %(next_ts)s::timestamptz, %(to_symbol)s, %(to_ts)s::timestamptz, %(verified)s, %(wrong)s);
+SELECT feature_platform.verification_move(%(symbol)s, %(next_ts)s::timestamptz, %(to_symbol)s, %(to_ts)s::timestamptz,
+                                          %(verified)s, %(wrong)s);
 
 
 -- ==== validation.py ====
@@ -114,7 +131,8 @@ SELECT count(*) AS checked, count(problem) AS wrong,
        (CASE WHEN string_to_array(substring(timescaledb.version FROM '^\d+\.\d+\.\d+'), '.')::integer[] < '{2,26,4}'
              THEN 'TimescaleDB is ' || timescaledb.version || ': 2.26.4 or newer is needed' END),
        (CASE WHEN (SELECT max(version) FROM feature_platform.schema_version) IS DISTINCT FROM %(schema_version)s
-             THEN 'the schema has version ' || coalesce((SELECT max(version) FROM feature_platform.schema_version)::text, 'none')
+             THEN 'the schema has version '
+                  || coalesce((SELECT max(version) FROM feature_platform.schema_version)::text, 'none')
                   || ': ' || %(schema_version)s || ' is needed'
              WHEN (SELECT v.hash FROM feature_platform.schema_version v ORDER BY v.version DESC LIMIT 1)
                   IS DISTINCT FROM %(schema_hash)s
@@ -131,11 +149,13 @@ WITH expected AS (
       FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped
 ), object AS (
     SELECT conname::text AS name, convalidated AS good FROM pg_constraint WHERE conrelid = to_regclass(%(table)s)
-    UNION SELECT c.relname::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = to_regclass(%(table)s)
+    UNION SELECT c.relname::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid = to_regclass(%(table)s)
     UNION SELECT tgname::text, tgenabled IN ('O', 'A') AND tgfoid::regproc::text LIKE 'feature_platform.mark_dirty%%'
             FROM pg_trigger WHERE tgrelid = to_regclass(%(table)s)
 ), judged AS (
-    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type || ', not ' || e.type
+    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type
+        || ', not ' || e.type
            WHEN e.name = 'symbol' AND f.attcollation <> '"C"'::regcollation THEN 'not in the collation C' END AS problem
       FROM expected e LEFT JOIN found f ON f.name = e.name
     UNION ALL
@@ -158,7 +178,8 @@ WITH expected AS (
     SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, attcollation
       FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped
 ), judged AS (
-    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type || ', not ' || e.type
+    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type
+        || ', not ' || e.type
            WHEN e.name = 'symbol' AND f.attcollation <> '"C"'::regcollation THEN 'not in the collation C' END AS problem
       FROM expected e LEFT JOIN found f ON f.name = e.name
     UNION ALL
@@ -185,15 +206,18 @@ WITH now AS MATERIALIZED (
                           ORDER BY b.ts DESC LIMIT 1) AS last
      CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.start_ts > last.bar AND g.state <> 'filled'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS answered
+                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
+                                                       AND g.last_error IS NULL))) AS answered
      WHERE s.symbol = ANY (%(symbols)s::text[])
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bar, extract(epoch FROM now.at - n.until)::double precision AS age FROM newest n CROSS JOIN now
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE age > extract(epoch FROM %(limit)s::interval)) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar', to_char(bar AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar',
+                                            to_char(bar AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'age_seconds', round(age)) ORDER BY age DESC)
-          FROM (SELECT * FROM judged WHERE age > extract(epoch FROM %(limit)s::interval) ORDER BY age DESC LIMIT %(show)s) AS worst) AS rows,
+          FROM (SELECT * FROM judged WHERE age > extract(epoch FROM %(limit)s::interval) ORDER BY age DESC
+                LIMIT %(show)s) AS worst) AS rows,
        max(age) AS worst_age_seconds, min(age) AS best_age_seconds
   FROM judged;
 
@@ -209,7 +233,8 @@ WITH now AS MATERIALIZED (
                           ORDER BY b.ts DESC LIMIT 1) AS future ON true
 )
 SELECT count(*) AS checked, count(ts) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_bar',
+                                            to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'source', coalesce(source, '')) ORDER BY ts DESC, symbol)
           FROM (SELECT * FROM judged WHERE ts IS NOT NULL ORDER BY ts DESC, symbol LIMIT %(show)s) AS farthest) AS rows,
        max(extract(epoch FROM ts - now.at))::double precision AS farthest_seconds
@@ -236,18 +261,22 @@ WITH now AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM feature_platform.gap_watermark w WHERE w.symbol = ANY (%(symbols)s::text[])) AS checked,
        (SELECT count(DISTINCT symbol) FROM judged WHERE is_wrong) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'start', to_char(start_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'start',
+                                            to_char(start_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
                                             'minutes', minutes::bigint, 'state', state, 'attempts', attempts,
-                                            'feed', coalesce(feed, 'no recorder'), 'last_error', coalesce(last_error, '')) ORDER BY start_ts DESC)
+                                            'feed', coalesce(feed, 'no recorder'), 'last_error',
+                                                coalesce(last_error, '')) ORDER BY start_ts DESC)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY start_ts DESC LIMIT %(show)s) AS newest) AS rows,
        (SELECT count(*) FROM judged WHERE state = 'open') AS open_gaps,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open') AS open_minutes,
-       (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open' AND feed = 'dead') AS open_minutes_of_a_dead_feed,
+       (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'open'
+        AND feed = 'dead') AS open_minutes_of_a_dead_feed,
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'unavailable') AS unavailable_minutes;
 
 -- check_minutes_accounted_for --
--- Of every symbol the newest half hour that is accounted for, and a day of a few symbols taken at random: each minute of which no
--- change waits to be accounted for has a bar or is listed as missing, not both and not neither. One statement, hence one moment.
+-- Of every symbol the newest half hour that is accounted for, and a day of a few symbols taken at random: each minute
+-- of which no change waits to be accounted for has a bar or is listed as missing, not both and not neither. One
+-- statement, hence one moment.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), watermark AS MATERIALIZED (
@@ -259,9 +288,11 @@ WITH now AS MATERIALIZED (
     SELECT w.symbol, start.lo, least(start.lo + interval '24 hours', w.until_ts)
       FROM (SELECT * FROM watermark ORDER BY random() LIMIT %(samples)s) AS w
      CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(w.since_ts + random() * make_interval(
-                             secs => greatest(extract(epoch FROM w.until_ts - w.since_ts)::double precision - 86400, 0))) AS lo) AS start
+                             secs => greatest(extract(epoch FROM w.until_ts - w.since_ts)::double precision - 86400,
+                                              0))) AS lo) AS start
 ), judged AS MATERIALIZED (
-    SELECT p.symbol, lower(r) AS lo, extract(epoch FROM upper(r) - lower(r)) / 60 AS minutes, has.present, gap.listed, gap.present_too
+    SELECT p.symbol, lower(r) AS lo, extract(epoch FROM upper(r) - lower(r)) / 60 AS minutes, has.present, gap.listed,
+        gap.present_too
       FROM part p
       LEFT JOIN feature_platform.changed_minutes c ON c.symbol = p.symbol
      CROSS JOIN LATERAL unnest(tstzmultirange(tstzrange(p.lo, p.hi)) - coalesce(c.minutes, '{}')) AS r
@@ -270,17 +301,22 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (
            SELECT coalesce(sum(extract(epoch FROM g.end_ts - g.start_ts) / 60), 0) AS listed,
                   coalesce(sum((SELECT count(DISTINCT feature_platform.bucket_of(b.ts)) FROM public.ohlcv_1m b
-                                 WHERE b.symbol = p.symbol AND b.ts >= g.start_ts AND b.ts < g.end_ts)), 0)::bigint AS present_too
+                                 WHERE b.symbol = p.symbol AND b.ts >= g.start_ts AND b.ts < g.end_ts)),
+                                     0)::bigint AS present_too
              FROM feature_platform.gaps_between(p.symbol, lower(r), upper(r)) AS g) AS gap
 ), finding AS MATERIALIZED (
-    SELECT symbol, lo, format('%%s of %%s minutes have a bar, %%s are listed as missing, %%s of them have a bar', present, minutes::bigint, listed::bigint, present_too) AS problem
+    SELECT symbol, lo, format('%%s of %%s minutes have a bar, %%s are listed as missing, %%s of them have a bar',
+                              present, minutes::bigint, listed::bigint, present_too) AS problem
       FROM judged WHERE present + listed <> minutes OR present_too > 0
     UNION ALL
-    SELECT '', max(w.until_ts), 'minutes are accounted for up to here only: no process accounts for them' FROM watermark w CROSS JOIN now
+    SELECT '', max(w.until_ts), 'minutes are accounted for up to here only: no process accounts for them'
+        FROM watermark w CROSS JOIN now
     HAVING max(w.until_ts) < max(now.at) - %(limit)s::interval
 )
 SELECT (SELECT coalesce(sum(minutes), 0)::bigint FROM judged) AS checked, (SELECT count(*) FROM finding) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'from', to_char(lo AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'problem', problem) ORDER BY lo DESC)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'from',
+                                            to_char(lo AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'problem', problem)
+                                                ORDER BY lo DESC)
           FROM (SELECT * FROM finding ORDER BY lo DESC LIMIT %(show)s) AS newest) AS rows,
        feature_platform.minutes_to_account() AS minutes_to_account;
 
@@ -303,27 +339,35 @@ WITH now AS MATERIALIZED (
      GROUP BY symbol, run HAVING count(*) >= %(stale)s - 1 AND min(vol) > 0
 ), finding AS MATERIALIZED (
     SELECT symbol, ts, format('%%s bars at one price', bars + 1) AS what FROM run
-    UNION ALL SELECT symbol, ts, format('a step from %%s to %%s', previous, close) FROM bar WHERE abs(close / previous - 1) > %(step)s
-    UNION ALL SELECT symbol, ts, format('no volume, but prices from %%s to %%s', low, high) FROM bar WHERE vol = 0 AND high <> low
+    UNION ALL SELECT symbol, ts, format('a step from %%s to %%s', previous, close) FROM bar
+        WHERE abs(close / previous - 1) > %(step)s
+    UNION ALL SELECT symbol, ts, format('no volume, but prices from %%s to %%s', low, high) FROM bar WHERE vol = 0
+        AND high <> low
 )
 SELECT (SELECT count(*) FROM bar) AS checked, (SELECT count(*) FROM finding) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'ts', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'what', what) ORDER BY ts DESC)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol,
+                                            'ts', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+                                            'what', what) ORDER BY ts DESC)
           FROM (SELECT * FROM finding ORDER BY ts DESC LIMIT %(show)s) AS newest) AS rows;
 
 -- check_features_rows --
 -- How many of the newest nine closed minutes each symbol has a row for, or is known to have had no trades in.
 WITH now AS MATERIALIZED (
-    SELECT at, feature_platform.bucket_of(at) AS until FROM (SELECT feature_platform.clock() - %(settle)s::interval AS at) AS settled
+    SELECT at, feature_platform.bucket_of(at) AS until
+        FROM (SELECT feature_platform.clock() - %(settle)s::interval AS at) AS settled
 ), judged AS MATERIALIZED (
     SELECT s.symbol, has.rows, quiet.minutes AS quiet
       FROM now CROSS JOIN feature_platform.bar_symbol s
      CROSS JOIN LATERAL (SELECT count(*) AS rows FROM public.features_1m f
-                          WHERE f.symbol = s.symbol AND f.bucket > now.at - interval '10 minutes' AND f.bucket < now.until) AS has
-     CROSS JOIN LATERAL (SELECT coalesce(sum(extract(epoch FROM least(g.end_ts, now.until) - greatest(g.start_ts, now.until - interval '9 minutes')) / 60), 0)::bigint AS minutes
+                          WHERE f.symbol = s.symbol AND f.bucket > now.at - interval '10 minutes'
+                              AND f.bucket < now.until) AS has
+     CROSS JOIN LATERAL (SELECT coalesce(sum(extract(epoch FROM least(g.end_ts, now.until) - greatest(g.start_ts,
+         now.until - interval '9 minutes')) / 60), 0)::bigint AS minutes
                            FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.state <> 'filled' AND g.start_ts > now.at - interval '1 day'
                             AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS quiet
+                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
+                                                       AND g.last_error IS NULL))) AS quiet
      WHERE s.symbol = ANY (%(symbols)s::text[])
        -- Not a symbol that began in these minutes: by its first row or, without one, by when its first bar was stored.
        AND coalesce((SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1),
@@ -332,7 +376,8 @@ WITH now AS MATERIALIZED (
            <= now.until - interval '9 minutes'
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows', rows, 'without_trades', quiet) ORDER BY rows, symbol)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows', rows, 'without_trades', quiet) ORDER BY rows,
+                         symbol)
           FROM (SELECT * FROM judged WHERE rows + quiet < 9 ORDER BY rows, symbol LIMIT %(show)s) AS worst) AS rows,
        min(rows) AS fewest_rows, sum(rows)::bigint AS rows_10_minutes
   FROM judged;
@@ -342,33 +387,42 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS wrong,
 WITH newest AS MATERIALIZED (
     SELECT f.symbol, f.bucket, f.log_return, f.volume_z, f.bucket - first.bucket AS age
       FROM feature_platform.feature_symbol s
-     CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1) AS first
-     CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 3) AS f
+     CROSS JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket
+                         LIMIT 1) AS first
+     CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+                         LIMIT 3) AS f
 ), judged AS MATERIALIZED (
-    SELECT *, (log_return IS NULL AND age > '0') OR (volume_z IS NULL AND age >= interval '1439 minutes') AS is_wrong FROM newest
+    SELECT *, (log_return IS NULL AND age > '0') OR (volume_z IS NULL AND age >= interval '1439 minutes') AS is_wrong
+        FROM newest
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket', to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
-                                            'log_return', log_return, 'volume_z', volume_z) ORDER BY bucket DESC, symbol)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket',
+                                            to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+                                            'log_return', log_return, 'volume_z', volume_z) ORDER BY bucket DESC,
+                                                symbol)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY bucket DESC, symbol LIMIT %(show)s) AS newest) AS rows,
        count(*) FILTER (WHERE age < interval '1439 minutes') AS rows_in_first_day
   FROM judged;
 
 -- check_features_fresh --
--- The age of each symbol's newest row, or of the newest minute known to have had no trades; without any row, of its first bar.
+-- The age of each symbol's newest row, or of the newest minute known to have had no trades; without any row, of its
+-- first bar.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), newest AS (
     SELECT s.symbol, last.bucket, greatest(last.bucket + interval '1 minute', first.since, answered.until) AS until
       FROM now CROSS JOIN feature_platform.bar_symbol s
-      LEFT JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1) AS last ON true
+      LEFT JOIN LATERAL (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC
+                         LIMIT 1) AS last ON true
       LEFT JOIN LATERAL (SELECT feature_platform.bucket_of(greatest(b.ts, b.inserted_at)) AS since
                            FROM public.ohlcv_1m b
-                          WHERE b.symbol = s.symbol AND last.bucket IS NULL AND b.ts >= feature_platform.features_from() AND b.ts < now.at
+                          WHERE b.symbol = s.symbol AND last.bucket IS NULL AND b.ts >= feature_platform.features_from()
+                              AND b.ts < now.at
                           ORDER BY b.ts LIMIT 1) AS first ON true
      CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
                           WHERE g.symbol = s.symbol AND g.start_ts > last.bucket AND g.state <> 'filled'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL))) AS answered
+                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
+                                                       AND g.last_error IS NULL))) AS answered
      WHERE s.symbol = ANY (%(symbols)s::text[]) AND (last.bucket IS NOT NULL OR first.since IS NOT NULL)
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bucket, extract(epoch FROM now.at - n.until)::double precision AS lag,
@@ -376,7 +430,8 @@ WITH now AS MATERIALIZED (
       FROM newest n CROSS JOIN now
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_row', coalesce(to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'none'),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'newest_row',
+                                            coalesce(to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'none'),
                                             'lag_seconds', round(lag)) ORDER BY lag DESC)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY lag DESC LIMIT %(show)s) AS worst) AS rows,
        max(lag) AS worst_lag_seconds
@@ -393,12 +448,15 @@ WITH judged AS MATERIALIZED (
       FROM feature_platform.heartbeat h WHERE h.state <> 'not_recorded'
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since), 'beat_seconds', round(age),
-                                            'heard_at', coalesce(to_char(heard_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), ''),
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since),
+                                            'beat_seconds', round(age),
+                                            'heard_at', coalesce(to_char(heard_at AT TIME ZONE 'UTC',
+                                                'YYYY-MM-DD HH24:MI:SS'), ''),
                                             'last_error', coalesce(last_error, '')) ORDER BY age DESC, symbol)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY age DESC, symbol LIMIT %(show)s) AS worst) AS rows,
        count(*) FILTER (WHERE state = 'live') AS live, count(*) FILTER (WHERE state = 'catching_up') AS catching_up,
-       count(*) FILTER (WHERE state IN ('down', 'stopped')) AS down, max(age) AS oldest_beat_seconds, sum(refused)::bigint AS rows_refused
+       count(*) FILTER (WHERE state IN ('down', 'stopped')) AS down, max(age) AS oldest_beat_seconds,
+           sum(refused)::bigint AS rows_refused
   FROM judged;
 
 -- check_volume_z_shape --
@@ -412,7 +470,8 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (
            SELECT symbol, bucket, vol, volume_z, ma_vol_1d, previous,
                   count(*) FILTER (WHERE volume_z IS DISTINCT FROM previous) OVER (ORDER BY bucket) AS run
-             FROM (SELECT f.symbol, f.bucket, f.vol, f.volume_z, f.ma_vol_1d, lag(f.volume_z) OVER (ORDER BY f.bucket) AS previous
+             FROM (SELECT f.symbol, f.bucket, f.vol, f.volume_z, f.ma_vol_1d,
+                   lag(f.volume_z) OVER (ORDER BY f.bucket) AS previous
                      FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= now.since) AS f) AS f
 ), run AS (
     SELECT symbol, min(bucket) AS bucket, count(*) AS rows
@@ -425,14 +484,18 @@ WITH now AS MATERIALIZED (
            SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
             WHERE b.symbol = s.symbol AND b.ts >= now.since AND b.ts < now.until AND b.inserted_at < now.at
            EXCEPT
-           SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= now.since AND f.bucket < now.until) AS b
+           SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol AND f.bucket >= now.since
+               AND f.bucket < now.until) AS b
 ), finding AS MATERIALIZED (
     SELECT symbol, bucket, format('the same value in %%s rows', rows + 1) AS what FROM run
-    UNION ALL SELECT symbol, bucket, 'NULL after the first day' FROM feature WHERE volume_z IS NULL AND ma_vol_1d IS NOT NULL
+    UNION ALL SELECT symbol, bucket, 'NULL after the first day' FROM feature WHERE volume_z IS NULL
+        AND ma_vol_1d IS NOT NULL
     UNION ALL SELECT symbol, bucket, 'a bar and no row' FROM hole
 )
 SELECT (SELECT count(*) FROM feature) AS checked, (SELECT count(*) FROM finding) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket', to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'what', what) ORDER BY bucket DESC)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket',
+                                            to_char(bucket AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'what', what)
+                                                ORDER BY bucket DESC)
           FROM (SELECT * FROM finding ORDER BY bucket DESC LIMIT %(show)s) AS newest) AS rows;
 
 -- check_refresh_backlog --
@@ -443,7 +506,8 @@ WITH judged AS MATERIALIZED (
       FROM feature_platform.dirty d
 )
 SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
-       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows_dirty', rows_dirty, 'age_seconds', round(age)) ORDER BY age DESC)
+       (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'rows_dirty', rows_dirty, 'age_seconds', round(age))
+                         ORDER BY age DESC)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY age DESC LIMIT %(show)s) AS oldest) AS rows,
        coalesce(sum(rows_dirty), 0)::bigint AS rows_dirty, coalesce(max(age), 0) AS oldest_dirty_seconds
   FROM judged;
@@ -451,7 +515,8 @@ SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) F
 -- check_stored_spans --
 -- A few symbols taken at random, with the minutes that have rows or should.
 SELECT s.symbol, span.first_ts AS first, span.end_ts AS last
-  FROM (SELECT symbol FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k ORDER BY random() LIMIT %(samples)s) AS s
+  FROM (SELECT symbol FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k ORDER BY random()
+        LIMIT %(samples)s) AS s
  CROSS JOIN LATERAL feature_platform.symbol_span(s.symbol) AS span
  WHERE span.first_ts < span.end_ts;
 
@@ -459,7 +524,8 @@ SELECT s.symbol, span.first_ts AS first, span.end_ts AS last
 -- Whether there is a policy.
 SELECT 1 AS checked, CASE WHEN count(*) = 0 THEN 1 ELSE 0 END AS wrong,
        CASE WHEN count(*) = 0 THEN '[{"problem": "SELECT add_features_1m_policy() adds one"}]'::jsonb END AS rows,
-       max(start_offset)::text AS start_offset, max(end_offset)::text AS end_offset, max(schedule_interval)::text AS schedule_interval
+       max(start_offset)::text AS start_offset, max(end_offset)::text AS end_offset,
+           max(schedule_interval)::text AS schedule_interval
   FROM feature_platform.policy WHERE %(show)s > 0;
 
 -- check_policy_healthy --
@@ -473,7 +539,8 @@ WITH policy AS MATERIALIZED (
     SELECT 'no run has begun for ' || date_trunc('second', since) AS problem FROM policy
      WHERE since > 2 * schedule_interval + interval '15 seconds' AND NOT running
     UNION ALL
-    SELECT 'a run has taken ' || date_trunc('second', last_duration) FROM policy WHERE running AND last_duration > interval '10 minutes'
+    SELECT 'a run has taken ' || date_trunc('second', last_duration) FROM policy WHERE running
+        AND last_duration > interval '10 minutes'
     UNION ALL
     SELECT last_error FROM policy WHERE last_error_at > feature_platform.clock() - interval '10 minutes'
 )

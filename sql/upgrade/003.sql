@@ -1,5 +1,5 @@
--- To version 3: databases of version 2, and of commits of version 3 that kept no hash. Each statement does nothing where
--- there is nothing to do.
+-- To version 3: databases of version 2, and of commits of version 3 that kept no hash. Each statement does nothing
+-- where there is nothing to do.
 
 ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 

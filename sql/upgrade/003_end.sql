@@ -1,11 +1,11 @@
--- To version 3, after the triggers and what they call have been replaced.
+-- To version 3, after the triggers and their functions have been replaced.
 
 -- Version 2 notified the worker, and recorded late changes only.
 DROP FUNCTION IF EXISTS feature_platform.wake_refresher(timestamptz);
 DROP TABLE IF EXISTS feature_platform.late_change;
 
--- Databases without known_symbol, or without its check. The set-up holds the lock of ohlcv_1m, so no new symbol can appear
--- meanwhile.
+-- Databases without known_symbol, or without its check. The set-up holds the lock of ohlcv_1m, so no new symbol can
+-- appear meanwhile.
 DO $$
 DECLARE
     bad text;
@@ -19,9 +19,9 @@ BEGIN
                   WHERE NOT feature_platform.is_symbol(symbol) ORDER BY symbol LIMIT 5) AS s);
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'ohlcv_1m has bars of symbols that are no longer accepted: %', bad
-            USING HINT = 'Nothing was changed. A symbol has at most 200 characters, no control characters and no spaces'
-                ' at its ends: rename these (UPDATE public.ohlcv_1m SET symbol = ...) and refresh, both with the'
-                ' version that is installed, then set up again.';
+            USING HINT = 'The database was not changed. A symbol has at most 200 characters, no control characters and'
+                ' no spaces at its ends: rename these (UPDATE public.ohlcv_1m SET symbol = ...) and refresh, both with'
+                ' the version that is installed, then set up again.';
     END IF;
     PERFORM feature_platform.find_symbols();
     IF NOT EXISTS (SELECT FROM pg_constraint
