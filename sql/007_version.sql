@@ -7,5 +7,5 @@ SET LOCAL feature_platform.schema_number = '3';
 SET LOCAL feature_platform.schema_hashes = '
 c8433f99cf3918651fd59ea4b5378d9d3eaed43a5b94b35661afce41a1a55719
 eff1c8f6815de133ea80c008f29f8b82cb71db3349e2afff4c59185bb3ea4d87
-05238ada41b6ee91b7bddd5f3fe606322f4cf1a9fcba8b086ebf8c1da9075981
+4d532498d508198475d82a86a7de5dda74f5815e3576f30129ec28947ea27da3
 ';
