@@ -35,7 +35,7 @@ bench: setup ## Measure the speeds that are promised
 lint: setup ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict feature_platform
+	$(BIN)/mypy --strict feature_platform feature_platform_tests benchmarks
 
 fmt: setup ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

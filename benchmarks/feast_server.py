@@ -111,7 +111,7 @@ def feast_server(environment: Path, url: str, rows: pa.Table) -> Iterator[str]:
         if filled.returncode != 0:
             raise WrongResultError(f"Feast did not take the rows: {filled.stderr[-2000:]}")
         port = free_port()
-        command = [environment / "bin" / "feast", "--chdir", repository, "serve"]
+        command = [str(environment / "bin" / "feast"), "--chdir", str(repository), "serve"]
         options = ["--port", str(port), "--no-access-log", "--max-requests", "0"]
         with (
             (repository / "log").open("w") as log,

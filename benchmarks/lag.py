@@ -134,9 +134,11 @@ def _idle(bench: Workbench, worker: psutil.Popen) -> float:
     """Return the share of a core that the worker takes when nothing is to be done."""
     seconds = IDLE_SECONDS if bench.scale >= 0.05 else 0.5
     bench.say(f"idle for {seconds:g} s")
-    before = sum(worker.cpu_times()[:2])
+    before = worker.cpu_times()
     time.sleep(seconds)
-    return max(sum(worker.cpu_times()[:2]) - before, 1e-4) / seconds
+    after = worker.cpu_times()
+    used = float(after.user + after.system - before.user - before.system)
+    return max(used, 1e-4) / seconds
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -80,7 +81,7 @@ def _engine(connection: Connection) -> Iterator[sqlalchemy.Engine]:
 
 
 def _sides(connection: Connection, engine: sqlalchemy.Engine, minutes: int) -> dict[str, Side]:
-    window = {"symbol": SYMBOL, "start": FIRST, "end": moment(minutes)}
+    window: dict[str, Any] = {"symbol": SYMBOL, "start": FIRST, "end": moment(minutes)}
 
     def copied() -> int:
         with connection.cursor().copy(queries["copy_year"]) as rows:
@@ -92,7 +93,9 @@ def _sides(connection: Connection, engine: sqlalchemy.Engine, minutes: int) -> d
     def read_sql() -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pandas only supports SQLAlchemy", UserWarning)
-            return len(pd.read_sql(queries["read_year"], connection, params=window))
+            # pandas' stubs know connections of SQLAlchemy only.
+            rows = pd.read_sql(queries["read_year"], connection, params=window)  # type: ignore[call-overload]
+            return len(rows)
 
     def read_sqlalchemy() -> int:
         statement = sqlalchemy.text(queries["read_year_sqlalchemy"])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -129,7 +130,7 @@ class History:
         self.catch_up()
         with self.settings(), connect() as connection:
             for name, taken in self.check_seconds.items():
-                taken.append(timed(lambda name=name: evaluate(connection, [name])))
+                taken.append(timed(partial(evaluate, connection, [name])))
                 total += taken[-1]
         return total
 
@@ -178,7 +179,7 @@ class Sensors:
         found = [one.check_name for one in data.asset_events if hasattr(one, "check_name")]
         require(expected, found, "checks reported")
         for event in data.asset_events:
-            seconds += timed(lambda event=event: self._instance.report_runless_asset_event(event))
+            seconds += timed(partial(self._instance.report_runless_asset_event, event))
         return seconds
 
     def _tick(self, name: str, history: History, cursor: str | None) -> tuple[float, Any]:
@@ -221,7 +222,7 @@ def run(bench: Workbench) -> Result:
                 (CHECKING, sensors.checks),
                 (REPORTING, sensors.reports),
             ):
-                sides[f"{what}, {name} past"] = lambda tick=tick, history=history: tick(history)
+                sides[f"{what}, {name} past"] = partial(tick, history)
             sides[f"checks alone, {name} past"] = history.check
         seconds = interleave(sides, rounds)
         traded: dict[str, float] = {

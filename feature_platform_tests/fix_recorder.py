@@ -171,11 +171,13 @@ def stored_bars(
 
 def true_bars(truth: Truth, start: datetime, end: datetime) -> dict[BarKey, BarValues]:
     """Return the bars that the exchange traded in [start, end), in the form of `stored_bars`."""
-    return {
-        (symbol, row.ts.to_pydatetime()): tuple(row[2:7])
-        for symbol in truth.markets
-        for row in truth.bars(symbol, start, end).itertuples()
-    }
+    bars: dict[BarKey, BarValues] = {}
+    for symbol in truth.markets:
+        frame = truth.bars(symbol, start, end)
+        minutes = (minute.to_pydatetime() for minute in frame["ts"])
+        values = frame.iloc[:, 1:6].itertuples(index=False, name=None)
+        bars.update(zip(((symbol, minute) for minute in minutes), values, strict=True))
+    return bars
 
 
 def differences(stored: dict[BarKey, BarValues], true: dict[BarKey, BarValues]) -> list[str]:

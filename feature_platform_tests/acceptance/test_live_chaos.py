@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_an_hour_of_accidents_ends_as_the_truth(chaos: Chaos) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 mismatches, 0 pending" in done.stdout
     for name in PROCESSES:
-        wait_until(lambda name=name: chaos.find(name), f"the {name} is up")
+        wait_until(partial(chaos.find, name), f"the {name} is up")
     chaos.dev.wait_for_page(f"{chaos.dev.url}/server_info")
     wait_until(chaos.is_dagster_well, "Dagster's daemons and its code are well")
 

@@ -19,6 +19,12 @@ ROWS = """
     SELECT 'X', '2026-01-01Z'::timestamptz + i * interval '1 minute', i, i / 3.0
     FROM generate_series(0, 99999) AS i
 """
+WINDOW: dict[str, str | int] = {
+    "symbol": "X",
+    "start": "2026-01-01",
+    "end": "2026-06-01",
+    "limit": 100_000,
+}
 MEGABYTES = 1 << 20
 
 
@@ -62,11 +68,10 @@ def test_a_long_answer_takes_little_memory_and_no_connection(database: str) -> N
         service.client() as http,
     ):
         conn.execute(ROWS)
-        window = {"symbol": "X", "start": "2026-01-01", "end": "2026-06-01", "limit": 100_000}
         assert answers(http)
         memory = psutil.Process(service.process.pid).memory_info
         before = memory().rss
-        with http.stream("GET", "/v1/features", params=window) as answer:
+        with http.stream("GET", "/v1/features", params=WINDOW) as answer:
             parts = answer.iter_raw()
             size = len(next(parts))  # and then this reader is slow
             wait_until(
@@ -93,8 +98,7 @@ def test_an_answer_in_hand_is_finished_when_it_is_told_to_stop(database: str) ->
         service.client() as http,
     ):
         conn.execute(ROWS)
-        window = {"symbol": "X", "start": "2026-01-01", "end": "2026-06-01", "limit": 100_000}
-        with http.stream("GET", "/v1/features", params=window) as answer:
+        with http.stream("GET", "/v1/features", params=WINDOW) as answer:
             service.process.send_signal(signal.SIGTERM)
             service.wait_for("stopping signal=SIGTERM")
             assert answer.read().endswith(b'"next":null}')

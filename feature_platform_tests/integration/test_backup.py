@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from feature_platform.embedded.server import EmbeddedServer, bin_dir
 from feature_platform.roles import role_name, set_logins
@@ -109,7 +110,7 @@ def test_a_dump_comes_back_on_an_empty_server(
     tool(pg_dump, "--format=custom", f"--file={file}", f"--dbname={database}")
     with psycopg.connect(empty_server, autocommit=True) as connection:
         if roles_first:
-            set_logins(connection, Settings(reader_password="secret"))
+            set_logins(connection, Settings(reader_password=SecretStr("secret")))
             options = []
         else:
             options = ["--no-owner", "--no-privileges"]

@@ -41,10 +41,12 @@ def test_without_a_setting_it_is_the_wall_clock(conn: psycopg.Connection) -> Non
     for setting in (None, ""):
         if setting is not None:
             conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
-        before, told, after = conn.execute(
+        row = conn.execute(
             "SELECT clock_timestamp(), feature_platform.clock(), clock_timestamp()"
         ).fetchone()
-        assert before <= told <= after
+        assert row is not None
+        before, now, after = row
+        assert before <= now <= after
 
 
 def test_python_and_sql_tell_the_same_time(

@@ -99,7 +99,7 @@ def test_several_symbols_give_a_frame_by_symbol_and_bucket() -> None:
     assert list(both.columns) == ["vol", "n_1d"]
     for symbol in ("BTC/USDT", "ETH/USDT"):
         alone = read_features(symbol, FIRST, AFTER, ["vol", "n_1d"])
-        pd.testing.assert_frame_equal(both.loc[symbol], alone)
+        pd.testing.assert_frame_equal(both.loc[[symbol]].droplevel("symbol"), alone)
     assert read_features(["ETH/USDT"], FIRST, AFTER).index.names == ["symbol", "bucket"]
 
 
@@ -177,7 +177,7 @@ def test_latest_is_the_newest_row_of_each_symbol() -> None:
         last = read_features(symbol, FIRST, AFTER).iloc[-1]
         assert newest.loc[symbol, "bucket"] == last.name
         assert np.array_equal(newest.loc[symbol].drop("bucket").astype(float), last, equal_nan=True)
-    assert np.isnan(newest.loc["FLAT/USDT", "volume_z"])  # a deviation of 0
+    assert np.isnan(newest["volume_z"]["FLAT/USDT"])  # a deviation of 0
     assert list(latest("ETH/USDT", ["vol"]).columns) == ["bucket", "vol"]
     assert latest(["ETH/USDT"], as_="arrow").column_names[:2] == ["symbol", "bucket"]
     assert latest(as_="polars").height == len(SYMBOLS)
@@ -259,7 +259,8 @@ def test_the_plain_way_reads_the_same(filled: str) -> None:
     engine.dispose()
     warning = pytest.warns(UserWarning, match="pandas only supports SQLAlchemy")
     with psycopg.connect(filled) as connection, warning:
-        over_psycopg = pd.read_sql(PLAIN, connection, params=window)
+        # pandas' stubs know connections of SQLAlchemy only.
+        over_psycopg = pd.read_sql(PLAIN, connection, params=window)  # type: ignore[call-overload]
     columns = list(over_psycopg.columns[1:])
     ours = read_features(SYMBOLS, window[0], window[1] + MINUTE, columns).droplevel("symbol")
     for plain in (over_psycopg, over_sqlalchemy):

@@ -219,7 +219,7 @@ def test_each_query_reads_its_range_whatever_the_history(
     pages = []
     for conn in long_histories:
         for _ in range(2):  # the session's first call reads the catalogues, too
-            plan = explain(conn, expand(query.sql, look))  # type: ignore[arg-type]
+            plan = explain(conn, expand(query.sql, look))
         pages.append(pages_of(plan))
         for node in nodes(plan["Plan"]):
             if "Relation Name" in node or node["Node Type"] == "Bitmap Index Scan":

@@ -27,7 +27,8 @@ def symbols(conn: Conn) -> tuple[list[str], list[str]]:
     """Return the symbols of bars and of features from the views."""
     row = conn.execute(IN_VIEWS).fetchone()
     assert row is not None
-    return row
+    bars, features = row
+    return bars, features
 
 
 def write(conn: Conn, *names: str) -> None:

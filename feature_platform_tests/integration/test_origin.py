@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -17,6 +18,8 @@ from feature_platform.simulator.truth import GeneratedTruth
 from feature_platform_tests.fix_processes import insert_bars, run, value
 
 Conn = psycopg.Connection[Any]
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -37,7 +40,7 @@ def settings(**chosen: Any) -> Settings:
 
 def test_the_first_exchange_is_kept_and_another_one_rejected(conn: Conn) -> None:
     assert exchange_settings(conn, settings(exchange="binance")).exchange == "binance"
-    insert_bars(conn, "BTC/USDT", "2026-03-01T00:00Z", 3)
+    insert_bars(conn, "BTC/USDT", START, 3)
     reject = (
         "has bars of binance for symbols without an exchange, and BTC/USDT would be of kraken:"
         " write it as kraken:BTC/USDT, or set FEATURE_PLATFORM_EXCHANGE=binance"
@@ -59,7 +62,7 @@ def test_before_there_are_bars_another_exchange_takes_its_place(conn: Conn) -> N
 
 def test_without_a_setting_the_kept_exchange_is_used(conn: Conn) -> None:
     exchange_settings(conn, settings(exchange="kraken"))
-    insert_bars(conn, "BTC/USDT", "2026-03-01T00:00Z", 3)
+    insert_bars(conn, "BTC/USDT", START, 3)
     assert exchange_settings(conn, settings()).exchange == "kraken"
 
 

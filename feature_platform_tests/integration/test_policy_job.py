@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -15,7 +15,13 @@ from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import policy_status
 from feature_platform.verify import verify
-from feature_platform_tests.fix_processes import insert_bars, insert_recent, value, wait_until
+from feature_platform_tests.fix_processes import (
+    PATIENCE,
+    insert_bars,
+    insert_recent,
+    value,
+    wait_until,
+)
 
 pytestmark = pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
 
@@ -36,16 +42,21 @@ def test_the_job_follows_the_policy(conn: Conn) -> None:
     assert conn.execute(JOBS).fetchall() == [(timedelta(minutes=5),)]
 
 
+def wait_for_rows(
+    conn: Conn, count: int, since: datetime | None = None, patience: float = PATIENCE
+) -> None:
+    """Wait until there are `count` feature rows, in all or from a minute on."""
+    counted = "SELECT count(*) FROM features_1m WHERE bucket >= coalesce(%s, '-infinity')"
+    wait_until(lambda: value(conn, counted, since) == count, f"{count} feature rows", patience)
+
+
 def test_the_job_refreshes_with_no_process_beside_the_database(conn: Conn) -> None:
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
     conn.execute("SELECT alter_job(job_id, next_start => now()) FROM feature_platform.policy")
     conn.execute("SELECT _timescaledb_functions.start_background_workers()")
     for symbol, rows in (("A", 10), ("B", 20)):
         insert_recent(conn, symbol)
-        wait_until(
-            lambda rows=rows: value(conn, "SELECT count(*) FROM features_1m") == rows,
-            "the job refreshes",
-        )
+        wait_for_rows(conn, rows)
     report = verify(conn)
     assert (report.mismatches, report.pending) == (0, 0)
     runs = conn.execute("SELECT DISTINCT runner, error FROM feature_platform.policy_run").fetchall()
@@ -151,7 +162,6 @@ def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn
     for symbol in "AB":
         insert_bars(conn, symbol, due - 5 * minute, 4)  # all but the newest
     refresh(conn)
-    rows = "SELECT count(*) FROM features_1m WHERE bucket >= %s"
 
     def run() -> None:
         with psycopg.connect(database, autocommit=True) as connection:
@@ -163,9 +173,7 @@ def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn
     for written, symbol in enumerate("AB", start=1):
         assert job.is_alive()
         insert_bars(conn, symbol, due - minute, 1)
-        wait_until(
-            lambda written=written: value(conn, rows, due - minute) == written, "the row", 15
-        )
+        wait_for_rows(conn, written, since=due - minute, patience=15)
     job.join(15)
     assert not job.is_alive()
     finished = "SELECT finished_at - started_at FROM feature_platform.policy_run"

@@ -178,7 +178,7 @@ def test_a_frame_touches_what_it_returns(
     pages = []
     for conn in histories:
         symbols = ["S3", "S7"]
-        newest = datetime.fromisoformat(conn.execute(NEWEST).fetchone()[0])
+        newest = datetime.fromisoformat(value(conn, NEWEST))
         with conn.transaction(force_rollback=True):
             keep = (symbols, newest - timedelta(hours=1), newest)
             psycopg.RawCursor(conn).execute(text_of("frames_window"), keep)

@@ -236,10 +236,10 @@ def test_a_set_up_beside_writers_and_refreshers_ends_without_a_deadlock(database
 
     with ExitStack() as stack:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-        stack.callback(lambda: [thread.join() for thread in threads])
-        stack.callback(stopped.set)
         for thread in threads:
             thread.start()
+            stack.callback(thread.join)
+        stack.callback(stopped.set)
         for _ in range(3):
             done = run_on(database, "db", "apply")
             assert done.returncode == 0, done.stderr

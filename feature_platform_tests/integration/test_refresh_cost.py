@@ -84,7 +84,7 @@ def test_a_slice_is_picked_from_any_number_of_marks_at_the_same_cost(
     for conn in crowds:
         for _ in range(2):
             with conn.transaction(force_rollback=True):
-                plan = explain(conn, pick)  # type: ignore[arg-type]
+                plan = explain(conn, pick)
         with conn.transaction(force_rollback=True):
             picked = value(conn, pick)
         assert picked == ["Z"] if live else len(picked) == 10
@@ -256,5 +256,5 @@ def test_an_unknown_symbol_is_not_looked_for_in_the_whole_table(
         )
     else:
         statement = psycopg.ClientCursor(conn).mogrify(queries[query], {"symbol": "X"})
-    explain(conn, statement)  # type: ignore[arg-type]
-    assert pages_of(explain(conn, statement)) < 100  # type: ignore[arg-type]
+    explain(conn, statement)
+    assert pages_of(explain(conn, statement)) < 100

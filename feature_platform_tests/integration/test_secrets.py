@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
 
 from feature_platform import schema
 from feature_platform.embedded.server import EmbeddedServer
@@ -72,12 +73,12 @@ def test_each_role_enters_with_its_own_password_alone(guarded: EmbeddedServer) -
 
 
 def test_a_password_that_is_changed_and_one_that_is_not_given(guarded: EmbeddedServer) -> None:
-    changed = Settings(reader_password="another")
+    changed = Settings(reader_password=SecretStr("another"))
     with psycopg.connect(guarded.url(), autocommit=True) as connection:
         assert set_logins(connection, changed) == (role_name("reader"),)
         for password, role in (("another", "reader"), (None, "recorder")):
             psycopg.connect(login(guarded, role, password)).close()
-        set_logins(connection, Settings(reader_password=PASSWORDS["reader"]))
+        set_logins(connection, Settings(reader_password=SecretStr(PASSWORDS["reader"])))
     done = run("db", "logins", FEATURE_PLATFORM_DATABASE_URL=guarded.url())
     assert (done.returncode, done.stdout) == (2, "")
     assert "set some of FEATURE_PLATFORM_OWNER_PASSWORD, " in only_line(done.stderr)
@@ -95,7 +96,7 @@ def test_dagster_keeps_its_events_in_a_database_of_the_orchestrators(
     guarded: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = login(guarded, "orchestrator")
-    settings = Settings(database_url=url, home=tmp_path)
+    settings = Settings(database_url=SecretStr(url), home=tmp_path)
     for name, text in prepare_instance(settings).items():
         monkeypatch.setenv(name, text)
     with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:

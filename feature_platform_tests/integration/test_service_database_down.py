@@ -128,7 +128,7 @@ def test_a_database_that_is_not_set_up_is_waited_for(databases: Databases) -> No
 def test_an_answer_that_cannot_be_finished_is_cut_off(served: ServedDatabase) -> None:
     """Nobody may take for whole what is not."""
     first = served.add("LONG", 30_000)
-    window = {
+    window: dict[str, str | int] = {
         "symbol": "LONG",
         "start": first.isoformat(),
         "end": (first + timedelta(minutes=30_000)).isoformat(),

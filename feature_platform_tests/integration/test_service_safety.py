@@ -181,7 +181,7 @@ def test_hostile_parameters_are_values_and_no_more(served: ServedDatabase, hosti
     for name in PARAMETERS:
         harmless(served, served.http.get("/v1/features", params={**window, name: hostile}))
     header = hostile.encode("utf-8").translate(None, b"\0\r\n\x1b").strip()
-    harmless(served, served.http.get("/v1/features", params=window, headers={"Accept": header}))
+    harmless(served, served.http.get("/v1/features", params=window, headers={b"Accept": header}))
     harmless(served, served.http.get(f"/v1/{quote(hostile, safe='')}"))
 
 

@@ -377,7 +377,7 @@ def test_start_and_end_ignored(simulator: SimulatedExchange, http: httpx.Client)
 def test_malformed_bars(simulator: SimulatedExchange, http: httpx.Client) -> None:
     right = klines(http, startTime=ms(START), limit=100)
     simulator.set_faults({"kind": "malformed", "rows": 13})
-    rows = klines(http, startTime=ms(START), limit=100)
+    rows: list[Any] = klines(http, startTime=ms(START), limit=100)
     assert len(rows) == 100
     assert sum(one != other for one, other in zip(rows, right, strict=True)) == 13
     assert "oops" in rows

@@ -438,7 +438,7 @@ def test_stalls_without_close(
             await watcher.until(OPEN + timedelta(seconds=30))
             there = len(watcher.seen)
             await watcher.move(15)
-            pong = await watcher.socket.ping()
+            pong = asyncio.ensure_future(await watcher.socket.ping())
             await watcher.move(40)  # over the end of a minute
             await asyncio.sleep(0.3)  # for nothing to come
             assert len(watcher.seen) == there

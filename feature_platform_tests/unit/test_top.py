@@ -40,8 +40,13 @@ def symbol(name: str, minutes_late: int = 0, dirty: int = 0) -> SymbolStatus:
     return SymbolStatus(name, newest, newest, newest, dirty, since, NOW - newest - MINUTE)
 
 
-def frame(*symbols: SymbolStatus, policy: PolicyStatus | None = POLICY, **open_: int) -> Frame:
-    return Frame(NOW, "PostgreSQL 18.4, database d at h:1", symbols, open_, policy)
+def frame(
+    *symbols: SymbolStatus,
+    policy: PolicyStatus | None = POLICY,
+    open_minutes: dict[str, int] | None = None,
+) -> Frame:
+    server = "PostgreSQL 18.4, database d at h:1"
+    return Frame(NOW, server, symbols, open_minutes or {}, policy)
 
 
 def shown(
@@ -54,7 +59,9 @@ def shown(
 
 
 def test_all_is_told_of_each_symbol() -> None:
-    lines = shown(frame(symbol("BTC/USDT"), symbol("ETH/USDT", 3, dirty=1440), **{"ETH/USDT": 7}))
+    lines = shown(
+        frame(symbol("BTC/USDT"), symbol("ETH/USDT", 3, dirty=1440), open_minutes={"ETH/USDT": 7})
+    )
     assert lines == [
         "2026-02-01 12:30:02 UTC  2 symbols  1,440 dirty  7 minutes open",
         "PostgreSQL 18.4, database d at h:1",
@@ -76,7 +83,7 @@ def test_the_worst_come_first_and_one_without_rows_before_all() -> None:
 @pytest.mark.parametrize("width", [60, 80, 90, 100, 120, 200])
 def test_no_cell_is_cut_at_any_usual_width(width: int) -> None:
     one = replace(
-        frame(symbol("BTC/USDT"), symbol("LINK/USDT", 3, dirty=1440), **{"BTC/USDT": 7}),
+        frame(symbol("BTC/USDT"), symbol("LINK/USDT", 3, dirty=1440), open_minutes={"BTC/USDT": 7}),
         feeds=[feed("BTC/USDT", "live"), feed("LINK/USDT", "catching_up")],
     )
     lines = shown(one, width)
