@@ -70,15 +70,17 @@ def test_it_carries_the_sql(wheel: Path) -> None:
     assert "feature_platform/py.typed" in names
 
 
-def test_it_sets_up_the_embedded_database(program: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-    home = {"FEATURE_PLATFORM_HOME": "platform"}
-    url = run(program, "db", "url", cwd=tmp_path, **home)
+def test_it_sets_up_the_embedded_database(program: Path, home: Path) -> None:
+    """pytest closes its own temporary directory to other users whenever a session begins."""
+    url = run(program, "db", "url", cwd=home.parent, FEATURE_PLATFORM_HOME=home.name)
     assert url.startswith("postgresql://postgres@/feature_platform?host=")
-    assert (tmp_path / "platform" / "postgres" / "PG_VERSION").exists()
-    run(program, "db", "apply", cwd=tmp_path, **home)
+    assert (home / "postgres" / "PG_VERSION").exists()
+    run(program, "db", "apply", cwd=home.parent, FEATURE_PLATFORM_HOME=home.name)
     count = ["-At", "-c", "SELECT count(*) FROM features_1m"]
-    assert run(program, "db", "psql", "--", *count, cwd=tmp_path, **home) == "0\n"
+    assert (
+        run(program, "db", "psql", "--", *count, cwd=home.parent, FEATURE_PLATFORM_HOME=home.name)
+        == "0\n"
+    )
 
 
 def test_it_sets_up_any_database(program: Path, empty_database: str, tmp_path: Path) -> None:
