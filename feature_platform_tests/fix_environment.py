@@ -1,9 +1,12 @@
-"""Keep the tests apart from the settings and the data of who runs them."""
+"""Keep the tests apart from the settings and the data of the user who runs them."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,16 +14,40 @@ import pytest
 from feature_platform.settings import get_settings
 
 
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Path]:
+    """Yield the directory of the tests' homes, which other users can pass through.
+
+    Not pytest's own: pytest sets that to 0700 whenever a session begins, and the system user of an
+    embedded server could not reach its data while another session of tests starts.
+    """
+    parent = Path(tempfile.mkdtemp(prefix="fp-"))
+    parent.chmod(0o711)
+    try:
+        yield parent
+    finally:
+        shutil.rmtree(parent)
+
+
+_numbers = count()
+
+
+@pytest.fixture
+def own_home(homes: Path) -> Path:
+    """Return the home that the settings of this test name; it does not exist yet."""
+    return homes / f"{next(_numbers)}"
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Unset every setting, but for a home that is the test's own."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, own_home: Path) -> Iterator[None]:
+    """Unset every setting but the home."""
     for name in tuple(os.environ):
         ours = name.startswith("FEATURE_PLATFORM_") and not name.startswith(
             "FEATURE_PLATFORM_TEST_"
         )
         if ours or name.startswith("PG"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("FEATURE_PLATFORM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEATURE_PLATFORM_HOME", str(own_home))
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

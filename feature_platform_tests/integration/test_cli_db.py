@@ -69,12 +69,12 @@ def test_a_server_out_of_reach_is_one_line() -> None:
     assert SECRET not in done.stderr + done.stdout
 
 
-def test_url_of_the_embedded_server_comes_with_a_hint(tmp_path: Path) -> None:
+def test_url_of_the_embedded_server_comes_with_a_hint(own_home: Path) -> None:
     done = run("db", "url")
     assert done.returncode == 0
     assert only_line(done.stdout).startswith("postgresql://postgres@/feature_platform?host=")
     assert "runs only while a feature-platform process does" in done.stderr.splitlines()[-1]
-    assert not is_running(tmp_path / "home")
+    assert not is_running(own_home)
 
 
 def test_url_of_a_configured_server_comes_without_a_hint() -> None:
@@ -102,7 +102,7 @@ def test_psql_hides_the_password_from_the_process_list() -> None:
     ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 129)]
 )
 def test_a_polite_signal_still_stops_the_server(
-    tmp_path: Path, number: signal.Signals, status: int
+    own_home: Path, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
         [*COMMAND, "db", "psql", "--", "-X", "-At"],
@@ -115,13 +115,13 @@ def test_a_polite_signal_still_stops_the_server(
         process.stdin.write("SELECT 'ready';\n")
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
-        assert is_running(tmp_path / "home")
+        assert is_running(own_home)
         process.send_signal(number)
         assert process.wait(timeout=60) == status
-    assert not is_running(tmp_path / "home")
+    assert not is_running(own_home)
 
 
-def test_ctrl_c_is_psqls_to_deal_with(tmp_path: Path) -> None:
+def test_ctrl_c_is_psqls_to_deal_with(own_home: Path) -> None:
     """At a terminal both psql and the command that runs it get the signal."""
     with subprocess.Popen(
         [*COMMAND, "db", "psql", "--", "-X", "-At"],
@@ -137,7 +137,7 @@ def test_ctrl_c_is_psqls_to_deal_with(tmp_path: Path) -> None:
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
         sleeping = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        with psycopg.connect(EmbeddedServer(tmp_path / "home").url(), autocommit=True) as watcher:
+        with psycopg.connect(EmbeddedServer(own_home).url(), autocommit=True) as watcher:
             while watcher.execute(sleeping).fetchone() is None:
                 assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
@@ -145,4 +145,4 @@ def test_ctrl_c_is_psqls_to_deal_with(tmp_path: Path) -> None:
     assert "canceling statement due to user request" in errors
     assert "Traceback" not in errors
     assert process.returncode == 3  # psql's own word: a script was stopped by Ctrl-C
-    assert not is_running(tmp_path / "home")
+    assert not is_running(own_home)

@@ -60,13 +60,13 @@ def test_what_is_no_url_is_told_and_not_shown() -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_without_a_url_the_embedded_server_runs(tmp_path: Path) -> None:
+def test_without_a_url_the_embedded_server_runs(own_home: Path) -> None:
     from feature_platform.embedded.server import embedded_server
 
     try:
         with connect() as connection:
             assert connection.info.dbname == "feature_platform"
             assert connection.info.user == "postgres"
-        assert (tmp_path / "home" / "postgres" / "PG_VERSION").exists()
+        assert (own_home / "postgres" / "PG_VERSION").exists()
     finally:
-        embedded_server(tmp_path / "home").release()
+        embedded_server(own_home).release()

@@ -229,18 +229,12 @@ def test_a_recycled_process_id_is_not_stopped(home: Path, hold: Hold) -> None:
         bystander.kill()
 
 
-def test_a_server_that_was_started_by_hand_is_left_alone(
-    home: Path, hold: Hold, tmp_path: Path
-) -> None:
+def test_a_server_that_was_started_by_hand_is_left_alone(home: Path, hold: Hold) -> None:
     assert hold(home).leave() == ""
     data = home / "postgres"
     owner = data.stat()
-    conf = tmp_path / "other.conf"
+    conf = home.parent / "other.conf"
     conf.write_text(f"listen_addresses = ''\nunix_socket_directories = '{data}'\n")
-    tmp_path.chmod(0o711)
-    for parent in tmp_path.parents:
-        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     as_owner = (
         {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         if os.geteuid() == 0
