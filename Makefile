@@ -26,8 +26,11 @@ demo: setup ## Import bars, refresh, verify, show it all (BARS='files' for your 
 dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another)
 	$(BIN)/feature-platform dev --port $(PORT) $(DEV_ARGS)
 
+# Tests of a wall-clock bound run one by one, when no other test loads the machine. No such test
+# among those that PYTEST_ARGS selects (exit status 5) is no failure.
 test: setup ## Run every test (PYTEST_ARGS='-k import' for some)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not timing' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m timing $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 bench: setup ## Measure the speeds that are promised
 	$(BIN)/python -m benchmarks

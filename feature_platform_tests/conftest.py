@@ -5,7 +5,9 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
+# A module comes before those that import it: pytest rewrites the assertions of modules it loads.
 pytest_plugins = (
+    "feature_platform_tests.fix_processes",
     "feature_platform_tests.fix_environment",
     "feature_platform_tests.fix_dagster",
     "feature_platform_tests.fix_database",
@@ -13,13 +15,12 @@ pytest_plugins = (
     "feature_platform_tests.fix_exchange",
     "feature_platform_tests.fix_engine",
     "feature_platform_tests.fix_plans",
-    "feature_platform_tests.fix_processes",
     "feature_platform_tests.fix_service",
     "feature_platform_tests.fix_recorder",
 )
 
-# Time is no measure on a machine that does other things, too. In CI a change is not judged by luck:
-# the same examples each time; whoever works on it tries others with each run.
+# No deadline: a busy machine is slow. CI runs the same examples each time, so that no change passes
+# or fails by chance; elsewhere each run draws new ones.
 settings.register_profile(
     "tests",
     deadline=None,
@@ -28,7 +29,7 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-# Whoever runs the tests in the background may have had Ctrl-C and the end of the terminal ignored;
-# what they start must not.
+# A shell that runs the tests in the background has them ignore these signals; the processes that
+# the tests start must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -5,8 +5,8 @@ FEATURE_PLATFORM_TEST_TIMESCALE_URL: a superuser's URL of a server with Timescal
     are skipped without.
 FEATURE_PLATFORM_TEST_POSTGRES_URL: a superuser's URL of a plain server, instead of an embedded one.
 
-A test that asks for `database` or `conn` runs once on each engine. One that concerns a single
-engine says so with `@pytest.mark.parametrize("engine", ["postgres"], indirect=True)`.
+A test with the fixture `database` or `conn` runs once on each engine. One that concerns a single
+engine has the mark `@pytest.mark.parametrize("engine", ["postgres"], indirect=True)`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Engine = Literal["postgres", "timescaledb"]
 class Databases:
     """Make and drop databases on one server.
 
-    engine: what the server is.
+    engine: of the server.
     url: a superuser's URL of any database on it.
     """
 
@@ -87,7 +87,7 @@ class Databases:
             self.drop(url)
 
     def drop(self, url: str) -> None:
-        """Drop the database of `url`, whoever is connected to it."""
+        """Drop the database of `url` and end its sessions."""
         name = sql.Identifier(urlsplit(url).path.lstrip("/"))
         self._send(None, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
@@ -149,7 +149,7 @@ def server_url() -> Iterator[str]:
         return
     home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     try:
-        # Nobody needs these data after a power cut.
+        # Faster; the data need not survive a power cut.
         with EmbeddedServer(home, conf={"fsync": "off", "full_page_writes": "off"}) as server:
             yield server.url("postgres")
     finally:
@@ -158,7 +158,7 @@ def server_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session", params=["postgres", "timescaledb"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Say which engine the test runs on."""
+    """Return the engine that the test runs on."""
     if request.param == "timescaledb" and not os.environ.get(TIMESCALE_URL):
         pytest.skip(f"{TIMESCALE_URL} is not set: not tried on TimescaleDB")
     engine: Engine = request.param

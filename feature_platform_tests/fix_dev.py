@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ import pytest
 
 from feature_platform.embedded.server import embedded_server
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_processes import COMMAND, value
+from feature_platform_tests.fix_processes import COMMAND, value, wait_until
 
-# The promise is two minutes, from a cut to the filled hole; a run of Dagster's takes seconds.
+# Seconds: the promised time from the cause of a gap to its repair.
 PROMISED = 120.0
+_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,29 @@ class Dev:
         what: str,
         *parameters: object,
     ) -> None:
-        """Wait until a query gives true, no longer than is promised."""
-        began = time.monotonic()
-        while not value(connection, condition, *parameters):
-            assert self.process.poll() is None, self.said()[-5000:]
-            assert time.monotonic() - began < PROMISED, f"waited in vain: {what}"
-            time.sleep(0.2)
+        """Wait until a query gives true, for at most the promised time."""
+
+        def holds() -> object:
+            self.check_running()
+            return value(connection, condition, *parameters)
+
+        wait_until(holds, what, PROMISED, _INTERVAL)
+
+    def check_running(self) -> None:
+        """Fail with the end of its log when the process has ended."""
+        assert self.process.poll() is None, self.log_end()
 
     def wait_for_page(self, url: str) -> None:
         """Wait until a page is served."""
-        deadline = time.monotonic() + PROMISED
-        while not is_served(url):
-            assert self.process.poll() is None, self.said()[-5000:]
-            assert time.monotonic() < deadline, self.said()[-5000:]
-            time.sleep(0.2)
+
+        def served() -> bool:
+            self.check_running()
+            return is_served(url)
+
+        wait_until(served, f"{url} is served", PROMISED, _INTERVAL, self.log_end)
+
+    def log_end(self) -> str:
+        return self.said()[-5000:]
 
     def children(self) -> list[psutil.Process]:
         """Return all its processes, but for itself."""
@@ -111,7 +120,7 @@ def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Tell whether a process has not ended; one that nobody has asked how it ended has."""
+    """Return whether a process has not ended; a zombie has."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -119,7 +128,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def is_served(url: str) -> bool:
-    """Tell whether there is a page."""
+    """Return whether a page is served."""
     try:
         return httpx.get(url, timeout=5).status_code == httpx.codes.OK
     except httpx.TransportError:
@@ -127,7 +136,7 @@ def is_served(url: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens to."""
+    """Return a port that no process listens to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -24,7 +24,7 @@ from feature_platform.embedded.system_user import Account, run_as
 
 CHECKOUT = Path(feature_platform.__file__).parents[1]
 
-# Quicker to start, and nobody needs these data after a power cut.
+# Quicker to start; the data need not survive a power cut.
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 
 HOLD = """
@@ -73,7 +73,7 @@ class User:
 
 
 class Holder:
-    """A process that starts an embedded server and holds it until it is told to leave."""
+    """A process that starts an embedded server and holds it until its standard input ends."""
 
     def __init__(self, user: User, home: Path, code: str = HOLD) -> None:
         self.process = user.popen(code, home)
@@ -81,25 +81,25 @@ class Holder:
 
     @property
     def said(self) -> str:
-        """What it said when it held the server: its URL, or why it was refused."""
+        """Its first line: the URL of the server that it holds, or the reason of its error."""
         if self._said is None:
             assert self.process.stdout is not None
             self._said = self.process.stdout.readline().strip()
         return self._said
 
     def begin_to_leave(self) -> None:
-        """Tell it to exit in order, and do not wait for that."""
+        """Let it begin to exit in order, and do not wait."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None
 
     def leave(self) -> str:
-        """Let it exit in order, wait for that, and return what it wrote to stderr."""
+        """Let it exit in order, wait, and return its stderr."""
         _, errors = self.process.communicate(timeout=60)
         return errors
 
     def kill(self) -> None:
-        """Kill it, and nobody else, as kill -9 does."""
+        """Kill it alone, as kill -9 does."""
         self.process.kill()
         self.process.communicate(timeout=60)
 
@@ -116,7 +116,7 @@ Hold = Callable[[Path], Holder]
 
 @pytest.fixture(params=["the user of the tests", "a normal user"])
 def user(request: pytest.FixtureRequest) -> User:
-    """Say who the processes run as."""
+    """Return the user that the processes run as."""
     if request.param == "the user of the tests":
         return User(None, sys.executable)
     if os.geteuid() != 0:
@@ -154,7 +154,7 @@ def home(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Yield a home that does not exist yet, where the test's user may make it."""
     parent = Path(tempfile.mkdtemp(prefix="fp-"))
     try:
-        parent.chmod(0o711)  # or root's server would have to, and say so
+        parent.chmod(0o711)  # or root's server would do it, with a warning
         if "user" in request.fixturenames:
             give(parent, request.getfixturevalue("user"))
         yield parent / "home"
@@ -184,7 +184,7 @@ def server(home: Path) -> Iterator[EmbeddedServer]:
 
 
 def is_running(home: Path) -> bool:
-    """Tell whether any process of the server lives."""
+    """Return whether any process of the server lives."""
     try:
         file = (home / "postgres.server.lock").open()
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def postmaster_pid(home: Path) -> int:
 
 
 def use_until_it_ends(connection: psycopg.Connection) -> None:
-    """Send statements until the server ends the connection, and raise what tells so."""
+    """Send statements until the server ends the connection, and raise its error."""
     while True:
         connection.execute("SELECT 1")
 

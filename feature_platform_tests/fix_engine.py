@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, LiteralString
@@ -13,6 +12,7 @@ import psycopg
 import pytest
 
 from feature_platform_tests.fix_database import Databases, Engine
+from feature_platform_tests.fix_processes import wait_until
 from feature_platform_tests.oracle import (
     Bar,
     Features,
@@ -22,7 +22,7 @@ from feature_platform_tests.oracle import (
     name_of,
 )
 
-# In far less time than TRUNCATE takes. What the deleted bars mark goes, too.
+# Far faster than TRUNCATE. The marks of the deleted bars are deleted, too.
 _EMPTY = """
     DELETE FROM public.ohlcv_1m;
     DELETE FROM public.features_1m;
@@ -98,8 +98,8 @@ class Bench:
         """Refresh, and while the body runs, wait where the refresh begins to write to a table.
 
         stop: the table, or "rows of" it: then the refresh waits where it writes to an existing row.
-        The body must not need to lock what a refresh reads. The refresh is over, and has not
-        failed, when the context ends.
+        The body must take no lock that conflicts with the reads of a refresh. When the context
+        ends, the refresh is over and has not failed.
         """
         raised: list[psycopg.Error] = []
 
@@ -113,30 +113,25 @@ class Bench:
         with self.holder.transaction():
             self.holder.execute(_STOPS["features" if self._no_row_locks(stop) else stop])
             thread.start()
-            wait_until(lambda: not thread.is_alive() or waits_for_a_lock(self.conn, self.refresher))
+            wait_until(
+                lambda: not thread.is_alive() or waits_for_a_lock(self.conn, self.refresher),
+                "the refresh waits for a lock, or is over",
+            )
             yield
         thread.join()
         if raised:
             raise AssertionError(f"the refresh failed: {raised[0]}") from raised[0]
 
     def _no_row_locks(self, stop: Stop) -> bool:
-        """Tell whether the rows to lock may be in a columnstore, which locks none."""
+        """Return whether the rows to lock may be in a columnstore, which locks none."""
         if stop != "rows of features" or self.engine != "timescaledb":
             return False
         chunks = "SELECT FROM timescaledb_information.chunks WHERE is_compressed"
         return self.conn.execute(chunks).fetchone() is not None
 
 
-def wait_until(is_so: Callable[[], bool], patience: float = 60) -> None:
-    """Wait until something is so, and fail after so many seconds."""
-    deadline = time.monotonic() + patience
-    while not is_so():
-        assert time.monotonic() < deadline, "that never came to be"
-        time.sleep(0.002)
-
-
 def waits_for_a_lock(conn: psycopg.Connection, waiter: psycopg.Connection) -> bool:
-    """Tell whether the session of `waiter` waits for a lock."""
+    """Return whether the session of `waiter` waits for a lock."""
     sought = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
     return conn.execute(sought, [waiter.info.backend_pid]).fetchone() is not None
 
@@ -166,7 +161,8 @@ def check(conn: psycopg.Connection) -> None:
 def assert_same_bits(left: dict[Key, Features], right: dict[Key, Features]) -> None:
     """Fail unless both hold the same rows with the same values to the last bit."""
     for key in sorted(left.keys() | right.keys()):
-        a, b = (tuple(map(repr, rows.get(key, ()))) for rows in (left, right))  # repr tells -0
+        # repr distinguishes -0 from 0.
+        a, b = (tuple(map(repr, rows.get(key, ()))) for rows in (left, right))
         assert a == b, f"{name_of(key)}: {left.get(key)} is not {right.get(key)}"
 
 

@@ -1,7 +1,7 @@
-"""Databases with short and long histories, and what a statement touches on them.
+"""Databases with short and long histories, and the cost of a statement on them.
 
-What a statement touches is read from EXPLAIN: rows by the nodes that scan a table, and pages, which
-count all that functions and triggers do, index entries and planning included.
+The cost is read from EXPLAIN: the rows of the nodes that scan a table, and the pages, which include
+those of functions, triggers, indexes and planning.
 """
 
 from __future__ import annotations
@@ -95,6 +95,6 @@ def processor_seconds(conn: psycopg.Connection, statement: LiteralString) -> flo
 
 
 def about_as_many(pages: list[int]) -> bool:
-    """Tell whether the longer history costs no more than one more level of an index, or chunks."""
+    """Return whether a longer history costs at most one more level of an index, or chunks."""
     short, long = pages
     return long <= short * 1.5 + 100

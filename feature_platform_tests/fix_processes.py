@@ -19,9 +19,9 @@ import pytest
 
 COMMAND = (sys.executable, "-W", "error", "-m", "feature_platform.cli.app")
 
-# Long enough for a machine that is busy with other things; nobody waits for it in vain.
+# Seconds: enough for a busy machine. Only a test that fails waits for so long.
 PATIENCE = 60.0
-_POLL = 0.02
+_POLL = 0.01
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,19 +49,28 @@ def only_line(text: str) -> str:
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line with which a command told its user what to mend."""
+    """Return the line of a command that rejects its input; check its form and the exit status 2."""
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     line = only_line(done.stderr)
     assert line.startswith("feature-platform: ")
     return line.removeprefix("feature-platform: ")
 
 
-def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait until a condition holds; fail, saying what did not happen, when it takes too long."""
+def wait_until(
+    condition: Callable[[], object],
+    event: str,
+    patience: float = PATIENCE,
+    interval: float = _POLL,
+    details: Callable[[], str] = str,
+) -> None:
+    """Wait until `condition` holds, which is tried every `interval` seconds.
+
+    Fails after `patience` seconds with the name of the event and `details`, the log of a process.
+    """
     deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(_POLL)
+        assert time.monotonic() < deadline, f"timeout: {event} {details()}"
+        time.sleep(interval)
 
 
 def value(connection: psycopg.Connection[Any], query: LiteralString, *parameters: object) -> Any:
@@ -98,7 +107,7 @@ def insert_recent(connection: psycopg.Connection[Any], symbol: str, count: int =
 
 
 def a_worker_waits(connection: psycopg.Connection[Any]) -> bool:
-    """Tell whether a worker has a slice in hand that waits for a lock."""
+    """Return whether a slice of a worker waits for a lock."""
     row = connection.execute(
         "SELECT FROM pg_stat_activity WHERE datname = current_database()"
         " AND wait_event_type = 'Lock' AND query LIKE '%policy_step%' AND pid <> pg_backend_pid()"
@@ -107,9 +116,9 @@ def a_worker_waits(connection: psycopg.Connection[Any]) -> bool:
 
 
 class WorkerProcess:
-    """A `feature-platform worker`, and what it says.
+    """A process of `feature-platform worker`, and its log.
 
-    environment: what its environment has beside the test's own.
+    environment: variables that it has beside those of the test.
     """
 
     arguments: tuple[str, ...] = ("worker",)
@@ -131,22 +140,22 @@ class WorkerProcess:
 
     @property
     def log(self) -> str:
-        """All that it has said so far."""
+        """Its log until now."""
         with self._said:
             return "".join(self._lines)
 
     def wait_for(self, text: str, times: int = 1) -> None:
-        """Wait until it has said a text, so many times."""
+        """Wait until a text is in its log, so many times."""
         with self._said:
-            heard = self._said.wait_for(
+            found = self._said.wait_for(
                 lambda: "".join(self._lines).count(text) >= times or not self._reader.is_alive(),
                 PATIENCE,
             )
-        assert heard, f"waited in vain for {text!r}:\n{self.log}"
+        assert found, f"timeout: {text!r} in the log:\n{self.log}"
         assert self.log.count(text) >= times, f"it ended without {text!r}:\n{self.log}"
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Send it SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
@@ -156,7 +165,7 @@ class WorkerProcess:
         return status
 
     def stop(self) -> str:
-        """Stop it in order, and return all that it said."""
+        """Stop it in order, and return its log."""
         self.terminate()
         status = self.wait()
         assert status == 0, self.log

@@ -19,7 +19,7 @@ from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import refresh
 from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, insert_bars, value
 
-# What a symbol may be called, whatever anybody thinks of it.
+# A symbol that is valid: quotes, SQL, HTML, and characters of several planes of Unicode.
 STRANGE = 'Ö/$ "x", \';-- %s {} \u202e😀'
 
 
@@ -38,7 +38,7 @@ class ServedDatabase:
         self.service, self.http = self.serve()
 
     def serve(self, role: str | None = None, **settings: Any) -> tuple[Service, httpx.Client]:
-        """Serve the database with other settings, or as somebody else, too."""
+        """Serve the database a second time, with other settings or another role."""
         url = self.url if role is None else make_conninfo(self.url, options=f"-c role={role}")
         service = Service(Settings(database_url=SecretStr(url), **settings))
         self._stack.enter_context(service)
@@ -58,7 +58,7 @@ class ServedDatabase:
 
 
 class ServiceProcess(WorkerProcess):
-    """A `feature-platform serve` at a free port, and what it says."""
+    """A process of `feature-platform serve` at a free port, and its log."""
 
     arguments = ("serve", "--port", "0")
 

@@ -1,4 +1,4 @@
-"""Random histories of a table of bars: what writers and refreshers may do to it, in any order.
+"""Random histories of a table of bars: operations of writers and refreshers in any order.
 
 The axis of time is compressed. Minutes come from a few clusters at 00:00 and 12:00 of eight days,
 so that a history of some dozen bars spans days, and yet often has two bars that are exactly a day,
@@ -76,7 +76,7 @@ def write(conn: psycopg.Connection, bars: Iterable[Bar], how: str = "upsert") ->
 
 
 def copy(conn: psycopg.Connection, bars: Iterable[Bar]) -> None:
-    """Write bars by COPY, which refuses those that are there."""
+    """Write bars by COPY, which rejects minutes that are stored."""
     with (
         conn.cursor() as cursor,
         cursor.copy("COPY ohlcv_1m (symbol, ts, open, high, low, close, vol) FROM STDIN") as rows,
@@ -248,7 +248,7 @@ class Transaction(Operation):
 
 @dataclass(frozen=True)
 class ForgetCache(Operation):
-    """Somebody empties the cache."""
+    """Empty the cache."""
 
     def __call__(self, bench: Bench) -> None:
         bench.conn.execute("DELETE FROM feature_platform.symbol_state")
@@ -348,7 +348,7 @@ def check_window(bench: Bench, lo: int | None, hi: int | None) -> None:
 
 
 def check_history(bench: Bench, history: Sequence[Operation]) -> None:
-    """Fail unless a refresh after all operations leaves what the bars say, and nothing dirty."""
+    """Fail unless a refresh after all operations stores exact rows and leaves nothing dirty."""
     bench.empty()
     for operation in history:
         operation(bench)
@@ -416,7 +416,7 @@ _kinds = st.sampled_from(
 
 @st.composite
 def statements(draw: st.DrawFn) -> Statement:
-    """Draw what a writer may do."""
+    """Draw an operation of a writer."""
     kind = draw(
         st.sampled_from(
             ["write", "write", "run", "run", "replay", "correct", "delete", "first", "move"]

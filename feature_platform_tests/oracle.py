@@ -1,8 +1,8 @@
-"""What the features of a set of bars are, worked out in Python from their definition.
+"""The features of a set of bars, computed in Python from their definition.
 
 It shares nothing with the SQL: no window functions, no running sums of floats, no cache. Volumes
 are summed as whole numbers, of the decimal that each was written as, so its sums have no error at
-all, and what is left to tolerate is the rounding of the last few operations in double precision.
+all. The only tolerance is for the rounding of the last operations in double precision.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _mean_price(rows: Sequence[Bar]) -> Fraction:
 
 
 def _ln_ratio(above: float, below: float) -> float:
-    """Return ln(above / below), also where they are so near that the quotient says little."""
+    """Return ln(above / below), also where they are so near that the quotient loses digits."""
     if below / 2 <= above <= below * 2:
         return math.log1p((above - below) / below)  # the difference is exact
     return math.log(above / below)
@@ -190,7 +190,7 @@ def _units(value: float, scale: int) -> int:
 def mismatches(
     stored: Mapping[Key, Features], expected: Mapping[Key, Expected], most: int = 5
 ) -> list[str]:
-    """Describe the first rows and columns that are not what they should be; none if all are."""
+    """Describe the first rows and columns that differ from the expected ones."""
     found: list[str] = []
     for key in sorted(stored.keys() | expected.keys()):
         if len(found) >= most:

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -95,11 +94,12 @@ class Deployment:
 
     def wait_until_healthy(self, name: str) -> None:
         """Run the health check of a service at an interval, as Docker does, until it passes."""
-        deadline = time.monotonic() + PATIENCE
-        while not self.is_healthy(name):
+
+        def healthy() -> bool:
             assert self.processes[name].poll() is None, self.log(name)
-            assert time.monotonic() < deadline, self.log(name)
-            time.sleep(_INTERVAL)
+            return self.is_healthy(name)
+
+        wait_until(healthy, f"{name} is healthy", PATIENCE, _INTERVAL, lambda: self.log(name))
 
     def stop(self, name: str) -> int:
         """Stop a service as Docker does; fail where it would have been killed."""

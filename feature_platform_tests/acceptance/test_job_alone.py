@@ -11,7 +11,10 @@ import pytest
 from feature_platform.refresh import refresh
 from feature_platform_tests.fix_processes import insert_bars, value, wait_until
 
-pytestmark = pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
+pytestmark = [
+    pytest.mark.timing,
+    pytest.mark.parametrize("engine", ["timescaledb"], indirect=True),
+]
 
 Conn = psycopg.Connection[Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import httpx
@@ -32,11 +31,6 @@ def answers(http: httpx.Client) -> bool:
     return http.get(LATEST).status_code == 200
 
 
-def timed_status(http: httpx.Client) -> tuple[int, float]:
-    began = time.monotonic()
-    return http.get(LATEST).status_code, time.monotonic() - began
-
-
 def test_it_lives_through_its_databases_deaths(home: Path) -> None:
     """Its own embedded server: stopped dead, killed, and started again by the service itself."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:
@@ -46,8 +40,9 @@ def test_it_lives_through_its_databases_deaths(home: Path) -> None:
         sessions = postmaster.children()
         for session in sessions:
             session.suspend()
-        status, seconds = timed_status(http)
-        assert (status, seconds < 2.5) == (503, True)
+        # Answered while the sessions are suspended: it does not wait for them.
+        assert http.get(LATEST).status_code == 503
+        assert all(session.status() == psutil.STATUS_STOPPED for session in sessions)
         for session in sessions:
             session.resume()
         wait_until(lambda: http.get("/readyz").status_code == 200, "it goes on")
@@ -109,7 +104,7 @@ def test_an_answer_in_hand_is_finished_when_it_is_told_to_stop(database: str) ->
 def test_a_database_that_is_not_there_yet_is_waited_for() -> None:
     url = "postgresql://me:s3cr3t@127.0.0.1:9/x"  # the port of nobody
     with ServiceProcess(FEATURE_PLATFORM_DATABASE_URL=url) as service, service.client() as http:
-        assert timed_status(http)[0] == 503
+        assert http.get(LATEST).status_code == 503
         assert http.get("/healthz").status_code == 200
         told = service.stop()
     assert "cannot connect to postgresql://me:***@127.0.0.1:9/x" in told

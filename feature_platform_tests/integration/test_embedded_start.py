@@ -352,6 +352,7 @@ def fill(disk: Path, left: int) -> None:
                     pass
 
 
+@pytest.mark.timing
 def test_no_patience_is_lost_while_it_recovers(
     server: EmbeddedServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from feature_platform.exchange.client import ExchangeUnavailable, Interrupted
 from feature_platform.exchange.retry import retry_after
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.fix_exchange import MakeExchange, quick
-from feature_platform_tests.fix_processes import wait_until
+from feature_platform_tests.fix_processes import PATIENCE, wait_until
 
 MINUTE = timedelta(minutes=1)
 SYMBOL = "BTC/USDT"
@@ -45,6 +45,7 @@ def test_an_endless_answer_is_cut_off(
     assert len(fetch(make_exchange)[0].bars) == 30
 
 
+@pytest.mark.timing
 def test_a_dripping_answer_ends_at_the_deadline(
     simulator: SimulatedExchange, make_exchange: MakeExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,9 +58,9 @@ def test_a_dripping_answer_ends_at_the_deadline(
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """Yield the URL of a server that accepts connections and sends nothing, or drips a header."""
-    stop = threading.Event()
+def silent() -> Iterator[tuple[str, threading.Event]]:
+    """Yield the URL of a server that drips an endless header, and an event: it has begun to."""
+    stop, dripping = threading.Event(), threading.Event()
 
     def drip(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -67,21 +68,23 @@ def silent() -> Iterator[str]:
             while not stop.wait(0.1):
                 try:
                     connection.send(b"H")
+                    dripping.set()
                 except OSError:
                     return
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=drip, args=(listener,), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", dripping
         stop.set()
         thread.join()
 
 
 def test_a_stop_ends_a_request_whatever_it_waits_for(
-    make_exchange: MakeExchange, silent: str
+    make_exchange: MakeExchange, silent: tuple[str, threading.Event]
 ) -> None:
-    exchange = make_exchange(url=silent, patience=quick(1))
+    url, dripping = silent
+    exchange = make_exchange(url=url, patience=quick(1))
     errors: list[BaseException] = []
 
     def check() -> None:
@@ -92,12 +95,10 @@ def test_a_stop_ends_a_request_whatever_it_waits_for(
 
     thread = threading.Thread(target=check)
     thread.start()
-    time.sleep(0.5)
-    began = time.monotonic()
+    assert dripping.wait(PATIENCE)
     exchange.interrupt()
-    thread.join(30)
+    thread.join(5)
     assert errors
-    assert time.monotonic() - began < 5
     # No request goes on in the background, and none begins after a stop.
     wait_until(lambda: all(one.name != "request" for one in threading.enumerate()), "no request")
     with pytest.raises(Interrupted):

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from feature_platform.errors import UserError
-from feature_platform.importer import FileReport, Progress, import_bars, importer
+from feature_platform.importer import FileReport, Progress, import_bars, importer, reader
 from feature_platform.importer.reader import ColumnMap, TimeRule
 
 Connection = psycopg.Connection[Any]
@@ -292,10 +293,7 @@ def test_contradictions_in_a_large_file(
     conn: Connection, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text of each is found again, in whichever piece of the file it stands."""
-    read_bars = importer.read_bars
-    monkeypatch.setattr(
-        importer, "read_bars", lambda path, **options: read_bars(path, **options, batch_rows=50)
-    )
+    monkeypatch.setattr(importer, "read_bars", partial(reader.read_bars, batch_rows=50))
     wrong = range(0, 2000, 7)
     path = write(HEADER, *(row(n) for n in range(2000)), "", *(row(n, "1,1,1,1,1") for n in wrong))
     skipped = tmp_path / "skipped.csv"
@@ -514,12 +512,13 @@ def test_a_deadlock_is_tried_again(conn: Connection, database: str, write: Write
         other.execute(insert, (minute(9),))
         waiting = threading.Event()
         reports: list[FileReport] = []
+
+        def tell(progress: Progress) -> None:
+            if progress.phase == "storing":
+                waiting.set()
+
         thread = threading.Thread(
-            target=lambda: reports.append(
-                import_one(
-                    conn, path, progress=lambda told: told.phase == "storing" and waiting.set()
-                )
-            )
+            target=lambda: reports.append(import_one(conn, path, progress=tell))
         )
         thread.start()
         assert waiting.wait(60)

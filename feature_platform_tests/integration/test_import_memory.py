@@ -60,8 +60,8 @@ def write(path: Path, rows: int) -> None:
     makers = {".parquet": pq.ParquetWriter, ".feather": pa.ipc.new_file}
     generator = np.random.default_rng(5)
     with (
-        gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file,
-        makers.get(path.suffix, pa_csv.CSVWriter)(file, schema) as writer,
+        gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as raw,
+        makers.get(path.suffix, pa_csv.CSVWriter)(raw, schema) as writer,
     ):
         for start in range(0, rows, SMALL):
             number = np.arange(start, min(start + SMALL, rows))

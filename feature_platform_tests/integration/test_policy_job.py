@@ -154,6 +154,7 @@ def test_a_second_job_of_the_policy_goes_with_it(conn: Conn) -> None:
     assert conn.execute(JOBS).fetchall() == []
 
 
+@pytest.mark.timing
 def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn) -> None:
     """The bar of a minute is committed after the job has begun, which is when the minute ends."""
     wait_until(lambda: value(conn, SECOND) < 40, "a minute that lasts as long as this")
@@ -180,6 +181,7 @@ def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn
     assert value(conn, finished) < timedelta(seconds=20)
 
 
+@pytest.mark.timing
 def test_a_run_does_not_wait_where_no_data_flow(conn: Conn) -> None:
     insert_recent(conn, "A")
     conn.execute("UPDATE ohlcv_1m SET ts = ts - interval '2 minutes'")

@@ -13,7 +13,8 @@ from psycopg.rows import dict_row
 from psycopg.sql import SQL
 
 from feature_platform_tests.fix_database import Databases
-from feature_platform_tests.fix_engine import Bench, wait_until
+from feature_platform_tests.fix_engine import Bench
+from feature_platform_tests.fix_processes import wait_until
 from feature_platform_tests.histories import bar, write
 
 MINUTE = timedelta(minutes=1)
@@ -242,7 +243,7 @@ def test_the_view_tells_of_a_run_under_way_and_of_one_that_died(policy: Bench) -
         assert found is not None
         assert found["running"] is True
         died = found["last_start"]
-    wait_until(lambda: (status(policy.conn) or {})["running"] is False)
+    wait_until(lambda: (status(policy.conn) or {})["running"] is False, "the run is over")
     run(policy.conn)
     found = status(policy.conn)
     assert found is not None

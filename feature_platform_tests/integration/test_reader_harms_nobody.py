@@ -163,6 +163,7 @@ def test_a_set_up_goes_on_beside_readers_of_bars_and_features(database: str, rea
     assert run_on(database, "db", "apply").returncode == 0
 
 
+@pytest.mark.timing
 def test_a_set_up_waits_for_an_idle_reader_and_stalls_no_writer(
     database: str, conn: Conn, reader: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:

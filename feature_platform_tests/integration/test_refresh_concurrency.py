@@ -17,9 +17,9 @@ from feature_platform_tests.fix_engine import (
     Bench,
     read_features,
     refresh,
-    wait_until,
     waits_for_a_lock,
 )
+from feature_platform_tests.fix_processes import wait_until
 from feature_platform_tests.histories import at, bar, copy, write
 
 DAY = 1440
@@ -143,7 +143,7 @@ def test_who_waited_repeats_nothing(bench: Bench) -> None:
         with bench.conn.transaction():
             assert list(slices(bench.conn)) == [(2, 20)]
             thread.start()
-            wait_until(lambda: waits_for_a_lock(bench.holder, waiter))
+            wait_until(lambda: waits_for_a_lock(bench.holder, waiter), "it waits for a lock")
         thread.join()
     assert sum(rows for _, rows in taken) == 0
     bench.check()
@@ -163,7 +163,7 @@ def test_other_symbols_are_done_before_any_is_waited_for(bench: Bench) -> None:
             assert list(slices(bench.conn)) == [(1, 1)]
             write(bench.holder, [bar(s, 1) for s in "ABC"])
             thread.start()
-            wait_until(lambda: waits_for_a_lock(bench.holder, waiter))
+            wait_until(lambda: waits_for_a_lock(bench.holder, waiter), "it waits for a lock")
             assert {symbol for symbol, _ in read_features(bench.holder)} == {"A", "C"}
             assert taken == [(2, 2)]
         thread.join()
@@ -252,7 +252,7 @@ def test_who_takes_locks_in_two_steps_fails_no_refresh(bench: Bench) -> None:
     with bench.holder.transaction():
         bench.holder.execute("LOCK TABLE public.features_1m IN EXCLUSIVE MODE")
         thread.start()
-        wait_until(lambda: waits_for_a_lock(bench.conn, bench.refresher))
+        wait_until(lambda: waits_for_a_lock(bench.conn, bench.refresher), "it waits for a lock")
         bench.holder.execute("LOCK TABLE feature_platform.dirty_log IN ACCESS EXCLUSIVE MODE")
     thread.join()
     bench.holder.execute("RESET deadlock_timeout")
@@ -297,7 +297,7 @@ def test_a_refresh_that_dies_leaves_its_work_dirty(bench: Bench, death: str, whe
     ) as process:
         assert process.stdout is not None
         backend = int(process.stdout.readline())
-        wait_until(lambda: bool(bench.features()))
+        wait_until(lambda: bool(bench.features()), "the first rows")
         if when == "amid a slice":
             bench.holder.execute("BEGIN")
             bench.holder.execute("LOCK TABLE features_1m IN SHARE MODE")

@@ -71,6 +71,7 @@ def seconds_of_health(service: Service) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.timing
 def test_half_sent_requests_do_not_keep_others_out(served: ServedDatabase) -> None:
     """The usual limits: 1,200 connections of one peer, each with half a request."""
     with ExitStack() as stack:
@@ -79,6 +80,7 @@ def test_half_sent_requests_do_not_keep_others_out(served: ServedDatabase) -> No
         assert all_of(lines[0]) == b""
 
 
+@pytest.mark.timing
 def test_half_a_request_is_closed_after_a_while(served: ServedDatabase) -> None:
     with limited(served, header_seconds=0.5) as service, ExitStack() as stack:
         silent, half = line_to(service, stack), line_to(service, stack, HALF)
@@ -99,6 +101,7 @@ def readable(line: socket.socket) -> bool:
     return bool(select.select([line], [], [], 0.1)[0])
 
 
+@pytest.mark.timing
 def test_a_drip_of_headers_has_one_deadline(served: ServedDatabase) -> None:
     with limited(served, header_seconds=1.0) as service, ExitStack() as stack:
         line = line_to(service, stack, HALF)
@@ -159,6 +162,7 @@ def is_served(service: Service) -> bool:
     return answer.status_code == httpx.codes.OK
 
 
+@pytest.mark.timing
 def test_an_answer_that_is_not_read_is_aborted(served: ServedDatabase) -> None:
     with limited(served, of_a_peer=1, read_seconds=0.5) as service, ExitStack() as stack:
         asked_for_much(service, stack)
@@ -166,6 +170,7 @@ def test_an_answer_that_is_not_read_is_aborted(served: ServedDatabase) -> None:
         wait_until(lambda: is_served(service), "the connection has been aborted", 10)
 
 
+@pytest.mark.timing
 def test_a_slow_reader_gets_all(served: ServedDatabase) -> None:
     with limited(served, read_seconds=3.0) as service, ExitStack() as stack:
         line = asked_for_much(service, stack, buffer=1 << 16)

@@ -20,6 +20,7 @@ from feature_platform_tests.fix_service import ServiceProcess
 PROMISED = 3.0
 COMMANDS = (("status",), ("health", "recorder"), ("health", "worker"))
 
+pytestmark = pytest.mark.timing
 each_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 

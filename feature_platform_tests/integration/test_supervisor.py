@@ -144,6 +144,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.timing
 def test_one_that_does_not_stop_is_killed_when_its_patience_is_over() -> None:
     with Supervised(waits=WAITS, stays=IGNORES_THE_WISH) as supervised:
         pids = (*supervised.pids("waits"), *supervised.pids("stays"))

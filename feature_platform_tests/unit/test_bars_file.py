@@ -35,7 +35,7 @@ Bar = tuple[str, int, float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Read:
-    """What a file held: bars, the line of each, and the bad rows."""
+    """The contents of a file: bars, the line of each, and the bad rows."""
 
     bars: list[Bar]
     lines: list[int]
@@ -109,7 +109,7 @@ def test_binance_klines_of_twelve_columns(write: Write, header: bool) -> None:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("header", [True, False])
-def test_delimiters_are_told_apart(write: Write, delimiter: str, header: bool) -> None:
+def test_delimiters_are_detected(write: Write, delimiter: str, header: bool) -> None:
     lines = [HEADER] * header + [row(0), row(1)]
     result = read(write(*(line.replace(",", delimiter) for line in lines)))
     assert result.bars == [bar(0), bar(1)]
@@ -196,7 +196,7 @@ def test_line_ends_and_blank_lines(tmp_path: Path, end: str, last: str) -> None:
         assert list(result.reasons) == [9]
 
 
-def test_blank_lines_alone_do_not_cost_the_line_numbers(write: Write) -> None:
+def test_blank_lines_count_in_line_numbers(write: Write) -> None:
     result = read(write(HEADER, "", row(0), "", "", row(1), row(2, "1,1,1,1,-1"), ""))
     assert (result.lines, list(result.reasons)) == ([3, 6], [7])
 
@@ -218,7 +218,7 @@ def test_line_ends_inside_quotes(write: Write, batch_rows: int) -> None:
     assert result.reasons == {8: "1 fields where 7 are expected"}
 
 
-def test_an_unclosed_quote_costs_one_line_only(write: Write) -> None:
+def test_an_unclosed_quote_rejects_one_line_only(write: Write) -> None:
     lines = [HEADER, row(0), '"' + row(1), *(row(minute) for minute in range(2, 3000))]
     for batch_rows in (10, 100_000):
         result = read(write(*lines), batch_rows=batch_rows)
@@ -437,7 +437,7 @@ def test_a_volume_of_zero_is_a_bar(write: Write) -> None:
     assert [values[-1] for values in read(path).bars] == [0.0, 0.0]
 
 
-def test_the_first_fault_of_a_row_is_told(write: Write) -> None:
+def test_the_first_fault_of_a_row_is_reported(write: Write) -> None:
     result = read(write(HEADER, "noon,x,12,9,11,5.5", row(1, "x,y,9,11,-1")))
     assert result.reasons == {
         2: "time 'noon' is neither a whole number nor a known form of date",
@@ -500,7 +500,7 @@ def packed(path: Path, text: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "gzip of two", "zip"])
 @pytest.mark.parametrize("name", ["bars.csv", "bars.gz", "bars.zip", "bars", "bars.parquet"])
-def test_the_content_tells_the_compression(tmp_path: Path, kind: str, name: str) -> None:
+def test_the_compression_is_detected_by_content(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / name
     packed(path, "\n".join([HEADER, row(0), row(1), row(2, "x,1,1,1,1")]), kind)
     result = read(path)
@@ -549,7 +549,7 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
         read(path)
 
 
-# ---- what is no file of bars ----
+# ---- files without bars ----
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
         (b"1769904000,1,1\n", "give the position of ts, open, high, low, close, vol"),
     ],
 )
-def test_what_is_no_file_of_bars(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_bars_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bars.csv"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -616,18 +616,18 @@ def test_bad_names_of_columns(
     assert message in str(caught.value)
 
 
-def test_whose_bars_must_be_said(write: Write) -> None:
+def test_a_file_without_symbols_needs_the_symbol_option(write: Write) -> None:
     with pytest.raises(UserError, match=r"LINKUSDT.csv: .*--symbol LINK/USDT"):
         read(write(HEADER, row(), name="LINKUSDT.csv"), symbol=None)
 
 
 @pytest.mark.parametrize("symbol", ["", "  ", "A\0"])
-def test_a_symbol_must_be_one(write: Write, symbol: str) -> None:
+def test_an_invalid_symbol_option_is_rejected(write: Write, symbol: str) -> None:
     with pytest.raises(UserError, match=r"is no symbol"):
         read(write(HEADER, row()), symbol=symbol)
 
 
-def test_there_must_be_a_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.csv: no such file"):
         read(tmp_path / "absent.csv")
     with pytest.raises(UserError, match=r": not a file"):
@@ -865,13 +865,15 @@ def test_every_row_is_found_with_its_line(
     lines=st.lists(st.text(st.sampled_from('0123456789,."\r x-TZ:\té'), max_size=40), max_size=20),
     batch_rows=st.integers(1, 3) | st.just(100_000),
 )
-def test_nothing_is_dropped_in_silence(tmp_path: Path, lines: list[str], batch_rows: int) -> None:
+def test_every_line_is_a_bar_or_a_reported_bad_row(
+    tmp_path: Path, lines: list[str], batch_rows: int
+) -> None:
     path = tmp_path / "bars"
     path.write_bytes("\n".join([HEADER, *lines]).encode())
     result = read(path, batch_rows=batch_rows)
     found = sorted([*result.lines, *(b.line for b in result.bad)])
     assert len(found) == len(set(found))
-    # What is neither good nor bad is blank, or within a quoted field that began above.
+    # Every other line is blank, or within a quoted field that began above.
     texts = {b.line: b.text for b in result.bad}
     covered = set(found) | {
         below for at, text in texts.items() for below in range(at, at + text.count("\n") + 1)
@@ -880,7 +882,7 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path, lines: list[str], batch_r
         assert number in covered or not line.strip(" \t\r")
 
 
-def test_the_way_of_reading_does_not_change_what_is_read(write: Write) -> None:
+def test_piece_size_and_reader_do_not_change_the_bars(write: Write) -> None:
     generator = np.random.default_rng(7)
     lines = [
         row(minute, ",".join(map(repr, [price, price * 1.5, price / 3, price * 1.1, volume])))
@@ -899,7 +901,7 @@ def test_the_way_of_reading_does_not_change_what_is_read(write: Write) -> None:
     assert fast.bars == slow.bars
 
 
-def test_a_time_zone_of_the_reader_changes_nothing(
+def test_the_local_time_zone_does_not_change_the_bars(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", "America/New_York")

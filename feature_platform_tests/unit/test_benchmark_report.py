@@ -38,12 +38,12 @@ def test_only_full_runs_of_known_benchmarks_are_kept() -> None:
     assert all(result["scale"] == 1 for result in kept.values())
 
 
-def test_the_readme_says_what_each_benchmark_measures() -> None:
+def test_the_readme_describes_each_benchmark() -> None:
     text = README.read_text(encoding="utf-8")
     assert all(f"\n| `{name}` | " in text[: text.index(BEGIN)] for name in BENCHMARKS)
 
 
-def test_a_report_shows_what_was_measured_beside_what_is_promised(tmp_path: Path) -> None:
+def test_a_report_shows_measured_beside_promised(tmp_path: Path) -> None:
     keep(tmp_path, "build", 1.0, MACHINE, RESULT)
     tables = report(["build", "other"], tmp_path).splitlines()
     assert (
@@ -57,12 +57,12 @@ def test_a_report_shows_what_was_measured_beside_what_is_promised(tmp_path: Path
     assert "No result is kept of `other`." in tables
 
 
-def test_another_scale_is_told(tmp_path: Path) -> None:
+def test_a_report_names_a_scale_that_is_not_full(tmp_path: Path) -> None:
     keep(tmp_path, "build", 0.1, MACHINE, RESULT)
     assert "Python 3.12.1: `build` at scale 0.1." in report(["build"], tmp_path)
 
 
-def test_of_many_times_their_hundredths_are_kept(tmp_path: Path) -> None:
+def test_many_times_are_stored_as_percentiles(tmp_path: Path) -> None:
     keep(tmp_path, "build", 1.0, MACHINE, RESULT)
     seconds = json.loads((tmp_path / "build.json").read_text("utf-8"))["seconds"]
     assert seconds["build"] == [0.2, 0.1, 0.3]

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a command line is told in one line, and the exit status is 2."""
+"""Every mistake in a command line gives one line of error and the exit status 2."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def test_a_mistake_is_one_line(words: str) -> None:
 @pytest.mark.parametrize(
     "moment", ["", " ", "2026-13-01", "now", "'; DROP TABLE x", "%s", "a\nb", "12:00", "\udcff"]
 )
-def test_what_is_no_time_is_one_line(moment: str, call: Call) -> None:
+def test_an_invalid_time_is_one_line(moment: str, call: Call) -> None:
     status, output, errors = call("refresh", "--start", moment)
     assert (status, output) == (2, "")
     line = only_line(errors)
-    odd = "is not valid UTF-8" in line  # which is said of any argument
+    odd = "is not valid UTF-8" in line  # the message for any argument
     assert odd or line.startswith("feature-platform: Invalid value for '--start': ")
     assert line.isprintable()
 
 
 @pytest.mark.parametrize("word", ["a\nb", "\x1b[31m", "%s", "[/]", "\udcff"])
-def test_a_strange_word_is_one_line(word: str) -> None:
+def test_an_unknown_word_is_one_line(word: str) -> None:
     assert refusal(run(word)).isprintable()
 
 
@@ -126,7 +126,7 @@ def test_every_command_has_help(words: tuple[str, ...], call: Call) -> None:
     assert f"Usage: {' '.join(('feature-platform', *words))}" in output
 
 
-def test_help_whose_reader_leaves_is_no_error() -> None:
+def test_help_into_a_closed_pipe_is_no_error() -> None:
     with subprocess.Popen(
         [*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -137,7 +137,7 @@ def test_help_whose_reader_leaves_is_no_error() -> None:
         assert process.wait(timeout=60) == 1
 
 
-def test_the_installed_program_tells_the_same() -> None:
+def test_the_installed_program_prints_the_same() -> None:
     program = Path(sys.executable).with_name("feature-platform")
     if not program.exists():
         pytest.skip(f"{program} is not installed")

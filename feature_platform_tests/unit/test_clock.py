@@ -54,16 +54,16 @@ def test_the_setting_is_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None
         f"{CLOCK};SELECT",
     ],
 )
-def test_nonsense_is_refused_in_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_clock_is_rejected_in_one_line(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", text)
     with pytest.raises(UserError, match=r"^FEATURE_PLATFORM_CLOCK: [^\n]+$"):
         get_settings()
 
 
 @given(MOMENTS, MOMENTS, st.floats(0.001, 10_000))
-def test_what_it_is_written_as_is_read_as_itself(
-    start: datetime, since: datetime, speed: float
-) -> None:
+def test_a_clock_is_read_back_from_its_text(start: datetime, since: datetime, speed: float) -> None:
     clock = SimulatedClock(start, since, speed)
     assert SimulatedClock.parse(str(clock)) == clock
     assert " " not in str(clock)
@@ -89,7 +89,7 @@ def test_waiting_for_a_minute_ends_in_it(clock: Clock) -> None:
     assert began < there
 
 
-def test_there_is_nothing_to_wait_for_in_the_past() -> None:
+def test_waiting_for_a_past_minute_returns_at_once() -> None:
     for clock in (WallClock(), SimulatedClock.parse(CLOCK), ManualClock(START)):
         assert clock.wall_seconds(-3.0) == 0
     assert WallClock().wall_seconds(3.0) == 3.0

@@ -48,18 +48,18 @@ def docker_compose(
     )
 
 
-def test_it_is_what_the_compose_specification_says() -> None:
+def test_it_keeps_to_the_compose_specification() -> None:
     tool = Path(sys.executable).with_name("check-jsonschema")
     subprocess.run([tool, "--builtin-schema", "vendor.compose-spec", COMPOSE], check=True)
 
 
-def test_docker_compose_takes_it_with_every_password(tmp_path: Path) -> None:
+def test_docker_compose_accepts_it_with_every_password(tmp_path: Path) -> None:
     done = docker_compose(tmp_path / "env", FILLED, "config", "--services")
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == set(SERVICES)
 
 
-def test_docker_compose_refuses_it_without_a_password(tmp_path: Path) -> None:
+def test_docker_compose_rejects_it_without_a_password(tmp_path: Path) -> None:
     without = FILLED | {"FEATURE_PLATFORM_READER_PASSWORD": ""}
     done = docker_compose(tmp_path / "env", without, "config")
     assert done.returncode != 0
@@ -82,7 +82,7 @@ def test_only_loopback_is_published(name: str) -> None:
 
 
 @each_service
-def test_it_comes_back_and_its_log_is_bounded(name: str) -> None:
+def test_services_restart_and_their_logs_are_bounded(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == ("on-failure" if name == "set-up" else "unless-stopped")
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
@@ -104,7 +104,7 @@ def test_containers_can_write_only_where_they_must(name: str) -> None:
 
 
 @each_service
-def test_each_starts_when_what_it_needs_is_ready(name: str) -> None:
+def test_each_service_starts_after_its_dependencies(name: str) -> None:
     needs: dict[str, Any] = SERVICES[name].get("depends_on", {})
     assert needs or name == "db"
     for other, how in needs.items():
@@ -131,12 +131,12 @@ def test_each_connects_as_its_own_role() -> None:
     }
 
 
-def test_the_image_is_built_of_what_is_there() -> None:
+def test_the_files_that_the_image_copies_exist() -> None:
     assert set(copied()) == let_through()
     assert all((CHECKOUT / path).exists() for path in copied())
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     assert user == "10001:10001"
 

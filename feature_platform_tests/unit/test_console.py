@@ -96,7 +96,7 @@ def test_symbols_that_would_disturb_the_terminal_are_spelt_out(name: str) -> Non
     assert line.startswith(repr(name))
 
 
-def test_values_are_told_to_the_last_bit() -> None:
+def test_values_are_shown_to_the_last_bit() -> None:
     examples = [
         Mismatch("A", "2026-01-01T00:00:00Z", "volume_z", 1 / 3, math.nextafter(1 / 3, 1)),
         Mismatch("A", "2026-01-01T00:00:00Z", "n_1d", 1440.0, None),
@@ -215,7 +215,7 @@ def feed(state: FeedState, error: str | None) -> StoredHeartbeat:
     return StoredHeartbeat("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
 
 
-def test_what_the_recorder_hears_is_a_line_and_its_trouble_another() -> None:
+def test_the_recorder_has_a_line_of_state_and_one_of_trouble() -> None:
     assert console.feed_lines([]) == []
     live = feed("live", "an error that is over")
     assert console.feed_lines([live, live]) == [

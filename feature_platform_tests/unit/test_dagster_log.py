@@ -23,7 +23,7 @@ def test_a_record_is_a_line() -> None:
     ]
 
 
-def test_what_logging_writes_a_second_time_is_left_out() -> None:
+def test_a_repeated_record_is_omitted() -> None:
     twice = "two\nlines"
     assert shown(
         record("one"), "INFO:dagster.daemon:one", record(twice), "INFO:x:two", "lines"
@@ -61,7 +61,7 @@ def test_an_exception_of_a_record_is_named() -> None:
     ]
 
 
-def test_a_process_that_crashes_says_why() -> None:
+def test_a_crash_is_logged_with_its_reason() -> None:
     lines = ("Traceback (most recent call last):", '  File "a.py", line 1', "    f()", "E: why")
     assert shown(*lines, "and more") == ["E: why", "and more"]
 
@@ -79,5 +79,5 @@ def test_a_database_that_is_away_is_one_line() -> None:
     ]
 
 
-def test_plain_lines_stay() -> None:
+def test_plain_lines_pass_unchanged() -> None:
     assert shown("plain", "  indented", "{no json") == ["plain", "  indented", "{no json"]

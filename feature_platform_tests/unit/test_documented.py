@@ -26,7 +26,7 @@ ALL = README + "".join(
 SETTINGS = sorted(PREFIX + name.upper() for name in Settings.model_fields)
 KINDS = sorted(fault.model_fields["kind"].default for fault in get_args(Fault))
 CHECKS_PAGE = (CHECKOUT / "docs" / "checks.md").read_text(encoding="utf-8")
-# What Dagster knows: another test keeps the file equal to the definitions.
+# The definitions of Dagster: another test keeps the file equal to them.
 DEFINITIONS = json.loads(
     (Path(__file__).parents[1] / "definitions.json").read_text(encoding="utf-8")
 )
@@ -109,7 +109,7 @@ def test_every_check_has_its_section_and_no_other_has() -> None:
 
 
 @pytest.mark.parametrize("kind", ["asset", "job", "schedule", "sensor"])
-def test_what_dagster_runs_stands_in_a_line_of_what_to_do(kind: str) -> None:
+def test_every_dagster_definition_is_in_the_tables_of_the_docs(kind: str) -> None:
     names = DEFINITIONS[f"{kind}s"]
     assert names
     for name in names:

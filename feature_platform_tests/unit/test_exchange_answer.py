@@ -72,7 +72,7 @@ def test_bars_come_in_order_and_once() -> None:
     assert minutes([answer.first, answer.last]) == [-1, 25]
 
 
-def test_no_row_is_an_answer() -> None:
+def test_an_empty_answer_is_valid() -> None:
     answer = read_answer([], START, END, CLOSED)
     assert len(answer.bars) == len(answer.known) == len(answer.rejected) == answer.without_time == 0
     assert answer.first is answer.last is None
@@ -96,7 +96,7 @@ def test_no_row_is_an_answer() -> None:
         ([], "ts is missing", None),
     ],
 )
-def test_why_a_row_is_no_bar(bad: list[Any], reason: str, minute: int | None) -> None:
+def test_a_bad_row_has_its_reason(bad: list[Any], reason: str, minute: int | None) -> None:
     answer = read_answer([row(0), bad], START, END, CLOSED)
     assert minutes(answer.bars.ts) == [0]
     (rejected,) = answer.rejected

@@ -18,7 +18,7 @@ def test_symbols_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None
     assert get_settings().symbols == ("LINK/USDT", "XRP/ETH")
 
 
-def test_no_symbol_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_list_of_symbols_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", " , ")
     with pytest.raises(UserError, match=r"^FEATURE_PLATFORM_SYMBOLS: no symbol; "):
         get_settings()

@@ -1,4 +1,4 @@
-"""Guards what Grafana is given: dashboards of its own schema, and the data source they name."""
+"""Grafana's dashboards keep to its schema and name the provisioned data source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def provisioned(kind: str) -> dict[str, Any]:
 
 
 def unknown_to(schema: Any, written: Any, path: str = "") -> list[str]:
-    """Return the paths of what was written and is not in what the schema kept of it."""
+    """Return the paths of the fields that the schema does not know."""
     if isinstance(written, dict) and isinstance(schema, dict):
         return [
             lost
@@ -85,7 +85,7 @@ def test_all_queries_go_to_the_provisioned_data_source(name: str) -> None:
 
 
 @each_dashboard
-def test_no_line_joins_what_is_missing(name: str) -> None:
+def test_no_line_is_drawn_across_missing_points(name: str) -> None:
     for panel in DASHBOARDS[name]["panels"]:
         if panel["type"] in ("timeseries", "candlestick"):
             assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] is False
@@ -95,7 +95,7 @@ def test_no_line_joins_what_is_missing(name: str) -> None:
 
 
 @each_dashboard
-def test_every_panel_says_what_it_shows(name: str) -> None:
+def test_every_panel_has_a_description(name: str) -> None:
     board = DASHBOARDS[name]
     assert board["uid"] == f"feature-platform-{name}"
     assert "id" not in board, "an id is another server's"

@@ -1,4 +1,4 @@
-"""Each layout is read right without options, and what is doubtful is rejected."""
+"""Each layout is read right without options, and an ambiguous file is rejected."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_forms_of_times(write: Write, text: str) -> None:
         ("1704067.2", "is not in the years 1980 to 2099"),
     ],
 )
-def test_times_that_are_none(write: Write, text: str, reason: str) -> None:
+def test_texts_that_are_no_times(write: Write, text: str, reason: str) -> None:
     found = reasons(write("time,open,high,low,close,volume", f"{text},1,1,1,1,1"))
     assert reason in found[2]
 
@@ -217,7 +217,7 @@ def test_an_hour_that_happens_twice_or_never_is_bad(write: Write) -> None:
     }
 
 
-def test_a_zone_must_be_one() -> None:
+def test_an_unknown_time_zone_is_rejected() -> None:
     with pytest.raises(UserError, match=r"--timezone Mars/Base: no such time zone"):
         TimeRule("Mars/Base")
 
@@ -259,7 +259,7 @@ def test_a_time_of_day_in_a_column_of_its_own(write: Write) -> None:
     ("dates", "first"),
     [(["31/01/2024", "01/02/2024"], 30), (["01/31/2024", "02/01/2024"], 30)],
 )
-def test_a_date_tells_the_order_of_day_and_month(
+def test_one_clear_date_decides_the_order_of_day_and_month(
     write: Write, dates: list[str], first: int
 ) -> None:
     rows = [f"{date} 00:00,1,1,1,1,1" for date in dates]
@@ -273,7 +273,7 @@ def test_a_doubtful_order_of_day_and_month_is_rejected(write: Write) -> None:
         read(path)
 
 
-def test_an_epoch_is_taken_before_a_text(write: Write) -> None:
+def test_an_epoch_is_preferred_to_a_text(write: Write) -> None:
     path = write("date,unix,open,high,low,close,volume", f"2024-01-01 07:00,{T0},1,1,1,1,1")
     assert read(path)[0][0] == 0
 
@@ -303,14 +303,14 @@ def test_columns_of_doubtful_order_are_rejected(write: Write, form: Callable[...
         read(write(*bars_as(form)))
 
 
-def test_the_volume_of_the_thing_that_is_traded(write: Write) -> None:
+def test_the_volume_in_the_base_currency_is_used(write: Write) -> None:
     header = "time,open,high,low,close,Volume USD,Volume BTC"
     assert read(write(header, f"{T0},1,1,1,1,99,2"))[0][-1] == 2
     with pytest.raises(UserError, match="more than one column may be vol"):
         read(write(header.replace("USD", "ETH"), f"{T0},1,1,1,1,99,2"))
 
 
-def test_no_volume_is_said_by_an_option(write: Write) -> None:
+def test_an_option_states_that_there_is_no_volume(write: Write) -> None:
     path = write("time,open,high,low,close", f"{T0},1,1,1,1")
     with pytest.raises(UserError, match="--column-vol none to store a volume of 0"):
         read(path)
@@ -504,7 +504,7 @@ def test_bars_in_any_layout_are_read_equal_or_rejected(
         writer.writerow([TIMES[time](T0 + t) if name == "ts" else cells[name] for name in order])
     content = text.getvalue().encode()
     path = tmp_path / "bars"
-    packed = {
+    packed: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress,
         "zstd": lambda raw: pa.compress(raw, codec="zstd", asbytes=True),
         "zip": lambda raw: _zip({"bars.csv": raw}),

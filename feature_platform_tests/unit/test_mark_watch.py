@@ -67,7 +67,7 @@ def test_each_committed_mark_is_seen_by_the_next_look(
         assert committed <= seen
 
 
-def test_a_quiet_log_is_not_looked_at() -> None:
+def test_a_quiet_log_is_not_read() -> None:
     watch = MarkWatch()
     assert [watch.look(mark, {7}) for mark in (5, 5, 5, 5)] == [0, 0, None, None]
     assert watch.look(5, {8}) == 0  # transaction 7 has ended, and had begun before the first look
@@ -75,7 +75,7 @@ def test_a_quiet_log_is_not_looked_at() -> None:
     assert watch.look(5, {9}) is None  # transaction 8 began when the sequence was there already
 
 
-def test_a_long_transaction_costs_one_long_look() -> None:
+def test_a_long_transaction_costs_one_long_read() -> None:
     watch = MarkWatch()
     watch.look(100, {1})
     after = [watch.look(mark, {1, mark}) for mark in range(101, 150)]

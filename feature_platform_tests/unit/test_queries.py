@@ -38,12 +38,12 @@ SELECT x  -- why
         ("-- none --\n-- Nothing.\n", "the query none has no statement"),
     ],
 )
-def test_a_bad_file_is_refused(text: str, complaint: str) -> None:
+def test_a_bad_file_is_rejected(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_queries(text)
 
 
-def test_every_query_says_its_purpose() -> None:
+def test_every_query_has_a_line_of_purpose() -> None:
     text = "".join(file.read_text() for file in query_files())
     with_purpose = re.findall(r"^-- (\w+) --\n-- \S", text, re.MULTILINE)
     assert with_purpose == list(queries)

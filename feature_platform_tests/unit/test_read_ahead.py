@@ -32,7 +32,7 @@ def test_the_next_item_is_computed_while_one_is_in_use() -> None:
             assert second.wait(60)
 
 
-def test_what_is_raised_there_is_raised_here() -> None:
+def test_an_error_of_the_thread_is_raised_to_the_reader() -> None:
     def items() -> Generator[int, None, None]:
         yield 1
         raise ValueError("there")
@@ -43,7 +43,7 @@ def test_what_is_raised_there_is_raised_here() -> None:
         next(ahead)
 
 
-def test_closing_it_closes_what_it_reads() -> None:
+def test_closing_it_closes_its_source() -> None:
     closed: list[bool] = []
 
     def items() -> Generator[int, None, None]:

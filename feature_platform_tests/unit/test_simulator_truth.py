@@ -59,7 +59,7 @@ def test_a_range_is_a_part_of_every_longer_one(
     assert same(part, whole.take(slice(before, before + minutes)))
 
 
-def test_seed_and_symbol_decide() -> None:
+def test_seed_and_symbol_determine_the_bars() -> None:
     again = GeneratedTruth(SYMBOLS, seed=1)
     other = GeneratedTruth(SYMBOLS, seed=2)
     bars = TRUTH.minutes("BTC/USDT", MINUTE, MINUTE + 500)
@@ -98,7 +98,7 @@ def test_the_open_is_the_close_of_the_bar_before(symbol: str) -> None:
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
-def test_numbers_have_the_decimals_of_the_venue(symbol: str) -> None:
+def test_numbers_have_the_decimals_of_the_exchange(symbol: str) -> None:
     bars, market = month(symbol), market_of(symbol)
     for name in PRICES:
         written = [f"{value:.{market.price_decimals}f}" for value in bars[name]]
@@ -108,7 +108,7 @@ def test_numbers_have_the_decimals_of_the_venue(symbol: str) -> None:
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
-def test_prices_look_like_a_market(symbol: str) -> None:
+def test_prices_vary_like_real_ones(symbol: str) -> None:
     close = month(symbol)["close"]
     returns = np.diff(np.log(close))
     assert 2e-4 < returns.std() < 1e-3
@@ -127,7 +127,7 @@ def test_volume_has_a_season_and_spikes(symbol: str) -> None:
     assert 5 < (bars["vol"] > 20 * max(usual, 1e-9)).sum() < MONTH / 50
 
 
-def test_quiet_minutes_are_as_many_as_said() -> None:
+def test_the_share_of_quiet_minutes_is_the_given_one() -> None:
     for symbol in SYMBOLS:
         share = (month(symbol)["trades"] == 0).mean()
         assert share == pytest.approx(market_of(symbol).quiet, abs=0.02)
@@ -140,12 +140,12 @@ def test_there_is_a_first_bar() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["", "BTCUSDT", "btc/usdt", "BTC/USDT:USDT", "A/B/C"])
-def test_no_symbol_of_a_spot_market(symbol: str) -> None:
+def test_a_symbol_that_is_not_of_a_spot_market_is_rejected(symbol: str) -> None:
     with pytest.raises(UserError, match="is no symbol of a spot market"):
         GeneratedTruth([symbol])
 
 
-def test_no_symbol_at_all() -> None:
+def test_an_exchange_without_symbols_is_rejected() -> None:
     with pytest.raises(UserError, match="no symbol to simulate"):
         GeneratedTruth([])
 

@@ -72,7 +72,7 @@ def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(spool: Spool) -> None:
         again.close()
 
 
-def test_a_damaged_line_costs_no_other(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_line_loses_no_other_line(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
     spool.append(FIRST)
     spool.append(SECOND)
     data = bytearray(spool.path.read_bytes())
@@ -92,5 +92,5 @@ def test_a_full_disk_is_an_error_and_loses_nothing(spool: Spool) -> None:
     assert list(Spool(spool.path).batches()) == [FIRST, SECOND]
 
 
-def test_nobody_else_can_read_it(spool: Spool) -> None:
+def test_only_its_owner_can_read_it(spool: Spool) -> None:
     assert spool.path.stat().st_mode & 0o077 == 0

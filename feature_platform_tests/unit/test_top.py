@@ -1,4 +1,4 @@
-"""A frame of `top` fits its terminal, and shows what is worst first."""
+"""A frame of `top` fits its terminal, and lists the worst symbols first."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def shown(
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_all_is_told_of_each_symbol() -> None:
+def test_a_frame_shows_every_figure_of_each_symbol() -> None:
     lines = shown(
         frame(symbol("BTC/USDT"), symbol("ETH/USDT", 3, dirty=1440), open_minutes={"ETH/USDT": 7})
     )
@@ -116,7 +116,7 @@ def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) 
     return StoredHeartbeat(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
 
 
-def test_the_recorder_is_told_of_market_by_market() -> None:
+def test_the_recorder_is_shown_symbol_by_symbol() -> None:
     one = replace(
         frame(symbol("A"), symbol("B", 1), symbol("C", 2), symbol("D", 3)),
         feeds=[feed("A", "live"), feed("B", "down", error="no\nroute"), feed("C", "live", 99)],
@@ -128,13 +128,13 @@ def test_the_recorder_is_told_of_market_by_market() -> None:
     assert "recorder: 1 live, 1 catching up" in shown(well)
 
 
-def test_a_database_that_is_away_is_told_with_what_it_had() -> None:
+def test_without_a_database_the_last_frame_and_the_error_are_shown() -> None:
     lines = shown(frame(symbol("A")), trouble="server closed the connection")
     assert lines[1].startswith("the database is away, this is what it had: server closed")
     assert lines[-1].startswith("A ")
 
 
-def test_what_there_is_not() -> None:
+def test_a_frame_without_symbols_or_policy() -> None:
     lines = shown(frame(policy=None))
     assert "policy: none, features change only by `feature-platform refresh`" in lines
     assert lines[-1].startswith("no bars yet")

@@ -52,7 +52,7 @@ def test_kinds_that_are_remembered_are_bounded() -> None:
         (psycopg.OperationalError("connection refused"), False),
     ],
 )
-def test_a_full_disk_is_known(error: Exception, full: bool) -> None:
+def test_a_full_disk_is_recognised(error: Exception, full: bool) -> None:
     assert is_disk_full(error) is full
 
 
