@@ -167,7 +167,7 @@ def test_materialising_all_keeps_an_altered_policy(platform: Platform) -> None:
             "SELECT start_offset, end_offset, schedule_interval FROM feature_platform.policy"
         ).fetchone()
         assert row is not None
-        return row
+        return tuple(row)
 
     altered = (timedelta(hours=6), timedelta(minutes=3), timedelta(seconds=20))
     platform.connection.execute("SELECT alter_features_1m_policy(%s, %s, %s)", altered)

@@ -110,12 +110,6 @@ def test_older_files_of_the_embedded_database_are_brought_up_to_date(conn: Conn)
     conn.execute("TABLE feature_platform.policy_status")
 
 
-def test_a_known_hash_is_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "_KNOWN_HASHES", ("a" * 64, schema.SCHEMA_HASH))
-    assert not schema.is_newer(schema.SCHEMA_VERSION, "a" * 64)
-    assert schema.is_newer(schema.SCHEMA_VERSION, "b" * 64)
-
-
 @pytest.mark.usefixtures("configured")
 def test_older_files_of_a_database_are_its_owners_to_bring_up_to_date(conn: Conn) -> None:
     set_hash(conn, None)

@@ -34,7 +34,7 @@ class Handler:
     def __init__(self) -> None:
         self.updated = asyncio.Event()
 
-    def on_bar(self, _symbol: str, _row: Sequence[Any], **_mark: bool | None) -> None:
+    def on_bar(self, symbol: str, row: Sequence[Any], *, final: bool | None) -> None:  # noqa: ARG002
         self.updated.set()
 
     def on_trade(self, _symbol: str, _trade: dict[str, Any]) -> None: ...

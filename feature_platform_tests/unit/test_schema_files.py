@@ -84,3 +84,9 @@ def test_a_difference_is_named(version: int, hash_: str | None, fault: str | Non
 def test_no_line_of_sql_is_too_long(file: Path) -> None:
     lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
     assert [(number, line) for number, line in lines if len(line) > LONGEST_LINE] == []
+
+
+def test_a_known_hash_is_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "_KNOWN_HASHES", ("a" * 64, schema.SCHEMA_HASH))
+    assert not schema.is_newer(schema.SCHEMA_VERSION, "a" * 64)
+    assert schema.is_newer(schema.SCHEMA_VERSION, "b" * 64)
