@@ -1,0 +1,130 @@
+"""Comments, docstrings, messages of the schema and pages use the field's words.
+
+A reader who learned English as a second language must understand each sentence at the first
+reading. Words that made sentences hard to read are banned; the list says what to write instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A pattern, and the words to use in its place.
+BANNED = {
+    r"venues?": "exchange",
+    r"markets?(?! (data|feature|features|hours))": "symbol",
+    r"say|says|said|saying": "name the thing: a setting sets, a message states, a file holds",
+    r"tell|tells|told|telling": "report, show, distinguish",
+    r"hear|hears|heard|hearing": "receive",
+    r"ask|asks|asked|asking": "request, query",
+    r"holes?": "gap, missing minutes",
+    r"refus(e|es|ed|ing|al)": "reject",
+    r"(leaves?|leaving|left) (it |them |him )?(out|alone)": "reject, ignore, skip, give up",
+    r"bells?|nudges?|rings|rung": "stop event, wake-up, notification",
+    r"accounts?(?! for)": "OS user",
+    r"whoever|nobody|somebody|anybody": "client, caller, user, no process",
+    r"utters?|lest|anew|wherein|whereof|offend\w*": "plain words",
+}
+_BANNED = {re.compile(rf"\b(?:{words})\b", re.IGNORECASE): use for words, use in BANNED.items()}
+_SUBJECT = re.compile(r"(?:^|[.:;] )(?:What|Who|Whoever|Nothing|Nobody) [a-z]")
+# The prose is rewritten part by part: the bounds are the present counts, and only ever decrease.
+# The goal is no banned word, and 2 uses of "what" in 1,000 words.
+MOST_BANNED = 432
+MOST_WHAT = 4.3
+
+# Text that keeps a banned word, by file, and why.
+ALLOWED: dict[str, tuple[str, ...]] = {}
+
+
+def _python(path: Path) -> Iterator[tuple[int, str]]:
+    source = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                for at, line in enumerate(first.value.value.splitlines()):
+                    yield first.lineno + at, line
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string.lstrip("# ")
+
+
+def _sql(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if comment := re.search(r"--\s(.*)", line):
+            yield number, comment[1]
+        if comment := re.search(r"(?:COMMENT ON .* IS|HINT =) '(.*)'", line):
+            yield number, comment[1]
+
+
+def _page(path: Path) -> Iterator[tuple[int, str]]:
+    is_code = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            is_code = not is_code
+        elif not is_code and not line.startswith("    "):
+            yield number, re.sub(r"`[^`]*`", "", line)
+
+
+def _comments(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if comment := re.search(r"(?:^|\s)#+\s(.*)", line):
+            yield number, comment[1]
+
+
+_READERS = {".py": _python, ".sql": _sql, ".md": _page}
+_COMMENTED = (".yml", ".yaml", ".toml", ".sh", "Makefile", "Dockerfile", ".env.example", "run")
+
+
+def prose() -> Iterator[tuple[str, int, str]]:
+    """Yield each line of prose of the project: its file, its line and its text."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        reader = _READERS.get(path.suffix) or (_comments if name.endswith(_COMMENTED) else None)
+        if reader is not None and path.exists() and path != Path(__file__):
+            for number, line in reader(path):
+                yield name, number, line
+
+
+def test_prose_has_no_more_banned_words_than_before() -> None:
+    found = []
+    for name, number, line in prose():
+        if any(text in line for text in ALLOWED.get(name, ())):
+            continue
+        for pattern, use in _BANNED.items():
+            found += [
+                f"{name}:{number}: {m[0]!r}, use: {use}: {line.strip()}"
+                for m in pattern.finditer(line)
+            ]
+        if _SUBJECT.search(line.strip()):
+            found.append(f"{name}:{number}: begins with a pronoun: {line.strip()}")
+    assert len(found) <= MOST_BANNED, "\n" + "\n".join(found)
+
+
+def test_prose_names_things_instead_of_what() -> None:
+    lines = [line for _, _, line in prose()]
+    words = sum(len(line.split()) for line in lines)
+    whats = sum(len(re.findall(r"\bwhat\b", line, re.IGNORECASE)) for line in lines)
+    assert 1000 * whats / words <= MOST_WHAT
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_every_exception_is_still_needed(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert all(allowed in text for allowed in ALLOWED[name])
