@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test bench lint fmt schema-hash clean
+.PHONY: help setup demo dev check test bench lint fmt docs schema-hash clean
 
 help: ## Show this help
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -25,6 +25,8 @@ demo: setup ## Import bars, refresh, verify, show it all (BARS='files' for your 
 
 dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another)
 	$(BIN)/feature-platform dev --port $(PORT) $(DEV_ARGS)
+
+check: lint test ## Check style and types, run every test: all that a change must pass
 
 # Tests of a wall-clock bound run one by one, when no other test loads the machine. No such test
 # among those that PYTEST_ARGS selects (exit status 5) is no failure.
@@ -47,11 +49,14 @@ fmt: setup ## Put the code into its standard form
 schema-hash: setup ## Record the hash of sql/ after a change of a file there
 	$(BIN)/python -m feature_platform.schema
 
-clean: ## Remove all that the targets above made, but no data
+docs: setup ## Write the pages that are generated from the code
+	$(BIN)/python -m feature_platform.dev.settings_page
+
+clean: ## Remove everything that the targets above made, except data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installed anew only when what is to be installed has changed.
+# Install again only when the requirements have changed.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
 	  echo "make: $(PYTHON) is not Python 3.11 to 3.14; name one that is: make PYTHON=python3.12" >&2; \

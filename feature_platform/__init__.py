@@ -1,4 +1,4 @@
-"""Turn one-minute market bars into exact, always current features, inside PostgreSQL."""
+"""Keep one-minute market features in PostgreSQL exactly up to date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["__version__", "latest", "read_bars", "read_features"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what reads frames when it is first asked for: the command line needs no pandas."""
+    """Import the functions that read frames on first use: the command line does not need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from feature_platform import frames

@@ -25,16 +25,16 @@ _UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA = "42P01", "42703", "3F000"
 
 
 class Reader:
-    """A connection, in one transaction, whose answers are Arrow tables."""
+    """A connection in one transaction; it returns Arrow tables."""
 
     def __init__(self, connection: dbapi.Connection) -> None:
         self._connection = connection
 
-    def ask(self, query: str, *parameters: pa.Array, **identifiers: Composable) -> pa.Table:
-        """Return the answer to a small query by its name.
+    def fetch(self, query: str, *parameters: pa.Array, **identifiers: Composable) -> pa.Table:
+        """Return the rows of a small query by its name.
 
-        parameters: $1, $2, … of it, each an array of the one value.
-        identifiers: what stands in braces in it.
+        parameters: its $1, $2, …, each an array of one value.
+        identifiers: the identifiers for its braces.
         """
         batch = pa.record_batch(list(parameters), list(map(str, range(len(parameters)))))
         with self._connection.cursor() as cursor:
@@ -42,14 +42,14 @@ class Reader:
             return cursor.fetch_arrow_table()
 
     def stream(self, query: str, **identifiers: Composable) -> pa.Table:
-        """Return the answer to a query without parameters, by COPY: the fast way for many rows."""
+        """Return the rows of a query without parameters, by COPY: the fast way for many rows."""
         with self._connection.cursor() as cursor:
             cursor.execute(text_of(query, **identifiers))
             return cursor.fetch_arrow_table()
 
 
-class _Kept:
-    """Stand for a database that stays when a connection to it is closed."""
+class _KeepOpen:
+    """A handle for ADBC's Connection to close, which leaves the shared database open."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -57,9 +57,10 @@ class _Kept:
 
 @cache
 def _database(conninfo: str) -> AdbcDatabase:
-    """Return a database, whose types it asks for when it is made, but no connection.
+    """Return ADBC's handle of a database, without a connection.
 
-    To ask for them takes several times as long as a small query.
+    It reads the database's types when it is made, which takes several times as long as a small
+    query: there is one for each connection string.
     """
     database: AdbcDatabase = adbc_driver_postgresql.connect(conninfo)
     return database
@@ -69,12 +70,12 @@ def _database(conninfo: str) -> AdbcDatabase:
 def reader() -> Iterator[Reader]:
     """Connect to the platform's database, starting the embedded one where none is configured.
 
-    Raises UserError, also for what goes wrong while it is used; it never holds the password.
+    Raises UserError, also for errors of its queries; the message never holds the password.
     """
     url = database_url()
     conninfo = make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(url)})
     try:
-        with dbapi.Connection(_Kept(), AdbcConnection(_database(conninfo))) as connection:
+        with dbapi.Connection(_KeepOpen(), AdbcConnection(_database(conninfo))) as connection:
             yield Reader(connection)
     except Error as error:
         raise UserError(f"cannot read from {redact(url)}: {_reason(error)}") from None
@@ -86,11 +87,11 @@ def one(value: object, kind: pa.DataType) -> pa.Array:
 
 
 def text_of(query: str, **identifiers: Composable) -> str:
-    """Return the text of a query by its name, in which identifiers take the place of braces."""
+    """Return the text of a query by its name, with identifiers for its braces."""
     return SQL(queries[query]).format(**identifiers).as_string().rstrip(";")  # COPY takes no ;
 
 
 def _reason(error: Error) -> str:
     if error.sqlstate in (_UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA):
-        return "it has not the schema of this version: run `feature-platform db apply`"
+        return "it does not have the schema of this version: run `feature-platform db apply`"
     return one_line(error)

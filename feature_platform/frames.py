@@ -1,6 +1,7 @@
 """Features and bars as frames, for notebooks: `from feature_platform import read_features`.
 
-Arrow comes from the database over ADBC; nothing is copied row by row.
+Arrow comes from the database over ADBC, without a copy row by row. ADBC, pyarrow, pandas and polars
+take long to import: each is imported by the first call that needs it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import pandas as pd
-import pyarrow as pa
 from psycopg.sql import SQL, Identifier
 
-from feature_platform._adbc import MOMENT, TEXTS, Reader, one, reader
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
 from feature_platform.tables import FEATURES
 
 if TYPE_CHECKING:
+    import pandas as pd
     import polars as pl
+    import pyarrow as pa
+
+    from feature_platform._adbc import Reader
 
 Form = Literal["pandas", "arrow", "polars"]
 Moment = datetime | str
@@ -29,18 +31,19 @@ Symbols = str | Iterable[str]
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of rows by symbol and minute.
+    """A table with one row per symbol and minute.
 
-    name, time: of the table and of its column of minutes, in schema public.
-    columns: its numbers.
+    name, time: names of the table, in schema public, and of its column of minutes.
+    columns: its columns of numbers.
     known: the view of all symbols that it has.
+    rows: the plural of a row, for messages.
     """
 
     name: str
     time: str
     columns: tuple[str, ...]
     known: str
-    what: str
+    rows: str
 
 
 _FEATURES = _Table(
@@ -98,10 +101,10 @@ def read_features(
         (`symbol`, `bucket`), sorted. Arrow and polars have columns of these names instead.
     start, end: with a time zone, as a datetime or in ISO-8601 such as "2026-02-01T12:00Z".
     columns: some of those of features_1m, by default all; every one of them is float64, and NULL
-        is NaN (in Arrow and polars null). A minute that has no row in the table has none here.
+        is NaN (in Arrow and polars null). A minute without a row in the table has no row here.
     as_: "pandas", "arrow" or "polars".
-    Raises UserError for a time without a zone, start after end, a symbol or column that is not
-    there (it names the nearest), and a database that cannot be reached.
+    Raises UserError for a time without a zone, start after end, an unknown symbol or column (it
+    names the nearest), and a database that cannot be reached.
     """
     return _read(_FEATURES, symbols, start, end, columns, as_)
 
@@ -185,16 +188,18 @@ def latest(
     """Read the newest feature row of each symbol, by default of all that have one.
 
     The frame is indexed by `symbol`, its first column is `bucket`; one index look-up a symbol,
-    however long the history. How old a row is, is for its reader to judge. Columns, forms and
-    errors as in `read_features`.
+    however long the history. The rows may be of any age. Columns, forms and errors as in
+    `read_features`.
     """
     wanted_columns = _check_columns(_FEATURES, columns)
     names = None if symbols is None else _check_symbols(symbols)
+    from feature_platform._adbc import TEXTS, one, reader
+
     to_form = _converter(as_)
     with reader() as source:
         if names is not None:
             _check_known(source, _FEATURES, names)
-        rows = source.ask("frames_latest", one(names, TEXTS), columns=_columns(wanted_columns))
+        rows = source.fetch("frames_latest", one(names, TEXTS), columns=_columns(wanted_columns))
     return to_form(_as_float64(rows, wanted_columns), ["symbol"])
 
 
@@ -211,12 +216,14 @@ def _read(
     first, after = _check_moment("start", start), _check_moment("end", end)
     if first > after:
         raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
+    from feature_platform._adbc import MOMENT, TEXTS, one, reader
+
     to_form = _converter(form)
     index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
     with reader() as source:
         _check_known(source, table, names)
         # COPY takes no parameters, so they go ahead of it, as settings of the transaction.
-        source.ask("frames_window", one(names, TEXTS), one(first, MOMENT), one(after, MOMENT))
+        source.fetch("frames_window", one(names, TEXTS), one(first, MOMENT), one(after, MOMENT))
         rows = source.stream(
             "frames_read",
             columns=_columns((*index, *wanted_columns)),
@@ -234,9 +241,9 @@ def _check_symbols(symbols: Symbols) -> list[str]:
     names = [symbols] if isinstance(symbols, str) else list(symbols)
     for name in names:
         if not isinstance(name, str) or not name.isprintable() or not name:
-            raise UserError(f"{name!r} is no symbol; give names such as 'BTC/USDT'")
+            raise UserError(f"{name!r} is not a symbol; give names such as 'BTC/USDT'")
     if not names:
-        raise UserError("no symbol is asked for; give names such as 'BTC/USDT'")
+        raise UserError("no symbol is given; give names such as 'BTC/USDT'")
     return list(dict.fromkeys(names))
 
 
@@ -254,34 +261,38 @@ def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(columns))
 
 
-def _check_moment(what: str, moment: Moment) -> datetime:
+def _check_moment(name: str, moment: Moment) -> datetime:
     example = 'write it as "2026-02-01T12:00Z" or datetime(2026, 2, 1, 12, tzinfo=UTC)'
     try:
         read = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        if not isinstance(read, datetime) or pd.isna(read):  # pandas' NaT is a datetime
-            raise ValueError
-        if read.utcoffset() is None:
-            raise UserError(f"{what}, {moment}, has no time zone; {example}")
+        if not isinstance(read, datetime):
+            raise UserError(f"{name}, {moment!r}, is not a time; {example}")
+        if read.utcoffset() is None:  # raises ValueError for pandas' NaT, which is a datetime
+            raise UserError(f"{name}, {moment}, has no time zone; {example}")
         return read.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UserError(f"{what}, {moment!r}, is no time; {example}") from None
+        raise UserError(f"{name}, {moment!r}, is not a time; {example}") from None
 
 
 def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:
     """Raise UserError unless the table has rows, at any time, of each symbol."""
-    asked = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
-    unknown = source.ask("frames_unknown", one(names, TEXTS), **asked)["symbol"].to_pylist()
+    from feature_platform._adbc import TEXTS, one
+
+    names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
+    unknown = source.fetch("frames_unknown", one(names, TEXTS), **names_of)["symbol"].to_pylist()
     if not unknown:
         return
     view = Identifier("feature_platform", table.known)
     known = source.stream("frames_known", view=view)["symbol"].to_pylist()
     if not known:
-        raise UserError(f"there are no {table.what} yet; `feature-platform status` shows what is")
-    told = ", ".join(f"{name!r}{near_names(name, known)}" for name in unknown)
-    raise UserError(f"there are no {table.what} of {told}")
+        raise UserError(f"there are no {table.rows} yet; `feature-platform status` lists all")
+    shown = ", ".join(f"{name!r}{near_names(name, known)}" for name in unknown)
+    raise UserError(f"there are no {table.rows} of {shown}")
 
 
 def _as_float64(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+
     for number, field in enumerate(rows.schema):
         if field.name in columns and field.type != pa.float64():
             rows = rows.set_column(number, field.name, rows.column(number).cast(pa.float64()))
@@ -301,21 +312,28 @@ def _converter(form: Form) -> Any:
                 'polars is not installed: pip install "feature_platform[polars]"'
             ) from None
         return lambda rows, _: polars.from_arrow(rows)
-    raise UserError(f"as_ is 'pandas', 'arrow' or 'polars', and not {form!r}")
+    raise UserError(f"as_ is {form!r}; use 'pandas', 'arrow' or 'polars'")
 
 
 def _to_pandas(rows: pa.Table, index: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
     values = {name: _array(rows[name]) for name in rows.column_names if name not in index}
     return pd.DataFrame(values, index=_index(rows, index), copy=False)
 
 
 def _array(column: pa.ChunkedArray) -> Any:
+    import pyarrow as pa
+
     if column.type != pa.float64():
         return column.to_pandas().array
     array = column.to_numpy()
-    return array if array.flags.writeable else array.copy()  # Arrow's own memory is not
+    # Arrow's own memory is not writeable.
+    return array if array.flags.writeable else array.copy()
 
 
 def _index(rows: pa.Table, names: Sequence[str]) -> pd.Index[Any]:
+    import pandas as pd
+
     levels = [pd.Index(rows[name].to_pandas(), name=name) for name in names]
     return levels[0] if len(levels) == 1 else pd.MultiIndex.from_arrays(levels)

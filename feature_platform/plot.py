@@ -1,4 +1,7 @@
-"""Pictures of features: close and volume_z, with the missing minutes marked."""
+"""Pictures of features: close and volume_z, with the missing minutes marked.
+
+matplotlib and pillow take long to import, so they are imported by the first picture.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import psycopg
-from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.figure import Figure
-from PIL import Image
 
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PRICE = "#1f4e79"
 _SCORE = "#5b7f95"
@@ -41,11 +42,14 @@ _STYLE: dict[Any, Any] = {
 def plot_features(
     connection: psycopg.Connection[Any], symbols: Sequence[str], path: Path, *, days: int = 7
 ) -> Path:
-    """Draw close and volume_z of each symbol's last days into a PNG file, one column a symbol.
+    """Draw close and volume_z of each symbol's last days into a PNG file, one column per symbol.
 
-    Minutes without a row are shaded and never joined over by a line; values of volume_z beyond
-    3 stand out. Raises UserError for a symbol without rows.
+    Minutes without a row are shaded, and no line crosses them; values of volume_z above 3 are
+    marked. Raises UserError for a symbol without rows.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.6 * len(symbols), 5.6), layout="constrained")
         axes = figure.subplots(2, len(symbols), sharex="col", squeeze=False, height_ratios=(3, 2))
@@ -54,7 +58,7 @@ def plot_features(
             _draw_close(axes[0, column], symbol, frame)
             _draw_score(axes[1, column], frame)
             first, last = frame.index[0], frame.index[-1]
-            # A minute alone has no width.
+            # The range of a single minute has no width.
             margin = max((last - first) / 20, pd.Timedelta(minutes=5))
             for axis in axes[:, column]:
                 _shade_missing(axis, frame)
@@ -67,10 +71,14 @@ def window_png(
     connection: psycopg.Connection[Any], symbols: Sequence[str], start: datetime, end: datetime
 ) -> bytes:
     """Draw the minutes start <= bucket < end as `plot_features` does, the symbols one below the
-    other, and return the PNG; small enough to be kept with each day.
+    other, and return the PNG; small enough to be stored with each day.
 
     A minute before a symbol's first, or one that is not over, is not missing.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from PIL import Image
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.6 * len(symbols)), layout="constrained")
         axes = figure.subplots(
@@ -88,14 +96,14 @@ def window_png(
                 axis.set_xlim(start, end)
         drawn, small = BytesIO(), BytesIO()
         figure.savefig(drawn, format="png", dpi=80)
-    # A quarter of the size: a few lines need few colours. (The octree keeps the rare ones.)
+    # A quarter of the size: a few lines need few colours. The octree keeps rare colours.
     picture = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.FASTOCTREE)
     picture.save(small, "png", optimize=True)
     return small.getvalue()
 
 
 def _by_the_minute(connection: psycopg.Connection[Any], symbol: str, days: int) -> pd.DataFrame:
-    """Return one row for every minute, all NaN where the table has none."""
+    """Return one row for every minute, all NaN if the table has none."""
     frame = _frame(
         connection.execute(queries["plot_features"], {"symbol": symbol, "days": days}).fetchall()
     )
@@ -107,7 +115,7 @@ def _by_the_minute(connection: psycopg.Connection[Any], symbol: str, days: int) 
 def _window(
     connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
 ) -> pd.DataFrame:
-    """Return one row for every minute of a window that a symbol could have one for."""
+    """Return one row for every minute of a window in which a symbol can have a row."""
     window = {"symbol": symbol, "start": start, "end": end}
     bounds = connection.execute(queries["plot_window_bounds"], window).fetchone()
     assert bounds is not None, "the statement always gives one row"
@@ -127,11 +135,13 @@ def _frame(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
 
 def _draw_close(axis: Axes, symbol: str, frame: pd.DataFrame) -> None:
     axis.plot(frame.index, frame["last_close"], color=_PRICE, linewidth=0.9)
-    axis.set_title(symbol, parse_math=False)  # a $ in a name is a $
+    axis.set_title(symbol, parse_math=False)  # a $ begins no formula
     axis.set_ylabel("close")
 
 
 def _draw_score(axis: Axes, frame: pd.DataFrame) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     score = frame["volume_z"]
     spikes = score[score > _SPIKE_Z]
     axis.plot(score.index, score, color=_SCORE, linewidth=0.5)
@@ -150,8 +160,8 @@ def _draw_score(axis: Axes, frame: pd.DataFrame) -> None:
 
 
 def _shade_missing(axis: Axes, frame: pd.DataFrame) -> None:
-    gone = frame["last_close"].isna().to_numpy()
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], gone, [False])).astype(int)))
+    missing = frame["last_close"].isna().to_numpy()
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], missing, [False])).astype(int)))
     minute = pd.Timedelta(minutes=1)
     for first, after in edges.reshape(-1, 2):
         axis.axvspan(

@@ -29,29 +29,17 @@ from feature_platform.symbols import (
 PREFIX = "FEATURE_PLATFORM_"
 
 
-class Settings(BaseSettings):
-    """Hold what the environment says about the platform.
+def _password_of(role: str) -> Any:
+    return Field(
+        description=f"Password with which `feature-platform db logins` lets"
+        f" `feature_platform_{role}` log in. The services do not read it."
+    )
 
-    database_url: the PostgreSQL to use; without one the platform starts its own.
-    home: the directory of the embedded server and of what the platform keeps, made absolute.
-    exchange: the exchange that bars are fetched from, by ccxt's id.
-    symbols: the symbols to fetch, by ccxt's names for them; one of another exchange carries that
-        exchange's id, as in kraken:BTC/USD.
-    exchange_url: replaces scheme and host of all of the exchange's URLs; its path, if it has
-        one, goes before theirs. For several exchanges, as in URL,kraken=URL.
-    archive_url: where the exchange's archives of bars are, for `import --from`.
-    start_date: the first UTC day that the orchestration knows as a partition.
-    owner_password, ..., reader_password: of the role of that name, for `db logins` to set.
-    recorder_grace: how long after a minute's end the recorder waits for its last trades; seconds.
-    recorder_stall: how long its stream may be silent before it is taken for dead; seconds.
-    recorder_memory: how many bars it keeps in memory while the database is away; more go on disk.
-    clock: what time it is on the platform, as SimulatedClock.parse reads it; by default the wall
-        clock's.
-    api_key: what those who ask the model service must send; without one, anyone on this machine
-        may ask, and nobody else.
-    proxies: addresses of proxies before the model service, whose X-Forwarded-For names the client.
-    gap_attempts: how often the exchange is asked for missing minutes that it does not answer for.
-    stale_after: seconds after its minute from which on the newest row of a symbol is stale.
+
+class Settings(BaseSettings):
+    """Hold the platform's settings, read from the environment.
+
+    Each field's description is its line in docs/settings.md, which `make docs` writes.
     """
 
     model_config = SettingsConfigDict(
@@ -62,34 +50,136 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    database_url: SecretStr | None = None
-    home: Path = Path(".feature_platform")
-    exchange: str = "binance"
-    symbols: Annotated[tuple[str, ...], NoDecode] = (
+    database_url: Annotated[
+        SecretStr | None,
+        Field(
+            description="`postgresql://` URL of the database. Without it the platform starts the"
+            " embedded server. Keep the password out of files with `PGPASSWORD` or `~/.pgpass`."
+        ),
+    ] = None
+    home: Annotated[
+        Path,
+        Field(
+            description="Directory of the embedded server's data, of the recorder's bars that the"
+            " database could not store yet, and of Dagster's files. A relative path is relative"
+            " to the working directory."
+        ),
+    ] = Path(".feature_platform")
+    exchange: Annotated[
+        str,
+        Field(
+            description="Exchange of the symbols without a prefix, by"
+            " [ccxt](https://github.com/ccxt/ccxt)'s id: any with one-minute `fetchOHLCV`. If it is"
+            " not set, the exchange that the database has bars of is used."
+        ),
+    ] = "binance"
+    symbols: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Symbols to record, by ccxt's names, separated by commas. A symbol of"
+            " another exchange has that exchange's id as a prefix, such as `kraken:BTC/USD`."
+        ),
+    ] = (
         "BTC/USDT",
         "ETH/USDT",
         "SOL/USDT",
         "XRP/USDT",
         "LINK/USDT",
     )
-    exchange_url: str | None = None
-    archive_url: str = "https://data.binance.vision"
-    start_date: date = date(2025, 1, 1)
-    owner_password: SecretStr | None = None
-    recorder_password: SecretStr | None = None
-    refresher_password: SecretStr | None = None
-    orchestrator_password: SecretStr | None = None
-    reader_password: SecretStr | None = None
-    recorder_grace: Annotated[float, Field(ge=0, le=30)] = 0.5
-    recorder_stall: Annotated[float, Field(ge=1)] = 75.0
-    recorder_memory: Annotated[int, Field(ge=0)] = 10_000
-    clock: Annotated[InstanceOf[Clock], NoDecode] = WallClock()
-    api_key: SecretStr | None = None
-    proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    # A row is due 60 s after its minute began, and no later than 75 s after that; the newest one
-    # is as old as the next one is late, which is 135 s after its own minute at most.
-    gap_attempts: Annotated[int, Field(ge=1, le=1000)] = 10
-    stale_after: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0
+    exchange_url: Annotated[
+        str | None,
+        Field(
+            description="Replaces scheme and host of the exchange's URLs, for the simulator or a"
+            " proxy; its path, if it has one, goes before theirs. Plain `http` only to this"
+            " machine. For several exchanges: `URL,kraken=URL`."
+        ),
+    ] = None
+    archive_url: Annotated[
+        str,
+        Field(
+            description="URL of the exchange's archives of bars, for `feature-platform import"
+            " --from binance`. Plain `http` only to this machine."
+        ),
+    ] = "https://data.binance.vision"
+    start_date: Annotated[
+        date,
+        Field(description="First UTC day that Dagster fetches, repairs and shows."),
+    ] = date(2025, 1, 1)
+    gap_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Number of requests to the exchange for missing minutes, with growing"
+            " pauses, before the gap becomes `unavailable`.",
+        ),
+    ] = 10
+    recorder_grace: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=30,
+            description="Seconds that the recorder waits after a minute's end for its last trades.",
+        ),
+    ] = 0.5
+    recorder_stall: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="Seconds without a message after which the recorder reconnects a stream,"
+            " at most: a stream with frequent messages is reconnected earlier.",
+        ),
+    ] = 75.0
+    recorder_memory: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of bars that the recorder keeps in memory while the database is"
+            " away. Further bars go to disk, into `recorder/` of `FEATURE_PLATFORM_HOME`.",
+        ),
+    ] = 10_000
+    api_key: Annotated[
+        SecretStr | None,
+        Field(
+            description="Key that clients of the model service send as"
+            " `Authorization: Bearer KEY`; 16 characters or more. Without it the service accepts"
+            " clients of this machine only."
+        ),
+    ] = None
+    proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="IP addresses of the proxies before the model service, separated by"
+            " commas. Their header `X-Forwarded-For` names the client that limits count."
+        ),
+    ] = ()
+    # A row is due 60 s after its minute began, and no later than 75 s after that. The newest row
+    # is as old as the next one is late: 135 s after its own minute at most.
+    stale_after: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Seconds after the end of its minute from which on the model service marks"
+            " the newest row of a symbol as stale.",
+        ),
+    ] = 150.0
+    owner_password: Annotated[SecretStr | None, _password_of("owner")] = None
+    recorder_password: Annotated[SecretStr | None, _password_of("recorder")] = None
+    refresher_password: Annotated[SecretStr | None, _password_of("refresher")] = None
+    orchestrator_password: Annotated[SecretStr | None, _password_of("orchestrator")] = None
+    reader_password: Annotated[SecretStr | None, _password_of("reader")] = None
+    clock: Annotated[
+        InstanceOf[Clock],
+        NoDecode,
+        Field(
+            description="For tests, on a simulated database: a faster clock for every process. Its"
+            " start time, the real time of that start, and its speed, as in"
+            " `2026-03-01T00:00Z@2026-11-25T13:30Zx60`."
+        ),
+    ] = WallClock()
 
     @field_validator("database_url")
     @classmethod
@@ -210,7 +300,7 @@ def check_url(url: str) -> None:
     try:
         parts = conninfo_to_dict(url)
     except Error:
-        # libpq's own message quotes the piece it stumbled on, which may be the password.
+        # libpq's own message quotes the part that it cannot parse, which may be the password.
         raise ValueError(f"not a PostgreSQL URL; {example}") from None
     host, port, dbname = (str(parts.get(key) or "") for key in ("host", "port", "dbname"))
     if "@" in host + dbname or not re.fullmatch(r"[0-9,]*", port):
@@ -222,7 +312,7 @@ def check_url(url: str) -> None:
 
 
 def check_exchange_url(url: str) -> None:
-    """Raise ValueError when `url` cannot stand for an exchange, or anybody could read along."""
+    """Raise ValueError if `url` is not an exchange's, or is plain HTTP to another machine."""
     example = "write it as https://host[:port] or http://127.0.0.1:8090"
     try:
         parts = urlsplit(url)
@@ -238,7 +328,7 @@ def check_exchange_url(url: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address is this machine's own."""
+    """Return whether a host name or address is this machine's own."""
     if host == "localhost":
         return True
     try:

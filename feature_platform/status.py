@@ -1,4 +1,4 @@
-"""The state of the platform: what each symbol has, and how the refresh policy does."""
+"""The state of the platform: its symbols and its refresh policy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from feature_platform.queries import queries
 
 @dataclass(frozen=True)
 class SymbolStatus:
-    """What one symbol has.
+    """The bars and features of one symbol.
 
-    rows_dirty: closed minutes whose row may not equal what the bars say, since dirty_since.
-    lag: the age of the newest feature row, counted from the close of its minute; None where
-        there is no row.
+    rows_dirty: closed minutes whose row waits for a refresh, since dirty_since.
+    lag: the age of the newest feature row, from the end of its minute; None without a row.
     """
 
     symbol: str
@@ -32,7 +31,7 @@ class SymbolStatus:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows a symbol has in each table."""
+    """The number of rows of a symbol in each table."""
 
     bars: int
     features: int
@@ -42,9 +41,10 @@ class Counts:
 class PolicyStatus:
     """The refresh policy, its last run and its last error; see the view `policy_status`.
 
-    last_wakes: how often a commit has had the worker refresh since that run, the last time at
-        last_wake; last_rows_written and last_slices count what came of it, too.
-    problem: why the database job cannot run, and the remedy; None where it can.
+    runs_in: "worker", or the database job that runs it.
+    last_wakes: number of refreshes after a commit since that run, the last one at last_wake;
+        last_rows_written and last_slices include them.
+    problem: why the database job cannot run, and the remedy; None if it can.
     """
 
     start_offset: timedelta
@@ -68,7 +68,7 @@ class PolicyStatus:
 
 
 def symbol_status(connection: psycopg.Connection[Any]) -> list[SymbolStatus]:
-    """Return what each symbol has, in order of symbols, by a few index look-ups each."""
+    """Return the status of each symbol, in their order, by a few index look-ups each."""
     with connection.cursor(row_factory=class_row(SymbolStatus)) as cursor:
         return cursor.execute(queries["status_symbols"]).fetchall()
 
@@ -80,7 +80,12 @@ def row_counts(connection: psycopg.Connection[Any]) -> dict[str, Counts]:
     return {row["symbol"]: Counts(row["bars"], row["features"]) for row in rows}
 
 
+def policy_runners(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the kinds of processes that run the policy now: "worker" and "job"."""
+    return [row[0] for row in connection.execute(queries["status_runners"])]
+
+
 def policy_status(connection: psycopg.Connection[Any]) -> PolicyStatus | None:
-    """Return the state of the refresh policy, None where there is none."""
+    """Return the state of the refresh policy, None if there is none."""
     with connection.cursor(row_factory=class_row(PolicyStatus)) as cursor:
         return cursor.execute(queries["status_policy"]).fetchone()

@@ -20,7 +20,7 @@ import pytest
 
 import feature_platform
 from feature_platform.embedded.server import EmbeddedServer
-from feature_platform.embedded.system_user import Account, run_as
+from feature_platform.embedded.system_user import SystemUser, run_as
 
 CHECKOUT = Path(feature_platform.__file__).parents[1]
 
@@ -47,8 +47,8 @@ sys.stdin.read()
 class User:
     """A user of the system, and the interpreter that it can run."""
 
-    def __init__(self, account: Account | None, python: str) -> None:
-        self.account = account
+    def __init__(self, system_user: SystemUser | None, python: str) -> None:
+        self.system_user = system_user
         self.python = python
         site = sysconfig.get_path("purelib")
         self.environment = {
@@ -68,7 +68,7 @@ class User:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            **run_as(self.account),
+            **run_as(self.system_user),
         )
 
 
@@ -134,11 +134,11 @@ def nobody() -> User:
 
 def normal_user() -> User:
     entry = pwd.getpwnam("nobody")
-    account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    system_user = SystemUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
     # The tests' own interpreter may lie where only root can reach it.
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
-        found = User(account, python)
+        found = User(system_user, python)
         try:
             with found.popen("import feature_platform.embedded.server") as process:
                 process.communicate()
@@ -164,8 +164,8 @@ def home(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 def give(path: Path, user: User) -> None:
     """Make `user` the owner of `path`."""
-    if user.account is not None:
-        os.chown(path, user.account.uid, user.account.gid)
+    if user.system_user is not None:
+        os.chown(path, user.system_user.uid, user.system_user.gid)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The command `feature-platform`.
 
-A command here is a thin function: it imports what does the work when it is called, so that
-`--help` and the shell's completion stay quick, and raises UserError for what its user can mend.
+Each command is a thin function. It imports its modules when it is called, so that `--help` and
+the shell's completion stay quick, and raises UserError for mistakes that its user can correct.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
+    from feature_platform.embedded.server import EmbeddedServer
+
 PROGRAM = "feature-platform"
 
-_log = logging.getLogger("feature_platform.cli.app")  # whatever name this module is run by
+_log = logging.getLogger("feature_platform.cli.app")  # `__main__` with `python -m`
 
-# What a mistake on the command line raises: typer's own, or click's with an older typer.
+# The error of a mistake on the command line: typer's own, or click's with an older typer.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
@@ -76,7 +78,7 @@ _Column = Annotated[
 
 app = typer.Typer(
     name=PROGRAM,
-    help="Turn one-minute bars into exact, always current features, inside PostgreSQL.",
+    help="Keep one-minute market features in PostgreSQL exactly up to date.",
     no_args_is_help=True,
     # A traceback that shows local variables shows passwords.
     pretty_exceptions_enable=False,
@@ -86,7 +88,7 @@ app.add_typer(db, name="db")
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 a mistake of the user's, 130 Ctrl-C."""
+    """Run the command line and exit: 0 done, 1 failed, 2 a mistake of the user, 130 Ctrl-C."""
     logging.basicConfig(format="feature-platform: %(message)s")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
@@ -101,19 +103,19 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
-        if not _is_of_the_database(error):
+        if not _is_database_error(error):
             raise
-        _log.debug("where it failed", exc_info=error)
-        _fail(_words_of_the_database(error), 1)
+        _log.debug("traceback of the error", exc_info=error)
+        _fail(_database_message(error), 1)
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave in order, because the last process to leave stops the embedded server."""
+    """Exit in order: the last process that uses the embedded server stops it."""
     sys.exit(128 + number)
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """Raise UserError for an argument that is not valid UTF-8: no output could show it."""
+    """Raise UserError for an argument that is not valid UTF-8, which no output can show."""
     from feature_platform.symbols import is_text
 
     for argument in arguments:
@@ -127,7 +129,7 @@ def _fail(text: str, status: int) -> NoReturn:
 
 
 def _fail_usage(error: Any) -> NoReturn:
-    """Say in one line what is wrong with the command line, and whose help to read."""
+    """Print a mistake on the command line in one line, with the command whose help to read."""
     if type(error).__name__ == "NoArgsIsHelpError":  # a bare command, which shows its help
         print(error.message, end="")
         sys.exit(error.exit_code)
@@ -146,16 +148,16 @@ def _database() -> Iterator[psycopg.Connection[TupleRow]]:
         yield connection
 
 
-def _is_of_the_database(error: Exception) -> bool:
-    """Tell whether the database failed us: went away, refused, ran out of something."""
-    psycopg = sys.modules.get("psycopg")  # not imported yet, it cannot have raised anything
+def _is_database_error(error: Exception) -> bool:
+    """Return whether an error comes from the database."""
+    psycopg = sys.modules.get("psycopg")  # if it is not imported, it has raised no error
     return psycopg is not None and isinstance(error, psycopg.Error)
 
 
-def _words_of_the_database(error: Any) -> str:
-    """Return what went wrong; of what the server says, what its user can act on."""
-    said = [error.diag.message_primary, error.diag.message_hint]
-    return ". ".join(part.rstrip(".") for part in said if part) or str(error) or repr(error)
+def _database_message(error: Any) -> str:
+    """Return the server's message and hint, without its context."""
+    parts = [error.diag.message_primary, error.diag.message_hint]
+    return ". ".join(part.rstrip(".") for part in parts if part) or str(error) or repr(error)
 
 
 def _show_version(wanted: bool) -> None:
@@ -167,14 +169,14 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say on stderr what goes on.")
+        bool, typer.Option("--verbose", "-v", help="Log progress on stderr.")
     ] = False,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Take the options that every command shares."""
+    """Apply the options that all commands share."""
     if verbose:
         logging.getLogger("feature_platform").setLevel(logging.INFO)
         _log.setLevel(logging.DEBUG)
@@ -334,10 +336,7 @@ def verify_command(
 
     with _database() as connection, console.progress_bar("verify") as progress:
         report = verify(connection, symbol=symbol, start=start, end=end, progress=progress)
-    typer.echo(
-        f"verified: {report.rows:,} rows of {report.symbols} symbols,"
-        f" {report.mismatches:,} mismatches, {report.pending:,} pending (dirty, not yet refreshed)"
-    )
+    typer.echo(console.verify_line(report))
     if report.mismatches:
         console.out.print(console.mismatch_table(report))
         raise typer.Exit(1)
@@ -349,11 +348,12 @@ def status_command(
         bool, typer.Option(help="Count bars and rows, which reads all of their keys.")
     ] = True,
 ) -> None:
-    """Show what each symbol has, how the refresh policy does, and the database in use."""
+    """Show the rows of each symbol, the refresh policy, and the database in use."""
     from feature_platform import status
     from feature_platform.cli import console
     from feature_platform.clock import SimulatedClock
     from feature_platform.database import connect_briefly, server_description
+    from feature_platform.embedded.server import embedded_server
     from feature_platform.heartbeat import list_heartbeats
     from feature_platform.schema import prepare
     from feature_platform.settings import get_settings
@@ -361,18 +361,21 @@ def status_command(
     with connect_briefly() as brief:
         connection = brief.connection
         description = server_description(connection)
-        brief.lift()  # an upgrade takes its time
+        brief.lift()  # an upgrade may take longer
         prepare(connection)
         brief.limit()
         symbols = status.symbol_status(connection)
         policy = status.policy_status(connection)
+        runners = status.policy_runners(connection)
         feeds = list_heartbeats(connection)
         brief.lift()
         rows = status.row_counts(connection) if counts else {}
     typer.echo(f"database: {description}")
+    if get_settings().database_url is None:
+        typer.echo(console.embedded_line(embedded_server(get_settings().home).is_kept))
     if isinstance(clock := get_settings().clock, SimulatedClock):
         typer.echo(f"clock: simulated, {clock.now():%F %T} UTC, {clock.speed:g} times as fast")
-    for line in [*console.feed_lines(feeds), *console.policy_lines(policy)]:
+    for line in [*console.feed_lines(feeds), *console.policy_lines(policy, runners)]:
         typer.echo(line)
     if symbols:
         typer.echo()
@@ -384,11 +387,11 @@ def status_command(
 @app.command("top")
 def top_command(
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two updates.")
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame, of all symbols.")] = False,
 ) -> None:
-    """Watch symbols, lag, dirty rows, gaps and policy, the worst first, until Ctrl-C."""
+    """Show symbols, lag, rows that wait for a refresh, gaps and policy live, the worst first."""
     from feature_platform.cli.top import run_top
 
     run_top(interval, once)
@@ -402,7 +405,7 @@ def gaps_command(
         typer.Option(help="Only open, filled, quiet, unavailable or not_recorded; repeatable."),
     ] = None,
 ) -> None:
-    """Account for every minute up to now, and list those without a bar, with the reason."""
+    """Account for every minute up to now, and list missing minutes with the reason."""
     from feature_platform.cli import console
     from feature_platform.gaps import check_known, find_all_gaps, list_gaps, parse_states
 
@@ -424,13 +427,13 @@ def backfill_command(
         typer.Option(
             parser=_parse_symbol,
             metavar="SYMBOL",
-            help="By ccxt's name for it, such as BTC/USDT, or kraken:BTC/USD.",
+            help="Symbol by ccxt's name, such as BTC/USDT, or kraken:BTC/USD.",
         ),
     ],
     start: StartRequired,
     end: End = None,
 ) -> None:
-    """Fetch bars over REST and store them; exit status 1 where the exchange did not answer."""
+    """Fetch bars over REST and store them; exit status 1 if the exchange did not answer."""
     from feature_platform.backfill import backfill
     from feature_platform.cli import console
     from feature_platform.exchange.client import Exchanges, ExchangeUnavailable
@@ -457,7 +460,7 @@ def backfill_command(
             )
     typer.echo(console.backfill_line(report))
     for row in report.rejected:
-        typer.echo(f"left out: {console.moment(row.minute)}: {row.reason}: {row.text}", err=True)
+        typer.echo(f"rejected: {console.moment(row.minute)}: {row.reason}: {row.text}", err=True)
     if report.error is not None:
         typer.echo(f"feature-platform: {report.error}", err=True)
         raise typer.Exit(1)
@@ -465,10 +468,10 @@ def backfill_command(
 
 @app.command("forget")
 def forget_command(
-    symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL", help="Which.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without a question.")] = False,
 ) -> None:
-    """Delete all of a symbol: bars, features, gaps, marks and heartbeat; for the schema's owner."""
+    """Delete a symbol: its bars, features, gaps, marks and heartbeat; for the schema's owner."""
     from feature_platform.forget import forget
 
     if not yes:
@@ -481,10 +484,10 @@ def forget_command(
 @app.command("record")
 def record_command(
     days: Annotated[
-        int, typer.Option(min=0, help="How far back a symbol without bars is fetched.")
+        int, typer.Option(min=0, help="Days of history to fetch for a symbol without bars.")
     ] = 2,
 ) -> None:
-    """Write the configured symbols' bars as they are closed, by the exchange's stream."""
+    """Store the configured symbols' bars from the exchange's stream as they close."""
     from feature_platform.recorder.recorder import run_recorder
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
@@ -494,9 +497,11 @@ def record_command(
 
 @app.command("dev")
 def dev_command(
-    port: Annotated[int, typer.Option(help="Of Dagster's UI.")] = 3000,
-    exchange_port: Annotated[int, typer.Option(help="Of the simulated exchange.")] = 8090,
-    days: Annotated[int, typer.Option(min=0, help="Of history for a symbol without bars.")] = 2,
+    port: Annotated[int, typer.Option(help="Port of Dagster's UI.")] = 3000,
+    exchange_port: Annotated[int, typer.Option(help="Port of the simulated exchange.")] = 8090,
+    days: Annotated[
+        int, typer.Option(min=0, help="Days of history to fetch for a symbol without bars.")
+    ] = 2,
     two_exchanges: Annotated[
         bool, typer.Option(help="Simulate a second exchange, binanceus, on the next port.")
     ] = False,
@@ -512,10 +517,10 @@ def dev_command(
 def demo_command(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Binance monthly klines; without, a generated month is shown."),
+        typer.Argument(help="Binance's monthly files of bars; by default a generated month."),
     ] = None,
 ) -> None:
-    """Import, refresh, repair and verify in a database of its own, and show what was done."""
+    """Import, refresh, repair and verify in a database of its own, with figures of each step."""
     from feature_platform.dev.demo import run_demo
     from feature_platform.settings import get_settings
 
@@ -525,7 +530,7 @@ def demo_command(
 
 @app.command("worker")
 def worker_command() -> None:
-    """Run the refresh policy until SIGTERM or Ctrl-C, which let the slice in hand finish."""
+    """Keep features up to date until SIGTERM or Ctrl-C; the current slice is finished first."""
     from feature_platform.worker import run_worker
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
@@ -534,9 +539,9 @@ def worker_command() -> None:
 
 @app.command("health")
 def health_command(
-    service: Annotated[Literal["recorder", "worker", "daemon"], typer.Argument(help="Whose.")],
+    service: Annotated[Literal["recorder", "worker", "daemon"], typer.Argument()],
 ) -> None:
-    """Tell whether a service does its work; exit status 1 and the reason where it does not."""
+    """Check that a service works; if it does not, print the reason, with exit status 1."""
     from feature_platform.health import problem_of
 
     problem = problem_of(service)
@@ -547,9 +552,9 @@ def health_command(
 @app.command("serve")
 def serve_command(
     host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
 ) -> None:
-    """Serve features over HTTP until SIGTERM or Ctrl-C, which let the answers in hand finish."""
+    """Serve features over HTTP until SIGTERM or Ctrl-C; open answers are finished first."""
     from feature_platform.service.server import run_service
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
@@ -559,32 +564,30 @@ def serve_command(
 @app.command("simulate")
 def simulate_command(
     host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8090,
-    seed: Annotated[int, typer.Option(help="Other bars and other accidents for each.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8090,
+    seed: Annotated[int, typer.Option(help="Seed of the random bars and faults.")] = 0,
     symbols: Annotated[
         str | None,
         typer.Option(help="Such as BTC/USDT,ETH/USDT; by default those of the settings."),
     ] = None,
     faults: Annotated[
-        str | None, typer.Option(metavar="JSON|@FILE", help="A list of what is to go wrong.")
+        str | None, typer.Option(metavar="JSON|@FILE", help="A list of faults.")
     ] = None,
     bars: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Serve these bars, of --symbol, instead.")
     ] = None,
     symbol: Annotated[
         str | None,
-        typer.Option(
-            parser=_parse_symbol, metavar="SYMBOL", help="Whose bars those of --bars are."
-        ),
+        typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Symbol of the bars of --bars."),
     ] = None,
     update_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Between what streams send of the minute that goes on.")
+        float, typer.Option(min=0.01, help="Seconds between updates of the open minute.")
     ] = 1.0,
     log_requests: Annotated[
-        bool, typer.Option(help="Log every request, not only those that a fault or a limit meets.")
+        bool, typer.Option(help="Log every request, not only those with a fault or over a limit.")
     ] = False,
 ) -> None:
-    """Run a simulated exchange, in Binance's REST and streams, until SIGTERM or Ctrl-C."""
+    """Run a simulated exchange with Binance's REST and streams until SIGTERM or Ctrl-C."""
     from feature_platform.simulator.server import make_exchange
 
     logging.getLogger("feature_platform").setLevel(logging.DEBUG if log_requests else logging.INFO)
@@ -611,12 +614,49 @@ def db_url() -> None:
 
     typer.echo(database_url())
     settings = get_settings()
-    if settings.database_url is None and not embedded_server(settings.home).shared:
+    if settings.database_url is None and not embedded_server(settings.home).is_kept:
         typer.echo(
             "feature-platform: this is the embedded server, and it runs only while a"
-            " feature-platform process does (such as `feature-platform db psql`)",
+            " feature-platform process does: keep it up with `feature-platform db start`",
             err=True,
         )
+
+
+@db.command("start")
+def db_start() -> None:
+    """Start the embedded server; it stays up until `feature-platform db stop`."""
+    server = _embedded_server("start")
+    server.keep()
+    with _database():  # sets up its schema
+        pass
+    typer.echo(f"the database runs until `feature-platform db stop`: {server.url()}")
+
+
+@db.command("stop")
+def db_stop() -> None:
+    """Stop the embedded server, once no other process uses it."""
+    server = _embedded_server("stop")
+    if server.stop():
+        typer.echo(f"the database in {server.home} is stopped")
+    else:
+        typer.echo(
+            f"the database in {server.home} stops with the last process that uses it"
+            " (such as a recorder, a worker or `make dev`)"
+        )
+
+
+def _embedded_server(command: str) -> EmbeddedServer:
+    """Return the embedded server; raise UserError if another database is configured."""
+    from feature_platform.embedded.server import embedded_server
+    from feature_platform.settings import PREFIX, get_settings
+
+    settings = get_settings()
+    if settings.database_url is not None:
+        raise UserError(
+            f"`{PROGRAM} db {command}` is for the embedded server, and {PREFIX}DATABASE_URL names"
+            f" another database: unset it, or {command} that server by its own means"
+        )
+    return embedded_server(settings.home)
 
 
 @db.command(
@@ -624,7 +664,8 @@ def db_url() -> None:
 )
 def db_psql(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="Of psql, after `--`.", metavar="[-- ARGUMENTS]")
+        list[str] | None,
+        typer.Argument(help="Arguments of psql, after `--`.", metavar="[-- ARGUMENTS]"),
     ] = None,
 ) -> None:
     """Open PostgreSQL's shell on the database."""
@@ -639,11 +680,12 @@ def db_apply(
         bool | None,
         typer.Option(
             "--simulated/--real",
-            help="Whether it is for simulated bars; by default it stays what it is, or is real.",
+            help="Whether it is for simulated bars. By default an existing database stays as it"
+            " is, and a new one is real.",
         ),
     ] = None,
 ) -> None:
-    """Set up the database, or bring its set-up up to date; it may be done again at any time."""
+    """Set up the database, or bring it up to date; may be run again at any time."""
     from feature_platform import schema
     from feature_platform.database import connect, server_description
     from feature_platform.roles import missing_roles
@@ -655,7 +697,7 @@ def db_apply(
     if missing:
         typer.echo(
             f"feature-platform: {user} may not create roles, so there is no {', '.join(missing)}:"
-            f" have an administrator run {schema.schema_files()[0]}, then apply again",
+            f" an administrator has to run {schema.schema_files()[0]}, then apply again",
             err=True,
         )
 

@@ -1,4 +1,4 @@
-"""What the command line shows: tables on stdout, progress on stderr."""
+"""Output of the command line: tables on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from feature_platform.verify import VerifyReport
 if TYPE_CHECKING:  # ccxt takes long to import
     from feature_platform.backfill import BackfillReport
 
-# A table has the width that it needs: a cell that is cut off tells nothing, a line that the
-# terminal wraps does. Symbols are shown as they are, whatever their brackets mean to rich.
+# A table is as wide as it needs to be: a line that the terminal wraps can be read, a cell that is
+# cut off cannot. Symbols are shown as they are: rich must not read their brackets as markup.
 out = Console(width=10_000, markup=False, emoji=False)
 err = Console(markup=False, emoji=False, stderr=True)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr; gives the function to call with (done, of how many)."""
+    """Show a progress bar on stderr; yields the function to call with (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
@@ -49,9 +49,11 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Table:
-    """Show what each symbol has; without counts, their columns are left out."""
+    """Show each symbol's bars and features; without counts, without their columns."""
     numbers = (">bars", ">features") if counts else ()
-    made = table("symbol", "first bar (UTC)", "last bar (UTC)", *numbers, ">dirty", ">lag")
+    made = table(
+        "symbol", "first bar (UTC)", "last bar (UTC)", *numbers, ">waiting for refresh", ">lag"
+    )
     for one in symbols:
         count = counts.get(one.symbol, Counts(0, 0))
         made.add_row(
@@ -65,21 +67,42 @@ def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Tab
     return made
 
 
-def policy_lines(policy: PolicyStatus | None) -> list[str]:
-    """Describe the refresh policy and its last run in a few lines."""
+def embedded_line(is_kept: bool) -> str:
+    """Describe how long the embedded server runs."""
+    if is_kept:
+        return "embedded server: runs until `feature-platform db stop`"
+    return (
+        "embedded server: runs only while a feature-platform process does;"
+        " `feature-platform db start` keeps it up"
+    )
+
+
+def runner_text(policy: PolicyStatus, runners: Sequence[str]) -> str:
+    """Return who runs the policy now, or the remedy if no process does."""
+    if policy.runs_in != "worker":
+        return f"run by {policy.runs_in}" + (" and a worker" if "worker" in runners else "")
+    if "worker" in runners:
+        return "run by a worker"
+    return "no worker is running, start `feature-platform worker`"
+
+
+def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> list[str]:
+    """Describe the refresh policy and its last run in a few lines.
+
+    runners: the kinds of processes that run the policy now.
+    """
     if policy is None:
         return ["policy: none, features change only by `feature-platform refresh`"]
     rule = (
         f"policy: every {duration(policy.schedule_interval)}, rows as old as"
         f" {duration(policy.end_offset)}, the last {duration(policy.start_offset)} first;"
-        f" run by a {policy.runs_in}"
+        f" {runner_text(policy, runners)}"
     )
     lines = [rule]
     if policy.problem is not None:
         lines.append(f"problem: {policy.problem}")
     if policy.last_start is None:
-        hint = "; `feature-platform worker` runs it" if policy.runs_in == "worker" else ""
-        lines.append(f"last run: none yet{hint}")
+        lines.append("last run: none yet")
     else:
         if policy.last_duration is None:
             took = "interrupted"
@@ -88,11 +111,12 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
         lines.append(
             f"last run: {moment(policy.last_start)} UTC, {took},"
             f" {policy.last_rows_written or 0:,} rows written"
-            + (f"; {policy.last_wakes:,} times woken since" if policy.last_wakes else "")
+            + (f"; {policy.last_wakes:,} refreshes after writes" if policy.last_wakes else "")
         )
     if policy.oldest_dirty_age is not None:
         lines.append(
-            f"dirty: {policy.rows_dirty:,} rows, the oldest for {duration(policy.oldest_dirty_age)}"
+            f"waiting for refresh: {policy.rows_dirty:,} rows,"
+            f" the oldest for {duration(policy.oldest_dirty_age)}"
         )
     if policy.last_error is not None and policy.last_error_at is not None:
         error = one_line(policy.last_error)
@@ -101,22 +125,37 @@ def policy_lines(policy: PolicyStatus | None) -> list[str]:
 
 
 def feed_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
-    """Sum up the recorder's feeds in a line, and its newest error in another; none without it."""
+    """Sum up the recorder's symbols in a line, and its newest error in another."""
     if not feeds:
-        return []
+        return ["recorder: no recorder has ever run here"]
     states = Counter(feed.shown_state for feed in feeds)
     counts = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
     beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))
     lines = [f"recorder: {len(feeds):,} symbols, {counts}; last heartbeat {beat} ago"]
-    well = ("live", "not_recorded")
-    troubled = [feed for feed in feeds if feed.state not in well and feed.last_error]
-    if troubled:
-        lines.append(f"recorder: {name(troubled[0].symbol)}: {troubled[0].last_error}")
+    healthy = ("live", "not_recorded")
+    failed = [feed for feed in feeds if feed.state not in healthy and feed.last_error]
+    if failed:
+        lines.append(f"recorder: {name(failed[0].symbol)}: {failed[0].last_error}")
     return lines
 
 
+def verify_line(report: VerifyReport) -> str:
+    """Sum up a verification: all equal, or how many rows are wrong and the first of them."""
+    waiting = f"; {report.pending:,} more wait for refresh" if report.pending else ""
+    if not report.mismatches:
+        return f"verified: {report.rows:,} rows of {_symbols(report)} checked, all equal{waiting}"
+    are = "is" if report.mismatches == 1 else "are"
+    first = report.examples[0]
+    where = f"{name(first.symbol)} {first.bucket} {first.column}"
+    return f"verified: {report.mismatches:,} of {report.rows:,} rows {are} wrong: {where}{waiting}"
+
+
+def _symbols(report: VerifyReport) -> str:
+    return "1 symbol" if report.symbols == 1 else f"{report.symbols:,} symbols"
+
+
 def mismatch_table(report: VerifyReport) -> Table:
-    """Show the first values that are not what the bars give."""
+    """Show the first values that differ from those recomputed from the bars."""
     made = table("symbol", "bucket", "column", ">stored", ">recomputed")
     for one in report.examples:
         stored, expected = _value(one.stored), _value(one.expected)
@@ -125,14 +164,14 @@ def mismatch_table(report: VerifyReport) -> Table:
 
 
 def gaps_table(gaps: Sequence[Gap]) -> Table:
-    """Show gaps, and for those that the exchange was asked for in vain what it said."""
+    """Show gaps, with the attempts and the last error of the requests for them."""
     made = table(
         "symbol",
         "first minute (UTC)",
         "until (UTC)",
         ">minutes",
         "state",
-        "feed",
+        "stream",
         ">attempts",
         "last error",
     )
@@ -165,17 +204,17 @@ def _minutes(gap: Gap) -> int:
 
 
 def backfill_line(report: BackfillReport) -> str:
-    """Say what a backfill brought."""
+    """Sum up a backfill."""
     stored = report.stored
     return (
         f"backfilled {report.symbol}: {report.fetched:,} bars fetched, {stored.inserted:,} new,"
         f" {stored.updated:,} corrected, {stored.unchanged:,} unchanged;"
-        f" {report.quiet_minutes:,} minutes quiet, {report.rejected_rows:,} rows left out"
+        f" {report.quiet_minutes:,} minutes without trades, {report.rejected_rows:,} rows rejected"
     )
 
 
 def moment(value: datetime | None) -> str:
-    """Show a moment in UTC, to the minute, or to the second where there are any."""
+    """Show a time in UTC, to the minute, or to the second if it has seconds."""
     if value is None:
         return "-"
     utc = value.astimezone(UTC)
@@ -193,7 +232,7 @@ def duration(value: timedelta) -> str:
 
 
 def name(symbol: str) -> str:
-    """Show a symbol as it is, or quoted where a terminal could not."""
+    """Show a symbol as it is, or quoted if a terminal cannot show it."""
     return symbol if symbol.isprintable() else repr(symbol)
 
 

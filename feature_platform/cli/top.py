@@ -1,4 +1,4 @@
-"""A live view of the platform in a terminal: what each symbol has, worst first."""
+"""A live view of the platform in a terminal: its symbols, the worst first."""
 
 from __future__ import annotations
 
@@ -26,24 +26,31 @@ from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
 from feature_platform.settings import get_settings
-from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
+from feature_platform.status import (
+    PolicyStatus,
+    SymbolStatus,
+    policy_runners,
+    policy_status,
+    symbol_status,
+)
 
-# The age at which a figure is shown as bad. A row is there within a second of its bar, and a bar
-# soon after its minute: an age counted from a minute's end is below two minutes while all is well.
+# Ages above this one are red. A row is stored within a second of its bar, and a bar soon after its
+# minute, so an age since a minute's end is below two minutes in a healthy platform.
 _LATE = timedelta(minutes=2)
 _MINUTE = timedelta(minutes=1)
 _WIDEST = 10_000  # columns
-_AROUND = 3  # lines of the table that are no symbols: its header, what is left out, the cursor's
+_AROUND = 3  # lines beside the symbols: the table's header, "... and N more", the cursor's
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What one look at the database found.
+    """The state of the platform at one time.
 
-    now: by the platform's clock.
-    open_minutes: minutes without a bar that nothing explains yet, by symbol.
-    minutes_left: how many minutes are not accounted for yet; until it is 0, `open_minutes` is too
-        small.
+    now: time of the platform's clock.
+    open_minutes: missing minutes that are not explained yet, by symbol.
+    minutes_left: number of minutes that are not accounted for yet; until it is 0, `open_minutes`
+        is too small.
+    runners: the kinds of processes that run the policy now.
     """
 
     now: datetime
@@ -53,10 +60,11 @@ class Frame:
     policy: PolicyStatus | None
     feeds: Sequence[StoredHeartbeat] = ()
     minutes_left: int = 0
+    runners: Sequence[str] = ()
 
 
 def look(connection: psycopg.Connection[Any]) -> Frame:
-    """Look at the state of the platform, by a few index look-ups a symbol."""
+    """Read the state of the platform, by a few index look-ups per symbol."""
     with connection.cursor(row_factory=dict_row) as cursor:
         gaps = cursor.execute(queries["top_open_minutes"]).fetchall()
     return Frame(
@@ -67,14 +75,15 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
         policy=policy_status(connection),
         feeds=list_heartbeats(connection),
         minutes_left=minutes_to_account(connection),
+        runners=policy_runners(connection),
     )
 
 
 def run_top(interval: float, once: bool) -> None:
-    """Show the view until Ctrl-C, or one frame where it is `once` or no terminal.
+    """Show the view until Ctrl-C, or one frame with `once` or without a terminal.
 
-    interval: seconds between two looks. A database that goes away is waited for.
-    Raises UserError or psycopg.Error when the database cannot be used at first.
+    interval: seconds between two updates. Waits for a database that goes away.
+    Raises UserError or psycopg.Error if the database cannot be used at the start.
     """
     screen = Console(markup=False, emoji=False)
     with connect() as connection:
@@ -91,57 +100,62 @@ def _watch(screen: Console, frame: Frame, interval: float) -> None:
     with Live(console=screen, screen=True, auto_refresh=False) as live, ExitStack() as stack:
         connection: psycopg.Connection[Any] | None = None
         while True:
-            trouble: str | None = None
+            error_text: str | None = None
             try:
                 connection = connection or stack.enter_context(connect(connect_timeout=3))
                 frame = look(connection)
             except (psycopg.Error, UserError) as error:
-                trouble = one_line(error)
+                error_text = one_line(error)
                 stack.close()
                 connection = None
-            live.update(render(frame, trouble, screen.width, screen.height), refresh=True)
+            live.update(render(frame, error_text, screen.width, screen.height), refresh=True)
             time.sleep(interval)
 
 
-def render(frame: Frame, trouble: str | None, width: int, height: int | None) -> Group:
-    """Lay a frame out for a terminal of this size; height: None shows all symbols.
+def render(frame: Frame, error_text: str | None, width: int, height: int | None) -> Group:
+    """Lay a frame out for a terminal of this size.
 
-    trouble: why this is not what the database has now, if it is not.
+    height: None shows all symbols.
+    error_text: the reason why the frame is out of date, None if it is not.
     """
-    header = [*_header(frame, trouble)]
+    header = [*_header(frame, error_text)]
     symbols = sorted(frame.symbols, key=lambda one: _badness(frame, one))
     if height is not None:
         room = max(1, height - len(header) - _AROUND)
-        left_out = len(symbols) - room
-        symbols = symbols[:room] if left_out > 0 else symbols
+        hidden = len(symbols) - room
+        symbols = symbols[:room] if hidden > 0 else symbols
     else:
-        left_out = 0
+        hidden = 0
     parts: list[Text | Table] = [*header]
     if symbols:
         parts.append(_table(frame, symbols, width))
     else:
         parts.append(Text("no bars yet: `feature-platform import FILE --symbol SYMBOL`"))
-    if left_out > 0:
-        parts.append(Text(f"... and {left_out:,} more", style="dim"))
+    if hidden > 0:
+        parts.append(Text(f"... and {hidden:,} more", style="dim"))
     for part in parts:
         if isinstance(part, Text):
             part.no_wrap, part.overflow = True, "ellipsis"
     return Group(*parts)
 
 
-def _header(frame: Frame, trouble: str | None) -> list[Text]:
+def _header(frame: Frame, error_text: str | None) -> list[Text]:
     lines = [
         Text.assemble(
             (f"{console.moment(frame.now)} UTC  ", "bold"),
             f"{len(frame.symbols):,} symbols  ",
-            _shown("dirty", sum(one.rows_dirty for one in frame.symbols), bad=_is_old(frame)),
+            _count(
+                "rows waiting for refresh",
+                sum(one.rows_dirty for one in frame.symbols),
+                bad=_is_old(frame),
+            ),
             "  ",
-            _shown("minutes open", sum(frame.open_minutes.values()), bad=True),
+            _count("minutes open", sum(frame.open_minutes.values()), bad=True),
             f", {frame.minutes_left:,} to account for" if frame.minutes_left else "",
         ),
     ]
-    if trouble is not None:
-        lines.append(Text(f"the database is away, this is what it had: {trouble}", "bold red"))
+    if error_text is not None:
+        lines.append(Text(f"no connection, these are the last figures: {error_text}", "bold red"))
     lines.append(Text(frame.database, "dim"))
     lines += [_policy_line(frame), _recorder_line(frame), Text()]
     return lines
@@ -151,14 +165,17 @@ def _policy_line(frame: Frame) -> Text:
     policy = frame.policy
     if policy is None:
         return Text("policy: none, features change only by `feature-platform refresh`", "red")
-    parts = [f"policy: every {console.duration(policy.schedule_interval)} in a {policy.runs_in}"]
+    parts = [
+        f"policy: every {console.duration(policy.schedule_interval)}",
+        console.runner_text(policy, frame.runners),
+    ]
     late = policy.last_start is None
     if policy.last_start is not None:
         ago = frame.now - policy.last_start
         late = ago > 2 * policy.schedule_interval + timedelta(seconds=15) and not policy.running
         parts.append(f"last run {console.duration(ago)} ago")
         if policy.last_wakes:
-            parts.append(f"{policy.last_wakes:,} wakes since")
+            parts.append(f"{policy.last_wakes:,} refreshes after writes")
         parts.append(f"{policy.last_rows_written or 0:,} rows")
     else:
         parts.append("no run yet")
@@ -175,13 +192,13 @@ def _policy_line(frame: Frame) -> Text:
 
 def _recorder_line(frame: Frame) -> Text:
     if not frame.feeds:
-        return Text("recorder: no recorder", "dim")
+        return Text("recorder: no recorder has ever run here", "dim")
     recorded = [one for one in frame.feeds if one.state != "not_recorded"]
     states = Counter(one.shown_state for one in recorded)
     if not states:
         return Text("recorder: no symbol is recorded any more", "dim")
-    told = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
-    line = Text(f"recorder: {told}", "" if states.keys() == {"live"} else "red")
+    counts = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
+    line = Text(f"recorder: {counts}", "" if states.keys() == {"live"} else "red")
     errors = [one for one in recorded if one.last_error and one.state != "live"]
     if errors:
         line.append(f"; {errors[0].symbol}: {one_line(errors[0].last_error or '')}")
@@ -190,7 +207,7 @@ def _recorder_line(frame: Frame) -> Text:
 
 def _table(frame: Frame, symbols: Sequence[SymbolStatus], width: int) -> Table:
     """Lay the symbols out, with as many columns as fit the width."""
-    feeds = ("feed",) if frame.feeds else ()
+    feeds = ("stream",) if frame.feeds else ()
     screen = Console(width=_WIDEST)
     for times in (("last bar (UTC)", "last feature (UTC)"), ("last bar (UTC)",), ()):
         made = _table_of(frame, symbols, times, feeds)
@@ -204,7 +221,7 @@ def _table_of(
 ) -> Table:
     feeds = {one.symbol: one.shown_state for one in frame.feeds}
     over = _not_recorded(frame)
-    made = console.table("symbol", *times, ">bar age", ">lag", ">dirty", ">open", *feed)
+    made = console.table("symbol", *times, ">bar age", ">lag", ">waiting", ">open", *feed)
     for one in symbols:
         age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
         moments = (console.moment(one.last_bar), console.moment(one.last_feature))
@@ -213,7 +230,7 @@ def _table_of(
             *moments[: len(times)],
             _age(age, over=one.symbol in over),
             _age(one.lag, over=one.symbol in over),
-            Text(f"{one.rows_dirty:,}", "red" if _dirty_for_long(frame, one) else ""),
+            Text(f"{one.rows_dirty:,}", "red" if _waits_long(frame, one) else ""),
             _number(frame.open_minutes.get(one.symbol, 0)),
             *(_feed_cell(feeds.get(one.symbol)) for _ in feed),
         )
@@ -221,7 +238,7 @@ def _table_of(
 
 
 def _badness(frame: Frame, one: SymbolStatus) -> tuple[Any, ...]:
-    """Order symbols: those without rows first, then by lag to the second, by what is open."""
+    """Order symbols: those without rows first, then by lag in seconds, then by open minutes."""
     behind = math.inf if one.lag is None else int(one.lag.total_seconds())
     over = one.symbol in _not_recorded(frame)
     return (over, -behind, -one.rows_dirty, -frame.open_minutes.get(one.symbol, 0), one.symbol)
@@ -236,7 +253,7 @@ def _age(age: timedelta | None, *, over: bool = False) -> Text:
         return Text("-" if age is None else console.duration(max(age, timedelta())), "dim")
     if age is None:
         return Text("-", "red")
-    # A bar of the open minute has no age yet.
+    # The age of a bar of the open minute is negative.
     return Text(console.duration(max(age, timedelta())), "red" if age > _LATE else "green")
 
 
@@ -249,13 +266,13 @@ def _number(count: int) -> Text:
     return Text(f"{count:,}", "yellow" if count else "dim")
 
 
-def _shown(what: str, count: int, bad: bool) -> Text:
-    return Text(f"{count:,} {what}", "red" if count and bad else "")
+def _count(unit: str, count: int, bad: bool) -> Text:
+    return Text(f"{count:,} {unit}", "red" if count and bad else "")
 
 
 def _is_old(frame: Frame) -> bool:
-    return any(_dirty_for_long(frame, one) for one in frame.symbols)
+    return any(_waits_long(frame, one) for one in frame.symbols)
 
 
-def _dirty_for_long(frame: Frame, one: SymbolStatus) -> bool:
+def _waits_long(frame: Frame, one: SymbolStatus) -> bool:
     return one.dirty_since is not None and frame.now - one.dirty_since > _LATE

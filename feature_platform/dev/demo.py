@@ -83,17 +83,15 @@ def _show(
     late: Sequence[_Source],
     picture: Path,
 ) -> bool:
-    _say(server_description(connection))
-    _say(_imported("imported", _import(connection, month)))
-    _say(_refreshed(connection, "refreshed"))
+    _print(server_description(connection))
+    _print(_imported("imported", _import(connection, month)))
+    _print(_refreshed(connection, "refreshed"))
     if late:
-        _say(_imported("late bars and corrections", _import(connection, late)))
-        _say(_refreshed(connection, "repaired"))
+        _print(_imported("late bars and corrections", _import(connection, late)))
+        _print(_refreshed(connection, "repaired"))
     with console.progress_bar("verify") as progress:
         report = verify(connection, progress=progress)
-    _say(
-        f"verified: {report.rows:,} rows recomputed from the bars, {report.mismatches:,} mismatches"
-    )
+    _print(console.verify_line(report))
     console.out.print()
     counts = row_counts(connection)
     symbols = symbol_status(connection)
@@ -103,7 +101,7 @@ def _show(
     console.out.print()
     shown = [one.symbol for one in symbols if counts[one.symbol].features][:PLOTTED_SYMBOLS]
     if shown:
-        _say(f"plot: {plot_features(connection, shown, picture)}")
+        _print(f"plot: {plot_features(connection, shown, picture)}")
     return report.mismatches == 0
 
 
@@ -161,5 +159,5 @@ def _symbol(file: Path) -> str:
     return match["symbol"] if match else file.name
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     console.out.print(line, highlight=False, soft_wrap=True)

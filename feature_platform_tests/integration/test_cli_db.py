@@ -73,8 +73,39 @@ def test_url_of_the_embedded_server_comes_with_a_hint(own_home: Path) -> None:
     done = run("db", "url")
     assert done.returncode == 0
     assert only_line(done.stdout).startswith("postgresql://postgres@/feature_platform?host=")
-    assert "runs only while a feature-platform process does" in done.stderr.splitlines()[-1]
+    hint = done.stderr.splitlines()[-1]
+    assert "runs only while a feature-platform process does" in hint
+    assert "keep it up with `feature-platform db start`" in hint
     assert not is_running(own_home)
+
+
+def test_a_started_server_stays_until_it_is_stopped(own_home: Path) -> None:
+    try:
+        done = run("db", "start")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "until `feature-platform db stop`" in only_line(done.stdout)
+        assert is_running(own_home)
+        url = run("db", "url")
+        assert url.stderr == ""
+        with psycopg.connect(url.stdout.strip()) as connection:
+            assert connection.execute("SELECT count(*) FROM features_1m").fetchone() == (0,)
+        lines = run("status").stdout.splitlines()
+        assert "embedded server: runs until `feature-platform db stop`" in lines
+    finally:
+        done = run("db", "stop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert only_line(done.stdout).endswith(" is stopped")
+    assert not is_running(own_home)
+    lines = run("status").stdout.splitlines()
+    assert any("`feature-platform db start` keeps it up" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_a_configured_server_is_not_started_or_stopped(command: str) -> None:
+    url = f"postgresql://me:{SECRET}@db.example/bars"
+    done = run("db", command, FEATURE_PLATFORM_DATABASE_URL=url)
+    assert done.returncode == 2
+    assert f"`feature-platform db {command}` is for the embedded server" in only_line(done.stderr)
 
 
 def test_url_of_a_configured_server_comes_without_a_hint() -> None:

@@ -273,14 +273,53 @@ def test_start_and_release_can_be_repeated(home: Path) -> None:
         server.release()
         assert not is_running(home)
     with server:
-        assert not server.shared
+        assert not server.is_kept
     assert not is_running(home)
 
 
-def test_shared_tells_whether_others_were_there(server: EmbeddedServer, hold: Hold) -> None:
-    assert hold(server.home).said
-    server.start()
-    assert server.shared
+def test_a_kept_server_stays_until_it_is_stopped(home: Path, hold: Hold) -> None:
+    keeper = EmbeddedServer(home, conf=FAST)
+    keeper.keep()
+    before = started_at(keeper.url())
+    keeper.release()
+    assert EmbeddedServer(home).is_kept
+    user = hold(home)
+    assert started_at(user.said) == before
+    assert user.leave() == ""
+    assert is_running(home)
+    assert EmbeddedServer(home).stop()
+    assert not is_running(home)
+    assert not EmbeddedServer(home).is_kept
+
+
+def test_a_stop_leaves_the_server_to_its_last_user(home: Path, hold: Hold) -> None:
+    keeper = EmbeddedServer(home, conf=FAST)
+    keeper.keep()
+    keeper.release()
+    user = hold(home)
+    assert not EmbeddedServer(home).stop()
+    assert started_at(user.said)
+    assert user.leave() == ""
+    assert not is_running(home)
+
+
+def test_a_kept_server_that_was_killed_is_started_and_kept_again(home: Path, hold: Hold) -> None:
+    keeper = EmbeddedServer(home, conf=FAST)
+    keeper.keep()
+    keeper.release()
+    os.kill(postmaster_pid(home), signal.SIGKILL)
+    wait_until_dead(home)
+    user = hold(home)
+    assert started_at(user.said)
+    assert user.leave() == ""
+    assert is_running(home)
+    assert EmbeddedServer(home).stop()
+
+
+def test_a_stop_where_none_ever_ran_makes_nothing(home: Path) -> None:
+    missing = home / "missing"
+    assert EmbeddedServer(missing).stop()
+    assert not missing.exists()
 
 
 def test_a_home_that_is_removed_meanwhile_is_no_error(home: Path) -> None:

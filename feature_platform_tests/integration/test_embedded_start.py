@@ -247,7 +247,7 @@ def test_data_of_a_user_who_is_gone_are_handed_over(server: EmbeddedServer, home
 
 
 def test_a_home_that_cannot_be_written(user: User, home: Path, hold: Hold) -> None:
-    if user.account is None and os.geteuid() == 0:
+    if user.system_user is None and os.geteuid() == 0:
         where = Path("/proc/feature_platform")  # where even root cannot write
     else:
         home.mkdir(mode=0o555)

@@ -192,11 +192,11 @@ HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}"
         ({"symbols": "BTC"}, "there are no features of 'BTC' (did you mean 'BTC/USDT'?)"),
         ({"symbols": ["ethusdt"]}, "no features of 'ethusdt' (did you mean 'ETH/USDT'?)"),
         ({"symbols": ["BTC/USDT", "EHT/USDT", "X"]}, "'EHT/USDT' (did you mean 'ETH/USDT'"),
-        ({"symbols": []}, "no symbol is asked for"),
-        ({"symbols": ""}, "'' is no symbol"),
-        ({"symbols": "A\0B"}, "is no symbol"),
-        ({"symbols": "\ud800"}, "is no symbol"),
-        ({"symbols": [None]}, "None is no symbol"),
+        ({"symbols": []}, "no symbol is given"),
+        ({"symbols": ""}, "'' is not a symbol"),
+        ({"symbols": "A\0B"}, "is not a symbol"),
+        ({"symbols": "\ud800"}, "is not a symbol"),
+        ({"symbols": [None]}, "None is not a symbol"),
         ({"columns": ["volumez"]}, "no column 'volumez' (did you mean 'volume_z'?); it"),
         ({"columns": ["spread"]}, "no column 'spread'; it has last_close, vol, log_return"),
         ({"columns": "vol"}, "a list of names, such as ['vol']"),
@@ -204,11 +204,11 @@ HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}"
         ({"start": AFTER, "end": FIRST}, "start, 2026-01-05T00:00:00+00:00, is after end, 2026-"),
         ({"start": FIRST.replace(tzinfo=None)}, "start, 2026-01-01 00:00:00, has no time zone; wr"),
         ({"end": "2026-01-01"}, "end, 2026-01-01, has no time zone; write it as"),
-        ({"start": "'; --"}, "is no time; write it as"),
-        ({"end": date(2026, 2, 1)}, "end, datetime.date(2026, 2, 1), is no time"),
-        ({"end": pd.NaT}, "end, NaT, is no time"),
-        ({"start": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "is no time"),
-        ({"as_": "numpy"}, "as_ is 'pandas', 'arrow' or 'polars', and not 'numpy'"),
+        ({"start": "'; --"}, "is not a time; write it as"),
+        ({"end": date(2026, 2, 1)}, "end, datetime.date(2026, 2, 1), is not a time"),
+        ({"end": pd.NaT}, "end, NaT, is not a time"),
+        ({"start": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "is not a time"),
+        ({"as_": "numpy"}, "as_ is 'numpy'; use 'pandas', 'arrow' or 'polars'"),
     ],
     ids=str,
 )
@@ -350,7 +350,8 @@ from feature_platform.cli import app as cli
 heavy = {"pandas", "numpy", "pyarrow", "polars", "adbc_driver_postgresql", "psycopg", "matplotlib"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 from feature_platform import read_features, read_bars, latest
-assert "pandas" in sys.modules and "matplotlib" not in sys.modules
+slow = {"pandas", "pyarrow", "polars", "adbc_driver_manager", "dagster", "matplotlib", "ccxt"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
 assert {"read_features", "read_bars", "latest"} <= set(feature_platform.__all__)
 try:
     feature_platform.nothing

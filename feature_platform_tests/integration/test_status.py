@@ -108,20 +108,20 @@ def test_the_command(database: str, conn: Conn, engine: Engine) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("database: PostgreSQL ")
     assert ("TimescaleDB" in lines[0]) == (engine == "timescaledb")
-    where = "a database job" if engine == "timescaledb" else "a worker"
+    where = "run by database job " if engine == "timescaledb" else "no worker is running"
     assert lines[1].startswith(
-        "policy: every 1 min, rows as old as 1 min, the last 1 h first; run by " + where
+        "policy: every 1 min, rows as old as 1 min, the last 1 h first; " + where
     )
     assert lines[2].startswith("last run: none yet")
-    assert ("`feature-platform worker` runs it" in lines[2]) == (engine == "postgres")
+    assert ("start `feature-platform worker`" in lines[1]) == (engine == "postgres")
     assert lines[3:] == ["no bars yet: `feature-platform import FILE --symbol SYMBOL`"]
 
     insert_bars(conn, A, START, 1234)
     refresh(conn, None, START + 1000 * MINUTE)
     lines = run_on(database, "status").stdout.splitlines()
-    assert lines[3].startswith("dirty: 234 rows, the oldest for ")
+    assert lines[3].startswith("waiting for refresh: 234 rows, the oldest for ")
     assert lines[4] == ""
-    assert lines[5].split()[-4:] == ["bars", "features", "dirty", "lag"]
+    assert lines[5].split()[-6:] == ["bars", "features", "waiting", "for", "refresh", "lag"]
     assert lines[6].split()[:-2] == [
         *(A, "2026-01-01", "00:00", "2026-01-01", "20:33", "1,234", "1,000", "234")
     ]

@@ -38,7 +38,7 @@ def test_one_frame_goes_into_a_pipe(database: str, conn: Conn) -> None:
     done = run_on(database, "top", "--once")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert " UTC  2 symbols  10 dirty  7 minutes open" in lines[0]
+    assert " UTC  2 symbols  10 rows waiting for refresh  7 minutes open" in lines[0]
     assert "no run yet" in lines[2]
     new, old = (line.split() for line in lines[-2:])
     assert (new[0], new[-3:]) == ("NEW", ["-", "10", "0"])

@@ -132,12 +132,17 @@ def policy(**changed: object) -> PolicyStatus:
 
 
 def test_a_policy_that_never_ran() -> None:
+    rule = "policy: every 1 min, rows as old as 1 min, the last 1 h first; "
+    assert console.policy_lines(policy(), ["worker"]) == [
+        rule + "run by a worker",
+        "last run: none yet",
+    ]
     assert console.policy_lines(policy()) == [
-        "policy: every 1 min, rows as old as 1 min, the last 1 h first; run by a worker",
-        "last run: none yet; `feature-platform worker` runs it",
+        rule + "no worker is running, start `feature-platform worker`",
+        "last run: none yet",
     ]
     lines = console.policy_lines(policy(runs_in="database job 1000"))
-    assert lines[0].endswith("; run by a database job 1000")
+    assert lines[0].endswith("; run by database job 1000")
     assert lines[1] == "last run: none yet"
 
 
@@ -149,7 +154,7 @@ def test_a_policy_that_ran() -> None:
         "last run: 2026-02-01 12:30 UTC, took 38 ms, 1,440 rows written"
     ]
     ran = policy(last_start=MOMENT, last_duration=timedelta(0), last_rows_written=7, last_wakes=2)
-    assert console.policy_lines(ran)[1].endswith(", 7 rows written; 2 times woken since")
+    assert console.policy_lines(ran)[1].endswith(", 7 rows written; 2 refreshes after writes")
 
 
 def test_a_policy_with_troubles() -> None:

@@ -1,4 +1,4 @@
-"""Every setting and command stands in the documentation, and no other does."""
+"""The pages name every setting, command and check, and none that does not exist."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from typer.main import get_command
 
 import feature_platform
 from feature_platform.cli.app import app
+from feature_platform.dev.settings_page import settings_page
 from feature_platform.importer.layouts import HEADERS, LAYOUTS
 from feature_platform.settings import PREFIX, Settings
 from feature_platform.simulator.faults import Fault
-from feature_platform.validation import CHECKS
+from feature_platform.validation import CHECKS, Check
 from feature_platform_tests.fix_embedded import CHECKOUT
 from feature_platform_tests.unit.test_cli_errors import command_paths
 
-README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-ALL = README + "".join(
-    path.read_text(encoding="utf-8") for path in sorted((CHECKOUT / "docs").glob("*.md"))
-)
+SETTINGS_PAGE = (CHECKOUT / "docs" / "settings.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(CHECKOUT).as_posix(): path.read_text(encoding="utf-8")
+    for folder in (CHECKOUT, CHECKOUT / "docs", CHECKOUT / "benchmarks")
+    for path in sorted(folder.glob("*.md"))
+}
+ALL = "".join(PAGES.values())
 SETTINGS = sorted(PREFIX + name.upper() for name in Settings.model_fields)
 KINDS = sorted(fault.model_fields["kind"].default for fault in get_args(Fault))
 CHECKS_PAGE = (CHECKOUT / "docs" / "checks.md").read_text(encoding="utf-8")
-# The definitions of Dagster: another test keeps the file equal to them.
+# Dagster's definitions; another test keeps the file equal to them.
 DEFINITIONS = json.loads(
     (Path(__file__).parents[1] / "definitions.json").read_text(encoding="utf-8")
 )
@@ -34,9 +38,19 @@ COMMANDS = sorted(" ".join(path) for path in command_paths(get_command(app)))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_has_one_line_in_the_readme(name: str) -> None:
-    lines = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
+def test_every_setting_has_one_line_on_its_page(name: str) -> None:
+    lines = [line for line in SETTINGS_PAGE.splitlines() if line.startswith(f"| `{name}` |")]
     assert len(lines) == 1
+
+
+def test_the_page_of_settings_is_generated_from_the_class() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    assert settings_page() == SETTINGS_PAGE, "run `make docs`"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_changelog_names_every_setting(name: str) -> None:
+    assert f"`{name}`" in PAGES["CHANGELOG.md"]
 
 
 def test_every_setting_that_is_named_exists() -> None:
@@ -97,8 +111,63 @@ def test_every_fault_is_documented(kind: str) -> None:
 
 def test_every_command_that_is_named_exists() -> None:
     known = {word for command in COMMANDS for word in (command, command.split()[0])}
+    # Also those that follow in one list: `feature-platform record`, `worker`.
+    lists = re.findall(r"`feature-platform [a-z]+`((?:,? (?:and |or )?`[a-z]+`)+)", ALL)
+    listed = {name for one in lists for name in re.findall(r"`([a-z]+)`", one)}
     named = set(re.findall(r"\bfeature-platform ((?:db )?[a-z]+)", ALL))
-    assert {name for name in named if name not in known} <= {"process"}  # a word of prose
+    named = {name for name in named | listed if name not in known}
+    assert named <= {"process", "processes"}  # words of prose
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (CHECKOUT / page).parent / path if path else CHECKOUT / page
+        assert file.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in _anchors(file.read_text(encoding="utf-8")), f"{page}: {target}"
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_a_page_points_to_sections_by_links(page: str) -> None:
+    """A link is tested; "see below" was left behind when its section moved."""
+    assert not re.search(r"\bsee (?:below|above)\b", PAGES[page])
+
+
+def test_every_page_is_in_the_index_and_in_the_readme() -> None:
+    for path in sorted((CHECKOUT / "docs").glob("*.md")):
+        if path.name != "index.md":
+            assert f"]({path.name})" in PAGES["docs/index.md"], path.name
+            assert f"](docs/{path.name})" in PAGES["README.md"], path.name
+
+
+def test_the_readme_lists_the_pages_in_a_table() -> None:
+    for line in PAGES["README.md"].splitlines():
+        assert len(re.findall(r"\]\(docs/\w+\.md", line)) <= 2
+
+
+def test_a_page_names_a_default_only_by_its_setting() -> None:
+    """The number of attempts is a setting: its default in a page of prose became wrong."""
+    attempts = re.compile(r"\b(?:ten|10) attempts\b")
+    assert [page for page, text in PAGES.items() if attempts.search(text)] == []
+    assert f"{PREFIX}GAP_ATTEMPTS" in CHECKS_PAGE
+
+
+@pytest.mark.parametrize(
+    "check", [check for check in CHECKS if "every recorded symbol" in check.description.lower()]
+)
+def test_the_page_of_checks_names_symbols_that_a_check_ignores(check: Check) -> None:
+    body = CHECKS_PAGE.split(f"## `{check.name}`\n", 1)[1].split("\n## ", 1)[0]
+    assert "never fresh" not in body
+    assert "not recorded" in body or "recorded symbol" in body
 
 
 def test_every_check_has_its_section_and_no_other_has() -> None:

@@ -46,7 +46,7 @@ def frame(
     open_minutes: dict[str, int] | None = None,
 ) -> Frame:
     server = "PostgreSQL 18.4, database d at h:1"
-    return Frame(NOW, server, symbols, open_minutes or {}, policy)
+    return Frame(NOW, server, symbols, open_minutes or {}, policy, runners=["worker"])
 
 
 def shown(
@@ -58,19 +58,24 @@ def shown(
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
+_POLICY_LINE = (
+    "policy: every 1 min, run by a worker, last run 57 s ago, 2 refreshes after writes, 100 rows"
+)
+
+
 def test_a_frame_shows_every_figure_of_each_symbol() -> None:
     lines = shown(
         frame(symbol("BTC/USDT"), symbol("ETH/USDT", 3, dirty=1440), open_minutes={"ETH/USDT": 7})
     )
     assert lines == [
-        "2026-02-01 12:30:02 UTC  2 symbols  1,440 dirty  7 minutes open",
+        "2026-02-01 12:30:02 UTC  2 symbols  1,440 rows waiting for refresh  7 minutes open",
         "PostgreSQL 18.4, database d at h:1",
-        "policy: every 1 min in a worker, last run 57 s ago, 2 wakes since, 100 rows",
-        "recorder: no recorder",
+        _POLICY_LINE,
+        "recorder: no recorder has ever run here",
         "",
-        "symbol    last bar (UTC)    last feature (UTC)   bar age       lag  dirty  open",
-        "ETH/USDT  2026-02-01 12:26  2026-02-01 12:26    3.03 min  3.03 min  1,440     7",
-        "BTC/USDT  2026-02-01 12:29  2026-02-01 12:29         2 s       2 s      0     0",
+        "symbol    last bar (UTC)    last feature (UTC)   bar age       lag  waiting  open",
+        "ETH/USDT  2026-02-01 12:26  2026-02-01 12:26    3.03 min  3.03 min    1,440     7",
+        "BTC/USDT  2026-02-01 12:29  2026-02-01 12:29         2 s       2 s        0     0",
     ]
 
 
@@ -91,7 +96,7 @@ def test_no_cell_is_cut_at_any_usual_width(width: int) -> None:
     header = next(line for line in lines if line.startswith("symbol "))
     assert ("last bar (UTC)" in header) == (width >= 80)
     assert ("last feature (UTC)" in header) == (width >= 100)
-    assert header.endswith("feed")
+    assert header.endswith("stream")
     assert lines[-1].endswith("live")
 
 
@@ -130,7 +135,7 @@ def test_the_recorder_is_shown_symbol_by_symbol() -> None:
 
 def test_without_a_database_the_last_frame_and_the_error_are_shown() -> None:
     lines = shown(frame(symbol("A")), trouble="server closed the connection")
-    assert lines[1].startswith("the database is away, this is what it had: server closed")
+    assert lines[1].startswith("no connection, these are the last figures: server closed")
     assert lines[-1].startswith("A ")
 
 

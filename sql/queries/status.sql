@@ -16,6 +16,13 @@ SELECT s.symbol, ends.first_bar, ends.last_bar, ends.last_feature,
   LEFT JOIN feature_platform.dirty d ON d.symbol = s.symbol
  ORDER BY s.symbol;
 
+-- status_runners --
+-- The kinds of runners of the policy whose session lives now.
+SELECT r.runner
+  FROM feature_platform.runner r
+  JOIN pg_stat_activity a ON (a.datid, a.usesysid, a.pid) = (r.datid, r.usesysid, r.pid)
+ ORDER BY r.runner;
+
 -- status_counts --
 -- How many bars and feature rows each symbol has: reads all of both tables' keys.
 SELECT symbol, coalesce(b.bars, 0) AS bars, coalesce(f.features, 0) AS features
@@ -42,9 +49,10 @@ SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minute
 
 -- ==== health.py ====
 -- health_worker --
--- The problem of the worker: no row where there is no policy, or where a run began recently.
-SELECT 'no worker has begun a run of the policy for '
-       || coalesce(date_trunc('second', now.at - newest.started_at)::text, 'ever') AS problem
+-- The fault of the worker; no row if it has none, or if there is no policy.
+SELECT 'no worker is running: ' || coalesce('the last run of the policy began '
+                                            || round(extract(epoch FROM now.at - newest.started_at)) || ' s ago',
+                                            'none has run here within 7 days') AS problem
   FROM feature_platform.policy p
  CROSS JOIN feature_platform.clock() AS now (at)
   LEFT JOIN LATERAL (SELECT r.started_at FROM feature_platform.policy_run r WHERE r.runner = 'worker'
@@ -53,16 +61,18 @@ SELECT 'no worker has begun a run of the policy for '
  WHERE greatest(newest.started_at, p.changed_at) < now.at - 2 * p.schedule_interval - interval '1 minute';
 
 -- health_recorder --
--- The problem of the recorder: no row where it wrote a heartbeat recently, in any state.
-SELECT 'no recorder has been heard for ' || coalesce(date_trunc('second', now.at - newest.beat_at)::text,
-                                                     'ever') AS problem
+-- The fault of the recorder; no row if it has written a heartbeat within a minute, whatever the state of its streams.
+SELECT coalesce('no recorder is running: its last heartbeat was '
+                || round(extract(epoch FROM now.at - newest.beat_at)) || ' s ago',
+                'no recorder has ever run here') AS problem
   FROM feature_platform.clock() AS now (at)
  CROSS JOIN (SELECT max(h.beat_at) AS beat_at FROM feature_platform.heartbeat h) AS newest
  WHERE newest.beat_at >= now.at - interval '1 minute' IS NOT TRUE;
 
 -- health_daemon --
--- The problem of Dagster's daemon, in Dagster's own database: its parts without a heartbeat for five minutes.
-SELECT 'the daemon is not heard: ' || string_agg(part, ', ' ORDER BY part) AS problem
+-- The fault of Dagster's daemon, in Dagster's own database: its parts without a heartbeat within five minutes.
+SELECT 'Dagster''s daemon is not running: no heartbeat within 5 minutes of '
+       || string_agg(part, ', ' ORDER BY part) AS problem
   FROM unnest(ARRAY['SENSOR', 'SCHEDULER', 'QUEUED_RUN_COORDINATOR', 'MONITORING']) AS part
  WHERE NOT EXISTS (SELECT FROM daemon_heartbeats h WHERE h.daemon_type = part
                    AND h.timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes')

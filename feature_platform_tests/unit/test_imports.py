@@ -1,0 +1,69 @@
+"""A library that one part needs is imported by that part only, so that the others start quickly."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import feature_platform
+
+PACKAGE = Path(feature_platform.__file__).parent
+# The files, or packages, that may import a library, also when they are imported themselves.
+OWNERS = {
+    "ccxt": ("exchange/", "symbols.py"),
+    "websockets": ("simulator/",),
+    "honcho": ("dev/",),
+    "matplotlib": ("plot.py",),
+    "PIL": ("plot.py",),
+    "dagster": ("orchestration/", "definitions.py"),
+}
+# Modules of a host that only reads, or of a command that a user waits for.
+READERS = [
+    "feature_platform.frames",
+    "feature_platform.cli.app",
+    "feature_platform.cli.top",
+    "feature_platform.service.server",
+    "feature_platform.status",
+    "feature_platform.verify",
+    "feature_platform.plot",
+    "feature_platform.worker",
+]
+
+
+def _modules_after(code: str) -> set[str]:
+    shown = f"{code}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("module", READERS)
+def test_a_reader_imports_no_library_of_another_part(module: str) -> None:
+    assert not _modules_after(f"import {module}") & set(OWNERS)
+
+
+def test_read_features_is_imported_without_a_slow_library() -> None:
+    """It costs some 0.2 s of a processor; pandas, pyarrow and ADBC came to 0.8 s."""
+    code = """
+import time
+from feature_platform import read_features
+assert time.process_time() < 2, time.process_time()
+"""
+    slow = {"pandas", "numpy", "pyarrow", "polars", "adbc_driver_manager", "pydantic", "fastapi"}
+    assert not _modules_after(code) & (slow | set(OWNERS))
+
+
+@pytest.mark.parametrize("library", sorted(OWNERS))
+def test_only_its_part_imports_a_library(library: str) -> None:
+    importers = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if library in {name.partition(".")[0] for name in names}:
+                importers.add(path.relative_to(PACKAGE).as_posix())
+    assert importers
+    assert {name for name in importers if not name.startswith(OWNERS[library])} == set()
