@@ -25,7 +25,7 @@ OLDEST_POSTGRES = 15
 # Seconds after which a command that shows a state fails without an answer. libpq's shortest
 # connection timeout is 2 s.
 BRIEF_SECONDS = 2.5
-BRIEF_CONNECT_SECONDS = 2
+_BRIEF_CONNECT = 2
 
 _log = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def connect_briefly(url: str | None = None, **options: Any) -> Iterator[Brief]:
     answer in time, because it is stopped or its tables are locked.
     """
     brief = Brief(time.monotonic() + BRIEF_SECONDS)
-    conninfo = database_url(silence=BRIEF_CONNECT_SECONDS) if url is None else url
-    with connect(conninfo, **{"connect_timeout": BRIEF_CONNECT_SECONDS, **options}) as connection:
+    conninfo = database_url(silence=_BRIEF_CONNECT) if url is None else url
+    with connect(conninfo, **{"connect_timeout": _BRIEF_CONNECT, **options}) as connection:
         brief.connection = connection
         brief.limit()
         try:

@@ -1,4 +1,4 @@
-"""A wish to stop, which a signal handler may utter while its very own thread waits for it."""
+"""A stop event that is safe to set from a signal handler."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ import weakref
 from contextlib import suppress
 
 
-class Bell:
-    """Wake whoever waits, once and for all.
+class StopEvent:
+    """An event that ends all waiting for it, once and for all.
 
-    A `threading.Event` takes a lock in `wait` and in `set`, both in Python code: a handler that
-    runs between the two waits for ever for what its own thread holds. A pipe has no such moment.
+    `threading.Event` takes a lock in `wait` and in `set`, both in Python code: a handler that runs
+    while its own thread holds that lock waits for ever. This one writes to a pipe, without a lock.
     """
 
     def __init__(self) -> None:
-        self.rung = False
-        self._ear, self._cord = os.pipe()
-        os.set_blocking(self._cord, False)
-        weakref.finalize(self, _close, self._ear, self._cord)
+        self._is_set = False
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        weakref.finalize(self, _close, self._reader, self._writer)
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """End all waiting, now and later; for signal handlers and for any thread."""
-        self.rung = True
-        with suppress(BlockingIOError):  # it has been rung a lot
-            os.write(self._cord, b"!")
+        self._is_set = True
+        with suppress(BlockingIOError):  # the pipe is full: it has been set many times
+            os.write(self._writer, b"!")
+
+    def is_set(self) -> bool:
+        """Return whether it has been set."""
+        return self._is_set
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until it is rung; return whether it was."""
-        select.select([self._ear], [], [], seconds)
-        return self.rung
+        """Wait until it is set, so many seconds at most; return whether it is set."""
+        select.select([self._reader], [], [], seconds)
+        return self._is_set
 
 
 def _close(*descriptors: int) -> None:

@@ -25,7 +25,7 @@ from feature_platform.errors import UserError, one_line
 from feature_platform.queries import queries
 from feature_platform.schema import prepare, require_version
 from feature_platform.settings import get_settings
-from feature_platform.stop_event import Bell
+from feature_platform.stop_event import StopEvent
 from feature_platform.trouble_log import TroubleLog, is_disk_full
 
 _log = logging.getLogger(__name__)
@@ -79,14 +79,14 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._stop = Bell()
+        self._stop = StopEvent()
         self._trouble = TroubleLog(_log)
         self._clock = get_settings().clock
         self._due = _LONG_AGO
 
     def stop(self) -> None:
-        """End the worker after the current slice; safe in a signal handler."""
-        self._stop.ring()
+        """Stop the worker after the current slice; safe in a signal handler."""
+        self._stop.set()
 
     def run(self) -> None:
         """Work until `stop`.
@@ -102,11 +102,11 @@ class Worker:
             connection, first = self._connect_again(), False
 
     def _connect_again(self) -> psycopg.Connection[TupleRow] | None:
-        """Connect when the database is available again; return None after a stop."""
+        """Connect as soon as there is a database again; None if the worker has to stop before."""
         retrying = Retrying(
             retry=retry_if_exception_type(UserError),
             wait=wait_random_exponential(multiplier=0.5, max=30),
-            stop=lambda _state: self._stop.rung,
+            stop=lambda _state: self._stop.is_set(),
             sleep=self._pause,
             before_sleep=self._log_retry,
             reraise=True,
@@ -121,7 +121,7 @@ class Worker:
         return connection
 
     def _work(self, connection: psycopg.Connection[TupleRow], first: bool) -> None:
-        """Work on this connection until an error or a stop."""
+        """Work on this connection until it fails or the worker has to stop."""
         ready = False
         try:
             prepare(connection)
@@ -132,43 +132,40 @@ class Worker:
             run = _Run(0, _LONG_AGO)
             while True:
                 if self._wait_until_due(connection, run, marks) or self._wake(connection, run):
-                    self._tell_wakes(connection, run)
+                    self._log_wakes(connection, run)
                     run = self._run_now(connection)
         except _Stopped:
             return
         except psycopg.Error as error:
             if first and not ready:
                 raise
-            kind = "the database went away" if connection.broken else "the database refused"
+            kind = "the database went away" if connection.broken else "the database failed"
             self._trouble.warn(error, kind)
             if is_disk_full(error):
                 self._stop.wait(_DISK_FULL_SECONDS)
 
     def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
-        told = False
+        logged = False
         while not self._row(connection, "worker_claim")[0]:
-            if not told:
+            if not logged:
                 _log.info("another worker is at work: standing by")
-                told = True
+                logged = True
             self._sleep(_LOOK_SECONDS)
         _log.info("at work")
 
     def _wait_until_due(
         self, connection: psycopg.Connection[TupleRow], run: _Run, marks: MarkWatch
     ) -> bool:
-        """Wait for the next work; return whether that is the next run of the schedule.
-
-        Otherwise a commit or the clock has made rows due.
-        """
-        told = False
+        """Wait until rows are due; return whether the next run of the schedule is due, too."""
+        logged = False
         while True:
             next_run, now_due, next_due = self._row(
                 connection, "worker_next_run", {"began": run.began}
             )
             if next_run is None:
-                if not told:
+                if not logged:
                     _log.info("there is no refresh policy: waiting for add_features_1m_policy()")
-                told = True
+                logged = True
                 self._sleep(_LOOK_SECONDS)
                 continue
             if next_run <= 0 or (now_due != self._due and not run.failed):
@@ -198,7 +195,7 @@ class Worker:
                 self._sleep(min(left, _LOOK_FOR_MARKS_SECONDS))
 
     def _any_due(self, connection: psycopg.Connection[TupleRow], after: int) -> bool:
-        """Return whether a later mark has due rows."""
+        """Return whether rows are due by a mark after this one."""
         return bool(self._row(connection, "worker_any_due", {"after": after})[0])
 
     def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
@@ -229,7 +226,7 @@ class Worker:
         problem: str | None = None
         try:
             more = True
-            while more and not self._stop.rung:
+            while more and not self._stop.is_set():
                 step = {"run_id": run_id, "horizon": horizon}
                 more = bool(self._row(connection, "worker_step", step)[0])
         except psycopg.Error as error:
@@ -237,19 +234,22 @@ class Worker:
                 raise
             problem = one_line(error)
             run.failed = True
-            self._trouble.warn(error, "the refresh failed, its rows stay dirty")
+            self._trouble.warn(error, "the refresh failed, its rows wait for the next one")
         self._row(connection, "worker_end", {"run_id": run_id, "error": problem})
         slices, run.rows, took, _ = self._row(connection, "worker_run", {"run_id": run_id})
         if slices:
-            _log.info("refreshed %d rows in %d slices, %s", run.rows, slices, took)
-        if self._stop.rung:
+            milliseconds = took.total_seconds() * 1000
+            _log.info("refreshed %d rows in %d slices, %.0f ms", run.rows, slices, milliseconds)
+        if self._stop.is_set():
             raise _Stopped
         return run
 
-    def _tell_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
+    def _log_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
+        """Log the refreshes after writes since the last run, one line per run."""
         _, rows, _, wakes = self._row(connection, "worker_run", {"run_id": run.id})
         if wakes and rows > run.rows:
-            _log.info("woken %d times since, refreshed %d rows", wakes, rows - run.rows)
+            times = "a write" if wakes == 1 else f"{wakes:,} writes"
+            _log.info("refreshed %d rows after %s", rows - run.rows, times)
 
     def _log_retry(self, state: RetryCallState) -> None:
         if state.outcome is not None and (error := state.outcome.exception()) is not None:
@@ -261,10 +261,10 @@ class Worker:
         query: str,
         parameters: dict[str, object] | None = None,
     ) -> TupleRow:
-        """Return the first row of a query; all None where it has no row.
+        """Return the one row of a query; all None if it has none.
 
-        A query that waits for a lock too long is retried until it gets the lock.
-        Raises _Stopped after a stop.
+        A query that cannot get a lock in time is sent again until it gets the lock.
+        Raises _Stopped if the worker has to stop meanwhile.
         """
         waited = False
         while True:
@@ -287,11 +287,11 @@ class Worker:
 
 
 def run_worker() -> None:
-    """Run a worker in this process until SIGTERM or SIGINT; it finishes the current slice."""
+    """Run a worker in this process until SIGTERM or SIGINT; the current slice is finished."""
     worker = Worker()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        _log.info("stopping after the slice in hand")
+        _log.info("stopping after the current slice")
         worker.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

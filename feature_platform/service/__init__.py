@@ -1,3 +1,3 @@
-"""The model service: features over HTTP, for whoever has no business with SQL."""
+"""The model service: features over HTTP, for clients that do not use SQL."""
 
 from __future__ import annotations

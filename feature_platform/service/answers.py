@@ -1,4 +1,4 @@
-"""What answers have in common: JSON as bytes, and errors of one form."""
+"""Answers: JSON as bytes, and errors of one form."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ RETRY_AFTER = {"Retry-After": "1"}
 
 
 class Error(BaseModel):
-    """Say what is wrong, and what to do about it."""
+    """An error and its remedy."""
 
     detail: str = Field(description="One line.")
 
 
-class RefusedError(Exception):
-    """Refuse a request, with an HTTP status and one line that says why."""
+class RejectedError(Exception):
+    """The rejection of a request: an HTTP status and the reason in one line."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -27,7 +27,7 @@ class RefusedError(Exception):
 
 
 def dump_json(content: Any) -> bytes:
-    """Write JSON: numbers exact, what is no number (NaN, infinity) as null, times in UTC."""
+    """Return JSON: numbers exact, NaN and infinity as null, times in UTC."""
     return orjson.dumps(content, option=orjson.OPT_UTC_Z)
 
 
@@ -42,18 +42,18 @@ def answer_error(status: int, detail: str, headers: dict[str, str] | None = None
 
 
 _MEANINGS = {
-    400: "Each value is fine, but not all of them together.",
+    400: "Each value is valid, but not their combination.",
     401: "The key is missing or wrong.",
     404: "No such symbol: it has no feature rows.",
-    406: "None of the formats that are accepted is spoken here.",
+    406: "The service has none of the accepted formats.",
     413: "The request has a body.",
-    422: "A parameter is missing, unknown, or not what it should be.",
+    422: "A parameter is missing, unknown or invalid.",
     429: "Too many wrong keys from this address; send the next one after Retry-After.",
-    503: "The database does not answer; ask again after Retry-After.",
+    503: "The database does not answer; try again after Retry-After.",
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe errors for OpenAPI."""
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": Error, "description": _MEANINGS[status]} for status in statuses

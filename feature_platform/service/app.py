@@ -1,4 +1,4 @@
-"""The service as an ASGI application: its routes, its errors, and who may ask."""
+"""The service as an ASGI application: its routes, its errors, and its key."""
 
 from __future__ import annotations
 
@@ -17,64 +17,69 @@ from starlette.responses import Response
 from feature_platform import __version__
 from feature_platform.near_names import near_names
 from feature_platform.service import health, history, index, latest, metrics, symbols
-from feature_platform.service.answers import RETRY_AFTER, RefusedError, answer_error, refusals
-from feature_platform.service.database import Database, DatabaseUnavailableError
+from feature_platform.service.answers import (
+    RETRY_AFTER,
+    RejectedError,
+    answer_error,
+    error_responses,
+)
 from feature_platform.service.guard import OPEN_PATHS, Guard
+from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
 from feature_platform.trouble_log import TroubleLog
 
 _trouble = TroubleLog(logging.getLogger(__name__))
 
 
-def create_app(database: Database, *, stale_after: float, key: str | None = None) -> FastAPI:
-    """Make the application; it opens the database's connections when it starts.
+def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -> FastAPI:
+    """Make the application; it opens the pool when it starts.
 
-    stale_after: seconds from which on the newest row of a symbol is called stale.
-    key: what every request must send, but for those of health; None lets everyone in.
+    stale_after: seconds after which the newest row of a symbol is stale.
+    key: the key that each request except those of health must send; None allows every client.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await database.open()
+        await pool.open()
         yield
-        await database.close()
+        await pool.close()
 
     app = FastAPI(
         title="feature_platform",
         version=__version__,
         description="Exact one-minute features of symbols.",
         lifespan=lifespan,
-        # Their pages would load scripts from elsewhere.
+        # Their pages load scripts from other hosts.
         docs_url=None,
         redoc_url=None,
-        # A path that is wrong is told, not guessed.
+        # A wrong path is an error.
         redirect_slashes=False,
-        responses=refusals(413),
+        responses=error_responses(413),
     )
     locked: dict[str, Any] = {}
     if key is not None:
-        locked = {"responses": refusals(401, 429)}
+        locked = {"responses": error_responses(401, 429)}
         app.openapi = lambda: _with_lock(app)  # type: ignore[method-assign]
-    measured = metrics.Metrics(database)
+    measured = metrics.Metrics(pool)
     for router in (
-        latest.make_router(database, stale_after),
-        history.make_router(database),
-        symbols.make_router(database, stale_after),
+        latest.make_router(pool, stale_after),
+        history.make_router(pool),
+        symbols.make_router(pool, stale_after),
         metrics.make_router(measured),
         index.make_router(),
     ):
         app.include_router(router, **locked)
-    app.include_router(health.make_router(database))
+    app.include_router(health.make_router(pool))
     app.add_middleware(Guard, key=key)
     app.add_middleware(measured.timed)
-    app.add_exception_handler(RefusedError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_parameters)
-    app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_exception_handler(DatabaseUnavailableError, _refuse_for_now)
+    app.add_exception_handler(RejectedError, _reject)
+    app.add_exception_handler(RequestValidationError, _reject_parameters)
+    app.add_exception_handler(HTTPException, _reject_route)
+    app.add_exception_handler(DatabaseUnavailableError, _reject_for_now)
     return app
 
 
 def _with_lock(app: FastAPI) -> dict[str, Any]:
-    """Describe the application, and that a key is needed where it is."""
+    """Describe the application, with the paths that need a key."""
     described = FastAPI.openapi(app)
     described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in described["paths"].items():
@@ -83,16 +88,16 @@ def _with_lock(app: FastAPI) -> dict[str, Any]:
     return described
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
+async def _reject(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RejectedError)
     return answer_error(error.status, error.detail, RETRY_AFTER if error.status == 503 else None)
 
 
-async def _refuse_parameters(request: Request, error: Exception) -> Response:
-    """Name the first parameter that is wrong; its value is not repeated."""
+async def _reject_parameters(request: Request, error: Exception) -> Response:
+    """Name the first invalid parameter, without its value."""
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
-    # An unknown parameter is often a known one, which then is missing.
+    # An unknown parameter is often a misspelt one, which then is missing, too.
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden":
@@ -113,13 +118,13 @@ def _parameters(route: APIRoute) -> list[str]:
     ]
 
 
-async def _refuse_route(_request: Request, error: Exception) -> Response:
+async def _reject_route(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = None if error.headers is None else dict(error.headers)
     detail = "no such path: / lists the requests" if error.status_code == 404 else error.detail
     return answer_error(error.status_code, detail, headers)
 
 
-async def _refuse_for_now(_request: Request, error: Exception) -> Response:
+async def _reject_for_now(_request: Request, error: Exception) -> Response:
     _trouble.warn(error.__cause__ or error, str(error))
     return answer_error(503, str(error), RETRY_AFTER)

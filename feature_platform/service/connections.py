@@ -1,4 +1,4 @@
-"""Connections of the model service: limits of time, of bytes, and of their number.
+"""Connections of the model service: limits of their time, their bytes and their number.
 
 uvicorn limits neither the time that a client takes to send a request nor the time that it takes to
 read an answer, and counts connections but not by peer.
@@ -17,12 +17,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from feature_platform.service.answers import RETRY_AFTER, dump_json
 
-# The longest request that makes sense: a hundred symbols, every letter of them percent-encoded.
+# The longest useful request: a hundred symbols, each letter percent-encoded.
 MOST_BYTES = 512 * 1024
 
-# Below 1,024, the usual limit of open files, with room for the database and what is being closed.
+# Below 1,024, the usual limit of open files, with room for connections to the database and for
+# those that are being closed.
 MOST_CONNECTIONS = 800
-# The database answers eight queries at once, and 80 more wait: more answers of one peer at once
+# The database answers eight queries at once, and 80 more wait: more requests of one peer at once
 # would fail anyway.
 MOST_OF_A_PEER = 200
 
@@ -31,7 +32,7 @@ READ_SECONDS = 30.0  # without any progress of a client that has an answer to re
 
 
 def peer_of(client: Any) -> str:
-    """Return the peer that a limit counts: an address, and of IPv6 its network of 64 bits.
+    """Return the peer that a limit counts: an IPv4 address, or an IPv6 network of 64 bits.
 
     client: of an ASGI scope, its host and port; None of a connection without an address.
     """
@@ -51,11 +52,11 @@ def peer_of(client: Any) -> str:
 class Limits:
     """Bound the connections of one server, in total and by peer.
 
-    Where there are too many, the one that has waited longest for a request is closed for the new
-    one; a new one is rejected only where all are being answered. So a client that sends its request
-    at once is served, however many connections others leave open.
+    With too many connections, the one that has waited longest for a request is closed for the new
+    one; a new one is rejected only if all are being answered. So a client that sends its request
+    at once is served, however many idle connections other clients have.
 
-    proxies: peers that stand for many clients, and are bound by the total alone.
+    proxies: peers with many clients, which only the total bounds.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Limits:
         self._total = total
         self._of_a_peer = of_a_peer
         self._open: dict[BoundedProtocol, str] = {}
-        # Those that wait for a request, the longest first; by peer and all.
+        # Connections that wait for a request, the longest first; all, and by peer.
         self._waiting: dict[BoundedProtocol, None] = {}
         self._waiting_of: dict[str, dict[BoundedProtocol, None]] = {}
         self._count_of: dict[str, int] = {}
@@ -93,20 +94,20 @@ class Limits:
         return True
 
     def wait(self, connection: BoundedProtocol) -> None:
-        """Note that a connection waits for a request from now on."""
+        """Record that a connection waits for a request from now on."""
         peer = self._open.get(connection)
         if peer is not None:
             self._waiting[connection] = self._waiting_of[peer][connection] = None
 
     def answer(self, connection: BoundedProtocol) -> None:
-        """Note that a connection has sent a request."""
+        """Record that a connection has sent a request."""
         peer = self._open.get(connection)
         if peer is not None:
             self._waiting.pop(connection, None)
             self._waiting_of[peer].pop(connection, None)
 
     def release(self, connection: BoundedProtocol) -> None:
-        """Count a connection no more; it may be one that was never admitted."""
+        """Stop counting a connection, which need not have been admitted."""
         self.answer(connection)
         peer = self._open.pop(connection, None)
         if peer is None:
@@ -133,7 +134,7 @@ class LimitedConfig(Config):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection, which is closed where its client is too slow or sends too much."""
+    """One connection, which is closed if its client is too slow or sends too much."""
 
     config: LimitedConfig
     _pending = 0  # bytes since the last request that was complete
@@ -141,7 +142,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, where there is room for one more connection."""
+        """Wait for a request, if there is room for one more connection."""
         super().connection_made(transport)
         if self.config.limits.admit(self, self.client):
             self._expect_headers()
@@ -156,7 +157,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a request."""
+        """Handle a part of a request."""
         self._pending += len(data)
         if self._pending > MOST_BYTES:
             if not self.transport.is_closing():
@@ -183,7 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._expect_reading()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read, but not for ever."""
+        """Wait a limited time for the client to read."""
         self._expect_reading()
         super().pause_writing()
 
@@ -214,7 +215,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _reject(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        """Answer what is no request yet, and close the connection."""
+        """Send an error before there is a request, and close the connection."""
         body = dump_json({"detail": detail})
         lines = {
             "content-type": "application/json",

@@ -1,4 +1,4 @@
-"""The forms in which many rows are given: JSON, CSV and Arrow, each written part by part."""
+"""The formats of many rows: JSON, CSV and Arrow, each written part by part."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _Rows = Sequence[Sequence[Any]]
 
 
 class Writer(Protocol):
-    """Write rows: `begin`, `add` for each part, `end`; together they give the whole."""
+    """A writer of rows: `begin`, `add` for each part, `end`; their bytes make the answer."""
 
     def begin(self) -> bytes:
-        """Write what goes before the rows."""
+        """Return the bytes before the rows."""
         ...
 
     def add(self, rows: _Rows) -> bytes:
-        """Write some rows, one or more, whose values are in the order of COLUMNS."""
+        """Return the bytes of one or more rows, with values in the order of COLUMNS."""
         ...
 
     def end(self) -> bytes:
-        """Write what goes after the rows."""
+        """Return the bytes after the rows."""
         ...
 
 
@@ -65,7 +65,7 @@ class _JsonWriter:
 
 
 class _TableWriter:
-    """Write by one of pyarrow's writers, whose every batch is passed on at once."""
+    """Write by one of pyarrow's writers, and pass each batch on at once."""
 
     def __init__(self, make: Callable[[io.BytesIO, pa.Schema], Any]) -> None:
         self._sink = io.BytesIO()
@@ -92,23 +92,23 @@ class _TableWriter:
 
 
 def make_writer(form: Format, next_page: str | None) -> Writer:
-    """Return a new writer; of the formats, only JSON has a place for where the next page is."""
+    """Return a new writer; only JSON holds the address of the next page."""
     if form == "json":
         return _JsonWriter(next_page)
     return _TableWriter(pyarrow.csv.CSVWriter if form == "csv" else pyarrow.ipc.new_stream)
 
 
 def choose(accept: str) -> Format | None:
-    """Return the format that a header Accept likes best, None where it likes none of ours.
+    """Return the format that a header Accept prefers, None if it accepts none of them.
 
-    Of those that it likes as much, JSON before CSV before Arrow; all, where it says nothing.
+    Among equals, JSON before CSV before Arrow; an empty header accepts all.
     """
-    liked = {form: _liking(accept, media) for form, media in MEDIA_TYPES.items()}
-    best = max(liked, key=lambda form: liked[form])
-    return best if liked[best] > 0 else None
+    weights = {form: _weight(accept, media) for form, media in MEDIA_TYPES.items()}
+    best = max(weights, key=lambda form: weights[form])
+    return best if weights[best] > 0 else None
 
 
-def _liking(accept: str, media_type: str) -> float:
+def _weight(accept: str, media_type: str) -> float:
     """Return the q of the most specific range that a media type lies in (RFC 9110, 12.5.1)."""
     if not accept.strip():
         return 1.0

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from feature_platform.service.answers import answer_error
 from feature_platform.service.connections import peer_of
 
-# What watches a process has no key.
+# A monitor of the process has no key.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
-# A peer may send so many wrong keys at once, and one more each time that so many seconds pass.
+# The number of wrong keys of a peer at once, and the seconds until it may send one more.
 MOST_GUESSES = 10
 GUESS_SECONDS = 6.0
 _MOST_PEERS = 10_000  # that are remembered
@@ -34,11 +34,11 @@ class Guesses:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # When all guesses of a peer are forgotten, those first that guessed longest ago.
+        # The time at which all guesses of a peer are forgotten; the earliest first.
         self._forgotten_at: dict[str, float] = {}
 
     def wait(self, peer: str) -> float:
-        """Return after how many seconds a peer may guess again, 0 where it may now."""
+        """Return after how many seconds a peer may send a key again, 0 for now."""
         waiting = self._forgotten_at.get(peer, 0.0) - self._clock()
         return max(0.0, waiting - (MOST_GUESSES - 1) * GUESS_SECONDS)
 
@@ -51,9 +51,9 @@ class Guesses:
 
 
 class Guard:
-    """Reject requests without the key, and requests with a body, which have no use for one.
+    """Reject requests without the key, and requests with a body, which no route uses.
 
-    A peer that sent many wrong keys has to wait before the next one is looked at, right or wrong.
+    A peer that sent many wrong keys has to wait before its next key is checked, right or wrong.
 
     key: the key of `Authorization: Bearer KEY`; None lets every client in.
     """
@@ -64,7 +64,7 @@ class Guard:
         self._guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or answer it."""
+        """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -75,15 +75,15 @@ class Guard:
                 sent = value
             elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
                 has_body = True
-        refusal: Response | None = None
+        rejection: Response | None = None
         if self._key is not None and scope["path"] not in OPEN_PATHS:
-            refusal = self._check_key(sent, peer_of(scope["client"]))
-        if refusal is None and has_body:
-            refusal = answer_error(413, "a body has no use here", {"Connection": "close"})
-        if refusal is None:
+            rejection = self._check_key(sent, peer_of(scope["client"]))
+        if rejection is None and has_body:
+            rejection = answer_error(413, "a body has no use here", {"Connection": "close"})
+        if rejection is None:
             await self._app(scope, receive, send)
             return
-        await refusal(scope, receive, send)
+        await rejection(scope, receive, send)
 
     def _check_key(self, sent: bytes, peer: str) -> Response | None:
         """Return an error for a key that is missing or wrong, or of a peer that has to wait."""
@@ -104,5 +104,5 @@ class Guard:
     def _knows(self, sent: bytes) -> bool:
         assert self._key is not None
         scheme, _, key = sent.partition(b" ")
-        # It takes the same time whatever part of it is right.
+        # The time does not depend on how much of the key is right.
         return secrets.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"

@@ -1,7 +1,7 @@
-"""The rows of one symbol over a range of time, page by page, and each page part by part.
+"""The rows of one symbol over a time range, page by page, and each page part by part.
 
-A part is one short query, and no connection or snapshot is held between two: whoever reads
-slowly keeps nobody waiting, and costs the memory of one part.
+A part is one short query, and no connection or snapshot is held between two parts: a slow client
+blocks no other client, and costs the memory of one part.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
-from feature_platform.service.answers import RefusedError, refusals
-from feature_platform.service.database import Database, DatabaseUnavailableError
+from feature_platform.service.answers import RejectedError, error_responses
 from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
+from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
 from feature_platform.service.rows import Row, Symbol
 from feature_platform.service.symbols import unknown_symbols
 
 MOST_DAYS = 366
 MOST_ROWS = 100_000
 _DEFAULT_ROWS = 10_000
-_PART = 1000  # rows; to write them takes a few milliseconds, during which nobody else is served
+_PART = 1000  # rows; writing them takes a few milliseconds, during which no other client is served
 
 _PATH = "/v1/features"
 _MINUTE = timedelta(minutes=1)
@@ -44,7 +44,7 @@ def _parse_time(text: object) -> datetime:
     except ValueError:
         raise ValueError("not an ISO-8601 time such as 2026-02-01T12:00Z") from None
     except OverflowError:
-        raise ValueError("it lies outside of the years 1 to 9999") from None
+        raise ValueError("it is outside of the years 1 to 9999") from None
 
 
 Time = Annotated[
@@ -57,7 +57,7 @@ Time = Annotated[
 
 
 class HistoryQuery(BaseModel):
-    """Which rows to give, and how."""
+    """The parameters of a request for rows over time."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +71,7 @@ class HistoryQuery(BaseModel):
         ),
     ]
     limit: Annotated[int, Field(ge=1, le=MOST_ROWS, description="Rows on a page.")] = _DEFAULT_ROWS
-    format: Annotated[Format | None, Field(description="Without, the header Accept decides.")] = (
+    format: Annotated[Format | None, Field(description="By default the header Accept decides.")] = (
         None
     )
 
@@ -82,7 +82,7 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rows: list[Row]
-    next: str | None = Field(description="Where the next page is; null on the last.")
+    next: str | None = Field(description="Address of the next page; null on the last.")
 
 
 _DESCRIPTION: dict[int | str, dict[str, Any]] = {
@@ -94,37 +94,37 @@ _DESCRIPTION: dict[int | str, dict[str, Any]] = {
         },
         "headers": {
             "Link": {
-                "description": '`<PATH>; rel="next"`: where the next page is, if there is one.',
+                "description": '`<PATH>; rel="next"`: the address of the next page, if any.',
                 "schema": {"type": "string"},
             }
         },
     },
-    **refusals(400, 404, 406, 422, 503),
+    **error_responses(400, 404, 406, 422, 503),
 }
 
 
-def make_router(database: Database) -> APIRouter:
+def make_router(pool: QueryPool) -> APIRouter:
     """Return the route of rows over time."""
     router = APIRouter()
 
     @router.get(_PATH, response_model=Page, responses=_DESCRIPTION)
     async def history(request: Request, query: Annotated[HistoryQuery, Query()]) -> Response:
-        """Give the rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
+        """Return rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
 
-        A page that ends early, its connection cut, was not all: the database went away.
+        If the database goes away, the connection is cut before the page is complete.
         """
         form = query.format or choose(",".join(request.headers.getlist("accept")))
         if form is None:
-            raise RefusedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
+            raise RejectedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
         _check_range(query)
-        next_start = await _next_start(database, query)
+        next_start = await _next_start(pool, query)
         end = next_start or query.end
-        first = await _part(database, query.symbol, query.start, end)
+        first = await _part(pool, query.symbol, query.start, end)
         if not first:
-            await _check_symbol(database, query.symbol)
+            await _check_symbol(pool, query.symbol)
         next_page = None if next_start is None else _link(query, next_start)
         return _Parts(
-            _write(make_writer(form, next_page), database, query.symbol, first, end),
+            _write(make_writer(form, next_page), pool, query.symbol, first, end),
             media_type=MEDIA_TYPES[form],
             headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
         )
@@ -133,7 +133,7 @@ def make_router(database: Database) -> APIRouter:
 
 
 class _Parts(StreamingResponse):
-    """Cut an answer off where the database goes away, so that nobody takes it for whole."""
+    """An answer that is cut off if the database goes away, so that no client takes it as whole."""
 
     async def stream_response(self, send: Send) -> None:
         try:
@@ -144,44 +144,44 @@ class _Parts(StreamingResponse):
 
 async def _write(
     writer: Writer,
-    database: Database,
+    pool: QueryPool,
     symbol: str,
     rows: list[TupleRow],
     end: datetime,
 ) -> AsyncIterator[bytes]:
-    """Write the rows before `end`, of which the first are there already."""
+    """Yield the bytes of the rows before `end`; `rows` are the first of them."""
     yield writer.begin()
     while rows:
         yield writer.add(rows)
         start = rows[-1][1] + _MINUTE
-        rows = await _part(database, symbol, start, end) if len(rows) == _PART else []
+        rows = await _part(pool, symbol, start, end) if len(rows) == _PART else []
     yield writer.end()
 
 
-async def _part(database: Database, symbol: str, start: datetime, end: datetime) -> list[TupleRow]:
+async def _part(pool: QueryPool, symbol: str, start: datetime, end: datetime) -> list[TupleRow]:
     window = {"symbol": symbol, "start": start, "end": end, "rows": _PART}
-    return await database.fetch("service_rows", window)
+    return await pool.fetch("service_rows", window)
 
 
-async def _next_start(database: Database, query: HistoryQuery) -> datetime | None:
-    """Return where the page after this one begins, None where this is the last."""
+async def _next_start(pool: QueryPool, query: HistoryQuery) -> datetime | None:
+    """Return the start of the page after this one, None if this is the last."""
     window = {"symbol": query.symbol, "start": query.start, "end": query.end, "rows": query.limit}
-    found = await database.fetch("service_next_start", window)
+    found = await pool.fetch("service_next_start", window)
     return found[0][0] if found else None
 
 
-async def _check_symbol(database: Database, symbol: str) -> None:
-    """Raise RefusedError for a symbol that has no rows at any time."""
-    ((known,),) = await database.fetch("service_symbol_is_known", {"symbol": symbol})
+async def _check_symbol(pool: QueryPool, symbol: str) -> None:
+    """Raise RejectedError for a symbol that has no rows at any time."""
+    ((known,),) = await pool.fetch("service_symbol_is_known", {"symbol": symbol})
     if not known:
-        raise await unknown_symbols(database, [symbol])
+        raise await unknown_symbols(pool, [symbol])
 
 
 def _check_range(query: HistoryQuery) -> None:
     if query.start >= query.end:
-        raise RefusedError(400, "start is not before end")
+        raise RejectedError(400, "start is not before end")
     if query.end - query.start > timedelta(days=MOST_DAYS):
-        raise RefusedError(400, f"from start to end is more than {MOST_DAYS} days")
+        raise RejectedError(400, f"from start to end is more than {MOST_DAYS} days")
 
 
 def _link(query: HistoryQuery, start: datetime) -> str:

@@ -1,4 +1,4 @@
-"""The newest row of each of some symbols: what a model asks for before it answers."""
+"""The newest row of each of some symbols: the input of a model's prediction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from feature_platform.service.answers import answer_json, refusals
-from feature_platform.service.database import Database
+from feature_platform.service.answers import answer_json, error_responses
+from feature_platform.service.pool import QueryPool
 from feature_platform.service.rows import COLUMNS, LatestRow, Symbol
 from feature_platform.service.symbols import unknown_symbols
 
@@ -19,7 +19,7 @@ _NAMES = (*COLUMNS, "age_seconds")
 
 
 class LatestQuery(BaseModel):
-    """Whose newest rows to give."""
+    """The parameters of a request for the newest rows."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,28 +30,30 @@ class LatestQuery(BaseModel):
 
 
 class Latest(BaseModel):
-    """The newest row of each symbol, in the order in which they were asked for."""
+    """The newest row of each symbol, in the order of the request."""
 
     model_config = ConfigDict(extra="forbid")
 
     rows: list[LatestRow]
 
 
-def make_router(database: Database, stale_after: float) -> APIRouter:
+def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
     """Return the route of the newest rows.
 
-    stale_after: seconds from which on a row is called stale.
+    stale_after: seconds after which a row is stale.
     """
     router = APIRouter()
 
-    @router.get("/v1/features/latest", response_model=Latest, responses=refusals(404, 422, 503))
+    @router.get(
+        "/v1/features/latest", response_model=Latest, responses=error_responses(404, 422, 503)
+    )
     async def latest(query: Annotated[LatestQuery, Query()]) -> Response:
-        """Give the newest row of each symbol, how old it is, and whether it is stale."""
+        """Return the newest row of each symbol, its age, and whether it is stale."""
         symbols = list(dict.fromkeys(query.symbol))
-        rows = {row[0]: row for row in await database.fetch("service_latest", {"symbols": symbols})}
+        rows = {row[0]: row for row in await pool.fetch("service_latest", {"symbols": symbols})}
         missing = [symbol for symbol in symbols if symbol not in rows]
         if missing:
-            raise await unknown_symbols(database, missing)
+            raise await unknown_symbols(pool, missing)
         return answer_json(
             {
                 "rows": [

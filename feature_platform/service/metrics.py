@@ -1,6 +1,6 @@
-"""Metrics in Prometheus' form: how the service is asked, and how the platform does.
+"""Metrics in Prometheus' format: the requests of the service, and the state of the platform.
 
-What the database says is read at most once in a few seconds, however often it is asked for.
+The database is read at most once in a few seconds, however often the metrics are requested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from feature_platform.service.database import Database, DatabaseUnavailableError
+from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
 
 _FRESH = 2.0  # seconds
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlatformState:
-    """What the database says; each a list of rows of the query of its name."""
+    """The state in the database; each field has the rows of the query of its name."""
 
     symbols: list[TupleRow]
     dirty: list[TupleRow]
@@ -46,10 +46,10 @@ class PlatformState:
 
 
 class Metrics:
-    """Keep the metrics of one service."""
+    """The metrics of one service."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, pool: QueryPool) -> None:
+        self._pool = pool
         self._registry = CollectorRegistry()
         self._requests = Histogram(
             "feature_platform_http_request_seconds",
@@ -65,7 +65,7 @@ class Metrics:
         self._read_at = float("-inf")
 
     def timed(self, app: ASGIApp) -> ASGIApp:
-        """Return an application that notes how long each request to `app` takes."""
+        """Return an application that measures the time of each request to `app`."""
         children: dict[tuple[str, int], Histogram] = {}
 
         async def timed_app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +84,7 @@ class Metrics:
             try:
                 await app(scope, receive, noting_send)
             finally:
-                # Paths that lead nowhere are of any number, and share one name.
+                # Unknown paths may be any number, and share one name.
                 key = (getattr(scope.get("route"), "path", "none"), status)
                 child = children.get(key)
                 if child is None:
@@ -94,7 +94,7 @@ class Metrics:
         return timed_app
 
     async def exposition(self) -> bytes:
-        """Return all metrics; those of the platform are left out while its database is down."""
+        """Return all metrics; without those of the platform while its database is down."""
         async with self._reading:
             if time.monotonic() - self._read_at >= _FRESH:
                 self._platform.state = await self._read()
@@ -104,12 +104,12 @@ class Metrics:
     async def _read(self) -> PlatformState | None:
         try:
             return PlatformState(
-                symbols=await self._database.fetch("service_symbols"),
-                dirty=await self._database.fetch("service_dirty"),
-                gaps=await self._database.fetch("service_gaps"),
-                policy=await self._database.fetch("service_policy"),
-                runs=await self._database.fetch("service_policy_runs"),
-                recorder=await self._database.fetch("service_recorder"),
+                symbols=await self._pool.fetch("service_symbols"),
+                dirty=await self._pool.fetch("service_dirty"),
+                gaps=await self._pool.fetch("service_gaps"),
+                policy=await self._pool.fetch("service_policy"),
+                runs=await self._pool.fetch("service_policy_runs"),
+                recorder=await self._pool.fetch("service_recorder"),
             )
         except DatabaseUnavailableError as error:
             _log.warning("metrics without those of the database: %s", error)
@@ -117,7 +117,7 @@ class Metrics:
 
 
 class _PlatformCollector(Collector):
-    """Give what the database last said."""
+    """Yield the metrics of the state that was last read."""
 
     state: PlatformState | None = None
 
@@ -126,7 +126,7 @@ class _PlatformCollector(Collector):
         yield _gauge("database_up", "Whether the database answers.", float(state is not None))
         if state is None:
             return
-        # A symbol that is recorded no more has no age: it would be the maximum for ever.
+        # A symbol that is no longer recorded has no age: it would be the maximum for ever.
         over = {row[0] for row in state.recorder if row[1] == "not_recorded"}
         yield _gauges(
             "lag_seconds",
@@ -135,15 +135,15 @@ class _PlatformCollector(Collector):
             [(one, age) for one, _first, _last, age in state.symbols if one not in over],
         )
         ((rows, age),) = state.dirty
-        yield _gauge("dirty_rows", "Closed minutes whose feature row may be wrong.", rows)
+        yield _gauge("dirty_rows", "Closed minutes whose feature row waits for a refresh.", rows)
         yield _gauge("dirty_age_seconds", "Since the oldest of them was marked.", age)
         yield _gauges(
-            "missing_minutes", "Of the last 24 hours, by why there is no bar.", "state", state.gaps
+            "missing_minutes", "Of the last 24 hours, by the state of the gap.", "state", state.gaps
         )
         yield _gauge("policy_present", "Whether there is a refresh policy.", state.policy[0][0])
         yield _gauges(
             "policy_runs",
-            "Of the last hour and the last thousand, by how they ended.",
+            "Of the last hour and the last thousand, by their outcome.",
             "outcome",
             state.runs,
         )
@@ -155,30 +155,30 @@ def _of_the_last_run(row: TupleRow) -> Iterator[Metric]:
     _present, started_at, seconds, written = row
     if started_at is not None:
         yield _gauge("policy_last_start_timestamp_seconds", "When it last began.", started_at)
-        yield _gauge("policy_last_rows_written", "What that run has written.", written)
+        yield _gauge("policy_last_rows_written", "Rows that this run has written.", written)
     if seconds is not None:
-        yield _gauge("policy_last_run_seconds", "How long that run took.", seconds)
+        yield _gauge("policy_last_run_seconds", "Duration of this run.", seconds)
 
 
 def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "feature_platform_recorder_state",
-        "1 for the state that each market's feed is in.",
+        "1 for the state of each symbol's stream.",
         labels=["symbol", "state"],
     )
-    for symbol, state, _beat_age, _heard_age, _refused in rows:
+    for symbol, state, _beat_age, _message_age, _rejected in rows:
         states.add_metric([symbol, state], 1)
     yield states
     rows = [row for row in rows if row[1] != "not_recorded"]
     yield _gauges(
         "recorder_silent_seconds",
-        "Since the recorder last said anything of a market.",
+        "Since the recorder's last heartbeat of a symbol.",
         "symbol",
         [(row[0], row[2]) for row in rows],
     )
     yield _gauges(
         "recorder_unheard_seconds",
-        "Since the recorder last heard anything of a market.",
+        "Since the last message of a symbol's stream.",
         "symbol",
         [(row[0], row[3]) for row in rows if row[3] is not None],
     )
@@ -209,7 +209,7 @@ def make_router(metrics: Metrics) -> APIRouter:
 
     @router.get("/metrics", response_class=Response, responses={200: text})
     async def give_metrics() -> Response:
-        """Give all metrics in Prometheus' text form."""
+        """Return all metrics in Prometheus' text format."""
         return Response(await metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -1,4 +1,4 @@
-"""Feature rows as the service gives them, and how it names and bounds symbols."""
+"""Feature rows and symbols in the service's requests and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Symbol = Annotated[
 
 
 class Row(BaseModel):
-    """One row of `features_1m`; null is what the first day of a symbol does not have."""
+    """One row of `features_1m`; on the first day of a symbol some values are null."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ COLUMNS = tuple(Row.model_fields)  # in the order of the service's queries
 
 
 class LatestRow(Row):
-    """A symbol's newest row, and how old it is."""
+    """A symbol's newest row, and its age."""
 
     age_seconds: float = Field(description="Since the minute ended, by the database's clock.")
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")

@@ -1,4 +1,4 @@
-"""Run the service: in this process until it is told to stop, or beside a test."""
+"""The server of the service: in this process until a signal, or in a thread beside a test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from feature_platform import database as sync_database
+from feature_platform import database as platform_database
 from feature_platform.errors import UserError
 from feature_platform.listening_socket import listen, url_of
 from feature_platform.schema import prepare
 from feature_platform.service.app import create_app
 from feature_platform.service.connections import LimitedConfig, Limits
-from feature_platform.service.database import Database
+from feature_platform.service.pool import QueryPool
 from feature_platform.settings import Settings, get_settings, is_loopback
 
 _GRACE_SECONDS = 10
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 class Service:
     """Serve features over HTTP, at `url`.
 
-    settings: the database, the API key and what is stale; by default those of the environment.
-    port: 0 takes a free one.
+    settings: the database, the API key, the age of a stale row; by default of the environment.
+    port: 0 for a free one.
     limits: of connections; by default the usual ones.
-    Raises UserError where the address is taken, or would be open to everyone.
+    Raises UserError if the address is in use, or would be open to every machine without a key.
 
     As a context manager it serves from a thread of its own.
     """
@@ -56,14 +56,14 @@ class Service:
             )
 
         async def where() -> str:
-            # It may have to start the embedded server again, which takes its time.
-            url = await asyncio.to_thread(sync_database.database_url, settings)
-            return sync_database.with_clock(url)
+            # In a thread, as it may have to start the embedded server again.
+            url = await asyncio.to_thread(platform_database.database_url, settings)
+            return platform_database.with_clock(url)
 
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
         app = create_app(
-            Database(where),
+            QueryPool(where),
             stale_after=settings.stale_after,
             key=None if settings.api_key is None else settings.api_key.get_secret_value(),
         )
@@ -72,7 +72,7 @@ class Service:
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; the answers in hand are finished."""
+        """Serve until SIGTERM or SIGINT; open answers are finished first."""
 
         def stop(number: int, _frame: FrameType | None) -> None:
             _log.info("stopping signal=%s", signal.Signals(number).name)
@@ -95,7 +95,7 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Let go of the address."""
+        """Close the socket."""
         self._socket.close()
 
     def _serve(self) -> None:
@@ -106,7 +106,7 @@ class Service:
 def run_service(host: str, port: int) -> None:
     """Serve from this process until SIGTERM or SIGINT.
 
-    A database that is down is waited for. Raises UserError where its schema is not this code's.
+    Waits for a database that is down. Raises UserError if its schema is not this code's.
     """
     service = Service(host=host, port=port)
     try:
@@ -119,10 +119,10 @@ def run_service(host: str, port: int) -> None:
 
 def _check_schema() -> None:
     try:
-        connection = sync_database.connect()
+        connection = platform_database.connect()
     except UserError as error:
         if get_settings().database_url is None:
-            raise  # the embedded server cannot run, and will not by itself
+            raise  # the embedded server cannot run, and waiting does not help
         _log.warning("%s; serving 503 until that changes", error)
         return
     with connection:
@@ -130,7 +130,7 @@ def _check_schema() -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to its caller."""
+    """A server without signal handlers of its own."""
 
     def __init__(self, app: ASGIApp, limits: Limits, proxies: Sequence[str]) -> None:
         config = LimitedConfig(
@@ -139,7 +139,7 @@ class _Server(uvicorn.Server):
             ws="none",
             log_config=None,
             access_log=False,
-            # A header changes the peer only where a trusted proxy has sent it.
+            # A header changes the peer only if a trusted proxy has sent it.
             proxy_headers=bool(proxies),
             forwarded_allow_ips=list(proxies),
             server_header=False,

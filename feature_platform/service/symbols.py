@@ -1,4 +1,4 @@
-"""Which symbols there are, and from when to when they have rows."""
+"""The symbols with rows, and the range of their rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from feature_platform.near_names import near_names
-from feature_platform.service.answers import RefusedError, answer_json, refusals
-from feature_platform.service.database import Database
+from feature_platform.service.answers import RejectedError, answer_json, error_responses
+from feature_platform.service.pool import QueryPool
 
 _MOST_COMPARED = 3  # unknown symbols of a request
 
@@ -21,7 +21,7 @@ _NAMES = ("symbol", "first_bucket", "last_bucket", "age_seconds")
 
 
 class SymbolRange(BaseModel):
-    """A symbol, and from when to when it has rows."""
+    """A symbol, and the range of its rows."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,28 +40,28 @@ class Symbols(BaseModel):
     symbols: list[SymbolRange]
 
 
-async def unknown_symbols(database: Database, unknown: Sequence[str]) -> RefusedError:
+async def unknown_symbols(pool: QueryPool, unknown: Sequence[str]) -> RejectedError:
     """Return the error for symbols without rows; it names the nearest of those that have some."""
-    known = [row[0] for row in await database.fetch("service_known_symbols")]
+    known = [row[0] for row in await pool.fetch("service_known_symbols")]
     # In a thread, because the comparison of many names would delay other answers.
     near = await asyncio.to_thread(
         lambda: [near_names(name, known) for name in unknown[:_MOST_COMPARED]]
     )
     names = (f"{name!r}{hint}" for name, hint in zip_longest(unknown, near, fillvalue=""))
-    return RefusedError(404, f"no features of {', '.join(names)}")
+    return RejectedError(404, f"no features of {', '.join(names)}")
 
 
-def make_router(database: Database, stale_after: float) -> APIRouter:
+def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
     """Return the route of symbols.
 
-    stale_after: seconds from which on a row is called stale.
+    stale_after: seconds after which a row is stale.
     """
     router = APIRouter()
 
-    @router.get("/v1/symbols", response_model=Symbols, responses=refusals(422, 503))
+    @router.get("/v1/symbols", response_model=Symbols, responses=error_responses(422, 503))
     async def symbols() -> Response:
-        """Give every symbol that has rows."""
-        rows = await database.fetch("service_symbols")
+        """Return every symbol that has rows."""
+        rows = await pool.fetch("service_symbols")
         return answer_json(
             {
                 "symbols": [

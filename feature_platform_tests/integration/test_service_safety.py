@@ -84,7 +84,7 @@ def test_with_a_key_it_serves_every_machine() -> None:
 
 
 @pytest.mark.parametrize("key", ["short", "with a space in it", "schlüssel-schlüssel"])
-def test_a_weak_key_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weak_key_is_rejected_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_API_KEY", key)
     with pytest.raises(UserError) as caught:
         get_settings()
@@ -133,7 +133,7 @@ def test_what_is_no_request_is_cut_off(served: ServedDatabase, sent: bytes) -> N
     ],
     ids=["bytes", "JSON", "chunks"],
 )
-def test_a_body_is_refused(served: ServedDatabase, options: dict[str, Any]) -> None:
+def test_a_body_is_rejected(served: ServedDatabase, options: dict[str, Any]) -> None:
     answer = served.http.request("GET", "/healthz", **options)
     assert answer.status_code == 413
     assert answer.json() == {"detail": "a body has no use here"}

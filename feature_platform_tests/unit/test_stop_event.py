@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from feature_platform.stop_event import Bell
+from feature_platform.stop_event import StopEvent
 from feature_platform_tests.fix_processes import PATIENCE, wait_until
 
 
 def test_a_wait_without_an_event_lasts_its_timeout() -> None:
-    event = Bell()
+    event = StopEvent()
     began = time.monotonic()
     assert not event.wait(0.05)
     assert time.monotonic() - began >= 0.05
@@ -25,18 +25,18 @@ def test_a_wait_without_an_event_lasts_its_timeout() -> None:
 
 
 def test_every_wait_after_the_event_returns_at_once() -> None:
-    event = Bell()
+    event = StopEvent()
     for _ in range(100_000):  # more than a pipe holds
-        event.ring()
-    assert event.rung
+        event.set()
+    assert event.is_set()
     began = time.monotonic()
     assert all(event.wait(PATIENCE) for _ in range(3))
     assert time.monotonic() - began < PATIENCE
 
 
 def test_another_thread_can_set_the_event() -> None:
-    event = Bell()
-    thread = threading.Thread(target=event.ring)
+    event = StopEvent()
+    thread = threading.Thread(target=event.set)
     thread.start()
     assert event.wait(PATIENCE)
     thread.join()
@@ -48,18 +48,18 @@ def test_an_unused_event_closes_its_descriptors() -> None:
         pytest.skip("this system has no /proc to count descriptors in")
     before = len(list(folder.iterdir()))
     for _ in range(10):
-        Bell().wait(0)
+        StopEvent().wait(0)
     assert len(list(folder.iterdir())) == before
 
 
 STORM = """
 import signal
-from feature_platform.stop_event import Bell
+from feature_platform.stop_event import StopEvent
 
-events = [Bell()]
-signal.signal(signal.SIGALRM, lambda *_: events[-1].ring())
+events = [StopEvent()]
+signal.signal(signal.SIGALRM, lambda *_: events[-1].set())
 for number in range(5000):
-    events[:] = [Bell()]
+    events[:] = [StopEvent()]
     signal.setitimer(signal.ITIMER_REAL, 1e-6 + number % 500 * 1e-7)
     while not events[-1].wait(1e-5):
         pass
@@ -80,10 +80,10 @@ def test_a_signal_at_any_moment_of_a_wait_ends_it() -> None:
 
 PAUSED = """
 import signal
-from feature_platform.stop_event import Bell
+from feature_platform.stop_event import StopEvent
 
-event = Bell()
-signal.signal(signal.SIGTERM, lambda *_: event.ring())
+event = StopEvent()
+signal.signal(signal.SIGTERM, lambda *_: event.set())
 print("waiting", flush=True)
 print(event.wait(0.2), flush=True)
 """

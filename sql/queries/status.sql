@@ -71,8 +71,7 @@ SELECT coalesce('no recorder is running: its last heartbeat was '
 
 -- health_daemon --
 -- The fault of Dagster's daemon, in Dagster's own database: its parts without a heartbeat within five minutes.
-SELECT 'Dagster''s daemon is not running: no heartbeat within 5 minutes of '
-       || string_agg(part, ', ' ORDER BY part) AS problem
+SELECT 'the daemon is not running: no heartbeat within 5 minutes of ' || string_agg(part, ', ' ORDER BY part) AS problem
   FROM unnest(ARRAY['SENSOR', 'SCHEDULER', 'QUEUED_RUN_COORDINATOR', 'MONITORING']) AS part
  WHERE NOT EXISTS (SELECT FROM daemon_heartbeats h WHERE h.daemon_type = part
                    AND h.timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes')

@@ -1,4 +1,4 @@
-"""The service's way to the database: a pool that says within a second when there is none."""
+"""Queries of the service: a pool of connections that fails within a second without a database."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from psycopg_pool import AsyncConnectionPool
 from feature_platform.database import shut_down
 from feature_platform.queries import queries
 
-PATIENCE = 0.8  # seconds that the database may take for a query, its connection included
+PATIENCE = 0.8  # seconds for a query, its connection included
 
 _MOST_CONNECTIONS = 8
-_RECONNECT = 0.5  # seconds; how often a database that is down is looked for
+_RECONNECT = 0.5  # seconds between attempts to connect to a database that is down
 
 _Connection = psycopg.AsyncConnection[TupleRow]
 
-# Of these, a retry may be rid: the server is down, starting, stopping, full or too slow.
-_PASSING = (psycopg.OperationalError, psycopg.InterfaceError)
-# The server is there, its set-up is not, or not yet.
+# Transient errors, worth a retry: the server is down, starting, stopping, full or too slow.
+_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
+# The server runs, and the database is not set up, or not yet.
 _NOT_SET_UP = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedFunction,
@@ -30,13 +30,13 @@ _NOT_SET_UP = (
 
 
 class DatabaseUnavailableError(Exception):
-    """Say that the database gave no answer in time, and that it is worth asking again."""
+    """The database gave no answer in time; a later request may succeed."""
 
 
-class Database:
-    """Send queries by their name, each on a connection of the pool.
+class QueryPool:
+    """A pool of connections that sends queries by their name.
 
-    conninfo: asked before each new connection where the database is.
+    conninfo: returns the connection string; called before each new connection.
     patience: seconds after which a query is given up.
     """
 
@@ -47,7 +47,7 @@ class Database:
         self._pool: AsyncConnectionPool[_Connection] = AsyncConnectionPool(
             conninfo,
             connection_class=_Connection,
-            # What the kernel keeps trying to send to a server that is gone is given up, too.
+            # The kernel, too, gives up sending to a server that is gone.
             kwargs={
                 "autocommit": True,
                 "application_name": "feature_platform serve",
@@ -57,14 +57,14 @@ class Database:
             configure=self._configure,
             min_size=1,
             max_size=_MOST_CONNECTIONS,
-            # More than this many in line could not be served in time.
+            # More waiting queries could not be answered in time.
             max_waiting=10 * _MOST_CONNECTIONS,
             reconnect_timeout=_RECONNECT,
             open=False,
         )
 
     async def open(self) -> None:
-        """Begin to connect; does not wait for it."""
+        """Begin to connect, without waiting for it."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
@@ -76,7 +76,7 @@ class Database:
     ) -> list[TupleRow]:
         """Return the rows of a query of `sql/queries/service.sql`.
 
-        Raises DatabaseUnavailableError when they do not come in time, or cannot.
+        Raises DatabaseUnavailableError if they do not come in time.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience
@@ -92,7 +92,7 @@ class Database:
                         return await cursor.fetchall()
                     finally:
                         alarm.cancel()
-            except _PASSING as error:
+            except _TRANSIENT as error:
                 # A connection from before the server's restart: the next one may be good.
                 stale = connection is not None and connection.closed
                 if not stale or loop.time() >= deadline:
@@ -101,7 +101,7 @@ class Database:
                 raise DatabaseUnavailableError("the database is not set up") from error
 
     async def _configure(self, connection: _Connection) -> None:
-        """Make the server, too, give up on time, and refuse to write whatever is asked of it."""
+        """Set the server's own time limit for queries, and make the session read-only."""
         alarm = asyncio.get_running_loop().call_later(self._patience, _hang_up, connection)
         try:
             await connection.execute(
@@ -113,7 +113,7 @@ class Database:
 
 
 def _hang_up(connection: _Connection) -> None:
-    """Cut a connection off at once, so that no request waits for its server any longer."""
+    """Cut a connection off at once, so that no request waits for its server."""
     if connection.closed:
         return
     shut_down(connection)
