@@ -1,4 +1,4 @@
-# One image for all of the platform's own processes; docker-compose.yml says which one a container runs.
+# One image for all of the platform's own processes; docker-compose.yml names the one of each container.
 
 FROM python:3.13-slim-trixie AS build
 RUN python3 -m venv /opt/feature_platform

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Sets up, or brings up to date, all that the services need of the database server; may be run again at any time.
+# Set up the database server for the services, or bring it up to date; may be run again at any time.
 #
-# PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD: the administrator, who owns the server.
-# FEATURE_PLATFORM_OWNER_PASSWORD ... _READER_PASSWORD: of the roles of the same names.
+# PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD: the administrator of the server.
+# FEATURE_PLATFORM_OWNER_PASSWORD ... _READER_PASSWORD: the passwords of these roles.
 set -eu
 
 as_role() {
@@ -13,7 +13,7 @@ as_role() {
 
 export FEATURE_PLATFORM_DATABASE_URL="postgresql://$PGUSER@$PGHOST:$PGPORT/$PGDATABASE"
 feature-platform db logins
-# The owner of the database, not the server's administrator, owns what the set-up makes.
+# The owner of the database, not the server's administrator, owns the tables of the set-up.
 feature-platform db psql -- --quiet --no-psqlrc --set=ON_ERROR_STOP=1 \
     --command="ALTER DATABASE \"$PGDATABASE\" OWNER TO feature_platform_owner"
 as_role owner "$FEATURE_PLATFORM_OWNER_PASSWORD" feature-platform db apply

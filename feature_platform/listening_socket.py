@@ -1,4 +1,4 @@
-"""A socket to serve at."""
+"""The listening socket of a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from feature_platform.errors import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take an address; connections wait in line from then on. Raises UserError if it is taken."""
+    """Listen at an address; connections wait from then on. Raises UserError if it is in use."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -29,6 +29,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the URL of what is served at a socket."""
+    """Return the URL of a server's socket."""
     address, port = listener.getsockname()[:2]
     return f"http://{f'[{address}]' if ':' in address else address}:{port}"

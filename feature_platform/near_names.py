@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 _MOST = 3  # names that an error proposes
-# Names longer than this, and more names than this, are not compared: both may come from outside,
-# and the time grows with both.
+# Longer names, and more names, are not compared: both may come from outside, and the time of the
+# comparison grows with both.
 _LONGEST = 50
 _MOST_KNOWN = 5_000
 

@@ -1,4 +1,4 @@
-"""Log trouble that lasts: a few times at first, then every 30 seconds with a count."""
+"""A log of lasting errors: a few times at first, then every 30 seconds with a count."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from feature_platform.settings import get_settings
 REPEAT_SECONDS = 30.0
 DISK_FULL = "the disk is full"
 
-_AT_FIRST = 5  # attempts that follow each other with back-off are worth their lines
-_MOST_KINDS = 1000  # of trouble that are remembered
+_AT_FIRST = 5  # lines, for the first attempts of a back-off
+_MOST_KINDS = 1000  # of errors that are remembered
 _LEAST_FREE = 1 << 20  # bytes; with less, PostgreSQL cannot write
 
 
 class Repeats:
-    """Pass each kind of trouble on a few times, then every 30 seconds with a count.
+    """A filter of repeated messages: a few times each, then every 30 seconds with a count.
 
     clock: seconds that never go back.
     """
@@ -33,9 +33,9 @@ class Repeats:
         self._passed: dict[str, _Passed] = {}
 
     def take(self, kind: str, text: str, at_first: int = 1) -> str | None:
-        """Return the text to show now, None where this kind was shown a short while ago.
+        """Return the text to show now, None if this kind was shown a short while ago.
 
-        at_first: how often it is shown before the 30 seconds begin to count.
+        at_first: the number of times that it is shown before the pause of 30 seconds.
         """
         now = self._clock()
         last = self._passed.pop(kind, None)
@@ -56,7 +56,7 @@ class Repeats:
 
 @dataclass
 class _Passed:
-    """A kind of trouble: when it was shown first, how often since, and how often held back."""
+    """A kind of message: when it was shown, how often since, and how often it was hidden."""
 
     at: float
     times: int = 1
@@ -64,7 +64,7 @@ class _Passed:
 
 
 class TroubleLog:
-    """Log trouble at a logger: a full disk once, other kinds a few times, then every 30 seconds."""
+    """A log of errors: a full disk once, other kinds a few times, then every 30 seconds."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -73,7 +73,7 @@ class TroubleLog:
     def warn(self, error: BaseException, kind: str, detail: str = "") -> None:
         """Log an error of a kind, such as "the database went away"; a full disk is a kind itself.
 
-        detail: of the present state, such as what is kept in memory.
+        detail: the present state, such as the number of bars in memory.
         """
         reason = one_line(error)
         full = is_disk_full(error)
@@ -84,10 +84,10 @@ class TroubleLog:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error comes of a full disk, the server's or this machine's.
+    """Return whether an error comes from a full disk, the server's or this machine's.
 
-    A server that cannot write its log of changes ends, and only says that it is away. Of the
-    embedded one the disk itself is looked at.
+    A server that cannot write its WAL ends, and its clients only get a lost connection. For the
+    embedded server, the free space of the disk decides.
     """
     if isinstance(error, psycopg.errors.DiskFull) or "No space left on device" in str(error):
         return True

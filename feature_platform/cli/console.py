@@ -125,9 +125,9 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
 
 
 def feed_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
-    """Sum up the recorder's symbols in a line, and its newest error in another."""
+    """Sum up the recorder's symbols in a line, and its newest error in another; none without it."""
     if not feeds:
-        return ["recorder: no recorder has ever run here"]
+        return []
     states = Counter(feed.shown_state for feed in feeds)
     counts = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
     beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))

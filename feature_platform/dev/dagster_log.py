@@ -9,21 +9,21 @@ from typing import Any
 
 from feature_platform.trouble_log import Repeats
 
-# What `logging` writes by itself once any library has logged without a logger of its own: from then
-# on Dagster's processes write each record a second time, in this form.
+# The format of `logging` without a configuration: once any library has logged to the root logger,
+# Dagster's processes write each record a second time in this form.
 _BARE = re.compile(r"(?P<level>[A-Z]+):(?P<logger>[\w.-]+):(?P<text>.*)")
-# What follows the first line of a database's error.
+# Lines that follow the first line of a database's error.
 _BACKGROUND = ("(Background on this error at: ", "DETAIL:", "HINT:")
 _TRACE = re.compile(r"Stack Trace:|Traceback \(most recent call last\):")
-# Of the project's own dagster.yaml, which `prepare_instance` has copied to where it belongs.
-_UNTRUE = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
+# A wrong warning about the project's dagster.yaml: `prepare_instance` has copied it to its place.
+_WRONG_WARNING = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
 _REPEATED_LINES = 200
 
 
 class DagsterLog:
     """Shorten the lines of `dagster dev --log-format json`.
 
-    What is left out is in the output of `feature-platform -v dev`.
+    The output of `feature-platform -v dev` has all lines.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class DagsterLog:
         self._after_bare = False
 
     def show(self, line: str) -> str | None:
-        """Return what to show of a line, None for nothing."""
+        """Return the text to show for a line, None to hide it."""
         line = line.rstrip()
         if line.startswith("{"):
             try:
@@ -52,7 +52,7 @@ class DagsterLog:
     def _show_record(self, record: dict[str, Any]) -> str | None:
         event, level = str(record.get("event", "")), str(record.get("level", "")).upper()
         self._seen.extend(part.rstrip() for part in event.splitlines())
-        if event.startswith(_UNTRUE):
+        if event.startswith(_WRONG_WARNING):
             return None
         before_trace = _TRACE.split(event, maxsplit=1)[0]
         parts = [part.strip() for part in before_trace.splitlines() if part.strip()][:2]
@@ -74,7 +74,7 @@ class DagsterLog:
             return None
         if line[0].isspace():
             return None if self._in_trace or self._after_bare else line
-        if self._in_trace:  # the exception, after the lines of its trace
+        if self._in_trace:  # the exception after its traceback
             self._in_trace = False
             return None if self._after_bare else self._repeats.take(line, line)
         if self._after_bare and line in self._seen:

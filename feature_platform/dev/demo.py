@@ -42,12 +42,12 @@ class _Source:
 
 
 def run_demo(home: Path, files: Sequence[Path]) -> bool:
-    """Show the platform at work on the embedded server in `home`; tell whether all was right.
+    """Run the demo on the embedded server in `home`; return whether all rows were right.
 
-    files: bars in the form of Binance's monthly klines, the symbol taken from the file's name;
-        none is a generated month of three symbols, with gaps, quiet minutes and late data.
-    The database `demo` is made anew; no other database is touched. Raises UserError for a file
-    that cannot be read.
+    files: bars in the format of Binance's monthly files, with the symbol in the file's name; none
+        is a generated month of three symbols, with gaps, minutes without trades and late data.
+    The database `demo` is dropped and created; no other database is changed. Raises UserError for
+    a file that cannot be read.
     """
     for file in files:
         if not file.exists():

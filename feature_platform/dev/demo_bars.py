@@ -1,4 +1,4 @@
-"""A generated month of three markets: what `make demo` and the notebooks show without files."""
+"""A generated month of bars of three symbols, for `make demo` and the notebooks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MINUTES = 31 * 1440
 
 
 @dataclass(frozen=True)
-class Market:
-    """What sets one generated market apart: prices near `price`, in steps of `tick`."""
+class GeneratedSymbol:
+    """The properties of one generated symbol: prices near `price`, in steps of `tick`."""
 
     symbol: str
     price: float
@@ -33,20 +33,20 @@ class Market:
     quiet: float  # the share of minutes without a trade, published with volume 0
 
 
-MARKETS = (
-    Market("ALPHA/USDT", 64_000.0, 0.01, 0.0006, 0.0),
-    Market("BETA/USDT", 18.5, 0.001, 0.0011, 0.01),
-    Market("GAMMA/USDT", 0.0731, 0.00001, 0.0017, 0.12),
+SYMBOLS = (
+    GeneratedSymbol("ALPHA/USDT", 64_000.0, 0.01, 0.0006, 0.0),
+    GeneratedSymbol("BETA/USDT", 18.5, 0.001, 0.0011, 0.01),
+    GeneratedSymbol("GAMMA/USDT", 0.0731, 0.00001, 0.0017, 0.12),
 )
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one market, in the form of Binance's monthly klines.
+    """The files of one symbol, in the format of Binance's monthly files.
 
-    month: the bars as a recorder would have them: two outages are missing, and some bars are
-        not yet corrected.
-    late: what the venue answers later: one of the outages, and the corrected bars.
+    month: the bars of a recorder: without two outages, and with some bars before their
+        correction.
+    late: later bars of the exchange: those of one outage, and the corrected ones.
     """
 
     symbol: str
@@ -55,15 +55,15 @@ class Files:
 
 
 def write_files(directory: Path) -> list[Files]:
-    """Write the month of every market into a directory; the same files every time."""
-    return [_write_market(directory, number, market) for number, market in enumerate(MARKETS)]
+    """Write the month of every symbol into a directory; the same files every time."""
+    return [_write_symbol(directory, number, one) for number, one in enumerate(SYMBOLS)]
 
 
 def fill_where_empty() -> bool:
-    """Store the month and what comes late, with features, and tell whether that was needed.
+    """Store the month and its late bars, with features; return whether that was needed.
 
-    Only in the embedded database, and only while it has no bars at all: generated bars are never
-    mixed with real ones.
+    Only in the embedded database, and only while it has no bars: generated bars are never mixed
+    with real ones.
     """
     if get_settings().database_url is not None:
         return False
@@ -78,9 +78,9 @@ def fill_where_empty() -> bool:
     return True
 
 
-def _write_market(directory: Path, seed: int, market: Market) -> Files:
+def _write_symbol(directory: Path, seed: int, one: GeneratedSymbol) -> Files:
     random = np.random.default_rng(seed)
-    bars = _true_bars(random, market)
+    bars = _true_bars(random, one)
     outage = MINUTES - (5 + seed) * 1440 + 540
     late = np.zeros(MINUTES, dtype=bool)
     late[outage : outage + 180] = True
@@ -90,25 +90,25 @@ def _write_market(directory: Path, seed: int, market: Market) -> Files:
     wrong = random.choice(before, 40, replace=False)
     recorded = bars.copy()
     recorded.loc[wrong, "volume"] = (recorded.loc[wrong, "volume"] * 0.4).round(3)
-    name = market.symbol.replace("/", "")
+    name = one.symbol.replace("/", "")
     return Files(
-        market.symbol,
+        one.symbol,
         _write(directory / f"{name}-1m-2026-01.csv.gz", recorded[~late & ~lost]),
         _write(directory / f"{name}-1m-2026-01-late.csv.gz", bars[late | bars.index.isin(wrong)]),
     )
 
 
-def _true_bars(random: np.random.Generator, market: Market) -> pd.DataFrame:
+def _true_bars(random: np.random.Generator, one: GeneratedSymbol) -> pd.DataFrame:
     minute = np.arange(MINUTES)
-    # Volatility and volume share a day's season and slow bursts, as they do in real markets.
+    # Volatility and volume share a daily season and slow bursts, as in real market data.
     season = 1 + 0.45 * np.sin((minute % 1440) / 1440 * 2 * np.pi - 1.2)
     burst = np.exp(_smooth(random.normal(size=MINUTES), 240) * 5)
     activity = season * burst
-    step = market.minute_vol * np.sqrt(activity)
-    close = market.price * np.exp(np.cumsum(random.standard_t(4, MINUTES) * step * 0.7))
-    open_ = np.concatenate(([market.price], close[:-1]))
+    step = one.minute_vol * np.sqrt(activity)
+    close = one.price * np.exp(np.cumsum(random.standard_t(4, MINUTES) * step * 0.7))
+    open_ = np.concatenate(([one.price], close[:-1]))
     reach = np.abs(random.normal(size=(2, MINUTES))) * step * 0.6
-    volume = random.gamma(1.6, 400_000 / market.price, MINUTES) * activity
+    volume = random.gamma(1.6, 400_000 / one.price, MINUTES) * activity
     spikes = random.choice(MINUTES, 80, replace=False)
     volume[spikes] *= random.uniform(4, 12, 80)
     bars = pd.DataFrame(
@@ -121,12 +121,12 @@ def _true_bars(random: np.random.Generator, market: Market) -> pd.DataFrame:
             "volume": volume,
         }
     )
-    quiet = random.random(MINUTES) < market.quiet
+    quiet = random.random(MINUTES) < one.quiet
     for price in ("high", "low", "close"):
         bars[price] = bars[price].mask(quiet, bars["open"])
     bars["volume"] = bars["volume"].mask(quiet, 0.0)
     prices = ["open", "high", "low", "close"]
-    digits = round(-np.log10(market.tick))
+    digits = round(-np.log10(one.tick))
     bars[prices] = bars[prices].round(digits)
     bars["volume"] = bars["volume"].round(3)
     return bars

@@ -30,12 +30,12 @@ from feature_platform.symbols import by_exchange, name_at
 _HOST = "127.0.0.1"
 _DAGSTER = "dagster"
 _SERVES = "Serving dagster-webserver on "
-# Seconds: its webserver waits for every page that is open in a browser, for ever.
+# Seconds: its webserver waits without limit for each page that is open in a browser.
 _DAGSTER_PATIENCE = 4.0
 _CTRL_C = 130
 
 
-# Of ccxt's exchanges those that speak the API that is simulated.
+# ccxt's exchanges with the simulated API.
 _SIMULATED = ("binance", "binanceus")
 
 
@@ -45,12 +45,11 @@ def run_dev(
     """Run everything under one supervisor until Ctrl-C; return its exit status, 0 after a Ctrl-C.
 
     That is the database, unless one is configured; a simulated exchange, unless one is named;
-    the recorder, the worker, and Dagster with its UI on `port`. A process that ends is started
-    again.
-    days: of history of a symbol that has no bars.
+    the recorder, the worker, and Dagster with its UI on `port`. A process that ends is restarted.
+    days: number of days of history for a symbol without bars.
     two: simulate a second exchange, too, with the same symbols.
-    verbose: show Dagster's log as it is, with its tracebacks.
-    Raises UserError where one runs already, a port is taken or the database cannot be used.
+    verbose: show Dagster's log unchanged, with its tracebacks.
+    Raises UserError if one runs already, a port is in use or the database cannot be used.
     """
     settings = get_settings()
     simulated = not settings.model_fields_set & {"exchange", "exchange_url"}
@@ -70,12 +69,12 @@ def run_dev(
         if simulated:
             ports = _exchange_ports(by_exchange(symbols, settings.exchange), exchange_port)
         print(f"{invitation} (it takes some seconds to start)", flush=True)
-        # Held to the end: a process that starts later finds the embedded server running.
+        # Open to the end, so that the embedded server runs for processes that start later.
         with connect() as connection:
             prepare(connection, simulated=simulated)
             environment = {**os.environ, "PYTHONUNBUFFERED": "1", **prepare_instance(settings)}
             environment.setdefault(f"{PREFIX}HOME", str(settings.home))
-            # Dagster's advice to use `dg dev`, at each start, is nothing for its user to do.
+            # At each start Dagster advises `dg dev`, which the user of `make dev` cannot follow.
             environment.setdefault("PYTHONWARNINGS", "ignore:Function `dev_command` is superseded")
             start = start_date(connection, days).isoformat()
             environment.setdefault(f"{PREFIX}START_DATE", start)
@@ -104,7 +103,7 @@ def start_date(connection: psycopg.Connection[Any], days: int) -> date:
 
 
 def _exchange_ports(exchanges: dict[str, tuple[str, ...]], first: int) -> dict[str, int]:
-    """Return the port of each exchange to simulate. Raises UserError where one cannot be."""
+    """Return the port of each exchange to simulate. Raises UserError if one cannot be simulated."""
     ports: dict[str, int] = {}
     for name in exchanges:
         if name not in _SIMULATED:
@@ -141,7 +140,7 @@ def _add_processes(
 
 
 class _Printer(Printer):  # type: ignore[misc]
-    """Print the lines of all processes: Dagster's shortened, and how to open it once it serves."""
+    """Print the lines of all processes: Dagster's shortened, and its address once it serves."""
 
     def __init__(self, invitation: str, *, verbose: bool) -> None:
         super().__init__(sys.stdout)
@@ -165,7 +164,7 @@ class _Printer(Printer):  # type: ignore[misc]
 
 @contextmanager
 def _the_one(home: Path, url: str) -> Iterator[None]:
-    """Be the one `dev` of this home; raise UserError that names the one that runs already."""
+    """Lock this home for one `dev`; raise UserError with the address of one that runs already."""
     # The server's OS user must pass through.
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     lock = os.open(home / "dev.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -186,7 +185,7 @@ def _the_one(home: Path, url: str) -> Iterator[None]:
 
 
 def _migrate(environment: dict[str, str]) -> None:
-    """Bring Dagster's own database up to date; say what it says only where it fails."""
+    """Bring Dagster's own database up to date; print its output only if it fails."""
     done = subprocess.run(
         [_script("dagster"), "instance", "migrate"],
         env=environment,
@@ -197,7 +196,7 @@ def _migrate(environment: dict[str, str]) -> None:
     )
     if done.returncode:
         sys.stderr.write(done.stdout)
-        raise UserError("Dagster could not set up its database: what it said stands above")
+        raise UserError("Dagster could not set up its database: the reason is in the lines above")
 
 
 def _script(name: str) -> str:
@@ -212,6 +211,6 @@ def _require_free(port: int, option: str) -> None:
             probe.bind((_HOST, port))
         except OSError as error:
             raise UserError(
-                f"port {port} of {_HOST} cannot be used, {error.strerror}: take another with"
+                f"port {port} of {_HOST} cannot be used, {error.strerror}: name another with"
                 f" {option}"
             ) from None

@@ -1,6 +1,6 @@
-"""Several processes run as one: logs with a prefix, each started again when it ends, one Ctrl-C.
+"""A supervisor of several processes: prefixed logs, restarts, and one Ctrl-C for all.
 
-honcho does the first and the last; this adds what a platform needs that is to stay up.
+honcho has the prefixes and the Ctrl-C; this module adds the restarts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from honcho import manager as honcho
 from honcho.printer import Printer
 from honcho.process import Popen, Process
 
-# Seconds that processes have to stop in order: Dagster's take some.
+# Seconds for processes to stop in order; Dagster's need some.
 _PATIENCE = 20
-# And what a process leaves behind when it has ended.
+# Seconds for the children that a process leaves behind when it has ended.
 _GRACE = 5.0
-# A process that lived so many seconds was well: when it ends, it is started again soon.
-_WELL = 60.0
+# After so many seconds a process counts as healthy: if it ends then, its back-off begins again.
+_HEALTHY = 60.0
 _LONGEST_PAUSE = 30.0
-# How a command says that its user has to mend something first.
+# The exit status of a mistake that the user has to correct.
 _MISTAKE = 2
 _PR_SET_PDEATHSIG = 1
 
@@ -36,9 +36,9 @@ _PR_SET_PDEATHSIG = 1
 class Supervisor(honcho.Manager):  # type: ignore[misc]
     """Run processes until SIGTERM or SIGINT, which all of them get as SIGTERM.
 
-    A process that ends is started again, with back-off: after 1, 2, 4 ... 30 seconds. One whose
-    first words are that its user has made a mistake (status 2) ends them all, as they would not
-    get far without it. On Linux no process outlives the supervisor, not even its kill -9.
+    A process that ends is restarted with back-off: after 1, 2, 4 ... 30 seconds. If a process ends
+    with status 2, a mistake of the user, at its first start, all are stopped. On Linux no process
+    outlives the supervisor, even after its kill -9.
     """
 
     returncode: int | None
@@ -47,8 +47,8 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
         super().__init__(printer)
         honcho.KILL_WAIT = _PATIENCE
         self._process_ctor = _Child
-        self._asked_to_stop = False
-        self._asked_at = 0.0
+        self._is_stopping = False
+        self._stopping_since = 0.0
 
     def add(
         self,
@@ -60,7 +60,7 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
         """Add a process, to be started by `run`.
 
         name: the prefix of its lines.
-        patience: seconds that it has to stop before it and its children are killed.
+        patience: seconds for it to stop before it and its children are killed.
         """
         # Instead of the shell, so that signals reach it and its status is its own.
         self.add_process(name, f"exec {shlex.join(command)}", env=dict(environment))
@@ -68,17 +68,17 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
         self._processes[name]["patience"] = patience
 
     def run(self) -> int:
-        """Run until asked to stop; return the exit status, 130 after a Ctrl-C."""
+        """Run until a signal; return the exit status, 130 after a Ctrl-C."""
         self.loop()
         return int(self.returncode or 0)
 
-    # honcho's loop calls the following: it knows of no process that comes back, and would end
-    # all with the first.
+    # honcho's loop calls the following methods. Its own do not restart: they stop all processes
+    # when the first one ends.
 
     def terminate(self) -> None:
-        """Have the loop stop everything, once it knows the process ids of what it has started."""
-        self._asked_at = self._asked_at or time.monotonic()
-        self._asked_to_stop = True
+        """Let the loop stop everything, once it knows the process ids of all that it started."""
+        self._stopping_since = self._stopping_since or time.monotonic()
+        self._is_stopping = True
 
     def _start(self) -> None:
         for state in self._processes.values():
@@ -96,30 +96,32 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
     def _any_stopped(self) -> bool:
         for name, state in self._processes.items():
-            if "returncode" in state and not self._asked_to_stop:
-                self._bring_back(name, state)
-        if self._asked_to_stop:
+            if "returncode" in state and not self._is_stopping:
+                self._restart(name, state)
+        if self._is_stopping:
             super().terminate()
         elif self._all_started():
-            self.returncode = None  # of one that comes back
-        return self._asked_to_stop
+            self.returncode = None  # of a process that is restarted
+        return self._is_stopping
 
     def _all_stopped(self) -> bool:
-        if self._asked_to_stop:
-            self._kill_the_slow()
-        return self._asked_to_stop and bool(super()._all_stopped())
+        if self._is_stopping:
+            self._kill_slow_ones()
+        return self._is_stopping and bool(super()._all_stopped())
 
-    def _kill_the_slow(self) -> None:
-        """Kill processes whose patience is over."""
-        waited = time.monotonic() - self._asked_at
+    def _kill_slow_ones(self) -> None:
+        """Kill processes that did not stop in their time."""
+        waited = time.monotonic() - self._stopping_since
         for name, state in self._processes.items():
             slow = waited > state["patience"] and "returncode" not in state
             if slow and not state.get("killed") and "pid" in state:
                 state["killed"] = True
-                self._system_print(f"{name} took more than {state['patience']:.0f} s: ended\n")
+                self._system_print(
+                    f"{name} did not stop within {state['patience']:.0f} s: killed\n"
+                )
                 self._procmgr.kill(state["pid"])
 
-    def _bring_back(self, name: str, state: dict[str, Any]) -> None:
+    def _restart(self, name: str, state: dict[str, Any]) -> None:
         if "again_at" in state:
             if time.monotonic() >= state["again_at"]:
                 self._start_one(state)
@@ -129,7 +131,7 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
             self.returncode = _MISTAKE
             self.terminate()
             return
-        if time.monotonic() - state["began"] >= _WELL:
+        if time.monotonic() - state["began"] >= _HEALTHY:
             state["deaths"] = 0
         state["deaths"] += 1
         pause = min(2.0 ** (state["deaths"] - 1), _LONGEST_PAUSE)
@@ -138,9 +140,9 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
 
 class _Child(Process):  # type: ignore[misc]
-    """A process of honcho's, and the small one that reads what it says: both go with their parent.
+    """A process of honcho's, and the small one that reads its output: both end with their parent.
 
-    The outer one is killed; the process itself is asked to stop, and stops its own children.
+    The outer one is killed; the process itself gets SIGTERM, and stops its own children.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -154,28 +156,28 @@ class _Child(Process):  # type: ignore[misc]
 
 
 def _popen(command: str, **options: Any) -> Any:
-    child = Popen(command, preexec_fn=_be_asked_to_stop, stdin=subprocess.DEVNULL, **options)
-    threading.Thread(target=_stop_what_it_leaves, args=(child,), daemon=True).start()
+    child = Popen(command, preexec_fn=_stop_with_parent, stdin=subprocess.DEVNULL, **options)
+    threading.Thread(target=_stop_children_left, args=(child,), daemon=True).start()
     return child
 
 
-def _stop_what_it_leaves(child: Any) -> None:
-    """Stop what a process has started and left behind when it ended: its ports are needed."""
+def _stop_children_left(child: Any) -> None:
+    """Stop the children that a process left behind when it ended: they may hold its ports."""
     child.wait()
     number = signal.SIGTERM
     began = time.monotonic()
-    with suppress(ProcessLookupError, PermissionError):  # there is nothing left
+    with suppress(ProcessLookupError, PermissionError):  # no process is left
         while True:
             os.killpg(child.pid, number)
             time.sleep(0.1)
             number = signal.SIGKILL if time.monotonic() - began > _GRACE else signal.SIGTERM
 
 
-def _be_asked_to_stop() -> None:
+def _stop_with_parent() -> None:
     _die_with_parent(signal.SIGTERM)
 
 
 def _die_with_parent(number: signal.Signals) -> None:
-    """Get a signal when the parent ends, however it ends; only Linux has that."""
+    """Request a signal for the end of the parent, however it ends; only Linux has that."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

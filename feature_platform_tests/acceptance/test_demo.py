@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from feature_platform.dev.demo_bars import MARKETS, write_files
+from feature_platform.dev.demo_bars import SYMBOLS, write_files
 from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.errors import UserError
 from feature_platform.plot import plot_features
@@ -100,7 +100,7 @@ def test_it_shows_a_generated_month_and_touches_no_other_database(
     bars, rows, verified = assert_lines(lines, *LINES, *LATE, VERIFIED)
     assert bars == rows == verified - 540
     symbols = table_after(lines, "symbol ")
-    assert [row[0] for row in symbols] == [market.symbol for market in MARKETS]
+    assert [row[0] for row in symbols] == [one.symbol for one in SYMBOLS]
     for row in symbols:
         assert row[1:5] == ["2026-01-01", "00:00", "2026-01-31", "23:59"]
         assert row[5:8] == ["44,490", "44,490", "0"]

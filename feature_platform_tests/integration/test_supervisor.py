@@ -153,7 +153,7 @@ def test_one_that_does_not_stop_is_killed_when_its_patience_is_over() -> None:
         assert supervised.wait() == 130
         assert time.monotonic() - began < 10
         assert gone(*pids)
-    assert any("stays took more than 1 s: ended" in line for line in supervised.lines)
+    assert any("stays did not stop within 1 s: killed" in line for line in supervised.lines)
     assert not any("SIGKILL" in line for line in supervised.lines)
 
 

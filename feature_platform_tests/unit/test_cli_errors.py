@@ -72,7 +72,7 @@ MISTAKES = {
     "refresh --end": "Option '--end' requires an argument (see feature-platform --help)",
     "refresh --force=yes": "Option '--force' does not take a value (see feature-platform --help)",
     "status now": "Got unexpected extra argument(s) (now) (see feature-platform status --help)",
-    "import": "Missing argument 'files' (see feature-platform import --help)",
+    "import": "give files to import, or --from binance with --symbol and --start",
 }
 
 

@@ -69,7 +69,7 @@ def test_symbols_with_and_without_counts() -> None:
     heading, line = shown(console.symbols_table([symbol("A")], {"A": Counts(56_789, 9)}))
     assert heading.split() == [
         *("symbol", "first", "bar", "(UTC)", "last", "bar", "(UTC)"),
-        *("bars", "features", "dirty", "lag"),
+        *("bars", "features", "waiting", "for", "refresh", "lag"),
     ]
     assert line.split()[5:] == ["56,789", "9", "1,234", "30", "s"]
     heading, line = shown(console.symbols_table([symbol("A")], {}))
@@ -171,9 +171,21 @@ def test_a_policy_with_troubles() -> None:
     )
     assert lines[1:] == [
         "last run: 2026-02-01 12:30 UTC, running for 3 s, 0 rows written",
-        "dirty: 5,000 rows, the oldest for 2 d",
+        "waiting for refresh: 5,000 rows, the oldest for 2 d",
         "last error: 2026-02-01 12:30 UTC, no room for this",
     ]
+
+
+def test_a_verification_names_the_first_wrong_value() -> None:
+    wrong = Mismatch("BTC/USDT", "2026-01-01T23:10:00Z", "volume_z", 1.0, 2.0)
+    report = VerifyReport(symbols=1, rows=360, mismatches=1, examples=[wrong])
+    assert console.verify_line(report) == (
+        "verified: 1 of 360 rows is wrong: BTC/USDT 2026-01-01T23:10:00Z volume_z"
+    )
+    report = VerifyReport(symbols=2, rows=360)
+    assert console.verify_line(report) == "verified: 360 rows of 2 symbols checked, all equal"
+    report = VerifyReport(symbols=2, rows=360, pending=5)
+    assert console.verify_line(report).endswith(", all equal; 5 more wait for refresh")
 
 
 def test_no_policy() -> None:
@@ -220,7 +232,7 @@ def feed(state: FeedState, error: str | None) -> StoredHeartbeat:
     return StoredHeartbeat("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
 
 
-def test_the_recorder_has_a_line_of_state_and_one_of_trouble() -> None:
+def test_the_recorder_has_a_line_and_its_newest_error_another() -> None:
     assert console.feed_lines([]) == []
     live = feed("live", "an error that is over")
     assert console.feed_lines([live, live]) == [
