@@ -82,7 +82,7 @@ def test_url_of_the_embedded_server_comes_with_a_hint(own_home: Path) -> None:
 def test_a_started_server_stays_until_it_is_stopped(own_home: Path) -> None:
     try:
         done = run("db", "start")
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
         assert "until `feature-platform db stop`" in only_line(done.stdout)
         assert is_running(own_home)
         url = run("db", "url")
