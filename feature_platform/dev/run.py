@@ -68,7 +68,8 @@ def run_dev(
         _require_free(port, "--port")
         if simulated:
             ports = _exchange_ports(by_exchange(symbols, settings.exchange), exchange_port)
-        print(f"{invitation} (it takes some seconds to start)", flush=True)
+        if simulated:
+            print(f"{invitation} (it takes some seconds to start)", flush=True)
         # Open to the end, so that the embedded server runs for processes that start later.
         with connect() as connection:
             prepare(connection, simulated=simulated)
@@ -84,6 +85,8 @@ def run_dev(
                 environment[f"{PREFIX}SYMBOLS"] = ",".join(symbols)
                 settings = settings.model_copy(update={"exchange_url": urls, "symbols": symbols})
             exchange_settings(connection, settings)
+            if not simulated:  # only now is it sure that the database has no simulated bars
+                print(f"{invitation} (it takes some seconds to start)", flush=True)
             _migrate(environment)
             supervisor = Supervisor(_Printer(invitation, verbose=verbose))
             _add_processes(supervisor, port, ports, days, environment)

@@ -86,7 +86,7 @@ def test_the_formula_is_the_same(conn: psycopg.Connection, zone: str) -> None:
 @pytest.mark.usefixtures("simulated_database")
 def test_nonsense_is_rejected(conn: psycopg.Connection, setting: str) -> None:
     conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
-    with pytest.raises(psycopg.errors.RaiseException, match="is no clock"):
+    with pytest.raises(psycopg.errors.RaiseException, match="is not a valid clock"):
         conn.execute(CLOCK_SQL)
     conn.execute("RESET feature_platform.clock")
     conn.execute(CLOCK_SQL)
