@@ -277,43 +277,62 @@ def test_start_and_release_can_be_repeated(home: Path) -> None:
     assert not is_running(home)
 
 
-def test_a_kept_server_stays_until_it_is_stopped(home: Path, hold: Hold) -> None:
-    keeper = EmbeddedServer(home, conf=FAST)
-    keeper.keep()
-    before = started_at(keeper.url())
-    keeper.release()
+KEEP = """
+import sys
+from pathlib import Path
+from feature_platform.embedded.server import EmbeddedServer
+
+EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off", "shared_buffers": "16MB"}).keep()
+"""
+STOP = """
+import sys
+from pathlib import Path
+from feature_platform.embedded.server import EmbeddedServer
+
+print(EmbeddedServer(Path(sys.argv[1])).stop())
+"""
+
+
+def run_as_user(user: User, code: str, home: Path) -> str:
+    """Run code as a user to its end; return its output."""
+    output, errors = user.popen(code, home).communicate(timeout=60)
+    assert errors == ""
+    return output.strip()
+
+
+def test_a_kept_server_stays_until_it_is_stopped(home: Path, user: User, hold: Hold) -> None:
+    run_as_user(user, KEEP, home)
     assert EmbeddedServer(home).is_kept
-    user = hold(home)
-    assert started_at(user.said) == before
-    assert user.leave() == ""
+    before = started_at(EmbeddedServer(home).url())
+    holder = hold(home)
+    assert started_at(holder.said) == before
+    assert holder.leave() == ""
     assert is_running(home)
-    assert EmbeddedServer(home).stop()
+    assert run_as_user(user, STOP, home) == "True"
     assert not is_running(home)
     assert not EmbeddedServer(home).is_kept
 
 
-def test_a_stop_leaves_the_server_to_its_last_user(home: Path, hold: Hold) -> None:
-    keeper = EmbeddedServer(home, conf=FAST)
-    keeper.keep()
-    keeper.release()
-    user = hold(home)
-    assert not EmbeddedServer(home).stop()
-    assert started_at(user.said)
-    assert user.leave() == ""
+def test_a_stop_leaves_the_server_to_its_last_user(home: Path, user: User, hold: Hold) -> None:
+    run_as_user(user, KEEP, home)
+    holder = hold(home)
+    assert started_at(holder.said)
+    assert run_as_user(user, STOP, home) == "False"
+    assert started_at(holder.said)
+    assert holder.leave() == ""
     assert not is_running(home)
 
 
-def test_a_kept_server_that_was_killed_is_started_and_kept_again(home: Path, hold: Hold) -> None:
-    keeper = EmbeddedServer(home, conf=FAST)
-    keeper.keep()
-    keeper.release()
+def test_a_kept_server_that_was_killed_is_kept_again(home: Path, user: User, hold: Hold) -> None:
+    run_as_user(user, KEEP, home)
     os.kill(postmaster_pid(home), signal.SIGKILL)
     wait_until_dead(home)
-    user = hold(home)
-    assert started_at(user.said)
-    assert user.leave() == ""
+    holder = hold(home)
+    assert started_at(holder.said)
+    assert holder.leave() == ""
     assert is_running(home)
-    assert EmbeddedServer(home).stop()
+    assert run_as_user(user, STOP, home) == "True"
+    assert not is_running(home)
 
 
 def test_a_stop_where_none_ever_ran_makes_nothing(home: Path) -> None:

@@ -184,6 +184,6 @@ def test_a_port_that_is_taken_is_one_line_at_once(option: str) -> None:
         other = "--exchange-port" if option == "--port" else "--port"
         line = refusal(run("dev", option, str(port), other, "0"))
     assert line == (
-        f"port {port} of 127.0.0.1 cannot be used, Address already in use: take another"
+        f"port {port} of 127.0.0.1 cannot be used, Address already in use: name another"
         f" with {option}"
     )

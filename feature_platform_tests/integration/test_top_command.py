@@ -76,7 +76,7 @@ def test_it_goes_on_when_the_database_is_back(database: str, conn: Conn) -> None
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            wait_until(lambda: b"the database is away" in said, "it tells of it")
+            wait_until(lambda: b"no connection, these are the last figures" in said, "the error")
             insert_recent(conn, "B")
             wait_until(lambda: b"2 symbols" in said, "a frame of the database that is back")
             process.send_signal(signal.SIGINT)
