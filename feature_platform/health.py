@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -25,19 +25,33 @@ def problem_of(service: Service) -> str | None:
     The daemon's heartbeat is in Dagster's own database: that of DAGSTER_POSTGRES_URL, or else that
     of the Dagster that runs in the platform's home. A database that cannot be reached, or does not
     answer within three seconds, is a fault, too.
-    Raises UserError where DAGSTER_POSTGRES_URL is not set and the home has no Dagster.
+    Raises UserError where DAGSTER_POSTGRES_URL is not set and the home has no Dagster, or the
+    clock of the settings is not that of the database.
     """
     if service == "daemon":
         _require_dagster()
+    wrong_clock: UserError | None = None
     try:
         url = _dagster_url() if service == "daemon" else None
         with connect_briefly(url, application_name="feature_platform health") as brief:
             if url is None:
-                require_clock(brief.connection)
+                wrong_clock = _wrong_clock(brief.connection)
+            if wrong_clock is not None:
+                raise wrong_clock
             row = brief.connection.execute(queries[f"health_{service}"]).fetchone()
     except (psycopg.OperationalError, UserError) as error:
+        if error is wrong_clock:
+            raise
         return one_line(error)
     return None if row is None else row[0]
+
+
+def _wrong_clock(connection: psycopg.Connection[Any]) -> UserError | None:
+    try:
+        require_clock(connection)
+    except UserError as error:
+        return error
+    return None
 
 
 def _require_dagster() -> None:

@@ -73,7 +73,9 @@ def fill_where_empty() -> bool:
             return False
         with tempfile.TemporaryDirectory() as directory:
             for files in write_files(Path(directory)):
-                import_bars(connection, [files.month, files.late], symbol=files.symbol)
+                import_bars(
+                    connection, [files.month, files.late], symbol=files.symbol, overwrite=True
+                )
         refresh(connection)
     return True
 

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from feature_platform.bar_rules import PRICES, BadRow, Batch, Ints
 from feature_platform.errors import UserError
 from feature_platform.importer.columns import ColumnMap
+from feature_platform.importer.duck import connect
 from feature_platform.importer.layouts import (
     Head,
     Layout,
@@ -273,7 +274,7 @@ class _Parser:
         self._decimal = head.layout.decimal
         self._judge = judge
         # One thread: the other core has PostgreSQL to run.
-        self._duckdb = duckdb.connect(config={"threads": 1})
+        self._duckdb = connect()
         self._types = {
             f"c{at}": "DOUBLE" if at in self._number_columns() else "VARCHAR"
             for at in range(self._width)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from feature_platform.bar_rules import BadRow, Batch
 from feature_platform.errors import UserError
 from feature_platform.importer.columns import ColumnMap
+from feature_platform.importer.duck import connect
 from feature_platform.importer.layouts import Head, Layout, recognise
 from feature_platform.importer.rows import Columns, Judge, MakeJudge
 
@@ -52,7 +53,7 @@ def read_json(
     Raises UserError where the text is damaged, or has no rows of bars.
     """
     start = _peek(stream)
-    with closing(duckdb.connect(config={"threads": 1})) as connection:
+    with closing(connect()) as connection:
         try:
             if start.startswith(b"["):
                 elements = _streamed(connection, _ARRAY, stream, batch_rows)

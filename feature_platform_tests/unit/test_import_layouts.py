@@ -144,7 +144,7 @@ def test_symbols_are_trimmed_and_limited(write: Write) -> None:
         with pytest.raises(UserError, match="is no symbol"):
             list(read_bars(path, symbol=wrong))
     path = write("time,open,high,low,close,volume,symbol", f"{T0},1,1,1,1,1,{'x' * 5000}")
-    assert "it has 5,000 characters, and 200 are the most" in reasons(path, None)[2]
+    assert "it has 5,000 characters, and at most 200 are allowed" in reasons(path, None)[2]
 
 
 # ---- times ----
