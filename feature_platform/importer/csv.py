@@ -38,7 +38,7 @@ from feature_platform.importer.rows import Columns, Judge, MakeJudge
 # A record that goes on for longer than this ends at its first line, which is bad.
 LONGEST_RECORD = 64 * 1024
 
-# What has no line end for so long is no bar file, and must not fill the memory.
+# A text without a line end for so long is no bar file, and must not fill the memory.
 LONGEST_LINE = 16 * 1024 * 1024
 
 # The layout is recognised from so many bytes, and the header is among so many lines.

@@ -259,7 +259,7 @@ def _with_bars(names: Sequence[str]) -> list[bool]:
 
 
 def _spooled(stream: Any) -> IO[bytes]:
-    """Copy a stream to a file without a name, which a killed process leaves to nobody."""
+    """Copy a stream to a file without a name: it vanishes when the process is killed."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     shutil.copyfileobj(stream, copy, 1 << 20)
     copy.seek(0)

@@ -22,7 +22,7 @@ __all__ = ["BATCH_ROWS", "BadRow", "Batch", "ColumnMap", "Findings", "TimeRule",
 
 BATCH_ROWS = 100_000
 
-# What a row of a CSV file takes, about: Binance's have 100 to 130 bytes, six columns 60.
+# Usual size of a row of a CSV file: Binance's have 100 to 130 bytes, six columns 60.
 _BYTES_PER_ROW = 96
 
 

@@ -263,7 +263,7 @@ def _decimal_times(texts: pa.Array, left: Mask, times: Ints, faults: dict[int, s
         whole = to_numpy(number)
         scale = _scale(whole.astype(np.float64)).astype(np.int64)
         exact = billionths * scale % 1_000_000_000 == 0
-        # What a fraction adds is less than a unit, so it cannot leave the years.
+        # A fraction adds less than one unit, so the time stays within the years.
         base = epoch_times(whole, faults, rows)
         times[rows] = np.where(base == NO_TIME, NO_TIME, base + billionths * scale // 1_000_000_000)
         for at in np.flatnonzero(too_long | (~exact & (base != NO_TIME))).tolist():

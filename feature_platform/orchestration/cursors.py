@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Self
 
-# Of the wall clock, which Dagster's ticks follow, even where the platform's clock is simulated.
+# Seconds of the wall clock: Dagster's ticks follow it, also beside a simulated clock.
 REPORT_INTERVAL = timedelta(minutes=5)
 
 

@@ -47,7 +47,7 @@ def test_the_first_exchange_is_kept_and_another_one_rejected(conn: Conn) -> None
     )
     with pytest.raises(UserError, match=reject):
         exchange_settings(conn, settings(exchange="kraken"))
-    # Of a symbol with a prefix there is no doubt.
+    # A symbol with a prefix names its exchange.
     chosen = exchange_settings(conn, settings(exchange="kraken", symbols=("kraken:BTC/USD",)))
     assert chosen.by_exchange() == {"kraken": ("kraken:BTC/USD",)}
     chosen = exchange_settings(conn, settings(exchange="kraken"), "bitfinex:BTC/USD")

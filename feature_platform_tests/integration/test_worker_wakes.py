@@ -159,7 +159,7 @@ def test_only_commits_of_due_rows_wake_it(
     insert_recent(conn, "A", 3)
     wait_for_features(conn, 3)
     conn.execute(change)
-    # What is committed later is found later.
+    # A later commit is found at a later look.
     insert_recent(conn, "last", 1)
     seen = "SELECT count(*) FROM features_1m WHERE symbol = 'last'"
     wait_until(lambda: value(conn, seen) == 1, "the last commit's row")
