@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,10 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from feature_platform_tests.fix_processes import PATIENCE, wait_until
+
 ROWS = 20_000
 T0 = 1_769_904_000_000
 
-# Imports two files; in the second, says when it gets to a phase, and goes on when told to.
+# Imports two files; in a phase of the second, prints its name and waits for a line of input.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -78,6 +79,17 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Send SIGINT, and let the process go on.
+
+    Python acts on a signal only between its instructions, so a signal that arrives just before a
+    blocking read does not end the read; the end of the input does.
+    """
+    process.send_signal(signal.SIGINT)
+    assert process.stdin is not None
+    process.stdin.close()
+
+
 def stored_in_the_end(database: str) -> list[float]:
     """Return the prices once no transaction of an importer is left."""
     with psycopg.connect(database) as conn:
@@ -124,10 +136,10 @@ def test_ctrl_c_stores_nothing_of_the_file(
 ) -> None:
     skip = tmp_path / "skipped.csv"
     with importing(database, phase, files, skip) as process:
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+        interrupt(process)
+        assert process.wait(PATIENCE) == 130
     assert stored_in_the_end(database) == [1.0]
-    # What was left out of the file that is stored is written down.
+    # The rejected row of the stored file is in the file of bad rows.
     assert [line.split(",")[1] for line in skip.read_text(encoding="utf-8").splitlines()] == [
         "line",
         "2",
@@ -146,15 +158,14 @@ def test_ctrl_c_in_the_middle_of_the_storing(
         blocker.execute("LOCK TABLE ohlcv_1m IN SHARE MODE")
         go_on(process)
         wait_for_a_waiter(database)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+        interrupt(process)
+        assert process.wait(PATIENCE) == 130
     assert stored_in_the_end(database) == [1.0]
 
 
 def wait_for_a_waiter(database: str) -> None:
-    """Return once a session of the database waits for a lock."""
-    query = """SELECT count(*) FROM pg_stat_activity
+    """Wait until a session of the database waits for a lock."""
+    query = """SELECT FROM pg_stat_activity
                 WHERE datname = current_database() AND wait_event_type = 'Lock'"""
     with psycopg.connect(database, autocommit=True) as conn:
-        while conn.execute(query).fetchone() == (0,):
-            pass
+        wait_until(lambda: conn.execute(query).fetchone() is not None, "a session waits")
