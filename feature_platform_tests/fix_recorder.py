@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from feature_platform.bars import time_of
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect
 from feature_platform.exchange.stream import BackOff, Kind
@@ -95,6 +96,9 @@ class RecorderProcess(WorkerProcess):
     arguments = ("record", "--days", "0")
 
 
+BarKey = tuple[str, datetime]
+BarValues = tuple[float, ...]
+
 # So that the first minute of a recorder is not the first minute of the history.
 _HISTORY = timedelta(minutes=5)
 
@@ -117,6 +121,11 @@ class RecorderThread:
             self._loop.call_soon_threadsafe(self._recorder.stop)
         self._thread.join(PATIENCE)
         assert self.kept is True
+
+    def waiting(self) -> set[BarKey]:
+        """Return the symbols and minutes of the bars in memory, which wait for the database."""
+        queued = list(self._recorder._writer._bars)
+        return {(bar.symbol, time_of(bar.ts)) for bars in queued for bar in bars}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -152,10 +161,6 @@ def run_clock(monkeypatch: pytest.MonkeyPatch, speed: float) -> SimulatedClock:
     monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
     get_settings.cache_clear()
     return clock
-
-
-BarKey = tuple[str, datetime]
-BarValues = tuple[float, ...]
 
 
 def stored_bars(
@@ -223,6 +228,15 @@ class Live:
 
         wait_until(is_so, f"all symbols are {state}")
 
+    def wait_for_stream_bars(self, count: int) -> None:
+        """Wait until so many bars that came by the stream are stored."""
+
+        def are_stored() -> bool:
+            stored = self.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'")
+            return bool(stored >= count)
+
+        wait_until(are_stored, f"{count} bars of the stream are stored")
+
     @contextmanager
     def venue_away(self) -> Iterator[None]:
         """Stop the simulated exchange while the body runs."""
@@ -249,6 +263,11 @@ class Live:
             wait_until(is_true, "the bars are the true ones")
         except AssertionError:
             raise AssertionError("\n".join(found[:20])) from None
+
+    def stored(self, end: datetime | None = None) -> dict[BarKey, BarValues]:
+        """Return the stored bars of [start, end), by default until now."""
+        with connect(self.database.url) as connection:
+            return stored_bars(connection, self.start, end or self.clock.now())
 
     def differences(
         self, start: datetime, end: datetime, quiet_left_out: bool = False

@@ -19,12 +19,9 @@ from feature_platform.simulator.truth import GeneratedTruth
 from feature_platform.validation import evaluate
 from feature_platform_tests.fix_processes import wait_until
 from feature_platform_tests.fix_recorder import (
-    BarKey,
-    BarValues,
     Live,
     RecorderThread,
     differences,
-    stored_bars,
     true_bars,
 )
 
@@ -36,9 +33,9 @@ pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_bars_are_stored_as_they_are_closed(live: Live) -> None:
     with RecorderThread(history=timedelta(minutes=30)) as recorder:
         live.wait_for_states("live")
-        end = live.pass_minutes(4)
+        live.wait_for_stream_bars(9)
+        end = live.pass_minutes(1)
         live.wait_for_truth(end, live.start - timedelta(minutes=20))
-        assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 9
         recorder.stop()
     assert live.value("SELECT max(ts) FROM ohlcv_1m") < live.clock.now() - timedelta(minutes=1)
     with connect(live.database.url) as connection:
@@ -93,38 +90,40 @@ def test_a_venue_that_goes_away_and_comes_back_costs_nothing(live: Live) -> None
         live.wait_for_states("live")
         with live.venue_away():
             live.wait_for_states("down")
+            down = live.clock.now()
             live.pass_minutes(2)
         end = live.pass_minutes(1)
         live.wait_for_truth(end)
         live.wait_for_states("live")
         recorder.stop()
-    outages = live.value(
-        "SELECT count(*) FROM feature_platform.feed_outage WHERE to_at - from_at > '1 minute'"
-    )
-    assert outages == 1
+    # On a busy machine, a stalled stream may add outages at other times.
+    assert exchanges_out(live, down) == ["binance"]
 
 
 def test_a_database_that_goes_away_gets_all_bars_when_it_is_back(live: Live) -> None:
     with RecorderThread() as recorder:
         live.wait_for_states("live")
-        live.pass_minutes(1)
+        # The recorder also fetches missing minutes, perhaps before its writer is connected again.
+        # Without answers over REST, each bar of the outage comes from the writer's memory.
+        live.venue.set_faults({"kind": "server_error"})
         with live.database.away():
-            live.pass_minutes(3)
+            wait_until(lambda: len(recorder.waiting()) >= 3 * 2, "bars wait in memory")
+            waiting = recorder.waiting()
+        wait_until(lambda: waiting <= live.stored().keys(), "the bars in memory are stored")
+        live.venue.set_faults()
         end = live.pass_minutes(1)
         live.wait_for_truth(end)
         recorder.stop()
-    # They waited in memory; REST replaced only those of symbols with a recheck by then.
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 3 * 2
 
 
 def test_bars_are_built_from_trades(live: Live) -> None:
     with RecorderThread("trades") as recorder:
         live.wait_for_states("live")
-        end = live.pass_minutes(4)
+        live.wait_for_stream_bars(6)
         # The first, incomplete minute and minutes without trades are fetched over REST.
+        end = live.pass_minutes(1)
         live.wait_for_truth(end)
         recorder.stop()
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") >= 6
 
 
 def test_an_exchange_without_a_stream_is_asked_each_minute(live: Live) -> None:
@@ -145,10 +144,10 @@ def test_a_frame_that_cannot_be_decoded_costs_no_bar(live: Live, binary: bool) -
         end = live.pass_minutes(3)
         live.wait_for_truth(end)
         live.wait_for_states("live")
+        live.wait_for_stream_bars(1)
         recorder.stop()
     reasons = live.value("SELECT array_agg(reason) FROM feature_platform.feed_outage")
     assert any("a frame that cannot be decoded" in reason for reason in reasons), reasons
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") > 0
 
 
 def test_bars_of_the_future_or_of_long_ago_are_not_stored(live: Live) -> None:
@@ -219,15 +218,16 @@ def test_two_exchanges_are_recorded_each_by_itself(live: Live, second: Simulated
         live.pass_minutes(2)
         with live.venue_away():  # the other one goes on
             wait_until(lambda: states(live)["BTC/USDT"] == "down", "the first one is down")
-            assert states(live)["binanceus:BTC/USDT"] == "live"
+            down = live.clock.now()
+            wait_until(lambda: states(live)["binanceus:BTC/USDT"] == "live", "the other is live")
             end = live.pass_minutes(2)
             wait_until(lambda: not of_second(live, second, end), "the second one's bars are stored")
+            assert states(live)["BTC/USDT"] == "down"
         end = live.pass_minutes(1)
         wait_until(lambda: not of_first(live, end), "the first one's bars are stored")
         recorder.stop()
     assert of_second(live, second, end) == of_first(live, end) == []
-    exchanges = live.value("SELECT array_agg(DISTINCT exchange) FROM feature_platform.feed_outage")
-    assert exchanges == ["binance"]
+    assert exchanges_out(live, down) == ["binance"]
 
 
 @pytest.mark.usefixtures("second")
@@ -239,9 +239,8 @@ def test_an_exchange_without_its_symbols_stops_no_other(
     with RecorderThread() as recorder:
         wait_until(lambda: states(live).get("BTC/USDT") == "live", "the other one is live")
         wait_until(lambda: states(live)["binanceus:NONE/SUCH"] == "down", "it is down")
-        live.pass_minutes(2)
+        live.wait_for_stream_bars(1)
         recorder.stop()
-    assert live.value("SELECT count(*) FROM ohlcv_1m WHERE source = 'stream'") > 0
     error = live.value(
         "SELECT last_error FROM feature_platform.heartbeat WHERE symbol = 'binanceus:NONE/SUCH'"
     )
@@ -253,8 +252,18 @@ def states(live: Live) -> dict[str, str]:
         return {feed.symbol: feed.state for feed in list_heartbeats(connection)}
 
 
+def exchanges_out(live: Live, time: datetime) -> list[str]:
+    """Return the exchange of each outage that a time lies in."""
+    found: list[str] = live.value(
+        "SELECT array_agg(exchange) FROM feature_platform.feed_outage"
+        " WHERE %s BETWEEN from_at AND to_at",
+        time,
+    )
+    return found
+
+
 def of_first(live: Live, end: datetime) -> list[str]:
-    stored = {key: bar for key, bar in all_stored(live, end).items() if ":" not in key[0]}
+    stored = {key: bar for key, bar in live.stored(end).items() if ":" not in key[0]}
     return differences(stored, true_bars(live.venue.truth, live.start, end))
 
 
@@ -262,12 +271,7 @@ def of_second(live: Live, second: SimulatedExchange, end: datetime) -> list[str]
     prefix = "binanceus:"
     stored = {
         (symbol.removeprefix(prefix), ts): bar
-        for (symbol, ts), bar in all_stored(live, end).items()
+        for (symbol, ts), bar in live.stored(end).items()
         if symbol.startswith(prefix)
     }
     return differences(stored, true_bars(second.truth, live.start, end))
-
-
-def all_stored(live: Live, end: datetime) -> dict[BarKey, BarValues]:
-    with connect(live.database.url) as connection:
-        return stored_bars(connection, live.start, end)
