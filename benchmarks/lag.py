@@ -59,7 +59,7 @@ class Side:
 
 
 def run(bench: Workbench) -> Result:
-    """Measure the lag at each number of symbols, on both sides at once, and the cost of marks."""
+    """Measure the lag at each number of symbols on both sides, and the cost of marks."""
     small = bench.scale < 0.05
     sizes = {size: bench.scaled(size) for size in SYMBOLS}
     interval = 2 if small else 60
@@ -79,15 +79,16 @@ def run(bench: Workbench) -> Result:
             refresh(side.connection)
         worker = stack.enter_context(running_worker(bench, woken.connection))
         idle = _idle(bench, worker)
-        stack.enter_context(_schedule(scheduled.connection, interval))
         for size, symbols in sizes.items():
             bench.say(f"{symbols} symbols a minute")
-            with ThreadPoolExecutor(1) as pool:
-                late = pool.submit(_on_schedule, scheduled, size, symbols, interval)
-                for _ in range(2 if small else ROUNDS[size]):
-                    _measure(woken, size, symbols, woken.next_minute)
-                    time.sleep(0 if small else PAUSE)
-                late.result()
+            for _ in range(2 if small else ROUNDS[size]):
+                _measure(woken, size, symbols, woken.next_minute)
+                time.sleep(0 if small else PAUSE)
+        # After the worker's rounds: a refresh of one side would make rows of the other side wait.
+        with _schedule(scheduled.connection, interval):
+            for size, symbols in sizes.items():
+                bench.say(f"{symbols} symbols a minute, on schedule")
+                _on_schedule(scheduled, size, symbols, interval)
         for side in (woken, scheduled):
             require_exact(side.connection, start=moment(side.next_minute - READY))
         slices = value(woken.connection, "woken_slices")

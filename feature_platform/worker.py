@@ -37,9 +37,10 @@ _LOOK_SECONDS = 2.0
 # The pause between two looks for new marks.
 _LOOK_FOR_MARKS_SECONDS = 0.05
 
-# After a refresh of new marks, the worker rests as long as the refresh took, up to this limit, and
-# refreshes the commits of that time together: a single bar is refreshed at once, a thousand bars in
-# a row are refreshed in groups.
+# After a refresh of new marks, the worker rests as long as the refresh took, within these limits,
+# and refreshes the commits of that time together: a single bar is refreshed at once, a thousand
+# bars in a row are refreshed in groups.
+_SHORTEST_REST_SECONDS = 0.02
 _LONGEST_REST_SECONDS = 0.25
 
 # The pause before it connects again after an error: a server that accepts connections may still
@@ -212,7 +213,7 @@ class Worker:
                 raise
             return True
         took = time.monotonic() - began
-        self._sleep(min(max(took, _LOOK_FOR_MARKS_SECONDS), _LONGEST_REST_SECONDS))
+        self._sleep(min(max(took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS))
         return more
 
     def _run_now(self, connection: psycopg.Connection[TupleRow]) -> _Run:
