@@ -17,6 +17,7 @@ from psycopg import sql
 
 from feature_platform.orchestration.instance import instance_file, storage_url
 from feature_platform.orchestration.resources import DatabaseResource
+from feature_platform.orchestration.storage import pool_of
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 
@@ -153,10 +154,14 @@ def _instance(
     patch: pytest.MonkeyPatch, home: Path, server_url: str, name: str
 ) -> Iterator[dg.DagsterInstance]:
     (home / "dagster.yaml").write_text(instance_file().read_text())
+    url = storage_url(server_url, name)
     patch.setenv("DAGSTER_HOME", str(home))
-    patch.setenv("DAGSTER_POSTGRES_URL", storage_url(server_url, name))
-    with dg.DagsterInstance.from_config(str(home)) as made:
-        yield made
+    patch.setenv("DAGSTER_POSTGRES_URL", url)
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as made:
+            yield made
+    finally:
+        pool_of(url).dispose()  # a database with connections cannot be a template
 
 
 def _drop(server_url: str, name: str) -> None:

@@ -13,6 +13,7 @@ from feature_platform.gaps import find_gaps, list_gaps, note_answer
 from feature_platform.orchestration.assets import features_1m_policy
 from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.partitions import partition_key
+from feature_platform.orchestration.purge import connect_storage
 from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
@@ -407,6 +408,27 @@ def test_a_symbol_without_any_bar_is_fetched_first(
     ]
     config = requests[0].run_config["ops"]["ohlcv_1m"]["config"]
     assert config == {"only_gaps": False, "symbols": ["ETH/USDT"]}
+
+
+def test_reports_are_stored_without_new_connections(live: Platform) -> None:
+    with connect_storage(live.instance) as storage:
+        assert storage is not None
+
+        def sessions() -> set[int]:
+            rows = storage.execute(
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return {pid for (pid,) in rows}
+
+        live.tick("run_checks")
+        before = sessions()
+        assert before
+        assert len(live.tick("run_checks").asset_events) > len(CHECKS)
+        # The code server makes an instance for each tick.
+        with dg.DagsterInstance.from_ref(live.instance.get_ref()) as another:
+            assert another.get_runs_count() == 0
+            assert sessions() == before
 
 
 def test_the_sensor_runs_the_policy_if_no_other_process_does(live: Platform) -> None:
