@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from feature_platform.gaps import STATES
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_plans import SYMBOLS, about_as_many, explain, nodes, pages_of
 from feature_platform_tests.fix_processes import insert_bars
@@ -46,7 +47,13 @@ def traded(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
             "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", [HOSTILE, *HOLE]
         )
         conn.execute("CALL refresh_features_1m(NULL, NULL)")
-        for minutes, state in ((300, "quiet"), (200, "filled"), (100, "unavailable"), (60, "open")):
+        for minutes, state in (
+            (300, "quiet"),
+            (200, "filled"),
+            (150, "not_recorded"),
+            (100, "unavailable"),
+            (60, "open"),
+        ):
             start = NEWEST - timedelta(minutes=minutes)
             conn.execute(
                 "INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state, changed_at)"
@@ -150,10 +157,24 @@ def test_candles_of_longer_intervals_are_those_of_their_bars(
 def test_missing_minutes_are_counted_by_state(traded: psycopg.Connection[Any]) -> None:
     for where in ("features: Minutes without a bar", "operations: Minutes without a bar, by state"):
         names, rows = fetch(traded, the_query(where), view(symbols=HOSTILE))
-        assert names == ["time", "open", "unavailable", "quiet"]
-        assert [sum(row[n] for row in rows) for n in (1, 2, 3)] == [10, 10, 10]
-        open_minutes = [int(row[0]) for row in rows if row[1]]
+        shown = [name.replace(" ", "_") for name in names[1:]]
+        assert set(shown) == set(STATES) - {"filled"}
+        assert [sum(values) for values in list(zip(*rows, strict=True))[1:]] == [10] * len(shown)
+        open_minutes = [int(row[0]) for row in rows if row[names.index("open")]]
         assert open_minutes == [int(HOLE[0].timestamp()) + 60 * n for n in range(10)]
+
+
+def test_each_gap_is_marked_in_the_charts(traded: psycopg.Connection[Any]) -> None:
+    marked = {
+        row[0]
+        for query in QUERIES
+        if query.where.startswith("features: ") and query.where.endswith(" gaps")
+        for row in fetch(traded, query, view(symbols=HOSTILE))[1]
+    }
+    listed = traded.execute(
+        "SELECT start_ts FROM ohlcv_1m_gaps WHERE symbol = %s AND state <> 'filled'", [HOSTILE]
+    )
+    assert marked == {row[0] for row in listed}
 
 
 def test_gaps_are_cut_to_the_range(traded: psycopg.Connection[Any]) -> None:
