@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -51,9 +51,11 @@ def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -
         # Their pages load scripts from other hosts.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # the index has this route, with the rules of all others
         # A wrong path is an error.
         redirect_slashes=False,
-        responses=error_responses(413),
+        responses=error_responses(413, 422),
+        dependencies=[Depends(_check_parameters)],
     )
     locked: dict[str, Any] = {}
     if key is not None:
@@ -93,19 +95,23 @@ async def _reject(_request: Request, error: Exception) -> Response:
     return answer_error(error.status, error.detail, RETRY_AFTER if error.status == 503 else None)
 
 
-async def _reject_parameters(request: Request, error: Exception) -> Response:
+async def _check_parameters(request: Request) -> None:
+    """Raise RejectedError for a parameter that the route does not have.
+
+    FastAPI calls it before it reads the parameters: a misspelt parameter often is a missing one.
+    """
+    known = _parameters(request.scope["route"])
+    for name in request.query_params:
+        if name not in known:
+            rest = f"; the parameters are {', '.join(known)}" if known else ": this path has none"
+            raise RejectedError(422, f"no parameter {name!r}{near_names(name, known)}{rest}")
+
+
+async def _reject_parameters(_request: Request, error: Exception) -> Response:
     """Name the first invalid parameter, without its value."""
     assert isinstance(error, RequestValidationError)
-    errors = error.errors()
-    # An unknown parameter is often a misspelt one, which then is missing, too.
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden":
-        known = _parameters(request.scope["route"])
-        hint = near_names(where, known)
-        return answer_error(
-            422, f"no parameter {where!r}{hint}; the parameters are {', '.join(known)}"
-        )
     return answer_error(422, f"{where}: {first['msg'].removeprefix('Value error, ')}")
 
 

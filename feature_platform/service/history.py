@@ -59,8 +59,6 @@ Time = Annotated[
 class HistoryQuery(BaseModel):
     """The parameters of a request for rows over time."""
 
-    model_config = ConfigDict(extra="forbid")
-
     symbol: Symbol
     start: Annotated[Time, Field(description="First minute.", examples=["2026-02-01T12:00:00Z"])]
     end: Annotated[

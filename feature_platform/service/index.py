@@ -1,4 +1,4 @@
-"""The index at `/`: the requests that there are."""
+"""The index at `/`: the requests that there are; and their description for programs."""
 
 from __future__ import annotations
 
@@ -33,5 +33,10 @@ def make_router() -> APIRouter:
                 "requests": dict(sorted(requests.items())),
             }
         )
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        """Describe all requests for programs."""
+        return answer_json(request.app.openapi())
 
     return router

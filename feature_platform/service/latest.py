@@ -21,8 +21,6 @@ _NAMES = (*COLUMNS, "age_seconds")
 class LatestQuery(BaseModel):
     """The parameters of a request for the newest rows."""
 
-    model_config = ConfigDict(extra="forbid")
-
     symbol: Annotated[
         list[Symbol],
         Query(min_length=1, max_length=MOST_SYMBOLS, description="May be repeated."),

@@ -58,3 +58,13 @@ def test_schemathesis_finds_nothing(served: ServedDatabase, tmp_path: Path) -> N
     # It did look, and got rows to look at.
     assert "Tested: 7" in done.stdout
     assert "Missing test data" not in done.stdout
+
+
+def test_every_path_rejects_a_parameter_that_it_does_not_have(served: ServedDatabase) -> None:
+    paths = served.http.get("/").json()["requests"]
+    assert {"/", "/healthz", "/openapi.json", "/v1/features"} <= set(paths)
+    for path in paths:
+        answer = served.http.get(path, params={"unheard": "1"})
+        assert answer.status_code == 422, path
+        assert answer.json()["detail"].startswith("no parameter 'unheard'"), path
+        assert answer.json()["detail"].count("\n") == 0
