@@ -94,7 +94,7 @@ def backfill_gaps(
     *,
     day: datetime | None = None,
 ) -> list[BackfillReport]:
-    """Fetch every open gap of the exchange's symbols that is due.
+    """Fetch every gap that is due, as `due_gaps` of the exchange's symbols lists them.
 
     day: the start of a UTC day, to fetch only the gaps of that day.
     """

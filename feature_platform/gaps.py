@@ -104,7 +104,8 @@ def due_gaps(
 ) -> list[DueGap]:
     """Return the missing minutes that may be requested now, oldest first.
 
-    symbols: only these symbols.
+    symbols: these symbols, and those of their exchanges that are no longer recorded: their minutes
+        before the end of the recording still need an answer of the exchange.
     day: the start of a UTC day, for the minutes of that day only.
     """
     parameters = {"symbols": list(symbols), "day": day}

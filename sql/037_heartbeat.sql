@@ -73,3 +73,20 @@ BEGIN ATOMIC
         JOIN LATERAL unnest(tstzmultirange(minutes) - p.alive - p.dead - p.ended) AS r;
 END;
 COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Splits minutes by the state of the stream in them.';
+
+-- The open gaps that may be requested now: of these symbols, and of symbols of the same exchanges that are no longer
+-- recorded. The exchange still has to explain the minutes in which these were recorded.
+CREATE OR REPLACE FUNCTION feature_platform.due_gaps(of_symbols text[]) RETURNS SETOF public.ohlcv_1m_gaps
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT g.*
+    FROM public.ohlcv_1m_gaps g
+    WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
+      AND (g.symbol = ANY (of_symbols)
+           OR g.symbol IN (SELECT h.symbol FROM feature_platform.heartbeat h
+                           WHERE h.state = 'not_recorded'
+                             AND h.exchange IN (SELECT r.exchange FROM feature_platform.heartbeat r
+                                                WHERE r.symbol = ANY (of_symbols) AND r.state <> 'not_recorded')));
+END;
+COMMENT ON FUNCTION feature_platform.due_gaps(text[]) IS
+    'The open gaps that may be requested now, of these symbols and of others that their exchanges have to explain.';

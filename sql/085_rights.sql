@@ -47,7 +47,7 @@ BEGIN
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
         ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
         ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
-                    feature_platform.gap_failed, feature_platform.minutes_to_account,
+                    feature_platform.gap_failed, feature_platform.minutes_to_account, feature_platform.due_gaps,
                     feature_platform.claim_exchange'),
 
         -- The recorder: heartbeats and outages.

@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from feature_platform.gaps import list_gaps
+from feature_platform.heartbeat import begin_heartbeats
+from feature_platform.settings import get_settings
 from feature_platform.verify import verify
 from feature_platform_tests.fix_dagster import Platform
 from feature_platform_tests.fix_processes import value
@@ -84,6 +86,31 @@ def test_missing_minutes_are_found_requested_once_and_filled(
         if one.partition_key == request.partition_key
     ]
     assert second.run_key != request.run_key
+
+
+def test_missing_minutes_of_a_symbol_that_was_removed_are_filled(
+    platform_with_exchange: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, day = platform_with_exchange, yesterday()
+    fill(platform, day)
+    before = bars(platform.connection)
+    symbols = get_settings().symbols
+    begin_heartbeats(platform.connection, dict.fromkeys(symbols, "binance"))
+    cut(platform.connection, day + timedelta(hours=9))
+    rest = [symbol for symbol in symbols if symbol != "BTC/USDT"]
+    begin_heartbeats(platform.connection, dict.fromkeys(rest, "binance"))
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(rest))
+    get_settings.cache_clear()
+    (request,) = [
+        one
+        for one in platform.tick("repair_missing_minutes").run_requests
+        if one.partition_key == f"{day:%Y-%m-%d}"
+    ]
+    assert request.tags["feature_platform/symbols"] == "BTC/USDT"
+    assert platform.run(
+        "rest_backfill", request.partition_key, run_config=request.run_config
+    ).success
+    assert bars(platform.connection) == before
 
 
 def fill(platform: Platform, day: datetime) -> None:

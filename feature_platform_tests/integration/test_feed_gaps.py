@@ -17,6 +17,7 @@ from feature_platform.heartbeat import (
     write_heartbeats,
 )
 from feature_platform.orchestration.metadata import of_bars, of_features
+from feature_platform.orchestration.repairs import due_days
 from feature_platform.settings import get_settings
 from feature_platform.validation import evaluate
 from feature_platform_tests.fix_processes import insert_bars, value
@@ -114,6 +115,36 @@ def test_minutes_after_a_symbol_was_recorded_are_not_recorded(conn: Conn, first:
     assert [gap.state for gap in list_gaps(conn, "A")] == ["open", "open", "not_recorded"]
     assert [gap.start for gap in due_gaps(conn, ["A"])] == [first + MINUTE, first + 10 * MINUTE]
     assert_accounted_for(conn)
+
+
+def test_minutes_before_the_end_of_a_recording_are_still_requested(
+    conn: Conn, first: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 20 * MINUTE])
+    find_gaps(conn)
+    begin_heartbeats(conn, {"B": "binance"})
+    find_gaps(conn)
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "B")
+    get_settings.cache_clear()
+    (end,) = {gap.start for gap in list_gaps(conn, "A", ["not_recorded"])}
+    assert end == first + 20 * MINUTE
+    due = due_gaps(conn, ["B"])
+    assert {gap.symbol for gap in due} == {"A"}
+    assert [due[0].start, due[-1].end] == [first + MINUTE, end]
+    assert {symbol for day in due_days(conn) for symbol in day.symbols} == {"A"}
+    note_answer(conn, "A", first, end)
+    assert due_gaps(conn, ["B"]) == []
+    find_gaps(conn)
+    assert_accounted_for(conn)
+
+
+def test_an_exchange_that_is_not_used_any_more_gets_no_requests(
+    conn: Conn, first: datetime
+) -> None:
+    find_gaps(conn)
+    begin_heartbeats(conn, {"kraken:B": "kraken"})
+    assert due_gaps(conn, ["kraken:B"]) == []
+    assert {gap.start for gap in due_gaps(conn, ["A"])} > {first + MINUTE}
 
 
 def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: datetime) -> None:

@@ -97,6 +97,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.find_symbols": NOBODY,
     "feature_platform.forget_minutes": NOBODY,
     "feature_platform.forget_symbol": NOBODY,
+    "feature_platform.due_gaps": RECORDERS,
     "feature_platform.gap_answered": RECORDERS,
     "feature_platform.gap_failed": RECORDERS,
     "feature_platform.gaps_in": NOBODY,

@@ -86,20 +86,18 @@ SELECT day.first
  ORDER BY day.first DESC;
 
 -- due_days --
--- UTC days with open gaps of some symbols that may be asked for now, newest first. `identity` changes when one of the
--- gaps is asked for, and when one is found; it does not when an outage that goes on makes its gap longer.
+-- UTC days with open gaps that may be requested now, newest first, of the symbols of gaps_due. `identity` changes when
+-- one of the gaps is requested, and when one is found; it does not when an outage that goes on makes its gap longer.
 SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
        sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts,
            day.first)) / 60)::bigint AS minutes,
        md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at),
                                 g.attempts,
                                 extract(epoch FROM g.next_attempt_at)), ',' ORDER BY g.symbol, g.start_ts)) AS identity
-  FROM public.ohlcv_1m_gaps g
+  FROM feature_platform.due_gaps(%(symbols)s) AS g
  CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
                                     g.end_ts - interval '1 minute',
                                     interval '24 hours') AS day (first)
- WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
-   AND g.symbol = ANY (%(symbols)s::text[])
  GROUP BY day.first ORDER BY day.first DESC;
 
 -- bar_symbols --
