@@ -167,18 +167,21 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(scope="session")
 def binaries(engine: Engine) -> Path | None:
-    """Return the programs of the engine, for servers that a test stops; None for the embedded ones.
+    """Return the programs of the given server, for servers that a test stops.
 
-    Those of TimescaleDB are the given server's own, where it runs on this machine.
+    None where no server is given: those of the embedded server. A given server runs on this machine
+    or the test is skipped.
     """
-    if engine == "postgres":
+    variable = TIMESCALE_URL if engine == "timescaledb" else POSTGRES_URL
+    url = os.environ.get(variable)
+    if not url:
         return None
-    with psycopg.connect(os.environ[TIMESCALE_URL]) as connection:
+    with psycopg.connect(url) as connection:
         query = "SELECT setting FROM pg_config WHERE name = 'BINDIR'"
         (found,) = connection.execute(query).fetchone() or ("",)
     folder = Path(found)
     if not (folder / "initdb").is_file():
-        pytest.skip(f"the server of {TIMESCALE_URL} runs elsewhere: no second one can be started")
+        pytest.skip(f"the server of {variable} runs elsewhere: no second one can be started")
     return folder
 
 

@@ -42,6 +42,7 @@ from feature_platform.embedded.system_user import (
 from feature_platform.errors import UserError
 
 POSTGRES_MAJOR = 18
+_BUILTIN_LOCALES = 17  # the first major version that has them
 
 _PORT = 5432  # only a part of the socket's name: there is no TCP
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
@@ -202,7 +203,8 @@ class Cluster:
         options = ["--auth-local=trust", "--auth-host=reject", "--username=postgres"]
         # The same order of strings on every system: by code point.
         options += ["--encoding=UTF8", "--no-locale"]
-        options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        if self._major >= _BUILTIN_LOCALES:
+            options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         done = subprocess.run(
             [binaries / "initdb", "--no-instructions", *options, "-D", unfinished],
             stdin=subprocess.DEVNULL,
@@ -226,12 +228,21 @@ class Cluster:
                 f"{self.data} is not a PostgreSQL data directory: move it away,"
                 " or set FEATURE_PLATFORM_HOME to another directory"
             ) from None
-        if made_by != str(POSTGRES_MAJOR):
+        if made_by != str(self._major):
             raise UserError(
                 f"{self.data} was made by PostgreSQL {made_by}, and the platform now brings"
-                f" {POSTGRES_MAJOR}: dump it with PostgreSQL {made_by} and move it away,"
+                f" {self._major}: dump it with PostgreSQL {made_by} and move it away,"
                 " or set FEATURE_PLATFORM_HOME to another directory"
             )
+
+    @cached_property
+    def _major(self) -> int:
+        """The major version of the programs, which print "postgres (PostgreSQL) 15.20"."""
+        if self._binaries is None:
+            return POSTGRES_MAJOR
+        command: list[str | Path] = [self._binaries / "postgres", "--version"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return int(printed.partition("(PostgreSQL) ")[2].partition(".")[0])
 
     def _postmaster_pid(self) -> int | None:
         try:

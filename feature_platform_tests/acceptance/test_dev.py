@@ -5,6 +5,7 @@ Its screenshots stay in `test-artefacts/`, for somebody to look at.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
 from feature_platform.database import connect
-from feature_platform_tests.fix_database import Databases, Engine
+from feature_platform_tests.fix_database import POSTGRES_URL, Databases, Engine
 from feature_platform_tests.fix_dev import Dev, is_alive, run_dev
 from feature_platform_tests.fix_embedded import CHECKOUT
 
@@ -47,13 +48,13 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium h
 def dev(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Dev]:
     """Yield the platform as `make dev` runs it, once it shows its definitions.
 
-    It starts a database of its own, but for TimescaleDB, which it must be given.
+    It starts a database of its own unless the tests are given a server.
     """
     folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         environment = {}
-        if engine == "timescaledb":
+        if engine == "timescaledb" or os.environ.get(POSTGRES_URL):
             databases: Databases = request.getfixturevalue("databases")
             url = stack.enter_context(databases.simulated())
             environment["FEATURE_PLATFORM_DATABASE_URL"] = url
