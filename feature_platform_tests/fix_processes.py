@@ -115,6 +115,19 @@ def a_worker_waits(connection: psycopg.Connection[Any]) -> bool:
     return row.fetchone() is not None
 
 
+def account_for_all(connection: psycopg.Connection[Any]) -> None:
+    """Run the accounting until no transaction from before its first tick may be open.
+
+    Those of other databases on the server count, too, so the number of ticks has no bound.
+    """
+
+    def accounted() -> bool:
+        connection.execute("SELECT feature_platform.find_gaps()")
+        return not value(connection, "SELECT EXISTS (SELECT FROM feature_platform.gap_beginning)")
+
+    wait_until(accounted, "the transactions from before the first tick have ended")
+
+
 class WorkerProcess:
     """A process of `feature-platform worker`, and its log.
 

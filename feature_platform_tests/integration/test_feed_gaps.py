@@ -20,7 +20,7 @@ from feature_platform.orchestration.metadata import of_bars, of_features
 from feature_platform.orchestration.repairs import due_days
 from feature_platform.settings import get_settings
 from feature_platform.validation import evaluate
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_processes import account_for_all, insert_bars, value
 
 Conn = psycopg.Connection[Any]
 MINUTE = timedelta(minutes=1)
@@ -193,8 +193,7 @@ def test_no_lag_grows_of_a_symbol_that_is_not_recorded(conn: Conn, first: dateti
 
 
 def assert_accounted_for(conn: Conn) -> None:
-    while value(conn, "SELECT EXISTS (SELECT FROM feature_platform.gap_beginning)"):
-        find_gaps(conn)  # until no writer from before the first accounting is left
+    account_for_all(conn)
     (check,) = evaluate(conn, {"minutes_accounted_for"})
     assert (check.passed, check.rows) == (True, ())
     assert check.checked > 20

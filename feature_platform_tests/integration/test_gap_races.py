@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from feature_platform.gaps import find_gaps, note_answer
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_processes import account_for_all, insert_bars, value
 from feature_platform_tests.integration.test_gaps import (
     MINUTE,
     SYMBOL,
@@ -42,8 +42,7 @@ def test_a_delete_that_commits_after_the_watermark_has_passed_is_accounted_for(
         cut(writer, now - 30 * MINUTE, 1)
         find_gaps(conn)
         writer.commit()
-    for _ in range(3):
-        find_gaps(conn)
+    account_for_all(conn)
     assert gaps(conn, "open") == [("open", now - 30 * MINUTE, 1)]
 
 
@@ -181,6 +180,7 @@ def test_slow_writers_and_accountants_at_once_lose_no_minute(conn: Conn, databas
     for thread in threads:
         thread.join()
     assert problems == []
+    account_for_all(conn)
     while value(conn, "SELECT feature_platform.minutes_to_account()"):
         find_gaps(conn)
     assert value(conn, WRONG, now) == 0

@@ -46,7 +46,9 @@ def wait_for_rows(
     conn: Conn, count: int, since: datetime | None = None, patience: float = PATIENCE
 ) -> None:
     """Wait until there are `count` feature rows, in all or from a minute on."""
-    counted = "SELECT count(*) FROM features_1m WHERE bucket >= coalesce(%s, '-infinity')"
+    counted = (
+        "SELECT count(*) FROM features_1m WHERE bucket >= coalesce(%s::timestamptz, '-infinity')"
+    )
     wait_until(lambda: value(conn, counted, since) == count, f"{count} feature rows", patience)
 
 

@@ -12,7 +12,7 @@ from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import Heartbeat, begin_heartbeats, write_heartbeats
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS, SHOWN, CheckResult, evaluate
-from feature_platform_tests.fix_processes import value
+from feature_platform_tests.fix_processes import account_for_all, value
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -34,8 +34,7 @@ def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
         conn.execute(_BARS, {"symbol": symbol, "count": MINUTES})
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     conn.execute("SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'))")
-    for _ in range(3):  # until all transactions from before the first tick have ended
-        find_gaps(conn)
+    account_for_all(conn)
     symbols = [row[0] for row in conn.execute("SELECT symbol FROM feature_platform.bar_symbol")]
     begin_heartbeats(conn, dict.fromkeys(symbols, "binance"))
     write_heartbeats(conn, [Heartbeat(name, "live", datetime.now(UTC)) for name in symbols], [])

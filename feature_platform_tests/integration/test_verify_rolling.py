@@ -8,10 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from feature_platform.gaps import find_gaps
 from feature_platform.validation import RECOMPUTED, CheckResult, evaluate
 from feature_platform.verify import PASS, verify_rolling
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_processes import account_for_all, insert_bars, value
 
 Conn = psycopg.Connection[Any]
 MINUTE = timedelta(minutes=1)
@@ -26,8 +25,7 @@ def stored(conn: Conn) -> Conn:
     for symbol in SYMBOLS:
         insert_bars(conn, symbol, now - DAYS * 1440 * MINUTE, DAYS * 1440)
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
-    for _ in range(3):
-        find_gaps(conn)
+    account_for_all(conn)
     return conn
 
 
