@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from feature_platform.bars import MINUTE_US, Stored, store_bars, time_of
+from feature_platform.bar_rules import MINUTE_US
+from feature_platform.bars import Stored, store_bars, time_of
 from feature_platform.exchange.client import (
     Exchange,
     Exchanges,

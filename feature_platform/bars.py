@@ -21,8 +21,6 @@ from feature_platform.queries import queries
 
 Source = Literal["stream", "rest", "import"]
 
-MINUTE_US = 60_000_000
-
 _TYPES = {
     np.dtype(np.int64): adapters.types["int8"],
     np.dtype(np.float64): adapters.types["float8"],

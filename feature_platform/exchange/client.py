@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import ccxt
 import numpy as np
 
-from feature_platform.bar_rules import END_SECOND, FIRST_SECOND, Ints
-from feature_platform.bars import MINUTE_US, Bars, time_of, ts_of
+from feature_platform.bar_rules import END_SECOND, FIRST_SECOND, MINUTE_US, Ints
+from feature_platform.bars import Bars, time_of, ts_of
 from feature_platform.clock import Clock, SimulatedClock
 from feature_platform.errors import UserError
 from feature_platform.exchange.bounded_http import LISTS, BoundedSession, Interrupted

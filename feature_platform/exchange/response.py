@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_platform.bar_rules import (
+    MINUTE_US,
     NO_TIME,
     PRICES,
     Batch,
@@ -22,7 +23,7 @@ from feature_platform.bar_rules import (
     judge,
     unit_times,
 )
-from feature_platform.bars import MINUTE_US, Bars, time_of
+from feature_platform.bars import Bars, time_of
 
 # The length of a rejected row in messages.
 _LONGEST_TEXT = 200

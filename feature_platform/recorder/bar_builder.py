@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from feature_platform.bar_rules import PRICES
-from feature_platform.bars import MINUTE_US, StreamBar
+from feature_platform.bar_rules import MINUTE_US, PRICES
+from feature_platform.bars import StreamBar
 from feature_platform.exchange.response import judge_rows
 
 # How long the values of a minute are remembered, to distinguish a correction from an old message.

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from feature_platform.bars import MINUTE_US, StreamBar, time_of
+from feature_platform.bar_rules import MINUTE_US
+from feature_platform.bars import StreamBar, time_of
 from feature_platform.exchange.client import Exchange, Patience
 from feature_platform.exchange.stream import BackOff, Kind, Stream
 from feature_platform.heartbeat import FeedState, Heartbeat, Outage

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from feature_platform.bars import MINUTE_US
+from feature_platform.bar_rules import MINUTE_US
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from feature_platform.bars import MINUTE_US, Bars, Stored, store_bars, time_of, ts_of
+from feature_platform.bar_rules import MINUTE_US
+from feature_platform.bars import Bars, Stored, store_bars, time_of, ts_of
 from feature_platform.clock import ManualClock
 from feature_platform.errors import UserError
 from feature_platform.exchange.client import Exchange, ExchangeUnavailable, Fetched

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_platform.bars import MINUTE_US, ts_of
+from feature_platform.bar_rules import MINUTE_US
+from feature_platform.bars import ts_of
 from feature_platform.exchange.response import read_answer
 
 START = 1_772_323_200_000_000
