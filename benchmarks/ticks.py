@@ -39,7 +39,7 @@ from benchmarks.harness import (
 from feature_platform.database import connect
 from feature_platform.orchestration.cursors import ReportedChecks
 from feature_platform.orchestration.instance import instance_file, storage_url
-from feature_platform.queries import queries as platform_queries
+from feature_platform.policy import run_policy
 from feature_platform.settings import PREFIX
 from feature_platform.validation import CHECKS, evaluate
 
@@ -101,17 +101,8 @@ class History:
             self.next = minute + 1
             bars = {"symbols": self.symbols, "minute": minute}
             self.connection.execute(queries["insert_same_minute"], bars)
-            self._run_policy()
+            run_policy(self.connection, "worker", until=lambda _seconds: False)
         self.connection.execute(queries["beat"])
-
-    def _run_policy(self) -> None:
-        execute = self.connection.execute
-        begun = execute(platform_queries["worker_begin"]).fetchone()
-        assert begun is not None, "the statement always gives one row"
-        run = {"run_id": begun[0], "horizon": begun[1], "error": None}
-        while (row := execute(platform_queries["worker_step"], run).fetchone()) and row[0]:
-            pass
-        execute(platform_queries["worker_end"], run)
 
     @contextmanager
     def settings(self) -> Iterator[None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 
 import psycopg
@@ -21,7 +22,8 @@ from tenacity import (
 
 from feature_platform._mark_watch import MarkWatch
 from feature_platform.database import connect
-from feature_platform.errors import UserError, one_line
+from feature_platform.errors import UserError
+from feature_platform.policy import PolicyRun, fetch_row, run_policy
 from feature_platform.queries import queries
 from feature_platform.schema import prepare, require_version
 from feature_platform.settings import get_settings
@@ -49,8 +51,8 @@ _PAUSE_SECONDS = 1.0
 # The additional pause when the disk is full, which needs an operator.
 _DISK_FULL_SECONDS = 5.0
 
-# The pause between two attempts to get a lock, each of which waits for 2 s.
-_LOCK_PAUSE_SECONDS = 0.1
+# The shortest time between two lines of the log about refreshed rows.
+_LOG_SECONDS = 1.0
 
 _LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
@@ -59,14 +61,46 @@ class _Stopped(Exception):
     """A stop of the worker while it waited."""
 
 
-@dataclass
-class _Run:
-    """The last run of the policy. rows: written by the run, without later wake-ups."""
+class RefreshLog:
+    """A log of refreshed rows: at most one line a second; between two lines, counts add up.
 
-    id: int
-    began: datetime
-    rows: int = 0
-    failed: bool = False
+    clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._logged_at = -math.inf
+        self._clear()
+
+    def add_run(self, rows: int, slices: int, took: timedelta) -> None:
+        """Add a run of the policy."""
+        self._rows += rows
+        self._slices += slices
+        self._took += took
+
+    def add_writes(self, rows: int, writes: int) -> None:
+        """Add the rows that were refreshed at once after writes."""
+        self._rows_of_writes += rows
+        self._writes += writes
+
+    def log(self, *, at_once: bool = False) -> None:
+        """Log the counts since the last line, unless that was less than a second ago."""
+        parts = []
+        if self._rows_of_writes:
+            times = "a write" if self._writes == 1 else f"{self._writes:,} writes"
+            parts.append(f"{self._rows_of_writes:,} rows after {times}")
+        if self._slices:
+            milliseconds = self._took / timedelta(milliseconds=1)
+            parts.append(f"{self._rows:,} rows in {self._slices} slices, {milliseconds:,.0f} ms")
+        now = self._clock()
+        if parts and (at_once or now - self._logged_at >= _LOG_SECONDS):
+            self._logged_at = now
+            _log.info("refreshed %s", " and ".join(parts))
+            self._clear()
+
+    def _clear(self) -> None:
+        self._rows = self._slices = self._rows_of_writes = self._writes = 0
+        self._took = timedelta()
 
 
 class Worker:
@@ -82,6 +116,7 @@ class Worker:
     def __init__(self) -> None:
         self._stop = StopEvent()
         self._trouble = TroubleLog(_log)
+        self._refreshed = RefreshLog()
         self._clock = get_settings().clock
         self._due = _LONG_AGO
 
@@ -101,6 +136,7 @@ class Worker:
             with closing(connection):
                 self._work(connection, first)
             connection, first = self._connect_again(), False
+        self._refreshed.log(at_once=True)
 
     def _connect_again(self) -> psycopg.Connection[TupleRow] | None:
         """Connect as soon as there is a database again; None if the worker has to stop before."""
@@ -130,11 +166,12 @@ class Worker:
             connection.execute(queries["worker_session"])
             self._become_the_one(connection)
             marks = MarkWatch()
-            run = _Run(0, _LONG_AGO)
+            run = PolicyRun(0, _LONG_AGO)
             while True:
                 if self._wait_until_due(connection, run, marks) or self._wake(connection, run):
-                    self._log_wakes(connection, run)
+                    self._note_writes(connection, run)
                     run = self._run_now(connection)
+                    self._refreshed.log()
         except _Stopped:
             return
         except psycopg.Error as error:
@@ -155,7 +192,7 @@ class Worker:
         _log.info("at work")
 
     def _wait_until_due(
-        self, connection: psycopg.Connection[TupleRow], run: _Run, marks: MarkWatch
+        self, connection: psycopg.Connection[TupleRow], run: PolicyRun, marks: MarkWatch
     ) -> bool:
         """Wait until rows are due; return whether the next run of the schedule is due, too."""
         logged = False
@@ -169,13 +206,13 @@ class Worker:
                 logged = True
                 self._sleep(_LOOK_SECONDS)
                 continue
-            if next_run <= 0 or (now_due != self._due and not run.failed):
+            if next_run <= 0 or (now_due != self._due and run.error is None):
                 self._due = now_due
                 return bool(next_run <= 0)
             seconds = self._clock.wall_seconds(min(next_run, next_due))
             if (
                 self._wait_for_marks(connection, marks, min(seconds, _LOOK_SECONDS))
-                and not run.failed
+                and run.error is None
             ):
                 return False
 
@@ -199,7 +236,7 @@ class Worker:
         """Return whether rows are due by a mark after this one."""
         return bool(self._row(connection, "worker_any_due", {"after": after})[0])
 
-    def _wake(self, connection: psycopg.Connection[TupleRow], run: _Run) -> bool:
+    def _wake(self, connection: psycopg.Connection[TupleRow], run: PolicyRun) -> bool:
         """Refresh one slice of the due rows and rest; return whether there is more.
 
         After an error that leaves the connection intact, return True: the next run then records
@@ -216,41 +253,26 @@ class Worker:
         self._sleep(min(max(took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS))
         return more
 
-    def _run_now(self, connection: psycopg.Connection[TupleRow]) -> _Run:
+    def _run_now(self, connection: psycopg.Connection[TupleRow]) -> PolicyRun:
         """Run the policy once.
 
         An error that leaves the connection intact ends only the run.
         """
         require_version(connection)  # a newer schema may have been set up since the last run
-        run_id, horizon, began = self._row(connection, "worker_begin")
-        run = _Run(run_id, began)
-        problem: str | None = None
-        try:
-            more = True
-            while more and not self._stop.is_set():
-                step = {"run_id": run_id, "horizon": horizon}
-                more = bool(self._row(connection, "worker_step", step)[0])
-        except psycopg.Error as error:
-            if connection.broken:
-                raise
-            problem = one_line(error)
-            run.failed = True
-            self._trouble.warn(error, "the refresh failed, its rows wait for the next one")
-        self._row(connection, "worker_end", {"run_id": run_id, "error": problem})
-        slices, run.rows, took, _ = self._row(connection, "worker_run", {"run_id": run_id})
-        if slices:
-            milliseconds = took.total_seconds() * 1000
-            _log.info("refreshed %d rows in %d slices, %.0f ms", run.rows, slices, milliseconds)
+        run = run_policy(connection, "worker", self._stop.wait)
+        if run.error is not None:
+            trouble = "the refresh failed, its rows wait for the next one"
+            self._trouble.warn(run.error, trouble)
+        self._refreshed.add_run(run.rows_written, run.slices, run.took)
         if self._stop.is_set():
             raise _Stopped
         return run
 
-    def _log_wakes(self, connection: psycopg.Connection[TupleRow], run: _Run) -> None:
-        """Log the refreshes after writes since the last run, one line per run."""
-        _, rows, _, wakes = self._row(connection, "worker_run", {"run_id": run.id})
-        if wakes and rows > run.rows:
-            times = "a write" if wakes == 1 else f"{wakes:,} writes"
-            _log.info("refreshed %d rows after %s", rows - run.rows, times)
+    def _note_writes(self, connection: psycopg.Connection[TupleRow], run: PolicyRun) -> None:
+        """Add the refreshes after writes since the last run to the log."""
+        _, rows, _, wakes = self._row(connection, "policy_run", {"run_id": run.id})
+        if wakes:
+            self._refreshed.add_writes(rows - run.rows_written, wakes)
 
     def _log_retry(self, state: RetryCallState) -> None:
         if state.outcome is not None and (error := state.outcome.exception()) is not None:
@@ -262,22 +284,14 @@ class Worker:
         query: str,
         parameters: dict[str, object] | None = None,
     ) -> TupleRow:
-        """Return the one row of a query; all None if it has none.
+        """Return the one row of a query, as `fetch_row` does.
 
-        A query that cannot get a lock in time is sent again until it gets the lock.
-        Raises _Stopped if the worker has to stop meanwhile.
+        Raises _Stopped if the worker has to stop while it waits for a lock.
         """
-        waited = False
-        while True:
-            try:
-                cursor = connection.execute(queries[query], parameters)
-            except psycopg.errors.LockNotAvailable as error:
-                if not waited:
-                    _log.warning("waiting for a lock: %s", one_line(error))
-                waited = True
-                self._sleep(_LOCK_PAUSE_SECONDS)
-            else:
-                return cursor.fetchone() or (None,) * len(cursor.description or ())
+        try:
+            return fetch_row(connection, query, parameters or {}, self._stop.wait)
+        except psycopg.errors.LockNotAvailable:
+            raise _Stopped from None
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)

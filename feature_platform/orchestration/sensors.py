@@ -11,7 +11,6 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from feature_platform.errors import one_line
 from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.orchestration.assets import offsets_of
@@ -28,6 +27,7 @@ from feature_platform.orchestration.repairs import (
     repair_requests,
 )
 from feature_platform.orchestration.resources import DatabaseResource
+from feature_platform.policy import run_policy
 from feature_platform.queries import queries
 from feature_platform.settings import get_settings
 from feature_platform.status import PolicyStatus, SymbolStatus, policy_status, symbol_status
@@ -332,23 +332,14 @@ def _refresh_if_late(connection: psycopg.Connection[Any]) -> int | None:
     if locked is None or not locked[0]:
         return None  # a worker is running, and works on a long slice
     # The claim ends with the connection: a worker that starts now waits until then.
-    begun = connection.execute(queries["policy_begin"]).fetchone()
-    assert begun is not None, "the statement always gives one row"
-    step = {"run_id": begun[0], "horizon": begun[1]}
-    problem: str | None = None
-    until = time.monotonic() + _REFRESH_SECONDS
-    try:
-        more = True
-        while more and time.monotonic() < until:
-            row = connection.execute(queries["worker_step"], step).fetchone()
-            more = bool(row and row[0])
-    except psycopg.Error as error:
-        if connection.broken:
-            raise
-        problem = one_line(error)
-    connection.execute(queries["worker_end"], {"run_id": begun[0], "error": problem})
-    done = connection.execute(queries["worker_run"], {"run_id": begun[0]}).fetchone()
-    return 0 if done is None else int(done[1])
+    connection.execute(queries["worker_session"])
+    end = time.monotonic() + _REFRESH_SECONDS
+
+    def until(seconds: float) -> bool:
+        time.sleep(seconds)
+        return time.monotonic() >= end
+
+    return run_policy(connection, "sensor", until).rows_written
 
 
 def _policy_materialization(policy: dict[str, str]) -> dg.AssetMaterialization:

@@ -63,24 +63,27 @@ SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00')
  CROSS JOIN LATERAL feature_platform.due_until(end_offset) AS due (until)
  CROSS JOIN feature_platform.clock() AS now (at);
 
--- worker_begin --
--- Begin a run of the policy.
-SELECT feature_platform.policy_begin('worker') AS run_id, feature_platform.dirty_horizon() AS horizon,
-    feature_platform.clock() AS began;
-
--- worker_step --
--- One slice of a run; whether there is more.
-SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
-
 -- worker_wake --
 -- Refresh one slice of the rows that are due, after a run; whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon(), woken => true);
 
--- worker_end --
+
+-- ==== policy.py ====
+-- policy_begin --
+-- Begin a run of the policy: its id, the newest mark that it takes, and the time.
+SELECT feature_platform.policy_begin(%(runner)s) AS run_id, feature_platform.dirty_horizon() AS horizon,
+       feature_platform.clock() AS began;
+
+-- policy_step --
+-- One slice of a run; whether there is more.
+SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
+
+-- policy_end --
 -- End a run.
 SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
 
--- worker_run --
--- The slices, rows, duration and wake-ups of a run.
-SELECT slices, rows_written, finished_at - started_at AS duration, wakes FROM feature_platform.policy_run
-    WHERE id = %(run_id)s;
+-- policy_run --
+-- The slices, rows, duration and wake-ups of a run; zeros where it was deleted meanwhile.
+SELECT coalesce(max(slices), 0), coalesce(max(rows_written), 0), coalesce(max(finished_at - started_at), '0'),
+       coalesce(max(wakes), 0)
+  FROM feature_platform.policy_run WHERE id = %(run_id)s;
