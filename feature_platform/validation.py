@@ -72,13 +72,14 @@ ROLLING_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Check:
-    """One check, whose statement is the query `check_NAME`.
+    """One check.
 
     table: the asset of the check.
     noun: the singular and the plural of the things that it counts.
     good, bad: the result in words: "360 rows checked, all equal", "1 of 360 rows is wrong".
     no_data: the reason why there is nothing to check in an empty database.
     slow: reads an hour of all rows; runs every five minutes, not every minute.
+    query: the name of its statement; by default `check_NAME`.
     """
 
     name: str
@@ -91,6 +92,12 @@ class Check:
     no_data: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     slow: bool = False
+    query: str = ""
+
+    @property
+    def statement(self) -> str:
+        """Return the name of the query."""
+        return self.query or f"check_{self.name}"
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ CHECKS: tuple[Check, ...] = (
             "types": list(BAR_COLUMNS.values()),
             "objects": _BAR_OBJECTS,
         },
+        query="check_table",
     ),
     Check(
         "bars_fresh",
@@ -254,6 +262,7 @@ CHECKS: tuple[Check, ...] = (
             "types": list(FEATURE_COLUMNS.values()),
             "objects": _FEATURE_OBJECTS,
         },
+        query="check_table",
     ),
     Check(
         "features_rows",
@@ -394,7 +403,7 @@ def _query(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
     recorded = list(get_settings().symbols)
     parameters = {**check.parameters, "symbols": recorded, "show": SHOWN}
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(queries[f"check_{check.name}"], parameters).fetchone()
+        row = cursor.execute(queries[check.statement], parameters).fetchone()
     assert row is not None, "the statement always gives one row"
     checked, wrong = row.pop("checked"), row.pop("wrong")
     rows = row.pop("rows") or []

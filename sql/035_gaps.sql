@@ -62,6 +62,13 @@ END;
 COMMENT ON FUNCTION feature_platform.gaps_in(text, timestamptz, timestamptz) IS
     'The gaps of a symbol that reach into a range; without filled gaps.';
 
+-- The gaps that the exchange answered for: without trades, or so young that their bars may still be published.
+CREATE OR REPLACE VIEW feature_platform.answered_gap AS
+SELECT g.symbol, g.start_ts, g.end_ts
+FROM public.ohlcv_1m_gaps g
+WHERE g.state <> 'filled' AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0 AND g.last_error IS NULL));
+COMMENT ON VIEW feature_platform.answered_gap IS 'The gaps that the exchange answered for; it had no bars of them.';
+
 -- The minutes of each symbol that are accounted for: [since_ts, until_ts).
 CREATE TABLE IF NOT EXISTS feature_platform.gap_watermark (
     symbol   text COLLATE "C" PRIMARY KEY,

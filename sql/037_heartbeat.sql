@@ -75,12 +75,18 @@ END;
 COMMENT ON FUNCTION feature_platform.feed_in(text, tstzrange) IS 'Splits minutes by the state of the stream in them.';
 
 -- The open gaps that may be requested now: of these symbols, and of symbols of the same exchanges that are no longer
--- recorded. The exchange still has to explain the minutes in which these were recorded.
-CREATE OR REPLACE FUNCTION feature_platform.due_gaps(of_symbols text[]) RETURNS SETOF public.ohlcv_1m_gaps
+-- recorded. The exchange still has to explain the minutes in which these were recorded. There is one row for each UTC
+-- day of a gap: its minutes [start_ts, end_ts) of that day. The gap itself starts at gap_start.
+CREATE OR REPLACE FUNCTION feature_platform.due_gaps(of_symbols text[])
+    RETURNS TABLE (symbol text, day timestamptz, start_ts timestamptz, end_ts timestamptz, gap_start timestamptz,
+                   found_at timestamptz, attempts integer, next_attempt_at timestamptz)
     LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT g.*
+    SELECT g.symbol, day.first, greatest(g.start_ts, day.first), least(g.end_ts, day.first + interval '24 hours'),
+           g.start_ts, g.found_at, g.attempts, g.next_attempt_at
     FROM public.ohlcv_1m_gaps g
+    CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
+                                       g.end_ts - interval '1 minute', interval '24 hours') AS day (first)
     WHERE g.state = 'open' AND (g.next_attempt_at IS NULL OR g.next_attempt_at <= feature_platform.clock())
       AND (g.symbol = ANY (of_symbols)
            OR g.symbol IN (SELECT h.symbol FROM feature_platform.heartbeat h
@@ -89,4 +95,4 @@ BEGIN ATOMIC
                                                 WHERE r.symbol = ANY (of_symbols) AND r.state <> 'not_recorded')));
 END;
 COMMENT ON FUNCTION feature_platform.due_gaps(text[]) IS
-    'The open gaps that may be requested now, of these symbols and of others that their exchanges have to explain.';
+    'The open gaps that may be requested now, of these symbols and of others of their exchanges, split by UTC day.';

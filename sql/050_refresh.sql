@@ -451,6 +451,137 @@ $$;
 COMMENT ON FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]) IS
     'The feature rows of these ranges by their definition over the bars, and their sums.';
 
+-- The first bucket of a symbol, and the last that may have a row. After the last bar there are no new rows; old rows
+-- may still be stored there where bars were removed.
+CREATE OR REPLACE FUNCTION feature_platform.bucket_ends(
+    of_symbol text, changed tstzmultirange, removed boolean, known_first timestamptz)
+    RETURNS TABLE (first_bucket timestamptz, last_bucket timestamptz)
+    LANGUAGE sql STABLE     -- as the two functions below: part of the calling statement's plan and snapshot
+BEGIN ATOMIC
+    SELECT CASE WHEN known_first IS NOT NULL AND NOT removed
+                     AND (changed = '{}' OR lower(changed) > known_first)   -- such a change cannot have moved it
+           THEN known_first
+           ELSE (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                 WHERE b.symbol = of_symbol ORDER BY b.ts LIMIT 1) END,
+           greatest(
+               (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                WHERE b.symbol = of_symbol ORDER BY b.ts DESC LIMIT 1),
+               CASE WHEN removed THEN (SELECT f.bucket FROM public.features_1m f
+                WHERE f.symbol = of_symbol ORDER BY f.bucket DESC LIMIT 1) END);
+END;
+COMMENT ON FUNCTION feature_platform.bucket_ends(text, tstzmultirange, boolean, timestamptz) IS
+    'The first bucket of a symbol, and the last that may have a row.';
+
+-- The rows that changed minutes reach beyond a day. `known_first` is the first bucket that the stored rows' warm-up was
+-- counted from, NULL where it is unknown.
+CREATE OR REPLACE FUNCTION feature_platform.mark_reach(
+    of_symbol text, changed tstzmultirange, known_first timestamptz, first_bucket timestamptz, last_bucket timestamptz)
+    RETURNS TABLE (next_rows tstzmultirange, warm_up tstzmultirange)
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        -- The log return of the next existing row depends on a changed bar, across a gap of any length.
+        coalesce((SELECT range_agg(tstzrange(next.bucket, next.bucket + '1 minute'::interval))
+                  FROM unnest(changed) AS r
+                  CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
+                                      WHERE b.symbol = of_symbol
+                                        AND b.ts >= upper(r) - '24 hours'::interval + '1 minute'::interval
+                                      ORDER BY b.ts LIMIT 1) AS next
+                  WHERE upper(r) - '24 hours'::interval < last_bucket AND next.bucket >= upper(r)), '{}'),
+        -- The warm-up begins at the first bucket: where that moved, the old and the new first day are dirty. Without
+        -- the cache, the stored rows show the old one: within the warm-up they have no mean.
+        CASE WHEN known_first = first_bucket OR first_bucket IS NULL THEN '{}'
+             WHEN known_first IS NOT NULL
+             THEN tstzmultirange(tstzrange(known_first, known_first + '1439 minutes'::interval),
+                                 tstzrange(first_bucket, first_bucket + '1439 minutes'::interval))
+             ELSE coalesce((SELECT range_agg(tstzrange(f.bucket, f.bucket + '1 minute'::interval))
+                            FROM public.features_1m f
+                            WHERE f.symbol = of_symbol
+                              AND (f.ma_vol_1d IS NULL) <> (f.bucket < first_bucket + '1439 minutes'::interval)),
+                           '{}') END;
+END;
+COMMENT ON FUNCTION feature_platform.mark_reach(text, tstzmultirange, timestamptz, timestamptz, timestamptz) IS
+    'The rows that changed minutes reach beyond a day: next rows, and rows of a moved warm-up.';
+
+-- The base of a range's recomputation, as refresh_item holds it: from the remembered sums where they hold, else from
+-- the bars of the day before the range. No bar before reads_from or from reads_until on is needed; these limits let a
+-- hypertable exclude chunks.
+CREATE OR REPLACE FUNCTION feature_platform.range_base(
+    of_symbol text, lo timestamptz, hi timestamptz, changed tstzmultirange, removed boolean,
+    newest_bucket timestamptz, newest_n bigint, newest_sum numeric, newest_sum_sq numeric,
+    newest_close double precision, newest_vol numeric, reads_from timestamptz, reads_until timestamptz)
+    RETURNS TABLE (has_ticks boolean, start timestamptz, leaves_until timestamptz, base_n bigint, base_sum numeric,
+                   base_sum_sq numeric, prev_close double precision)
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM public.ohlcv_1m b
+                   WHERE b.symbol = of_symbol AND b.ts >= base.start - '24 hours'::interval AND b.ts < hi
+                     AND b.ts >= reads_from AND b.ts < reads_until
+                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
+           base.start,
+           CASE WHEN base.known THEN hi - '24 hours'::interval ELSE base.start END,
+           CASE WHEN base.known THEN newest_n + own.n END,
+           CASE WHEN base.known THEN newest_sum + own.sum END,
+           CASE WHEN base.known THEN newest_sum_sq + own.sum_sq END,
+           CASE WHEN base.known AND base.start > newest_bucket THEN newest_close
+                ELSE (SELECT b.close FROM public.ohlcv_1m b
+                      WHERE b.symbol = of_symbol AND b.ts < base.start ORDER BY b.ts DESC LIMIT 1) END
+    FROM (SELECT s.start IS NOT NULL AS known, coalesce(s.start, lo) AS start
+          FROM (SELECT feature_platform.sums_from(newest_bucket, newest_vol, changed, removed, lo, hi) AS start) AS s
+         ) AS base
+    CROSS JOIN LATERAL (
+        -- Just before the newest row, the window has not yet that row, and still has the minute a day earlier.
+        SELECT CASE WHEN base.start = newest_bucket THEN leaving.n - 1 ELSE 0 END AS n,
+               CASE WHEN base.start = newest_bucket THEN leaving.vol - newest_vol ELSE 0 END AS sum,
+               CASE WHEN base.start = newest_bucket
+                    THEN leaving.vol * leaving.vol - newest_vol * newest_vol ELSE 0 END AS sum_sq
+        FROM (SELECT sign(count(*))::bigint AS n, coalesce(sum(b.vol::text::numeric), 0) AS vol
+              FROM public.ohlcv_1m b
+              WHERE base.known AND base.start = newest_bucket AND b.symbol = of_symbol
+                AND b.ts >= base.start - '24 hours'::interval
+                AND b.ts < base.start - '24 hours'::interval + '1 minute'::interval
+                AND b.ts >= reads_from AND b.ts < reads_until) AS leaving
+    ) AS own;
+END;
+COMMENT ON FUNCTION feature_platform.range_base(
+    text, timestamptz, timestamptz, tstzmultirange, boolean, timestamptz, bigint, numeric, numeric, double precision,
+    numeric, timestamptz, timestamptz) IS
+    'The base of a range''s recomputation: its start, and the window sums and the close just before it.';
+
+-- Delete the rows of these ranges whose minute has lost its last bar; return their number. It works range by range, so
+-- that a columnstore decompresses only these. As a difference of two sets, its cost is their size, with or without
+-- statistics. The planner's settings are those of refresh_symbols.
+CREATE OR REPLACE FUNCTION feature_platform.delete_rows_without_bars(items feature_platform.refresh_item[])
+    RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    item feature_platform.refresh_item;
+    deleted bigint;
+    total bigint := 0;
+BEGIN
+    FOREACH item IN ARRAY items LOOP
+        IF item.removed THEN
+            -- IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by the index on the
+            -- bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
+            DELETE FROM public.features_1m f
+            WHERE f.symbol = item.symbol AND f.bucket >= item.lo AND f.bucket < item.hi
+              AND (f.bucket IN (
+                  SELECT o.bucket FROM public.features_1m o
+                  WHERE o.symbol = item.symbol AND o.bucket >= item.lo AND o.bucket < item.hi
+                  EXCEPT
+                  SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
+                  WHERE b.symbol = item.symbol AND b.ts >= item.lo AND b.ts < item.hi)) IS TRUE;
+            GET DIAGNOSTICS deleted = ROW_COUNT;
+            total := total + deleted;
+        END IF;
+    END LOOP;
+    RETURN total;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.delete_rows_without_bars(feature_platform.refresh_item[]) IS
+    'Deletes the rows of these ranges whose minute has no bar.';
+
 -- Bring the rows of these symbols up to date with the marks in a window; return the number of rows that were stored or
 -- deleted. The caller has locked the symbols. One statement, and so one snapshot, takes the marks, reads the bars and
 -- stores the rows. It sees a change together with its mark or neither, so no commit can come between the two.
@@ -464,16 +595,11 @@ CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
     SET extra_float_digits = 1                  -- as in compute_features
 AS $$
 DECLARE
-    day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
-    minute CONSTANT interval := '1 minute';
-    warm_up CONSTANT interval := '1439 minutes';
-    -- No range needs earlier bars. The limit is known when the statement starts, so that a hypertable excludes older
-    -- chunks.
-    reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * day;
+    -- No range needs bars before the two days up to the window. The limit is known when the statement starts, so that a
+    -- hypertable excludes older chunks. '24 hours': a day would follow the session's time zone.
+    reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * interval '24 hours';
     reads_until CONSTANT timestamptz := upper(refresh_window);
-    done_items feature_platform.refresh_item[];
-    done_item feature_platform.refresh_item;
-    deleted bigint;
+    items feature_platform.refresh_item[];
 BEGIN
     -- 1. Take the marks, add the rows that they reach beyond a day, put back the part outside of the window or the
     -- slice.
@@ -488,53 +614,19 @@ BEGIN
                coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
         FROM taken t GROUP BY t.symbol
     ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
-        SELECT m.*, s.first_bucket AS old_first, first.bucket AS first_bucket, last.bucket + minute AS until,
-               last.bucket AS last_bucket,
+        SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket,
                s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close, s.newest_vol,
                s.newest_bucket IS NOT NULL AND NOT m.removed AND NOT m.changed @> s.newest_bucket AS newest_holds
         FROM mark m
         LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
-        CROSS JOIN LATERAL (
-            -- A change after the first bucket cannot have moved it.
-            SELECT CASE WHEN s.first_bucket IS NOT NULL AND NOT m.removed
-                             AND (m.changed = '{}' OR lower(m.changed) > s.first_bucket)
-                   THEN s.first_bucket
-                   ELSE (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
-                         WHERE b.symbol = m.symbol ORDER BY b.ts LIMIT 1) END AS bucket
-        ) AS first
-        CROSS JOIN LATERAL (
-            -- There are no new rows after the last bar; old ones may still be stored there when bars were removed.
-            SELECT greatest(
-                (SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
-                 WHERE b.symbol = m.symbol ORDER BY b.ts DESC LIMIT 1),
-                CASE WHEN m.removed THEN (SELECT f.bucket FROM public.features_1m f
-                 WHERE f.symbol = m.symbol ORDER BY f.bucket DESC LIMIT 1) END) AS bucket
-        ) AS last
+        CROSS JOIN LATERAL feature_platform.bucket_ends(m.symbol, m.changed, m.removed, s.first_bucket) AS ends
     ), dirty AS MATERIALIZED (
         SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up)
                     * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL,
-                        coalesce(k.until, '-infinity'))) AS buckets
+                        coalesce(k.last_bucket + interval '1 minute', '-infinity'))) AS buckets
         FROM known k
-        CROSS JOIN LATERAL (
-            SELECT
-                -- The log return of the next existing row depends on a changed bar, across a gap of any length.
-                coalesce((SELECT range_agg(tstzrange(next.bucket, next.bucket + minute))
-                          FROM unnest(k.changed) AS r
-                          CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
-                                              WHERE b.symbol = k.symbol AND b.ts >= upper(r) - day + minute
-                                              ORDER BY b.ts LIMIT 1) AS next
-                          WHERE upper(r) - day < k.last_bucket AND next.bucket >= upper(r)), '{}') AS next_rows,
-                -- The warm-up begins at the first bucket: where that moved, the old and the new first day are dirty.
-                -- Without the cache, the stored rows show the old one: within the warm-up they have no mean.
-                CASE WHEN k.old_first = k.first_bucket OR k.first_bucket IS NULL THEN '{}'
-                     WHEN k.old_first IS NOT NULL
-                     THEN tstzmultirange(tstzrange(k.old_first, k.old_first + warm_up),
-                                         tstzrange(k.first_bucket, k.first_bucket + warm_up))
-                     ELSE coalesce((SELECT range_agg(tstzrange(f.bucket, f.bucket + minute)) FROM public.features_1m f
-                                    WHERE f.symbol = k.symbol
-                                      AND (f.ma_vol_1d IS NULL) <> (f.bucket < k.first_bucket + warm_up)), '{}')
-                END AS warm_up
-        ) AS reach
+        CROSS JOIN LATERAL feature_platform.mark_reach(
+            k.symbol, k.changed, k.old_first, k.first_bucket, k.last_bucket) AS reach
     ), todo AS (
         SELECT d.*, CASE WHEN cardinality(picked) = 1
                          THEN feature_platform.newest_rows(
@@ -547,39 +639,14 @@ BEGIN
         FROM todo t WHERE t.buckets - t.now <> '{}'
     -- 2. The start of each range's recomputation.
     ), item AS MATERIALIZED (
-    SELECT coalesce(array_agg(ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed,
-                         EXISTS (SELECT FROM public.ohlcv_1m b
-                                 WHERE b.symbol = t.symbol AND b.ts >= base.start - day AND b.ts < upper(r)
-                                   AND b.ts >= reads_from AND b.ts < reads_until
-                                   AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
-                         base.start,
-                         CASE WHEN base.known THEN upper(r) - day ELSE base.start END,
-                         CASE WHEN base.known THEN t.newest_n + own.n END,
-                         CASE WHEN base.known THEN t.newest_sum + own.sum END,
-                         CASE WHEN base.known THEN t.newest_sum_sq + own.sum_sq END,
-                         CASE WHEN base.known AND base.start > t.newest_bucket THEN t.newest_close
-                              ELSE (SELECT b.close FROM public.ohlcv_1m b
-                                    WHERE b.symbol = t.symbol AND b.ts < base.start ORDER BY b.ts DESC LIMIT 1) END
-                     )::feature_platform.refresh_item ORDER BY t.symbol, lower(r)), '{}') AS items
-    FROM todo t
-    CROSS JOIN LATERAL unnest(t.now) AS r
-    CROSS JOIN LATERAL (
-        SELECT s.start IS NOT NULL AS known, coalesce(s.start, lower(r)) AS start
-        FROM (SELECT feature_platform.sums_from(
-                  t.newest_bucket, t.newest_vol, t.changed, t.removed, lower(r), upper(r)) AS start) AS s
-    ) AS base
-    CROSS JOIN LATERAL (
-        -- Just before the newest row, the window has not yet that row, and still has the minute a day earlier.
-        SELECT CASE WHEN base.start = t.newest_bucket THEN leaving.n - 1 ELSE 0 END AS n,
-               CASE WHEN base.start = t.newest_bucket THEN leaving.vol - t.newest_vol ELSE 0 END AS sum,
-               CASE WHEN base.start = t.newest_bucket
-                    THEN leaving.vol * leaving.vol - t.newest_vol * t.newest_vol ELSE 0 END AS sum_sq
-        FROM (SELECT sign(count(*))::bigint AS n, coalesce(sum(b.vol::text::numeric), 0) AS vol
-              FROM public.ohlcv_1m b
-              WHERE base.known AND base.start = t.newest_bucket AND b.symbol = t.symbol
-                AND b.ts >= base.start - day AND b.ts < base.start - day + minute
-                AND b.ts >= reads_from AND b.ts < reads_until) AS leaving
-    ) AS own
+        SELECT coalesce(array_agg(
+                   ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed, base.*)::feature_platform.refresh_item
+                   ORDER BY t.symbol, lower(r)), '{}') AS items
+        FROM todo t
+        CROSS JOIN LATERAL unnest(t.now) AS r
+        CROSS JOIN LATERAL feature_platform.range_base(
+            t.symbol, lower(r), upper(r), t.changed, t.removed, t.newest_bucket, t.newest_n, t.newest_sum,
+            t.newest_sum_sq, t.newest_close, t.newest_vol, reads_from, reads_until) AS base
     -- 3. Recompute, and store the rows that differ.
     ), computed AS MATERIALIZED (
         SELECT c.* FROM item i CROSS JOIN LATERAL feature_platform.compute_features(i.items) AS c
@@ -588,14 +655,12 @@ BEGIN
             (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap,
              parkinson_vol)
         SELECT c.symbol, c.bucket, c.last_close, c.vol, c.log_return, c.n_1d, c.ma_vol_1d, c.std_vol_1d, c.volume_z,
-            c.vwap_gap,
-               c.parkinson_vol
+               c.vwap_gap, c.parkinson_vol
         FROM computed c
         ON CONFLICT (symbol, bucket) DO UPDATE
         SET last_close = excluded.last_close, vol = excluded.vol, log_return = excluded.log_return,
-            n_1d = excluded.n_1d,
-            ma_vol_1d = excluded.ma_vol_1d, std_vol_1d = excluded.std_vol_1d, volume_z = excluded.volume_z,
-            vwap_gap = excluded.vwap_gap, parkinson_vol = excluded.parkinson_vol
+            n_1d = excluded.n_1d, ma_vol_1d = excluded.ma_vol_1d, std_vol_1d = excluded.std_vol_1d,
+            volume_z = excluded.volume_z, vwap_gap = excluded.vwap_gap, parkinson_vol = excluded.parkinson_vol
         WHERE (f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
                f.parkinson_vol)
               IS DISTINCT FROM
@@ -607,8 +672,7 @@ BEGIN
         SELECT DISTINCT ON (c.symbol) c.* FROM computed c WHERE c.last_of_range ORDER BY c.symbol, c.bucket DESC
     ), remembered AS (
         INSERT INTO feature_platform.symbol_state AS s
-            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close,
-             newest_vol)
+            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close, newest_vol)
         SELECT t.symbol, t.first_bucket,
                CASE WHEN better.keep THEN t.newest_bucket ELSE n.bucket END,
                CASE WHEN better.keep THEN t.newest_n ELSE n.n_1d END,
@@ -631,27 +695,11 @@ BEGIN
     )
     SELECT i.items, (SELECT count(*) FROM stored),
            (SELECT coalesce(sum(extract(epoch FROM r.hi - r.lo))::bigint / 60, 0) FROM unnest(i.items) AS r)
-    INTO done_items, rows_written, minutes FROM item i;
+    INTO items, rows_written, minutes FROM item i;
 
-    -- 5. Delete rows whose minute has lost its last bar, range by range, so that a columnstore decompresses only these.
-    -- This statement has a later snapshot, which does no harm: it deletes a row only where there is no bar now. As a
-    -- difference of two sets, its cost is their size, with or without statistics.
-    FOREACH done_item IN ARRAY done_items LOOP
-        IF done_item.removed THEN
-            -- IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by the index on the
-            -- bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
-            DELETE FROM public.features_1m f
-            WHERE f.symbol = done_item.symbol AND f.bucket >= done_item.lo AND f.bucket < done_item.hi
-              AND (f.bucket IN (
-                  SELECT o.bucket FROM public.features_1m o
-                  WHERE o.symbol = done_item.symbol AND o.bucket >= done_item.lo AND o.bucket < done_item.hi
-                  EXCEPT
-                  SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
-                  WHERE b.symbol = done_item.symbol AND b.ts >= done_item.lo AND b.ts < done_item.hi)) IS TRUE;
-            GET DIAGNOSTICS deleted = ROW_COUNT;
-            rows_written := rows_written + deleted;
-        END IF;
-    END LOOP;
+    -- 5. Delete the rows that have no bar any more. This statement has a later snapshot, which does no harm: it deletes
+    -- a row only where there is no bar now.
+    rows_written := rows_written + feature_platform.delete_rows_without_bars(items);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS

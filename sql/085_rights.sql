@@ -70,6 +70,7 @@ BEGIN
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
                     feature_platform.known_symbol, feature_platform.gap_watermark,
                     feature_platform.bar_change, feature_platform.changed_minutes, feature_platform.gap_beginning,
+                    feature_platform.answered_gap,
                     feature_platform.verification,
                     feature_platform.dirty_log, feature_platform.dirty,
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,

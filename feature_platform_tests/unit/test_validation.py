@@ -8,5 +8,5 @@ from feature_platform.validation import BY_NAME, CHECKS
 
 def test_each_check_has_its_query() -> None:
     special = {"stored_equals_recomputed"}
-    assert {f"check_{check.name}" for check in CHECKS if check.name not in special} <= set(queries)
+    assert {check.statement for check in CHECKS if check.name not in special} <= set(queries)
     assert len(BY_NAME) == len(CHECKS)

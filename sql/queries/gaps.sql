@@ -11,13 +11,9 @@ SELECT feature_platform.minutes_to_account();
 -- gaps_due --
 -- Open gaps that may be requested now, of these symbols and of symbols of their exchanges that are no longer recorded,
 -- split at the ends of UTC days, oldest first; of one day only where it is given.
-SELECT g.symbol, greatest(g.start_ts, day.first) AS start, least(g.end_ts, day.first + interval '24 hours') AS end,
-    g.attempts
+SELECT g.symbol, g.start_ts AS start, g.end_ts AS end, g.attempts
   FROM feature_platform.due_gaps(%(symbols)s) AS g
- CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
-                                    g.end_ts - interval '1 minute',
-                                    interval '24 hours') AS day (first)
- WHERE %(day)s::timestamptz IS NULL OR day.first = %(day)s
+ WHERE %(day)s::timestamptz IS NULL OR g.day = %(day)s
  ORDER BY start, g.symbol;
 
 -- gaps_list --

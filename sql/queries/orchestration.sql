@@ -87,18 +87,14 @@ SELECT day.first
 
 -- due_days --
 -- UTC days with open gaps that may be requested now, newest first, of the symbols of gaps_due. `identity` changes when
--- one of the gaps is requested, and when one is found; it does not when an outage that goes on makes its gap longer.
-SELECT day.first AS day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
-       sum(extract(epoch FROM least(g.end_ts, day.first + interval '24 hours') - greatest(g.start_ts,
-           day.first)) / 60)::bigint AS minutes,
-       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.start_ts), extract(epoch FROM g.found_at),
-                                g.attempts,
-                                extract(epoch FROM g.next_attempt_at)), ',' ORDER BY g.symbol, g.start_ts)) AS identity
+-- one of the gaps is requested, and when one is found; not when an outage that continues makes its gap longer.
+SELECT g.day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) AS symbols,
+       sum(extract(epoch FROM g.end_ts - g.start_ts) / 60)::bigint AS minutes,
+       md5(string_agg(concat_ws('|', g.symbol, extract(epoch FROM g.gap_start), extract(epoch FROM g.found_at),
+                                g.attempts, extract(epoch FROM g.next_attempt_at)),
+                      ',' ORDER BY g.symbol, g.gap_start)) AS identity
   FROM feature_platform.due_gaps(%(symbols)s) AS g
- CROSS JOIN LATERAL generate_series(date_bin('24 hours', g.start_ts, '1970-01-01 00:00+00'),
-                                    g.end_ts - interval '1 minute',
-                                    interval '24 hours') AS day (first)
- GROUP BY day.first ORDER BY day.first DESC;
+ GROUP BY g.day ORDER BY g.day DESC;
 
 -- bar_symbols --
 -- Every symbol that has bars.
@@ -153,7 +149,3 @@ SELECT coalesce((SELECT max(r.started_at) FROM feature_platform.policy_run r WHE
                 p.changed_at)
        < feature_platform.clock() - 2 * p.schedule_interval
   FROM feature_platform.policy p;
-
--- policy_begin --
--- Begin a run of the policy in place of a worker; the marks that it takes.
-SELECT feature_platform.policy_begin('sensor') AS run_id, feature_platform.dirty_horizon() AS horizon;

@@ -140,53 +140,35 @@ SELECT count(*) AS checked, count(problem) AS wrong,
                   || ': run `feature-platform db apply` of the newest feature_platform' END)
  ) AS condition (problem);
 
--- check_bars_table --
--- Columns, types and named objects of the table of bars.
+-- check_table --
+-- Columns, types and named objects of a table: constraints, indexes and the triggers that record changes.
 WITH expected AS (
     SELECT name, type FROM unnest(%(columns)s::text[], %(types)s::text[]) AS e (name, type)
 ), found AS (
     SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, attcollation
       FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped
 ), object AS (
-    SELECT conname::text AS name, convalidated AS good FROM pg_constraint WHERE conrelid = to_regclass(%(table)s)
-    UNION SELECT c.relname::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-        WHERE i.indrelid = to_regclass(%(table)s)
-    UNION SELECT tgname::text, tgenabled IN ('O', 'A') AND tgfoid::regproc::text LIKE 'feature_platform.mark_dirty%%'
-            FROM pg_trigger WHERE tgrelid = to_regclass(%(table)s)
+    SELECT conname::text AS name, CASE WHEN NOT convalidated THEN 'not valid' END AS problem
+      FROM pg_constraint WHERE conrelid = to_regclass(%(table)s)
+    UNION ALL
+    SELECT c.relname::text, CASE WHEN NOT i.indisvalid THEN 'not valid' END
+      FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = to_regclass(%(table)s)
+    UNION ALL
+    SELECT tgname::text, CASE WHEN tgenabled NOT IN ('O', 'A') THEN 'not enabled for every session'
+                              WHEN tgfoid::regproc::text NOT LIKE 'feature_platform.mark_dirty%%'
+                              THEN 'with another function' END
+      FROM pg_trigger WHERE tgrelid = to_regclass(%(table)s)
 ), judged AS (
-    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type
-        || ', not ' || e.type
-           WHEN e.name = 'symbol' AND f.attcollation <> '"C"'::regcollation THEN 'not in the collation C' END AS problem
+    SELECT 'column ' || e.name AS what,
+           CASE WHEN f.name IS NULL THEN 'missing'
+                WHEN f.type <> e.type THEN f.type || ', not ' || e.type
+                WHEN e.name = 'symbol' AND f.attcollation <> '"C"'::regcollation THEN 'not in the collation C'
+           END AS problem
       FROM expected e LEFT JOIN found f ON f.name = e.name
     UNION ALL
-    SELECT o.name, CASE WHEN NOT EXISTS (SELECT FROM object WHERE object.name = o.name) THEN 'missing'
-                        WHEN NOT EXISTS (SELECT FROM object WHERE object.name = o.name AND good)
-                        THEN 'not valid, not enabled for every session, or with another function' END
-      FROM unnest(%(objects)s::text[]) AS o (name)
-    UNION ALL
-    SELECT what, problem FROM feature_platform.hazards(to_regclass(%(table)s))
-)
-SELECT count(*) AS checked, count(problem) AS wrong,
-       jsonb_agg(jsonb_build_object('what', what, 'problem', problem)) FILTER (WHERE problem IS NOT NULL) AS rows
-  FROM judged;
-
--- check_features_table --
--- Columns, types and indexes of the table of features.
-WITH expected AS (
-    SELECT name, type FROM unnest(%(columns)s::text[], %(types)s::text[]) AS e (name, type)
-), found AS (
-    SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, attcollation
-      FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped
-), judged AS (
-    SELECT 'column ' || e.name AS what, CASE WHEN f.name IS NULL THEN 'missing' WHEN f.type <> e.type THEN f.type
-        || ', not ' || e.type
-           WHEN e.name = 'symbol' AND f.attcollation <> '"C"'::regcollation THEN 'not in the collation C' END AS problem
-      FROM expected e LEFT JOIN found f ON f.name = e.name
-    UNION ALL
-    SELECT o.name, CASE WHEN i.indexrelid IS NULL THEN 'missing' WHEN NOT i.indisvalid THEN 'not valid' END
-      FROM unnest(%(objects)s::text[]) AS o (name)
-      LEFT JOIN (pg_index i JOIN pg_class c ON c.oid = i.indexrelid)
-             ON c.relname = o.name AND i.indrelid = to_regclass(%(table)s)
+    SELECT o.name, CASE WHEN count(f.name) = 0 THEN 'missing' ELSE min(f.problem) END
+      FROM unnest(%(objects)s::text[]) AS o (name) LEFT JOIN object f ON f.name = o.name
+     GROUP BY o.name
     UNION ALL
     SELECT what, problem FROM feature_platform.hazards(to_regclass(%(table)s))
 )
@@ -204,10 +186,8 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bar FROM public.ohlcv_1m b
                           WHERE b.symbol = s.symbol AND b.ts < feature_platform.bucket_of(now.at)
                           ORDER BY b.ts DESC LIMIT 1) AS last
-     CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
-                          WHERE g.symbol = s.symbol AND g.start_ts > last.bar AND g.state <> 'filled'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
-                                                       AND g.last_error IS NULL))) AS answered
+     CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM feature_platform.answered_gap g
+                          WHERE g.symbol = s.symbol AND g.start_ts > last.bar) AS answered
      WHERE s.symbol = ANY (%(symbols)s::text[])
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bar, extract(epoch FROM now.at - n.until)::double precision AS age FROM newest n CROSS JOIN now
@@ -361,13 +341,12 @@ WITH now AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT count(*) AS rows FROM public.features_1m f
                           WHERE f.symbol = s.symbol AND f.bucket > now.at - interval '10 minutes'
                               AND f.bucket < now.until) AS has
-     CROSS JOIN LATERAL (SELECT coalesce(sum(extract(epoch FROM least(g.end_ts, now.until) - greatest(g.start_ts,
-         now.until - interval '9 minutes')) / 60), 0)::bigint AS minutes
-                           FROM public.ohlcv_1m_gaps g
-                          WHERE g.symbol = s.symbol AND g.state <> 'filled' AND g.start_ts > now.at - interval '1 day'
-                            AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
-                                                       AND g.last_error IS NULL))) AS quiet
+     CROSS JOIN LATERAL (SELECT coalesce(sum(extract(epoch FROM least(g.end_ts, now.until)
+                                                     - greatest(g.start_ts, now.until - interval '9 minutes')) / 60),
+                                         0)::bigint AS minutes
+                           FROM feature_platform.answered_gap g
+                          WHERE g.symbol = s.symbol AND g.start_ts > now.at - interval '1 day'
+                            AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes') AS quiet
      WHERE s.symbol = ANY (%(symbols)s::text[])
        -- Not a symbol that began in these minutes: by its first row or, without one, by when its first bar was stored.
        AND coalesce((SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1),
@@ -419,10 +398,8 @@ WITH now AS MATERIALIZED (
                           WHERE b.symbol = s.symbol AND last.bucket IS NULL AND b.ts >= feature_platform.features_from()
                               AND b.ts < now.at
                           ORDER BY b.ts LIMIT 1) AS first ON true
-     CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM public.ohlcv_1m_gaps g
-                          WHERE g.symbol = s.symbol AND g.start_ts > last.bucket AND g.state <> 'filled'
-                            AND (g.state = 'quiet' OR (g.state = 'open' AND g.attempts > 0
-                                                       AND g.last_error IS NULL))) AS answered
+     CROSS JOIN LATERAL (SELECT max(g.end_ts) AS until FROM feature_platform.answered_gap g
+                          WHERE g.symbol = s.symbol AND g.start_ts > last.bucket) AS answered
      WHERE s.symbol = ANY (%(symbols)s::text[]) AND (last.bucket IS NOT NULL OR first.since IS NOT NULL)
 ), judged AS MATERIALIZED (
     SELECT n.symbol, n.bucket, extract(epoch FROM now.at - n.until)::double precision AS lag,

@@ -54,5 +54,9 @@ BEGIN
         WHERE p.proname = 'compute_features' AND p.pronamespace = to_regnamespace('feature_platform')) THEN
         DROP FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]);
     END IF;
+    IF (SELECT 'day' <> ALL (p.proargnames) FROM pg_proc p
+        WHERE p.oid = to_regprocedure('feature_platform.due_gaps(text[])')) THEN
+        DROP FUNCTION feature_platform.due_gaps(text[]);
+    END IF;
 END
 $$;
