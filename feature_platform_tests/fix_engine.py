@@ -70,7 +70,7 @@ class Bench:
 
     def bars(self) -> list[Bar]:
         """Return all bars."""
-        return read_bars(self.conn)
+        return stored_bars(self.conn)
 
     def features(self) -> dict[Key, Features]:
         """Return all feature rows."""
@@ -142,7 +142,7 @@ def refresh(conn: psycopg.Connection, *window: object, force: bool = False) -> N
     conn.execute("CALL refresh_features_1m(%s::timestamptz, %s::timestamptz, %s)", (lo, hi, force))
 
 
-def read_bars(conn: psycopg.Connection) -> list[Bar]:
+def stored_bars(conn: psycopg.Connection) -> list[Bar]:
     """Return all bars."""
     return [Bar(*row) for row in conn.execute(_BARS)]
 
@@ -154,7 +154,7 @@ def read_features(conn: psycopg.Connection) -> dict[Key, Features]:
 
 def check(conn: psycopg.Connection) -> None:
     """Fail unless the stored rows are those that the bars give, all of whose minutes are closed."""
-    wrong = mismatches(read_features(conn), expected_features(read_bars(conn)))
+    wrong = mismatches(read_features(conn), expected_features(stored_bars(conn)))
     assert not wrong, "\n".join(wrong)
 
 

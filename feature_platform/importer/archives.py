@@ -1,4 +1,4 @@
-"""An exchange's own archives of bars, loaded over HTTP: only the periods that are missing."""
+"""Load the bars that are missing from the archives that an exchange publishes, over HTTP."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from feature_platform.queries import queries
 from feature_platform.settings import Settings, get_settings
 from feature_platform.symbols import exchange_of
 
-# Archives that are loaded at once; each waits on disk until its turn to be imported.
+# The number of archives that are loaded at the same time. They are imported one after the other,
+# and wait on disk.
 _AT_ONCE = 4
 
-# From so many missing days on a month is loaded as one archive.
+# A month with at least this many missing days is loaded as one archive.
 _MONTH_FROM_DAYS = 3
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
@@ -45,10 +46,10 @@ _SYMBOL = re.compile(r"(?:binance:)?(?P<base>[^/:]+)/(?P<quote>[^/:]+)(?::(?P<se
 class ArchiveReport:
     """The outcome of loading archives.
 
-    imported: what was stored, a report for each archive.
-    present: how many days had all their bars before.
-    absent: the periods that the exchange has not published.
-    failed: the reason by the name of each archive that could not be loaded.
+    imported: a report for each archive that was stored.
+    present: the number of days that had all their bars before.
+    absent: the archives that the exchange has not published.
+    failed: the reason, by the name of each archive that could not be loaded.
     """
 
     imported: ImportReport
@@ -58,12 +59,12 @@ class ArchiveReport:
 
 
 class _Unavailable(Exception):
-    """An archive could not be loaded; another attempt may be worth it."""
+    """An archive could not be loaded; a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Period:
-    """A month or a day of archives; of a month, `days` are those that are missing."""
+    """A month or a day that is loaded as one archive; `days` are its missing days."""
 
     name: str
     days: tuple[date, ...]
@@ -85,12 +86,12 @@ def import_archives(
 ) -> ArchiveReport:
     """Load Binance's archives of one symbol from `start` to `end`, both included.
 
-    Days that have all their bars are not loaded, so that a run that was interrupted goes on where
-    it ended. An archive whose checksum is wrong is not stored.
+    Days that have all their bars are not loaded. So an import that was interrupted continues when
+    it is run again. An archive whose checksum is wrong is not stored.
 
     start, end: months or days, such as 2024-01 or 2024-01-15; end is yesterday by default.
-    pause: seconds before the first further attempt.
-    Raises UserError for a symbol or a period that is none.
+    pause: seconds before the first retry.
+    Raises UserError where the symbol or the period is not valid.
     """
     folder, market = _address(symbol, exchange_settings(conn, symbol=symbol))
     row = conn.execute(queries["import_clock"]).fetchone()
@@ -99,7 +100,7 @@ def import_archives(
     first = _day(start, "--start", last=False)
     last = min(_day(end, "--end", last=True) if end else yesterday, yesterday)
     if last < first:
-        raise UserError(f"--start {start}: there is no complete day from then to {last}")
+        raise UserError(f"--start {start}: no day from then to {last} is complete")
     missing = list(_missing_days(conn, symbol, first, last))
     periods = _periods(missing, yesterday)
     imported = []
@@ -130,15 +131,15 @@ def import_archives(
 
 
 def _address(symbol: str, settings: Settings) -> tuple[str, str]:
-    """Return the folder and Binance's name of a symbol: spot, or futures in USDT or coins."""
+    """Return the archives' folder (spot, futures in USDT or in coins) and Binance's symbol."""
     exchange = exchange_of(symbol, settings.exchange)
     match = _SYMBOL.fullmatch(symbol.strip())
     if match is None:
-        raise UserError(f"--symbol {symbol!r}: Binance's symbols are written as in BTC/USDT")
+        raise UserError(f"--symbol {symbol!r}: write a symbol of Binance as in BTC/USDT")
     if not exchange.startswith("binance"):
         raise UserError(
-            f"--symbol {symbol!r} belongs to {exchange}: bars of Binance are those of "
-            f"binance:{symbol}"
+            f"--symbol {symbol!r} belongs to {exchange}; for the bars of Binance write "
+            f"--symbol binance:{symbol}"
         )
     market = match["base"] + match["quote"]
     if match["settle"] is None:
@@ -149,7 +150,7 @@ def _address(symbol: str, settings: Settings) -> tuple[str, str]:
 
 
 def _day(text: str, option: str, *, last: bool) -> date:
-    """Return the first day of a month or day, or the last one."""
+    """Return the day that a text names; of a month, its first or its last day."""
     try:
         if re.fullmatch(r"\d{4}-\d\d", text):
             month = date.fromisoformat(f"{text}-01")
@@ -168,7 +169,7 @@ def _next_month(month: date) -> date:
 def _missing_days(
     conn: psycopg.Connection[Any], symbol: str, first: date, last: date
 ) -> Iterator[date]:
-    """Yield the days with minutes that are missing, or beyond the ends of what is stored."""
+    """Yield the days that have missing minutes or lie outside of the stored bars."""
     find_all_gaps(conn)
     row = conn.execute(queries["import_bounds"], {"symbol": symbol}).fetchone()
     assert row is not None
@@ -201,7 +202,7 @@ def _periods(missing: Sequence[date], yesterday: date) -> list[_Period]:
 
 
 class _Loader:
-    """Load archives, some at once, into files without a name."""
+    """Load archives, several at the same time, into files without a name."""
 
     def __init__(self, folder: str, market: str, pause: float) -> None:
         self._base = f"{get_settings().archive_url.rstrip('/')}/data/{folder}"
@@ -220,7 +221,7 @@ class _Loader:
                     copy.close()
 
     def name(self, period: _Period) -> str:
-        """Return the name of an archive."""
+        """Return the file name of an archive."""
         return f"{self._market}-1m-{period.name}.zip"
 
     def load(
@@ -228,7 +229,7 @@ class _Loader:
     ) -> Iterator[tuple[_Period, IO[bytes] | _Unavailable | None]]:
         """Yield each period with its archive, None where it is not published.
 
-        More periods may be appended while it goes on.
+        The caller may append periods during the iteration.
         """
         at = 0
         while at < len(periods) or self._running:
@@ -268,7 +269,7 @@ class _Loader:
                 _check(answer)
                 return _verified(answer, expected)
         except (requests.ConnectionError, ChunkedEncodingError, Timeout) as error:
-            raise _Unavailable(f"the download was cut off: {type(error).__name__}") from None
+            raise _Unavailable(f"the download failed: {type(error).__name__}") from None
 
 
 def _check(answer: requests.Response) -> None:
@@ -277,7 +278,7 @@ def _check(answer: requests.Response) -> None:
 
 
 def _verified(answer: requests.Response, expected: str) -> IO[bytes]:
-    """Write an answer into a file without a name, and compare its checksum."""
+    """Return a response's content as a file without a name; check its checksum."""
     digest = hashlib.sha256()
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:

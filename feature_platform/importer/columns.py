@@ -1,4 +1,4 @@
-"""Which column of a file is which, by the names in its header."""
+"""Find the columns of the bars' fields by the names in a file's header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from feature_platform.bar_rules import PRICES
 
 REQUIRED = ("ts", *PRICES)
 
-# The name of a column that is meant not to be there.
+# Given by the caller in place of a column's name: the file has no such column.
 NONE = "none"
 
 _TIMES = """
@@ -26,8 +26,9 @@ _PAIRS = """
     market market_id inst_id instid sym tic coin contract security
 """
 
-# By field, in ranks: a name of a later rank counts only where no name of an earlier one is there.
-# Exact names only: Binance's files also hold close_time, quote_volume and taker_buy_volume.
+# The names of each field, in ranks: a name of a later rank counts only in a file without a name of
+# an earlier rank. Names must match exactly, because Binance's files also hold close_time,
+# quote_volume and taker_buy_volume.
 KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
     field: tuple(frozenset(rank.split()) for rank in ranks)
     for field, ranks in {
@@ -49,13 +50,14 @@ KNOWN_NAMES: dict[str, tuple[frozenset[str], ...]] = {
     }.items()
 }
 
-# Where dates stand in one column and the times of day in another.
+# Names of a column of times of day, in files whose dates stand in another column.
 CLOCK_NAMES = frozenset({"time", "clock", "time_of_day", "hhmm", "hhmmss"})
 
-# A column without a name, as pandas writes an index that has none.
+# Names that pandas writes for an index without a name.
 INDEX_NAMES = frozenset({"", "unnamed:_0", "index_level_0", "index"})
 
-# A volume that names its currency; one of these is money, any other is the thing that is traded.
+# A volume whose name holds its currency. One of MONEY is a quote currency, any other is the asset
+# that is traded.
 _VOLUME_OF = re.compile(r"vol(?:ume)?_\(?([a-z0-9]+)\)?")
 _MONEY = """
     usd usdt usdc busd fdusd tusd dai eur gbp jpy krw try brl aud cad chf currency quote
@@ -65,11 +67,12 @@ MONEY = frozenset(_MONEY.split())
 
 @dataclass(frozen=True, slots=True)
 class ColumnMap:
-    """The columns of a file that the platform does not recognise by itself.
+    """The columns of a file that the caller names.
 
-    Each is the name in the header line or, for a file without one, the position counted from 1;
-    None leaves it to the names that are recognised. `vol` may be "none": the file has no volume,
-    and 0 is stored. `symbol` may be "none": the one symbol of the column is stored by another name.
+    Each is the name in the header line or, for a file without a header, the position counted
+    from 1; with None, the column is found by the known names. `vol` may be "none": the file has no
+    volume, and 0 is stored. `symbol` may be "none": the file's one symbol is stored under another
+    name.
     """
 
     ts: str | None = None
@@ -81,28 +84,28 @@ class ColumnMap:
     symbol: str | None = None
 
     def given(self) -> dict[str, str]:
-        """Return the columns that are named, by field."""
+        """Return the columns that the caller names, by field."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {field: name for field, name in named if name is not None}
 
     def absent(self, field: str, names: Sequence[str]) -> bool:
-        """Tell whether the caller states that the file has no such column."""
+        """Return whether the caller states that the file has no such column."""
         return field in ("vol", "symbol") and self.given().get(field) == NONE and NONE not in names
 
     @property
     def renames(self) -> bool:
-        """Tell whether the one symbol of a file is stored by another name."""
+        """Return whether the file's one symbol is stored under another name."""
         return self.symbol == NONE
 
 
 def plain(name: str) -> str:
-    """Return a name of a column without what writers add: case, spaces, brackets, numbers."""
+    """Return a column's name in lower case, with `_` between words, without `<>` and `1.`."""
     text = re.sub(r"^\d+[.:]\s*", "", name.strip().strip("<>").lower())
     return re.sub(r"[\s_\-./]+", "_", text).strip("_")
 
 
 def candidates(field: str, names: Sequence[str]) -> list[int]:
-    """Return the positions of the columns whose names may mean a field."""
+    """Return the positions of the columns that may hold a field, by their names."""
     spelt = [plain(name) for name in names]
     for rank in KNOWN_NAMES[field]:
         fits = [at for at, name in enumerate(spelt) if name in rank]

@@ -1,8 +1,8 @@
-"""Bars out of CSV text, block by block, with the number of every line kept.
+"""Read bars from CSV text, block by block, with the line number of every row.
 
-DuckDB parses the blocks in which nothing is odd, from a pipe. It does not number the rows that it
-accepts, and one unclosed quote makes it give up the rest of a text; so a block in which it finds a
-fault is split here, line by line, and only the faulty lines are bad.
+DuckDB parses each block from a pipe. It does not number the rows that it accepts, and gives up the
+rest of a text after one unclosed quote. So a block with a fault is split here line by line, and
+only the faulty lines are bad.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from feature_platform.importer.layouts import (
 )
 from feature_platform.importer.rows import Columns, Judge, MakeJudge
 
-# A quoted field may hold line ends, so an unclosed quote would swallow the rest of a file.
-# A record that goes on for longer than this ends at its first line, which is bad.
+# The longest record, in bytes. A quoted field may hold line ends, so an unclosed quote would
+# extend to the end of the file. In place of a longer record, its first line alone is bad.
 LONGEST_RECORD = 64 * 1024
 
-# A text without a line end for so long is no bar file, and must not fill the memory.
+# The longest line, in bytes: a longer one is not of a file of bars, and must not fill the memory.
 LONGEST_LINE = 16 * 1024 * 1024
 
-# The layout is recognised from so many bytes, and the header is among so many lines.
+# The layout is recognised from this many bytes; the header is searched in this many lines.
 _HEAD_BYTES = 256 * 1024
 _HEAD_LINES = 100
 
@@ -55,7 +55,7 @@ _UNDERSCORE = re.compile(rb"\d_\d")
 
 
 class ByteStream(Protocol):
-    """A source of bytes: the next ones, at most so many, and none at the end."""
+    """A source of bytes."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -74,11 +74,11 @@ def read_csv(
 
     stream: the bytes, decompressed.
     file: its name in messages.
-    judge: makes the judge of rows, once the layout is known.
-    stamp: "close" where times stamp the end of a bar.
-    block_size: how many bytes to hold at a time.
+    judge: makes the judge of the rows, after the layout is recognised.
+    stamp: "close" where a time is the end of its bar.
+    block_size: the number of bytes to hold at a time.
     done: returns the share of the file that was read so far.
-    Raises UserError where the text as a whole is no CSV file of bars.
+    Raises UserError where the text is not a CSV file of bars.
     """
     head, data = _read_head(stream, file, columns, stamp)
     with closing(_Parser(file, head, judge(file, head.layout))) as parser:
@@ -98,7 +98,7 @@ def read_csv(
                 return
             if len(data) > LONGEST_LINE and not block:
                 raise UserError(
-                    f"{file}:{line}: a line of over {len(data):,} bytes: no file of bars"
+                    f"{file}:{line}: a line of over {len(data):,} bytes: not a file of bars"
                 )
             if ended:
                 final = True
@@ -109,7 +109,7 @@ def read_csv(
 
 
 def _end_of_block(data: bytes, size: int) -> int:
-    """Return where a block of whole lines ends, of about so many bytes."""
+    """Return the end of a block of whole lines that has about `size` bytes."""
     if len(data) > size:
         end = data.rfind(b"\n", 0, size) + 1
         return end or data.find(b"\n", size) + 1
@@ -117,7 +117,7 @@ def _end_of_block(data: bytes, size: int) -> int:
 
 
 class _Head(NamedTuple):
-    """What the first lines tell, and the number of the first line of data."""
+    """The delimiter and layout of a file, and the number of its first line of data."""
 
     delimiter: str
     layout: Layout
@@ -125,7 +125,7 @@ class _Head(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """The parsed rows of a block, and how many bytes and lines of it they took."""
+    """The parsed rows of a block, and the numbers of its bytes and lines that were parsed."""
 
     batch: Batch | None
     size: int
@@ -135,7 +135,7 @@ class _Piece(NamedTuple):
 def _read_head(
     stream: ByteStream, file: str, columns: ColumnMap, stamp: str
 ) -> tuple[_Head, bytes]:
-    """Read the first lines; return what was read beyond the header too."""
+    """Read the first lines; return the bytes behind the header, too."""
     data, more = b"", b"\n"
     while more and (len(data) < _HEAD_BYTES or b"\n" not in data.lstrip(b" \t\r\n")):
         more = stream.read(_HEAD_BYTES)
@@ -150,7 +150,7 @@ def _read_head(
     first = data.count(b"\n", 0, len(data) - len(content))
     lines = data.split(b"\n")
     if more and len(lines) > 1:
-        lines.pop()  # the last one goes on beyond
+        lines.pop()  # the last line is not complete
     _check_first(lines[first].rstrip(b"\r"), f"{file}:{first + 1}")
     texts = [_decoded(line) for line in lines]
     delimiter = _delimiter(texts[first:], columns, f"{file}:{first + 1}")
@@ -173,15 +173,15 @@ def _read_head(
 
 def _check_first(raw: bytes, where: str) -> None:
     if len(raw) > LONGEST_LINE:
-        raise UserError(f"{where}: a line of over {len(raw):,} bytes: no file of bars")
+        raise UserError(f"{where}: a line of over {len(raw):,} bytes: not a file of bars")
     if b"\r" in raw:
-        raise UserError(f"{where}: lines that end in a carriage return alone; save it with \\n")
+        raise UserError(f"{where}: the lines end in \\r without \\n; save the file with \\n")
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: neither Parquet nor a text in UTF-8") from None
+        raise UserError(f"{where}: neither Parquet nor text in UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{where}: neither Parquet nor a text: it holds NUL bytes")
+        raise UserError(f"{where}: neither Parquet nor text: the line has NUL bytes")
 
 
 def _decoded(line: bytes) -> str:
@@ -189,14 +189,14 @@ def _decoded(line: bytes) -> str:
 
 
 def _delimiter(texts: list[str], columns: ColumnMap, where: str) -> str:
-    """Return what parts the fields: the header's, or what gives the most numbers and times.
+    """Return the delimiter: the header's, or that which gives the most numbers and times.
 
-    A decimal comma parts the lines of numbers as evenly as the delimiter does, but not the header
+    A decimal comma splits the lines of numbers as evenly as the delimiter does, but not the header
     or the times.
     """
     some = [text for text in texts[:_HEAD_LINES] if text.strip() and text[:1] != "#"]
     if not some:
-        raise UserError(f"{where}: the file has comments alone")
+        raise UserError(f"{where}: the file has only comments")
     unquoted = [_QUOTED.sub('""', text) for text in some]
     best, best_score = "", (False, 0, 0)
     for delimiter in _DELIMITERS + " ":
@@ -236,9 +236,9 @@ def _cells(text: str, delimiter: str) -> list[str] | None:
 
 
 def _start(cells: list[list[str] | None], columns: ColumnMap, first: int) -> tuple[int, bool]:
-    """Return the line of the header, or of the first data, and which of the two it is.
+    """Return the line where the table begins, and whether it is a header.
 
-    Lines before, such as the publisher's address, are no part of the table.
+    Lines before it, such as the publisher's address, are not part of the table.
     """
     places = [at for at, row in enumerate(cells) if row is not None and at >= first]
     places = places[:_HEAD_LINES]
@@ -264,7 +264,7 @@ def _split(text: str, delimiter: str) -> list[str]:
 
 
 class _Parser:
-    """Turn blocks of lines into rows, by DuckDB where a block has nothing odd in it."""
+    """Parse blocks of lines: with DuckDB, or line by line where a block has a fault."""
 
     def __init__(self, file: str, head: _Head, judge: Judge) -> None:
         self._file = file
@@ -273,7 +273,7 @@ class _Parser:
         self._used = head.layout.used
         self._decimal = head.layout.decimal
         self._judge = judge
-        # One thread: the other core has PostgreSQL to run.
+        # DuckDB uses one thread, because PostgreSQL needs the other core.
         self._duckdb = connect()
         self._types = {
             f"c{at}": "DOUBLE" if at in self._number_columns() else "VARCHAR"
@@ -287,8 +287,8 @@ class _Parser:
     def parse(self, block: bytes, line: int, *, final: bool, done: float) -> _Piece:
         """Parse a block of whole lines, of which the first has the number `line`.
 
-        final: whether nothing follows. Otherwise a record that is still open at the end is left
-        for the next block.
+        final: whether this is the last block. Otherwise a record that is not complete at the end
+            belongs to the next block.
         """
         lines = block.count(b"\n")
         found = self._parse_typed(block, line, lines)
@@ -301,7 +301,7 @@ class _Parser:
         return {self._used[name] for name in PRICES if name in self._used}
 
     def _parse_typed(self, block: bytes, first: int, ends: int) -> Columns | None:
-        """Convert whole columns at once, or return None where a row needs a closer look."""
+        """Convert whole columns, or return None where rows must be parsed one by one."""
         if not _is_plain(block, self._delimiter) or self._decimal != ".":
             return None
         try:
@@ -319,14 +319,14 @@ class _Parser:
         blank = [column.null_count for name, column in columns.items() if name in PRICES]
         if any(count != blank[0] for count in blank):
             return None
-        # A volume of 1e-400 reads as 0, and only its text tells.
+        # A volume of 1e-400 is converted to 0; only its text shows that it is not 0.
         quiet = "vol" in columns and pc.any(pc.equal(columns["vol"], 0.0)).as_py()
         if quiet and (b"e-" in block or b"E-" in block):
             return None
         return Columns(numbers, columns, lambda at: lines.text(int(numbers[at])))
 
     def _by_duckdb(self, block: bytes) -> pa.Table:
-        """Parse a block that is written into a pipe, which leaves no file behind."""
+        """Parse a block through a pipe, so that no file remains."""
         end, begin = os.pipe()
 
         def write() -> None:
@@ -356,7 +356,7 @@ class _Parser:
             writer.join()
 
     def _parse_texts(self, block: bytes, first: int, *, final: bool, done: float) -> _Piece:
-        """Look at every record of a block by itself, and at every value where a column fails."""
+        """Parse each record of a block, and each value where a column cannot be converted."""
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -374,7 +374,7 @@ class _Parser:
                 break
             raw = b"\n".join(lines[at : at + (span or 1)]).removesuffix(b"\r")
             text = raw.decode(errors="backslashreplace")
-            fault = None if span else "a quote is opened and not closed"
+            fault = None if span else "a quote is not closed"
             if fault is None and text.strip(_BLANK.replace(self._delimiter, "")):
                 fault = self._add_record(raw, records)
                 if fault is None:
@@ -393,15 +393,15 @@ class _Parser:
         return _Piece(batch, min(size, len(block)), at)
 
     def _has_fields(self, line: bytes) -> bool:
-        """Tell whether a line that begins as a comment has a row's fields: a symbol may be #1."""
+        """Return whether a line that begins with # is a row, not a comment: a symbol may be #1."""
         return line.decode(errors="replace").count(self._delimiter) == self._width - 1
 
     def _add_record(self, raw: bytes, records: list[list[str]]) -> str | None:
-        """Split a record and add it, or return why it cannot be."""
+        """Split a record and add it, or return the reason why it is bad."""
         try:
             cells = _split(raw.decode(), self._delimiter)
         except UnicodeDecodeError:
-            return "not a text in UTF-8"
+            return "not text in UTF-8"
         except csv.Error as error:
             return f"not CSV: {error}"
         if len(cells) != self._width:
@@ -423,13 +423,13 @@ class _Lines:
 
     @cached_property
     def _bounds(self) -> Ints:
-        """Return where each line begins, and where the one after the last would."""
+        """Return the start of each line, and the end of the last."""
         ends = np.flatnonzero(np.frombuffer(self._block, np.uint8) == _NEWLINE) + 1
         tail = [] if self._block.endswith(b"\n") else [len(self._block)]
         return np.concatenate([[0], ends, tail]).astype(np.int64)
 
     def numbers(self, rows: int, ends: int) -> Ints | None:
-        """Return the line of each of so many rows, or None where lines and rows do not agree.
+        """Return the line number of each row, or None where rows and lines differ in number.
 
         ends: the number of line ends.
         """
@@ -451,7 +451,7 @@ class _Lines:
 
 
 def _span(lines: list[bytes], start: int) -> int | None:
-    """Return how many lines the record at `start` takes, None where its quote is not closed."""
+    """Return the number of lines of the record at `start`, None where a quote is not closed."""
     quotes = size = 0
     for at in range(start, len(lines)):
         quotes += lines[at].count(b'"')
@@ -464,7 +464,7 @@ def _span(lines: list[bytes], start: int) -> int | None:
 
 
 def _is_short(lines: list[bytes], start: int) -> bool:
-    """Tell whether the record at `start`, still open, may yet be closed by a later line."""
+    """Return whether a later line may close the quote of the record at `start`."""
     size = 0
     for at in range(start, len(lines)):
         size += len(lines[at]) + 1
@@ -474,8 +474,8 @@ def _is_short(lines: list[bytes], start: int) -> bool:
 
 
 def _is_plain(block: bytes, delimiter: str) -> bool:
-    """Tell whether lines are records, and quotes stand only around whole fields."""
-    # One byte is found ten times as fast as two.
+    """Return whether each line is one record, with quotes only around whole fields."""
+    # A search for one byte is ten times as fast as a search for two.
     if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
         return False
     if b"#" in block and (block.startswith(_COMMENT) or b"\n#" in block):

@@ -1,4 +1,4 @@
-"""DuckDB, which parses CSV and JSON for the import."""
+"""Connect to DuckDB, which parses CSV and JSON for the import."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import duckdb
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """Connect to a DuckDB in memory, with one thread.
+    """Return a connection to a DuckDB in memory, with one thread.
 
-    Its progress bar is off: it would be printed to standard output when a file takes two seconds.
+    Its progress bar is off: DuckDB would print it to standard output for files that take more than
+    two seconds.
     """
     connection = duckdb.connect(config={"threads": 1})
     connection.execute("SET enable_progress_bar = false")

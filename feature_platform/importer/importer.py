@@ -1,4 +1,4 @@
-"""Store the bars of files: each file whole or not at all; equal bars are not touched."""
+"""Store the bars of files, each file whole or not at all; write only bars that differ."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from feature_platform.importer.reader import (
     ColumnMap,
     Findings,
     TimeRule,
-    read_bars,
+    read_file,
 )
 from feature_platform.importer.rejects import SkipFile
 from feature_platform.queries import queries
@@ -41,7 +41,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NEVER = np.int64(2**62)
 
-# The binary format of COPY: a header, and in a row the number of fields and, before each, its size.
+# The binary format of COPY: a header, then rows. A row is the number of its fields, then each
+# field's size and value.
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = b"\xff\xff"
 _COPY_FIELDS = {"row_number": ">i8", "symbol_id": ">i4", "ts": ">i8"} | dict.fromkeys(PRICES, ">f8")
@@ -55,19 +56,19 @@ _COPY_ROW = np.dtype(
 )
 _POSTGRES_EPOCH_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
-# How many bad rows a report shows.
+# The most bad rows that a report shows.
 _EXAMPLES = 10
 
-# A storing that meets another writer's in a deadlock is repeated; the staged rows are still there.
+# The attempts to store the staged rows, where another writer causes a deadlock.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an import is.
+    """The progress of an import.
 
-    share: of the current file that has been read, from 0 to 1.
-    rows: of the current file that have been read.
+    share: the share of the current file that has been read, from 0 to 1.
+    rows: the number of its rows that have been read.
     """
 
     path: Path
@@ -78,17 +79,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """The counts of the rows of one file; every one of `rows` is in exactly one count.
+    """The counts of the rows of one file; each row is in exactly one count.
 
     duplicates: rows that repeat a bar of the same file with equal values.
     bad: rows that were rejected, and written to the file of bad rows.
     empty: rows with a time and no values, for minutes without trades.
-    unclosed: bars of a minute that is not over, or of the future.
+    unclosed: bars of minutes that have not ended.
     spans: the times of the first and last good bar, in UTC, by symbol.
     layout: the layout that was recognised.
     times: "exact" where times have an offset or are epochs; otherwise the zone that was assumed.
-    interval: the most frequent step between bars, "-" where there is none.
-    notes: what the user should know of how the file was read.
+    interval: the most frequent step between bars, "-" for a single bar.
+    notes: assumptions about the file, and ignored files in it, for the user.
     examples: the first bad rows.
     """
 
@@ -111,18 +112,18 @@ class FileReport:
 
     @property
     def bars_per_second(self) -> float:
-        """Return the speed, the storing included."""
+        """Return the speed of reading and storing together."""
         return self.rows / self.seconds if self.seconds else 0.0
 
     @property
     def bars(self) -> int:
-        """Return how many bars of the file the table has."""
+        """Return the number of the file's bars that are in the table now."""
         return self.inserted + self.updated + self.unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """The reports of an import, file by file in the order they were given."""
+    """The reports of an import's files, in the order of the files."""
 
     files: tuple[FileReport, ...]
 
@@ -143,9 +144,9 @@ class ImportReport:
 
 
 class ImportStoppedError(UserError):
-    """A file of several that cannot be stored.
+    """One of several files cannot be stored.
 
-    report: the files before it, which are stored.
+    report: the reports of the files before it, which are stored.
     """
 
     def __init__(self, message: str, report: ImportReport) -> None:
@@ -155,14 +156,14 @@ class ImportStoppedError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How files are to be read and stored.
+    """The options of an import.
 
-    symbol: whose bars they are, for files without a column of symbols.
-    columns: the columns that are not recognised by name.
-    rule: how times are to be read.
-    overwrite: whether a later file may correct bars of an earlier one of the same import.
-    dry_run: count, and store nothing.
-    source: the mark of the rows.
+    symbol: the symbol of the bars, for files without a column of symbols.
+    columns: the columns that are not found by the known names.
+    rule: the rule by which times are read.
+    overwrite: whether a later file may correct bars of an earlier file of the same import.
+    dry_run: count the rows, and store nothing.
+    source: the value of the column `source` of the bars.
     """
 
     symbol: str | None = None
@@ -183,21 +184,21 @@ def import_bars(
 ) -> ImportReport:
     """Store the bars of files in `ohlcv_1m`, each file in a transaction of its own.
 
-    A bar that is stored already with equal values is not touched; one with other values is
-    corrected. An import that fails, or is killed, stores nothing of the current file; the files
-    before it stay stored, and importing them again changes nothing.
+    A stored bar with equal values is not changed; one with other values is corrected. An import
+    that fails or is killed stores nothing of the current file. The files before it are stored, and
+    to import them again changes nothing.
 
-    conn: a connection that is in no transaction.
+    conn: a connection outside of a transaction.
     paths: files, directories and patterns; `-` is standard input.
-    skip_bad: a new CSV file for rows that cannot be stored (file, line, reason, text); without
-        it, one such row stops the import.
-    progress: called now and then.
-    options: those of ImportOptions.
-    Raises UserError for a file that cannot be read or has a bad row, with file, line and reason,
-    and psycopg.OperationalError where the database fails.
+    skip_bad: a new CSV file for bad rows (file, line, reason, text); without it, one bad row stops
+        the import.
+    progress: called after each batch and each file.
+    options: the fields of ImportOptions.
+    Raises UserError where a file cannot be read or has a bad row, with file, line and reason, and
+    psycopg.OperationalError where the database fails.
     """
     if conn.info.transaction_status != TransactionStatus.IDLE:
-        raise ValueError("an import needs a connection that is in no transaction")
+        raise ValueError("an import needs a connection outside of a transaction")
     chosen = ImportOptions(**{name: value for name, value in options.items() if value is not None})
     files, _ = find_files(paths)
     reports: list[FileReport] = []
@@ -210,9 +211,9 @@ def import_bars(
             except UserError as error:
                 if not reports:
                     raise
-                stored = f"{len(reports)} of {len(files)} files before it"
+                stored = f"{len(reports)} of {len(files)} files, before it, are stored"
                 raise ImportStoppedError(
-                    f"{error}; stored are the {stored}", ImportReport(tuple(reports))
+                    f"{error}; {stored}", ImportReport(tuple(reports))
                 ) from None
             finally:
                 source.close()
@@ -300,14 +301,14 @@ class _FileImport:
         assumed = self._findings.local and self._options.rule.zone is None
         if assumed:
             hint = next((one.hint for one in self._findings.layouts if one.hint), "")
-            yield "times without an offset are taken as UTC" + (
-                f"; {hint}" if hint else "; --timezone ZONE takes them as local times"
+            yield "times without an offset are read as UTC" + (
+                f"; {hint}" if hint else "; --timezone ZONE reads them as local times"
             )
         for name in self._findings.skipped:
-            yield f"no file of bars, left out: {name}"
+            yield f"not a file of bars, ignored: {name}"
 
     def _stage(self) -> int:
-        """Bring the good rows into the staging table; return the number of duplicates."""
+        """Copy the good rows into the staging table; return the number of duplicates."""
         self._conn.execute(queries["import_create_staging"])
         with (
             self._conn.cursor() as cursor,
@@ -315,9 +316,9 @@ class _FileImport:
             closing(read_ahead(self._packed())) as pieces,
         ):
             copy.write(_COPY_HEADER)
-            for rows, told in pieces:
+            for rows, state in pieces:
                 copy.write(rows)
-                self._progress(told)
+                self._progress(state)
             copy.write(_COPY_TRAILER)
         duplicates = 0 if self._contents.ascending else self._reject_repeats()
         if self._first_bad is not None and self._skip is None and not self._options.dry_run:
@@ -333,8 +334,8 @@ class _FileImport:
         coarse = self._findings.coarse
         if coarse and self._contents.symbols:
             raise UserError(
-                f"{self._source.label}: the times are {coarse} without minutes, so these are no "
-                "one-minute bars, and nothing of the file is stored"
+                f"{self._source.label}: the times are {coarse} without minutes: only one-minute "
+                "bars can be imported, and nothing of the file is stored"
             )
         if self._contents.steps.ordered:
             usual = self._contents.steps.usual()
@@ -358,7 +359,7 @@ class _FileImport:
             self._interval = interval_text(step)
 
     def _check_earlier_files(self) -> None:
-        """Raise UserError where a bar has other values than an earlier file of the same import."""
+        """Raise UserError where a bar differs from that of an earlier file of the same import."""
         spans = self._contents.spans()
         before = [
             (symbol, *span, str(report.path))
@@ -390,7 +391,7 @@ class _FileImport:
             )
 
     def _batches(self) -> Generator[Batch, None, None]:
-        return read_bars(
+        return read_file(
             self._source,
             symbol=self._options.symbol,
             columns=self._options.columns,
@@ -399,7 +400,7 @@ class _FileImport:
         )
 
     def _packed(self) -> Generator[tuple[bytes, Progress], None, None]:
-        """Read the file, and yield its rows as COPY takes them."""
+        """Read the file, and yield its good rows in the format of COPY."""
         for batch in self._batches():
             rows = self._contents.add(batch)
             self._reject(batch.bad)
@@ -421,7 +422,7 @@ class _FileImport:
         )
 
     def _reject_repeats(self) -> int:
-        """Delete rows with the symbol and time of an earlier one; return how many agree."""
+        """Delete rows that repeat the symbol and time of a row; return the number of equal ones."""
         self._conn.execute(queries["import_find_repeats"])
         agreeing, contradicting = self._row(queries["import_count_repeats"])
         if contradicting:
@@ -431,7 +432,7 @@ class _FileImport:
         return int(agreeing)
 
     def _reject_conflicts(self) -> None:
-        """Read the file again, for the text of the rows that contradict an earlier one."""
+        """Reject the rows that contradict an earlier row; read the file again for their texts."""
         numbering = _Numbering()
         with (
             self._conn.cursor("import_conflicts") as cursor,
@@ -454,7 +455,7 @@ class _FileImport:
                 raise UserError(f"{self._source.label}: the file was changed while it was read")
 
     def _store(self) -> tuple[int, int]:
-        """Move what is staged into the table; return how many bars were inserted and updated."""
+        """Move the staged rows into the table; return the numbers of inserted and updated bars."""
         spans = self._contents.spans()
         if not spans:
             return 0, 0
@@ -478,7 +479,7 @@ class _FileImport:
             except errors.UniqueViolation:
                 if overlaps:
                     raise
-                overlaps = True  # another writer came in between
+                overlaps = True  # another writer has inserted one of the bars meanwhile
             except errors.DeadlockDetected:
                 deadlocks += 1
                 if deadlocks == _ATTEMPTS:
@@ -500,12 +501,13 @@ class _FileImport:
 
 
 def _explained(error: psycopg.Error, path: str, *, committing: bool) -> Exception:
-    """Return the error that explains a failure of the database for the current file."""
+    """Return an error that names the current file and states whether it is stored."""
     reason = one_line(error) or type(error).__name__
     if committing:
         return psycopg.OperationalError(
-            f"{path}: the database failed while it committed the file, so all of it is stored or "
-            f"nothing; import it again, as what is stored is left alone: {reason}"
+            f"{path}: the database failed during the commit of the file, so the whole file is "
+            "stored or nothing; import it again, which does not change bars that are stored: "
+            f"{reason}"
         )
     if isinstance(error, psycopg.OperationalError):
         return type(error)(f"{path}: nothing of it is stored: {reason}")
@@ -517,7 +519,7 @@ def _explained(error: psycopg.Error, path: str, *, committing: bool) -> Exceptio
 
 
 class _Numbering:
-    """Number the rows of all files in a zip through, so that each has a number of its own."""
+    """Give each row of a file its own number, across all files of a zip."""
 
     def __init__(self) -> None:
         self._files: list[str] = []
@@ -526,7 +528,7 @@ class _Numbering:
 
     def of(self, batch: Batch) -> Ints:
         """Return the numbers of the good rows of the next batch."""
-        # A zip may even hold two files of one name.
+        # A zip may hold two files with the same name.
         begun = bool(self._files) and self._files[-1] == batch.file
         if begun and len(batch.line) and batch.line[0] + self._before[-1] <= self._last:
             begun = False
@@ -539,25 +541,24 @@ class _Numbering:
         return numbers
 
     def place(self, number: int) -> tuple[str, int]:
-        """Return the file and the line of a row that was numbered."""
+        """Return the file and the line of a row by its number."""
         at = bisect_left(self._before, number) - 1
         return self._files[at], number - self._before[at]
 
     def order(self, row: BadRow) -> tuple[int, int]:
-        """Return what sorts rows as the file has them."""
+        """Return the key that sorts rows by their place in the file."""
         return self._files.index(row.file), row.line
 
 
 class _Contents:
-    """The contents of a file, as far as they were staged.
+    """The rows of a file that were read so far.
 
-    end: bars from this time on are of minutes that are not over, in microseconds since 1970.
+    end: the start of the current minute, in microseconds since 1970; later bars are not closed.
     symbols: each symbol with its number, from 1.
-    rows: how many were read, good or bad.
+    rows: the number of rows that were read, good or bad.
     empty, unclosed: as in FileReport.
-    steps: those between the bars.
-    ascending: whether the times of every symbol only went up, so that no two rows can have the
-        same key.
+    steps: the steps between the bars.
+    ascending: whether the times of each symbol ascend, so that no two rows have the same key.
     """
 
     def __init__(self) -> None:
@@ -575,11 +576,11 @@ class _Contents:
 
     @property
     def in_order(self) -> bool:
-        """Tell whether the rows came in the order of the table's key."""
+        """Return whether the rows have the order of the table's key."""
         return self.ascending and len(self.symbols) == 1
 
     def add(self, batch: Batch) -> bytes:
-        """Count a batch; return its good rows as COPY takes them."""
+        """Count a batch; return its good rows in the format of COPY."""
         self.rows += batch.rows
         self.empty += batch.empty
         numbers = self._numbering.of(batch)
@@ -589,7 +590,7 @@ class _Contents:
             numbers, batch = numbers[closed], _taken(batch, closed)
         if not len(numbers):
             return b""
-        # Not every name of a batch need be a good row's.
+        # A name of a batch may occur only in bad rows.
         id_of = np.zeros(len(batch.symbols), np.int32)
         for code in np.flatnonzero(np.bincount(batch.symbol)).tolist():
             id_of[code] = self.symbols.setdefault(batch.symbols[code], len(self.symbols) + 1)
@@ -607,7 +608,7 @@ class _Contents:
         }
 
     def order(self, row: BadRow) -> tuple[int, int]:
-        """Return what sorts rows as the file has them."""
+        """Return the key that sorts rows by their place in the file."""
         return self._numbering.order(row)
 
     def place(self, number: int) -> tuple[str, int]:
@@ -648,7 +649,7 @@ def _taken(batch: Batch, kept: NDArray[np.bool_]) -> Batch:
 
 
 def _pack(numbers: Ints, ids: NDArray[np.int32], batch: Batch) -> bytes:
-    """Return rows in the binary format of COPY, so that no number takes the way through text."""
+    """Return rows in the binary format of COPY, which converts no number to text."""
     rows = np.empty(len(numbers), _COPY_ROW)
     rows["fields"] = len(_COPY_FIELDS)
     for name, kind in _COPY_FIELDS.items():

@@ -1,4 +1,4 @@
-"""The interval of a file's bars: the most frequent step of each symbol decides."""
+"""Determine the interval of a file's bars: each symbol's most frequent step."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from feature_platform.bar_rules import MINUTE_US, Ints
 _MINUTE = MINUTE_US
 _NO_STEP = np.int64(2**62)
 
-# Steps longer than a day are counted as one, so that the counters stay small.
+# All steps longer than a day are counted as this one, so that the counters remain small.
 _LONGEST = 1441 * _MINUTE
 
-# A single step may be a gap between two one-minute bars, unless it is a usual interval, in minutes.
+# Usual intervals, in minutes. A single step of another length is read as a gap between two
+# one-minute bars.
 _USUAL = frozenset({3, 5, 15, 30, 60, 120, 180, 240, 360, 480, 720, 1440})
-# In a file of fewer steps than these, a step of one minute shows one-minute bars with gaps.
+# In a file of fewer steps than this, one step of a minute shows that the bars are one-minute bars.
 _FEW = 10
 
 
 class Steps:
-    """Count the steps between bars of each symbol that follow each other in a file.
-
-    ordered: whether the times of every symbol went one way, so that the steps are the intervals.
-    """
+    """Count the steps between successive bars of each symbol in a file."""
 
     def __init__(self) -> None:
         self._counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
@@ -33,11 +31,14 @@ class Steps:
 
     @property
     def ordered(self) -> bool:
-        """Tell whether the times of every symbol went one way."""
+        """Return whether each symbol's times only ascend or only descend.
+
+        Only then are the steps the intervals between the bars.
+        """
         return all(len(ways) < 2 for ways in self._ways.values())
 
     def add(self, symbol: int, steps: Ints) -> None:
-        """Count steps of one symbol, in microseconds, backward ones negative."""
+        """Count steps of one symbol, in microseconds; steps backward are negative."""
         moved = steps[steps != 0]
         if not len(moved):
             return
@@ -46,7 +47,7 @@ class Steps:
         self._counts[symbol].update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
     def usual(self) -> dict[int, tuple[int, int, int, int]]:
-        """Return by symbol the most frequent step, how often it is, all steps, and the shortest."""
+        """Return by symbol: the most frequent step, its count, the count of all, the shortest."""
         found = {}
         for symbol, counts in self._counts.items():
             step, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -55,10 +56,11 @@ class Steps:
 
 
 def is_wrong(step: int, count: int, total: int, shortest: int) -> bool:
-    """Tell whether the most frequent step shows bars of another interval than a minute.
+    """Return whether the most frequent step shows bars of another interval than a minute.
 
-    count, total: how often the step is there, and how many steps there are.
-    shortest: the shortest of them.
+    count: the number of times that the step occurs.
+    total: the number of all steps.
+    shortest: the shortest step.
     """
     if step == _MINUTE or (total < _FEW and shortest == _MINUTE):
         return False
@@ -77,5 +79,5 @@ def interval_text(step: int) -> str:
 
 
 def steps_of(ts: Ints, first: NDArray[np.int64]) -> Ints:
-    """Return the steps between times; `first` is the time before them, if there is one."""
+    """Return the steps between times; `first` holds the time before them, or is empty."""
     return np.diff(np.concatenate([first, ts]))

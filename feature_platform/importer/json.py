@@ -1,4 +1,4 @@
-"""Bars out of JSON: an array or lines of rows, or an exchange's answer with the rows inside."""
+"""Read bars from JSON: an array of rows, rows as lines, or an exchange's response that has rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from feature_platform.importer.rows import Columns, Judge, MakeJudge
 _SAMPLE_ROWS = 1000
 _CHUNK = 1 << 20
 
-# An answer with rows inside is read as a whole, and exchanges give some thousand rows at a time.
+# The largest response of an exchange, in bytes. It is read as a whole; exchanges send at most some
+# thousand rows in one response.
 _LARGEST_ANSWER = 64 << 20
 
-# How deep in an answer rows are looked for.
+# The most levels of a response in which rows are searched.
 _DEEPEST = 4
 
 _ARRAY = "SELECT json FROM read_json_objects($path, format => 'array')"
@@ -48,9 +49,9 @@ def read_json(
     stamp: str,
     batch_rows: int,
 ) -> Iterator[Batch]:
-    """Read the bars of a JSON text; a row's number is its place in the array, from 1.
+    """Read the bars of a JSON text; a row's number is its position in the array, from 1.
 
-    Raises UserError where the text is damaged, or has no rows of bars.
+    Raises UserError where the text is damaged, or has no rows.
     """
     start = _peek(stream)
     with closing(connect()) as connection:
@@ -73,7 +74,7 @@ def _peek(stream: Any) -> bytes:
 
 
 def _is_lines(start: bytes) -> bool:
-    """Tell whether each line is a row of its own."""
+    """Return whether each line is a row."""
     try:
         first = orjson.loads(start.split(b"\n", 1)[0])
     except orjson.JSONDecodeError:
@@ -88,7 +89,7 @@ def _is_lines(start: bytes) -> bool:
 def _streamed(
     connection: duckdb.DuckDBPyConnection, query: str, stream: Any, batch_rows: int
 ) -> Iterator[pa.Array]:
-    """Yield rows as JSON texts, while a thread writes the text into DuckDB's pipe."""
+    """Yield rows as JSON texts; a thread writes the stream into a pipe that DuckDB reads."""
     end, begin = os.pipe()
     failures: list[BaseException] = []
 
@@ -99,7 +100,7 @@ def _streamed(
                     view = memoryview(chunk)
                     while view:
                         view = view[pipe.write(view) :]
-        except Exception as error:  # noqa: BLE001 - it is raised in the reading thread
+        except Exception as error:  # noqa: BLE001 - the reading thread raises it
             failures.append(error)
 
     writer = threading.Thread(target=write, name="JSON to DuckDB", daemon=True)
@@ -119,7 +120,7 @@ def _streamed(
 
 
 def _answered(stream: Any, file: str, batch_rows: int) -> Iterator[pa.Array]:
-    """Yield the rows inside an exchange's answer as JSON texts."""
+    """Yield the rows in an exchange's response as JSON texts."""
     text = stream.read(_LARGEST_ANSWER + 1)
     if len(text) > _LARGEST_ANSWER:
         raise UserError(
@@ -139,7 +140,7 @@ def _answered(stream: Any, file: str, batch_rows: int) -> Iterator[pa.Array]:
 
 
 def _rows_in(value: Any, depth: int) -> Iterator[list[Any]]:
-    """Find the lists of rows in an answer."""
+    """Find the lists of rows in a response."""
     if depth > _DEEPEST:
         return
     if isinstance(value, list):
@@ -155,7 +156,7 @@ def _rows_in(value: Any, depth: int) -> Iterator[list[Any]]:
             ]
             return
         if len(inner) > 1 and all(_is_flat(one) for one in inner):
-            # Rows by their time.
+            # An object of rows, whose keys are the times.
             yield [{"": key, **one} for key, one in value.items()]
             return
         for one in inner:
@@ -163,12 +164,12 @@ def _rows_in(value: Any, depth: int) -> Iterator[list[Any]]:
 
 
 def _is_flat(value: Any) -> bool:
-    """Tell whether a value is an object of plain values."""
+    """Return whether a value is an object without objects or arrays in it."""
     return isinstance(value, dict) and not any(isinstance(v, dict | list) for v in value.values())
 
 
 class _Reader:
-    """Turn JSON rows, arrays or objects, into columns."""
+    """Convert JSON rows, which are arrays or objects, to columns."""
 
     def __init__(
         self,
@@ -214,7 +215,7 @@ class _Reader:
         elif isinstance(sample[0], list):
             rows = [[_shown(cell) for cell in row] for row in sample if isinstance(row, list)]
         else:
-            raise UserError(f"{where}: the JSON holds no rows: arrays or objects")
+            raise UserError(f"{where}: the elements of the JSON are neither arrays nor objects")
         head = Head(self._names, rows, where)
         self._layout = recognise(head, self._columns, stamp=self._stamp, text=False)
         self._judge = self._make_judge(self._file, self._layout)
@@ -255,10 +256,10 @@ class _Reader:
     def _fault(self, sizes: pa.Array | None, at: int) -> str:
         assert self._layout is not None
         if sizes is None:
-            return "not an object as the first row is"
+            return "not an object like the first row"
         size = sizes[at].as_py()
         if size < 0:
-            return "not an array as the first row is"
+            return "not an array like the first row"
         return f"{size} fields where {self._layout.width} are expected"
 
 

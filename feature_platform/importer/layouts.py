@@ -1,8 +1,8 @@
-"""The layouts of files of bars, and how one is recognised.
+"""Recognise the layout of a file of bars: the column of each field, and the forms of values.
 
-A file with a header is read by the names of its columns, whatever their order. For a file without
-one there is the table LAYOUTS: to support another, add one entry here and one example file under
-feature_platform_tests/data/import.
+In a file with a header, columns are found by name, in any order. For a file without a header, the
+table LAYOUTS holds the known orders of columns. To support another order, add an entry to it and
+an example file to feature_platform_tests/data/import.
 """
 
 from __future__ import annotations
@@ -28,31 +28,33 @@ from feature_platform.importer.columns import (
 )
 from feature_platform.importer.times import is_clock, is_date, is_epoch, is_time
 
-# Binance's klines, in which the first six columns are the bar's: whole, and cut to those six.
+# The widths of Binance's klines: all columns, and only the first six, which are the bar's fields.
 KLINES_WIDTHS = (6, 12)
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _DOUBTFUL_DATE = re.compile(r"(\d{1,2})[/-](\d{1,2})[/-]\d{4}\b.*")
 
-# A layout that is assumed must fit so many of the first rows; the first one of a width fits by
-# default, and another only where most rows contradict the first.
+# The share of the first rows that must be valid bars in a layout. The usual layout of a width needs
+# fewer than another layout, which is chosen only where most rows contradict the usual one.
 _USUAL_SHARE, _OTHER_SHARE = 0.5, 0.9
 
-# Fewer rows than these are no evidence against the usual layout.
+# Fewer rows than this are no evidence against the usual layout.
 _ENOUGH_ROWS = 3
 
-# How much nearer a close must be to the open before it than the other way round, to be doubted.
+# A layout is doubtful where the opens are this many times farther from the closes before them than
+# in another order of the columns.
 _DOUBT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The columns of a file that has no header.
+    """The order of the columns of a file without a header.
 
-    fields: by position; `-` is a column that is not used, `clock` the time of day beside a date.
-    hint: the time zone that the publisher states, for the summary; it is never applied unasked.
-    times: the form of the times, where it tells this layout from others of the same width.
+    fields: the fields by position; `-` is a column that is not used, `clock` the time of day in
+        files whose times are dates.
+    hint: the time zone that the publisher states. The summary shows it; it is not applied.
+    times: the form of the times, where only it distinguishes this layout from others of this width.
     """
 
     name: str
@@ -72,7 +74,7 @@ class Order:
 
 _HISTDATA = "HistData states EST without daylight saving: --timezone Etc/GMT+5"
 
-# For each width the usual layout first.
+# The first layout of a width is the usual one.
 LAYOUTS = (
     Order("Binance klines", "ts open high low close vol - - - - - -"),
     Order("HistData", "ts open high low close vol", _HISTDATA, r"\d{8} \d{6}"),
@@ -92,10 +94,9 @@ LAYOUTS = (
 class Head(NamedTuple):
     """The beginning of a file.
 
-    names: the header, None where there is none.
+    names: the header, or None.
     rows: the first rows as texts, without spaces around the values.
-    where: the place that a message names, e.g. "bars.csv:1".
-    first: the first row, to be counted with the data where the header turns out to be none.
+    where: the file and line for messages, e.g. "bars.csv:1".
     """
 
     names: Sequence[str] | None
@@ -106,10 +107,10 @@ class Head(NamedTuple):
 class Layout(NamedTuple):
     """How the rows of a file are read.
 
-    used: the position by field, counted from 0: the time, the prices, `vol` unless the file has
-        none, `symbol` where it has one, `clock` where the time of day stands in its own column.
+    used: the position of each field, counted from 0: `ts`, the prices, `vol` if the file has
+        volumes, `symbol` if it has symbols, `clock` if the time of day has its own column.
     decimal: the decimal separator.
-    day_first: whether 3/4/2024 is in April; None where no such date is written.
+    day_first: whether 3/4/2024 is in April; None where the file has no such date.
     date_only: whether the first rows have dates without a time of day.
     """
 
@@ -125,9 +126,9 @@ class Layout(NamedTuple):
 def recognise(head: Head, columns: ColumnMap, *, stamp: str = "open", text: bool = True) -> Layout:
     """Return the layout of a file.
 
-    stamp: "close" where times stamp the end of a bar.
-    text: whether values are texts, with a decimal separator.
-    Raises UserError where a column is missing, or its order is doubtful.
+    stamp: "close" where a time is the end of its bar.
+    text: whether numbers are texts, with a decimal separator.
+    Raises UserError where a column is missing, or the order of the columns is doubtful.
     """
     names = head.names
     if names is not None and is_numbered(names):
@@ -150,13 +151,13 @@ def recognise(head: Head, columns: ColumnMap, *, stamp: str = "open", text: bool
 
 
 def is_numbered(names: Sequence[str]) -> bool:
-    """Tell whether a header only counts the columns from 0, as pandas does without names."""
+    """Return whether a header holds numbers from 0, as pandas writes it without names."""
     numbers = list(names[1:]) if plain(names[0]) in INDEX_NAMES else list(names)
     return len(numbers) > 1 and numbers == [str(at) for at in range(len(numbers))]
 
 
 def is_header(cells: Sequence[str], columns: ColumnMap) -> bool:
-    """Tell whether a line names columns: those asked for, or three fields that are known."""
+    """Return whether a line is a header: it has the caller's columns, or three known names."""
     asked = [name for name in columns.given().values() if name in cells]
     if asked and not all(name.isdecimal() for name in asked):
         return len(asked) == len(set(columns.given().values())) or not looks_like_data(cells)
@@ -170,7 +171,7 @@ def is_header(cells: Sequence[str], columns: ColumnMap) -> bool:
 
 
 def looks_like_data(cells: Sequence[str]) -> bool:
-    """Tell whether a line is a row of bars: no header calls a column by a number or a time."""
+    """Return whether a line holds a number or a time, which no name of a column is."""
     return any(NUMBER.fullmatch(cell) or is_time(cell) for cell in cells)
 
 
@@ -179,7 +180,7 @@ def _by_names(names: Sequence[str], head: Head, columns: ColumnMap, stamp: str) 
     found: dict[str, int] = {}
     for field in KNOWN_NAMES:
         if columns.absent(field, names):
-            # A column of symbols is read all the same, because only one symbol may be renamed.
+            # The column of symbols is still read, because only a file of one symbol may be renamed.
             if field == "symbol" and candidates(field, names):
                 found[field] = candidates(field, names)[0]
             continue
@@ -197,7 +198,7 @@ def _by_names(names: Sequence[str], head: Head, columns: ColumnMap, stamp: str) 
             several = listed([names[at] for at in fits])
             raise UserError(
                 f"{head.where}: more than one column may be {field}: {several}; "
-                f"say which with --column-{field} NAME"
+                f"choose one with --column-{field} NAME"
             )
         if fits:
             found[field] = fits[0]
@@ -207,10 +208,12 @@ def _by_names(names: Sequence[str], head: Head, columns: ColumnMap, stamp: str) 
         none = ", or --column-vol none to store a volume of 0" if missing == ["vol"] else ""
         closes = [n for n in names if plain(n) in ("close_time", "end_time", "closetime")]
         if missing[0] == "ts" and closes:
-            none = f"; --column-ts {closes[0]} --time close reads the time of a bar's end"
+            none = (
+                f"; to read the times of the bars' ends, use --column-ts {closes[0]} --time close"
+            )
         raise UserError(
             f"{head.where}: no column for {', '.join(missing)} among {listed(names)}; "
-            f"say which it is with --column-{missing[0]} NAME{none}"
+            f"name it with --column-{missing[0]} NAME{none}"
         )
     return Layout(_name_of(names), len(names), found)
 
@@ -218,7 +221,7 @@ def _by_names(names: Sequence[str], head: Head, columns: ColumnMap, stamp: str) 
 def _time_columns(
     fits: list[int], names: Sequence[str], rows: Sequence[Sequence[str]], stamp: str
 ) -> list[int]:
-    """Choose among columns of times: an epoch before a text, a date before its time of day."""
+    """Choose among columns of times: epochs are preferred to texts, dates to times of day."""
     if not fits:
         spelt = [plain(name) for name in names]
         index = [at for at, name in enumerate(spelt) if name in INDEX_NAMES]
@@ -241,7 +244,7 @@ def _time_columns(
 
 
 def _with_clock(layout: Layout, names: Sequence[str] | None, head: Head) -> Layout:
-    """Find the column of the time of day where the column of times has dates alone."""
+    """Find the column of times of day where the column of times has only dates."""
     if names is None or "ts" not in layout.used or not _all(head.rows, layout.used["ts"], is_date):
         return layout
     taken = set(layout.used.values())
@@ -262,7 +265,8 @@ def _name_of(names: Sequence[str]) -> str:
     return "columns by name"
 
 
-# By two or three columns that only this publisher has; they serve the summary, not the reading.
+# The publishers of files with a header, by columns that no other publisher has. They are only
+# shown in the summary; the columns are found by name.
 HEADERS = {
     "Binance klines": "open_time close_time quote_volume",
     "MetaTrader 5": "date time tickvol spread",
@@ -278,7 +282,7 @@ HEADERS = {
 
 
 def _without_header(head: Head, width: int, columns: ColumnMap) -> Layout:
-    """Find the columns of a file that begins with data: by position, or by a layout's order."""
+    """Find the columns of a file without a header: by the caller's positions, or by LAYOUTS."""
     asked = {f: n for f, n in columns.given().items() if not columns.absent(f, ())}
     if asked:
         return _by_position(asked, columns, width, head.where)
@@ -286,8 +290,8 @@ def _without_header(head: Head, width: int, columns: ColumnMap) -> Layout:
     if not orders:
         raise UserError(
             f"{head.where}: a line of {width} columns and no header: "
-            "only Binance's klines, 12 columns or their first 6, and a few other layouts are known "
-            f"without one; give the position of {', '.join(REQUIRED)}, as in --column-ts 1"
+            "without a header, only Binance's klines (12 columns or their first 6) and a few other "
+            f"layouts are known; give the position of {', '.join(REQUIRED)}, as in --column-ts 1"
         )
     shares = {order.name: _share(order, head.rows) for order in orders}
     fitting = [order for order in orders if shares[order.name] >= _OTHER_SHARE]
@@ -298,7 +302,7 @@ def _without_header(head: Head, width: int, columns: ColumnMap) -> Layout:
     elif fitting:
         chosen = fitting[0]
     else:
-        reason = "the first rows fit no layout that is known"
+        reason = "the first rows fit no known layout"
         raise UserError(_doubtful(head.where, width, reason))
     rivals = [
         order
@@ -316,8 +320,8 @@ def _without_header(head: Head, width: int, columns: ColumnMap) -> Layout:
     swapped = _jumps(chosen, head.rows, swapped=True)
     if swapped * _DOUBT < _jumps(chosen, head.rows):
         reason = (
-            f"read as {chosen.name}, each close is near the open before it, not each open near the "
-            "close before it: open and close seem to be swapped"
+            f"read as {chosen.name}, open and close seem to be swapped: the opens are far from the "
+            "closes before them"
         )
         raise UserError(_doubtful(head.where, width, reason))
     return Layout(chosen.name, width, chosen.used(), hint=chosen.hint)
@@ -325,7 +329,7 @@ def _without_header(head: Head, width: int, columns: ColumnMap) -> Layout:
 
 def _doubtful(where: str, width: int, reason: str) -> str:
     return (
-        f"{where}: a line of {width} columns and no header, of doubtful order: {reason}; "
+        f"{where}: a line of {width} columns and no header, and their order is doubtful: {reason}; "
         f"give the position of {', '.join(REQUIRED)}, as in --column-ts 1"
     )
 
@@ -347,20 +351,21 @@ def _by_position(asked: Mapping[str, str], columns: ColumnMap, width: int, where
             f"{where}: a line of {width} columns and no header: "
             f"give the position of {', '.join(missing)}, as in --column-{missing[0]} 1"
         )
-    # Two fields may be asked from one column (a file of ticks has one price), but none by accident.
+    # The caller may give one column to several fields (a file of ticks has one price), but a column
+    # that he gives must not be used for another field, too.
     wanted = {found[field]: field for field in asked}
     clashes = [field for field in found if field not in asked and found[field] in wanted]
     if clashes:
         field, other = clashes[0], wanted[found[clashes[0]]]
         raise UserError(
             f"{where}: column {found[field] + 1} is {field} in Binance's order and {other} by "
-            f"--column-{other}; say where {field} is with --column-{field}"
+            f"--column-{other}; give the position of {field} with --column-{field}"
         )
     return Layout("columns by position", width, found)
 
 
 def _has_times(order: Order, rows: Sequence[Sequence[str]]) -> bool:
-    """Tell whether rows have times of the form that a layout requires, if it requires one."""
+    """Return whether the times of rows have the form that a layout requires, if any."""
     if not order.times:
         return True
     form = re.compile(order.times)
@@ -368,7 +373,7 @@ def _has_times(order: Order, rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _rows_of(order: Order, rows: Sequence[Sequence[str]]) -> list[tuple[str, tuple[float, ...]]]:
-    """Return time and values of the rows that have them, in a layout's order."""
+    """Return the time and the values of each row whose values are numbers, by a layout."""
     used = order.used()
     found = []
     for row in rows:
@@ -393,7 +398,7 @@ def _values(order: Order, rows: Sequence[Sequence[str]]) -> list[tuple[float, ..
 
 
 def _share(order: Order, rows: Sequence[Sequence[str]]) -> float:
-    """Return the share of the rows with numbers that are bars in a layout's order."""
+    """Return the share of the rows with numbers that are valid bars in a layout."""
     found = _values(order, rows)
     good = sum(
         high >= max(opens, close, low) and low <= min(opens, close) and low > 0 and vol >= 0
@@ -403,9 +408,9 @@ def _share(order: Order, rows: Sequence[Sequence[str]]) -> float:
 
 
 def _jumps(order: Order, rows: Sequence[Sequence[str]], *, swapped: bool = False) -> float:
-    """Return how far opens are from the closes before them, in all.
+    """Return the sum of the distances between opens and the closes before them.
 
-    swapped: closes from the opens before them instead.
+    swapped: sum the distances between closes and the opens before them instead.
     """
     found = sorted(_rows_of(order, rows))
     first, last = (0, 3) if swapped else (3, 0)
@@ -417,7 +422,7 @@ def _jumps(order: Order, rows: Sequence[Sequence[str]], *, swapped: bool = False
 
 
 def _decimal(layout: Layout, rows: Sequence[Sequence[str]]) -> str:
-    """Return the decimal separator: a comma where prices have one and no point."""
+    """Return the decimal separator: a comma where prices have commas and no point."""
     places = [layout.used[name] for name in PRICES if name in layout.used]
     cells = [row[at] for row in rows for at in places if at < len(row)]
     commas = any(_DECIMAL_COMMA.fullmatch(cell) for cell in cells)
@@ -426,9 +431,9 @@ def _decimal(layout: Layout, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _day_first(layout: Layout, head: Head) -> bool | None:
-    """Tell the order of day and month in dates such as 31/1/2024.
+    """Return whether the day precedes the month in dates such as 31/1/2024.
 
-    Raises UserError where no date of the sample tells.
+    Raises UserError where each date of the sample is valid in both orders.
     """
     at = layout.used["ts"]
     dates = [m for row in head.rows if at < len(row) and (m := _DOUBTFUL_DATE.fullmatch(row[at]))]
@@ -437,8 +442,8 @@ def _day_first(layout: Layout, head: Head) -> bool | None:
     first, second = (max(int(match[group]) for match in dates) for group in (1, 2))
     if (first > 12) == (second > 12):
         raise UserError(
-            f"{head.where}: the date {dates[0][0]!r} may be day or month first, and no date nearby "
-            "tells; write dates as 2024-01-31"
+            f"{head.where}: the date {dates[0][0]!r} may have the day or the month first, and no "
+            "date nearby shows which; write dates as 2024-01-31"
         )
     return first > 12
 

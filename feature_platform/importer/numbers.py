@@ -1,4 +1,4 @@
-"""Prices and volumes as texts, converted to the nearest doubles."""
+"""Convert texts of prices and volumes to the nearest doubles."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
 
 
 def text_numbers(name: str, texts: pa.Array, faults: dict[int, str]) -> Floats:
-    """Convert texts to numbers, NaN where a text is none.
+    """Convert texts to numbers, to NaN where a text is not a number.
 
-    faults: gets a reason for every text that is none, by its index.
+    faults: receives the reason for each such text, by its index.
     """
     values, read = _cast_each(texts, pa.float64())
     numbers: Floats = values.astype(np.float64)
@@ -25,7 +25,7 @@ def text_numbers(name: str, texts: pa.Array, faults: dict[int, str]) -> Floats:
         text = texts[index].as_py()
         reason = f"{name} {text!r} is not a number" if text else f"{name} is missing"
         faults.setdefault(index, reason)
-    # 1e-400 reads as 0, which a volume may be.
+    # 1e-400 is converted to 0, which is a valid volume.
     for index in np.flatnonzero(numbers == 0).tolist():
         text = texts[index].as_py()
         if _NOT_ZERO.match(text):
@@ -34,10 +34,10 @@ def text_numbers(name: str, texts: pa.Array, faults: dict[int, str]) -> Floats:
 
 
 def _cast_each(texts: pa.Array, kind: pa.DataType) -> tuple[NDArray[np.generic], Mask]:
-    """Cast every text that can be cast, 0 in place of the others; the mask tells which.
+    """Cast the texts; return the values, 0 where a text cannot be cast, and a mask of the others.
 
-    A cast fails as a whole, so what fails is halved until only the culprits are left: cheap
-    while they are few.
+    A cast fails as a whole. So an array that fails is halved until single texts fail, which is
+    cheap while these are few.
     """
     try:
         values = texts.cast(kind)
@@ -50,6 +50,6 @@ def _cast_each(texts: pa.Array, kind: pa.DataType) -> tuple[NDArray[np.generic],
             np.concatenate([values for values, _ in halves]),
             np.concatenate([read for _, read in halves]),
         )
-    # As integers, a time in nanoseconds can be mixed with the 0 of one that cannot be read.
+    # Timestamps become integers, so that they can be joined with the 0 of a text that is no time.
     numbers = values.cast(pa.int64()) if pa.types.is_timestamp(kind) else values
     return to_numpy(numbers), np.ones(len(texts), np.bool_)

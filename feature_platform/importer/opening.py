@@ -1,4 +1,4 @@
-"""Open the files of an import: directories, patterns, compression, archives, standard input."""
+"""Find and open the files of an import: directories, patterns, archives, standard input."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _UNSUPPORTED = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook is not supported; save it as CSV",
 }
 
-# Files that people put beside bars: these are skipped in directories and zip files.
+# Files that often stand beside bars; they are ignored in directories and zip files.
 _NO_BARS = (".md", ".pdf", ".html", ".htm", ".checksum", ".sha256", ".md5", ".rst", ".log")
 _NO_BARS_NAMES = ("readme", "license", "licence", "copying", "changelog")
-# A .txt file beside one of these is a description; alone, it may be the bars.
+# A .txt file beside one of these is a description; otherwise it may hold the bars.
 _BARS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow", ".zip")
 _COMPRESSED = (".gz", ".zst", ".zstd")
 
-# An archive in an archive in an archive is not a way to publish bars.
+# The most levels of archives inside archives. Deeper ones may be made to fill the memory.
 _DEEPEST = 4
 
 
 class Member(NamedTuple):
     """One stream of bars, decompressed.
 
-    name: the file's path, with `!member` where a zip holds several.
+    name: the file's path, with `!member` where a zip holds several files.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Member(NamedTuple):
 
 
 def find_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the files that paths, directories and patterns name, and the files left out.
+    """Return the files of paths, directories and patterns, and the files that are ignored.
 
     Raises UserError where a path names no file.
     """
@@ -74,7 +74,7 @@ def find_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             found += [one for one, keep in zip(inside, kept, strict=True) if keep]
             skipped += [one for one, keep in zip(inside, kept, strict=True) if not keep]
             if not any(kept):
-                raise UserError(f"{path}: the directory holds no file of bars")
+                raise UserError(f"{path}: no file of bars in the directory")
         elif path.exists():
             found.append(path)  # a pipe
         else:
@@ -88,8 +88,8 @@ def find_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 class Input:
     """One file of an import, which can be read more than once.
 
-    path: `-` is standard input, which is copied to a file without a name.
-    Raises UserError where there is no such file.
+    path: the file; `-` is standard input, which is copied to a file without a name.
+    Raises UserError where the file does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class Input:
 
     @classmethod
     def of_copy(cls, label: str, copy: IO[bytes]) -> Input:
-        """Return an input of a file that is open and has no name."""
+        """Return the input of an open file without a name."""
         made = cls.__new__(cls)
         made.path = Path(label)
         made.label = label
@@ -124,7 +124,7 @@ class Input:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[IO[bytes], int]]:
-        """Open the file; give it and its size in bytes."""
+        """Open the file; yield it and its size in bytes."""
         if self._copy is not None:
             size = self._copy.seek(0, io.SEEK_END)
             self._copy.seek(0)
@@ -134,7 +134,7 @@ class Input:
                 yield file, self.path.stat().st_size
 
     def members(self, file: IO[bytes]) -> Iterator[Member]:
-        """Open the streams of bars in a file, one after the other.
+        """Yield the streams of bars in a file, one after the other.
 
         Raises UserError where the file is empty, damaged, or of a kind that is not supported.
         """
@@ -146,7 +146,7 @@ class Input:
         if depth == 0 and not magic:
             raise UserError(f"{name}: the file is empty")
         if depth > _DEEPEST:
-            raise UserError(f"{name}: archives in archives, too deep; unpack it first")
+            raise UserError(f"{name}: too many levels of archives; unpack it first")
         for start, reason in _UNSUPPORTED.items():
             if magic.startswith(start):
                 raise UserError(f"{name}: {reason}")
@@ -156,7 +156,7 @@ class Input:
             with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
                 yield from self._members(name, unpacked, depth + 1)
         elif magic.startswith(_ZSTD):
-            # Closing it would close the stream under it, which may be read again.
+            # The reader's close() must not close the stream, which may be read again.
             raw = pa.CompressedInputStream(pa.PythonFile(_Unclosed(stream), mode="r"), "zstd")
             yield from self._members(name, io.BufferedReader(raw), depth + 1)
         elif magic.startswith(_ZIP):
@@ -187,7 +187,7 @@ class Input:
                 if not keep and not _is_hidden(one.filename)
             ]
             if not members:
-                raise UserError(f"{name}: the zip holds no file of bars")
+                raise UserError(f"{name}: no file of bars in the zip")
             for member in members:
                 inner = name if len(members) == 1 else f"{name}!{member.filename}"
                 if member.flag_bits & 1:
@@ -198,21 +198,21 @@ class Input:
 
 @contextmanager
 def damage_explained(label: str) -> Iterator[None]:
-    """Raise UserError in one line for a file that is damaged or cannot be read."""
+    """Raise UserError, in one line, where a file is damaged or cannot be read."""
     try:
         yield
     except EOFError:
-        raise UserError(f"{label}: the file ends too early: fetch it again") from None
+        raise UserError(f"{label}: the file is incomplete: download it again") from None
     except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{label}: damaged, fetch it again: {error}") from None
+        raise UserError(f"{label}: damaged, download it again: {error}") from None
     except NotImplementedError as error:
-        raise UserError(f"{label}: packed in a way that is not supported: {error}") from None
+        raise UserError(f"{label}: the compression is not supported: {error}") from None
     except pa.ArrowException as error:
-        raise UserError(f"{label}: damaged, fetch it again: {_first_line(error)}") from None
+        raise UserError(f"{label}: damaged, download it again: {_first_line(error)}") from None
     except OSError as error:
         reason = error.strerror or _first_line(error)
         if "ZSTD" in reason or "zstd" in reason.lower():
-            raise UserError(f"{label}: damaged, fetch it again: {reason}") from None
+            raise UserError(f"{label}: damaged, download it again: {reason}") from None
         raise UserError(f"{label}: cannot be read: {reason}") from None
 
 
@@ -227,18 +227,18 @@ def _peek(stream: Any) -> bytes:
 
 
 def _text_kind(start: bytes) -> Kind:
-    """Tell JSON from CSV by its first character."""
+    """Distinguish JSON from CSV by the first character."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     return "json" if text[:1] in (b"[", b"{") else "csv"
 
 
 def _is_hidden(name: str) -> bool:
-    """Tell whether a name is hidden, or was added by macOS to its archives."""
+    """Return whether a file is hidden, or one that macOS adds to archives."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith(".")
 
 
 def _with_bars(names: Sequence[str]) -> list[bool]:
-    """Tell for each name, of a directory or a zip, whether it may hold bars."""
+    """Return for each file of a directory or zip whether it may hold bars, by its name."""
     plain = []
     for name in names:
         lower = name.lower()
@@ -259,7 +259,7 @@ def _with_bars(names: Sequence[str]) -> list[bool]:
 
 
 def _spooled(stream: Any) -> IO[bytes]:
-    """Copy a stream to a file without a name: it vanishes when the process is killed."""
+    """Copy a stream to a file without a name, which the system deletes if the process dies."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     shutil.copyfileobj(stream, copy, 1 << 20)
     copy.seek(0)
@@ -267,7 +267,7 @@ def _spooled(stream: Any) -> IO[bytes]:
 
 
 class _Unclosed:
-    """Let a reader close its view of a stream that is still needed."""
+    """A stream whose close() does not close the stream under it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

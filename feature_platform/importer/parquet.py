@@ -1,4 +1,4 @@
-"""Bars out of a Parquet or a Feather file, batch by batch."""
+"""Read bars from a Parquet or a Feather file, batch by batch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from feature_platform.importer.columns import ColumnMap
 from feature_platform.importer.layouts import Head, Layout, recognise
 from feature_platform.importer.rows import Columns, Judge, MakeJudge
 
-# Pages are read through a buffer of this size rather than a whole row group at once.
+# The size of the buffer through which pages are read, in bytes; without one, a whole row group is
+# read at once.
 _BUFFER = 1024 * 1024
 
 _SAMPLE_ROWS = 1000
 
-# How pandas names the column of an index without a name.
+# The name that pandas gives to the column of an index without a name.
 _INDEX = "__index_level_0__"
 
 
@@ -49,7 +50,7 @@ def read_parquet(
 def read_feather(
     stream: Any, file: str, *, columns: ColumnMap, judge: MakeJudge, stamp: str, batch_rows: int
 ) -> Iterator[Batch]:
-    """Read the bars of a Feather file, which is Arrow's; a row's number is its line.
+    """Read the bars of a Feather file, version 2; a row's number is its line.
 
     Raises UserError where the file is damaged, or has no columns of bars.
     """
@@ -72,7 +73,7 @@ def read_feather(
 class _Reader:
     """Read batches of typed columns.
 
-    sampled: the columns from which the layout is recognised.
+    sampled: the columns by which the layout is recognised.
     wanted: the columns of the layout.
     """
 
@@ -91,7 +92,7 @@ class _Reader:
         self._judge: Judge | None = None
 
     def recognise(self, sample: pa.RecordBatch | None) -> None:
-        """Find the columns, from their names and the first rows."""
+        """Recognise the layout by the columns' names and the first rows."""
         texts: list[list[str]] = []
         if sample is not None:
             places = {name: at for at, name in enumerate(sample.schema.names)}
@@ -112,7 +113,7 @@ class _Reader:
         )
 
     def read(self, batches: Iterator[pa.RecordBatch], total: int | None) -> Iterator[Batch]:
-        """Judge batches; total is the number of their rows, where it is known."""
+        """Judge batches; total is the number of all rows, None if unknown."""
         assert self._layout is not None
         assert self._judge is not None
         row = 1
@@ -161,26 +162,28 @@ def _check_kind(name: str, field: pa.Field, file: str) -> None:
     else:
         fits = text or number or pa.types.is_decimal(kind)
     if not fits:
-        raise UserError(f"{file}: the column {field.name!r}, to be {name}, is of type {field.type}")
+        raise UserError(
+            f"{file}: the column {field.name!r} cannot be read as {name}: its type is {field.type}"
+        )
 
 
 class _Seekable(io.RawIOBase):
-    """A view of a stream for Arrow, which closes what it reads."""
+    """A view of a stream for Arrow, which closes the view and not the stream."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._stream.seek(0)
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True: the stream can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Tell that it has positions."""
+        """Return True: the stream has positions."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a position."""
+        """Move to a position."""
         return int(self._stream.seek(offset, whence))
 
     def tell(self) -> int:

@@ -1,4 +1,4 @@
-"""Work on the next item while the present one is in use."""
+"""Compute the next item of a generator while the caller uses the present one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Item = TypeVar("Item")
 
 
 def read_ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
-    """Yield the items of a generator, computing each on another thread one step ahead.
+    """Yield the items of a generator; another thread computes them one step ahead.
 
-    What the generator raises is raised here. Closing this closes it too, once it has finished
-    the item in hand.
+    Exceptions of the generator are raised here. When this generator is closed, it waits for the
+    item that is being computed, and closes the other generator.
     """
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
@@ -21,6 +21,6 @@ def read_ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None
         try:
             while (item := coming.result()) is not end:
                 coming = pool.submit(next, items, end)
-                yield item  # type: ignore[misc]  # mypy cannot tell it from the end
+                yield item  # type: ignore[misc]  # mypy cannot exclude the type of `end`
         finally:
             pool.submit(items.close).result()

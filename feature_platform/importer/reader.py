@@ -1,4 +1,4 @@
-"""Files of bars: CSV, JSON, Parquet or Feather, compressed or not, read in pieces and judged."""
+"""Read files of bars in batches: CSV, JSON, Parquet or Feather, compressed or not."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from feature_platform.importer.rows import Judge, MakeJudge
 from feature_platform.importer.symbols import SymbolRule
 from feature_platform.importer.times import TimeRule
 
-__all__ = ["BATCH_ROWS", "BadRow", "Batch", "ColumnMap", "Findings", "TimeRule", "read_bars"]
+__all__ = ["BATCH_ROWS", "BadRow", "Batch", "ColumnMap", "Findings", "TimeRule", "read_file"]
 
 BATCH_ROWS = 100_000
 
-# Usual size of a row of a CSV file: Binance's have 100 to 130 bytes, six columns 60.
+# The usual size of a CSV row: Binance's rows have 100 to 130 bytes, rows of six columns 60.
 _BYTES_PER_ROW = 96
 
 
 @dataclass
 class Findings:
-    """What was found about a file while it was read.
+    """Facts about a file that are known after it was read.
 
     judges: one for each stream of bars in the file.
-    skipped: files in an archive that hold no bars.
+    skipped: the files in an archive that were ignored.
     """
 
     judges: list[Judge] = field(default_factory=list)
@@ -39,17 +39,17 @@ class Findings:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Return the layouts that were recognised, each once."""
+        """Return the recognised layouts, each once."""
         return list({judge.layout.name: judge.layout for judge in self.judges}.values())
 
     @property
     def local(self) -> bool:
-        """Tell whether times without an offset from UTC were among the file's."""
+        """Return whether the file has times without an offset from UTC."""
         return any(judge.local for judge in self.judges)
 
     @property
     def coarse(self) -> str | None:
-        """Return what the times have instead of minutes: "days" or "hours", None for minutes."""
+        """Return "days" or "hours" where the times have no minutes, otherwise None."""
         if self.judges and all(judge.layout.date_only for judge in self.judges):
             return "days"
         if self.judges and all(judge.hours for judge in self.judges):
@@ -57,7 +57,7 @@ class Findings:
         return None
 
 
-def read_bars(
+def read_file(
     path: Path | Input,
     *,
     symbol: str | None = None,
@@ -66,15 +66,15 @@ def read_bars(
     batch_rows: int = BATCH_ROWS,
     findings: Findings | None = None,
 ) -> Generator[Batch, None, None]:
-    """Read a file of bars in pieces, and find every row that cannot be stored.
+    """Read a file of bars in batches, and find every row that cannot be stored.
 
-    The content tells the format, docs/importing.md which there are.
+    The content of a file decides its format; docs/importing.md lists the formats.
 
-    symbol: whose bars they are; None where a column says it.
-    columns: the columns that are not recognised by name.
-    rule: how times are to be read.
-    batch_rows: about how many rows to hold at a time.
-    findings: gets what is found about the file.
+    symbol: the symbol of the bars; None where a column holds the symbols.
+    columns: the columns that are not found by the known names.
+    rule: the rule by which times are read.
+    batch_rows: about the number of rows to hold at a time.
+    findings: receives the facts about the file.
     Raises UserError where the file as a whole cannot be read.
     """
     names = columns or ColumnMap()

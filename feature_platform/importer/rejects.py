@@ -1,4 +1,4 @@
-"""The file of the rows that an import rejected."""
+"""The file of the rows that an import rejects."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ HEADER = ("file", "line", "reason", "text")
 
 
 class SkipFile:
-    """Collect rows in a file without a name, which gets `path` when the block is left.
+    """A file of bad rows that has no name until the `with` block ends, and is `path` afterwards.
 
-    A killed process leaves no file behind. The file appears only if a row was kept, and never in
-    place of another file.
-    Raises UserError where `path` exists, or cannot be written.
+    So a killed process leaves no file. The file is made only if there are bad rows, and does not
+    replace another file.
+    Raises UserError where `path` exists or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         if path.exists() or path.is_symlink():
-            raise UserError(f"{path}: exists already, and bad rows of another import may be in it")
+            raise UserError(f"{path}: exists already; give --skip-bad the name of a new file")
         if not path.parent.is_dir():
-            raise UserError(f"{path}: there is no directory {path.parent}")
+            raise UserError(f"{path}: the directory {path.parent} does not exist")
         self._path = path
         self._file: TextIO | None = None
         self._kept = 0
@@ -52,19 +52,19 @@ class SkipFile:
                 self._publish(self._file)
 
     def add(self, rows: Iterable[BadRow]) -> None:
-        """Write rows, to be kept or discarded."""
+        """Write rows; `keep` or `discard` must follow."""
         for row in rows:
             csv.writer(self._open()).writerow((row.file, row.line, row.reason, row.text))
 
     def keep(self) -> None:
-        """Write the rows so far to the disk: they will not be in the database."""
+        """Write the rows to the disk, after the good rows of their file were stored."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._kept = self._file.tell()
 
     def discard(self) -> None:
-        """Delete the rows since the last `keep`, as their file was not stored."""
+        """Delete the rows since the last `keep`, because their file was not stored."""
         if self._file is not None:
             self._file.seek(self._kept)
             self._file.truncate()
@@ -87,23 +87,23 @@ class SkipFile:
             other = self._path.parent / f".{self._path.name}.{os.getpid()}.partial"
             _name(file, other)
             raise UserError(
-                f"{self._path}: another process made this file meanwhile; "
+                f"{self._path}: another process has made this file meanwhile; "
                 f"the bad rows are in {other}"
             ) from None
 
 
 def _unnamed(directory: Path) -> int:
     """Open a file without a name in a directory; return its descriptor."""
-    with suppress(AttributeError, OSError):  # a system or a file system without such files
+    with suppress(AttributeError, OSError):  # the system or file system has no O_TMPFILE
         return os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o666)
     with tempfile.TemporaryFile(dir=directory) as file:
         return os.dup(file.fileno())
 
 
 def _name(file: TextIO, path: Path) -> None:
-    """Give a file without a name one. Raises FileExistsError where the name is taken."""
+    """Give a name to a file without one. Raises FileExistsError where the name exists."""
     try:
-        # Only with a descriptor of a directory does Python follow the link to the file.
+        # Python follows the link in /proc only if it is given the descriptor of a directory.
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=directory)

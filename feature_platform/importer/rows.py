@@ -1,4 +1,4 @@
-"""From the columns of a piece of a file to bars that keep the rules, and rows that break one."""
+"""Split the rows of a part of a file into valid bars and bad rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from feature_platform.importer.times import (
     text_times,
 )
 
-# A value that is not there, as writers spell it.
+# Texts that stand for a missing value.
 _ABSENT = pa.array(["", "nan", "null", "none", "na", "n/a", "-"])
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -44,10 +44,10 @@ _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows as a parser gives them.
+    """Parsed rows.
 
-    line: the number of each row.
-    values: a column by field. Texts are without spaces at their ends and never null; numbers and
+    line: the line number of each row.
+    values: the columns by field. Texts have no spaces at their ends and are not null; numbers and
         timestamps may be null.
     text: returns the text of the row at an index.
     """
@@ -57,7 +57,7 @@ class Columns:
     text: Callable[[int], str]
 
     def take(self, kept: Mask) -> Columns:
-        """Return some of the rows."""
+        """Return the rows of a mask."""
         indices = np.flatnonzero(kept)
         which = pa.array(kept)
         values = {name: column.filter(which) for name, column in self.values.items()}
@@ -67,8 +67,8 @@ class Columns:
 class Judge:
     """Judge the rows of one stream of bars.
 
-    local: whether a time without an offset from UTC was among them.
-    hours: whether every time so far was an hour without minutes.
+    local: whether one of the times had no offset from UTC.
+    hours: whether each batch so far began with a time that is an hour without minutes.
     """
 
     def __init__(self, file: str, layout: Layout, symbol: SymbolRule, rule: TimeRule) -> None:
@@ -81,9 +81,9 @@ class Judge:
         self._rule = replace(rule, day_first=layout.day_first)
 
     def batch(self, rows: Columns, unread: Iterable[BadRow], done: float) -> Batch:
-        """Part good rows from bad ones, and count those that have a time and no values.
+        """Separate valid bars from bad rows, and count rows with a time and no values.
 
-        unread: rows that are bad already, because they have no fields to judge.
+        unread: rows that the parser has rejected.
         """
         empty = _empty_rows(rows)
         count = int(empty.sum())
@@ -148,7 +148,7 @@ MakeJudge = Callable[[str, Layout], Judge]
 
 
 def _empty_rows(rows: Columns) -> Mask:
-    """Tell which rows have a time and no values: minutes without trades, in some files."""
+    """Return a mask of the rows with a time and no values: minutes without trades."""
     empty = np.ones(len(rows.line), np.bool_)
     for name in PRICES:
         if name in rows.values:
@@ -161,7 +161,7 @@ def _empty_rows(rows: Columns) -> Mask:
 
 
 def _absent(column: pa.Array, *, zero: bool) -> Mask:
-    """Tell which values are not there; beside prices that are not, a volume of 0 is none."""
+    """Return a mask of the missing values; zero: 0 counts as missing, too."""
     if _is_text(column):
         texts = pc.utf8_lower(_texts(column))
         absent: Mask = to_numpy(pc.is_in(texts, value_set=_ABSENT))
@@ -182,7 +182,7 @@ def _numbers(name: str, column: pa.Array, faults: dict[int, str], decimal: str) 
         faults.setdefault(at, f"{name} is missing")
     if pa.types.is_floating(column.type):
         return to_numpy(column.cast(pa.float64()).fill_null(np.nan))
-    # By way of text: a decimal or a large integer is then rounded once, to the nearest double.
+    # Decimals and large integers are converted by their texts, which rounds them only once.
     texts = _texts(column)
     if decimal == ",":
         for at in np.flatnonzero(to_numpy(pc.match_substring(texts, "."))).tolist():

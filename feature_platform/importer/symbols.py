@@ -1,4 +1,4 @@
-"""Whose bar a row is."""
+"""Determine the symbol of each row of a file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from feature_platform.symbols import check_symbol, fault_of
 
 
 class Symbols(NamedTuple):
-    """The symbol of every row, as a number that counts into names."""
+    """The symbols of rows: `codes` holds for each row the index of its symbol in `names`."""
 
     names: tuple[str, ...]
     codes: NDArray[np.int32]
 
 
 def same_symbol(one: str, other: str) -> bool:
-    """Tell whether two spellings are of one symbol: LINKUSDT is LINK/USDT, and kraken:LINK/USDT."""
+    """Return whether two texts spell one symbol, such as LINKUSDT, LINK/USDT, kraken:LINK/USDT."""
     return _spelt(one) == _spelt(other)
 
 
@@ -31,12 +31,12 @@ def _spelt(symbol: str) -> str:
 
 
 class SymbolRule:
-    """Give every row of one file its symbol.
+    """The rule that gives each row of a file its symbol.
 
-    given: the caller's symbol. In a file that has a column of symbols it may only spell the one
-    symbol that occurs in another way; None takes the column's.
-    renames: whether it may stand for any one symbol of the column.
-    Raises UserError where it is no symbol.
+    given: the caller's symbol. In a file with a column of symbols, it may only be another spelling
+        of the file's one symbol. With None, the symbols are those of the column.
+    renames: whether `given` may replace the file's one symbol, whatever that is.
+    Raises UserError where `given` is not a valid symbol.
     """
 
     def __init__(self, given: str | None, *, renames: bool = False) -> None:
@@ -51,11 +51,11 @@ class SymbolRule:
         self._renamed: str | None = None
 
     def check(self, file: str, *, has_column: bool) -> None:
-        """Raise UserError where nothing says whose bars a file holds."""
+        """Raise UserError where neither the caller nor the file gives the symbol."""
         if self._given is None and not has_column:
             raise UserError(
-                f"{file}: no column of symbols (--column-symbol NAME names one), "
-                "so say whose bars these are: --symbol LINK/USDT"
+                f"{file}: no column of symbols; give the symbol of the bars, as in "
+                "--symbol LINK/USDT, or the column with --column-symbol NAME"
             )
 
     def constant(self, rows: int) -> Symbols:
@@ -66,7 +66,7 @@ class SymbolRule:
     def of_column(self, column: pa.Array, faults: dict[int, str]) -> Symbols:
         """Return the symbols of a column of texts without spaces at their ends.
 
-        faults: gets a reason for every row without a proper one, by its index.
+        faults: receives the reason for each row without a valid symbol, by its index.
         """
         encoded = column.dictionary_encode()
         names: list[str] = encoded.dictionary.to_pylist()
@@ -90,12 +90,12 @@ class SymbolRule:
             self._renamed = self._renamed or name
             if name != self._renamed:
                 return (
-                    f"symbol {name!r} in a file that began with {self._renamed!r}, "
-                    f"while all of it is to be stored as {self._given!r}"
+                    f"symbol {name!r} in a file that began with {self._renamed!r}, and --symbol "
+                    f"{self._given} can rename only one symbol"
                 )
         elif not same_symbol(name, self._given):
             return (
-                f"symbol {name!r} in a file that is to be stored as {self._given!r}: "
-                "leave --symbol out (--column-symbol none renames a file's one symbol)"
+                f"symbol {name!r} is not {self._given!r}: omit --symbol, or rename the file's one "
+                "symbol with --column-symbol none"
             )
         return None

@@ -1,4 +1,4 @@
-"""Times of bars: every form that files write them in, converted to microseconds in UTC."""
+"""Convert the times of bars from all forms that files use to microseconds in UTC."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from feature_platform.errors import UserError
 
 Stamp = Literal["open", "close"]
 
-# The last second of a minute: a bar's end is written as 00:59.999, 00:59 or 01:00.
+# The last second of a minute: files write a bar's end as 00:59.999, 00:59 or 01:00.
 _LAST_SECOND_US = 59_000_000
 
 _YEARS = f"is not in the years {FIRST_YEAR} to {LAST_YEAR}"
@@ -71,13 +71,13 @@ _COMPACT = r"^(19[89]\d|20\d{2})[01]\d[0-3]\d(\d{4}(\d{2})?)?$"
 
 @dataclass(frozen=True, slots=True)
 class TimeRule:
-    """How the times of a file are to be read.
+    """The rule by which the times of a file are read.
 
     zone: the IANA name of the zone of times without an offset; None is UTC.
-    stamp: whether a time is that of a bar's open or of its end.
+    stamp: whether a time is the start or the end of its bar.
     ticks: whether rows may lie inside minutes.
     day_first: whether 3/4/2024 is in April.
-    Raises UserError where there is no such zone.
+    Raises UserError where the zone does not exist.
     """
 
     zone: str | None = None
@@ -97,34 +97,34 @@ class TimeRule:
 
 
 def is_time(text: str) -> bool:
-    """Tell whether a text is a time in a known form, an epoch included."""
+    """Return whether a text is an epoch or a time in another known form."""
     return is_epoch(text) or any(form.fullmatch(text) for form in _COMPILED)
 
 
 def is_date(text: str) -> bool:
-    """Tell whether a text is a date without a time of day."""
+    """Return whether a text is a date without a time of day."""
     return _DATE.fullmatch(text) is not None
 
 
 def is_clock(text: str) -> bool:
-    """Tell whether a text is a time of day."""
+    """Return whether a text is a time of day."""
     return _TIME_OF_DAY.fullmatch(text) is not None
 
 
 def is_epoch(text: str) -> bool:
-    """Tell whether a text is a number of seconds, or of parts of them, since 1970."""
+    """Return whether a text is a number of seconds or fractions of seconds since 1970."""
     return _EPOCH.fullmatch(text) is not None and not re.match(_COMPACT, text)
 
 
 def is_hour(text: str) -> bool:
-    """Tell whether a text is an hour without minutes."""
+    """Return whether a text is an hour without minutes."""
     return _HOURS.fullmatch(text) is not None
 
 
 def text_times(texts: pa.Array, faults: dict[int, str], rule: TimeRule) -> tuple[Ints, Mask]:
-    """Convert texts to microseconds since 1970-01-01, and tell which have no offset from UTC.
+    """Return texts as microseconds since 1970-01-01, and a mask of those without an offset.
 
-    faults: gets a reason for every text that is no time, by its index.
+    faults: receives the reason for each text that is not a time, by its index.
     """
     times = np.full(len(texts), NO_TIME, np.int64)
     local = np.zeros(len(texts), np.bool_)
@@ -152,7 +152,10 @@ def text_times(texts: pa.Array, faults: dict[int, str], rule: TimeRule) -> tuple
 
 
 def float_times(values: NDArray[np.float64], faults: dict[int, str]) -> Ints:
-    """Convert floating-point epochs to microseconds since 1970-01-01 UTC, each by its magnitude."""
+    """Convert floating-point epochs to microseconds since 1970-01-01 UTC.
+
+    The magnitude of an epoch decides whether it holds seconds, milliseconds and so on.
+    """
     times = np.full(len(values), NO_TIME, np.int64)
     finite = np.isfinite(values) & (np.abs(values) < 2.0**62)
     for at in np.flatnonzero(~finite).tolist():
@@ -162,7 +165,7 @@ def float_times(values: NDArray[np.float64], faults: dict[int, str]) -> Ints:
     whole = finite & (values == np.floor(values))
     indices = np.flatnonzero(whole)
     times[indices] = epoch_times(values[indices].astype(np.int64), faults, indices)
-    # A double holds seconds of these years to a quarter of a microsecond.
+    # The resolution of a double is a quarter of a microsecond for seconds in these years.
     parts = np.flatnonzero(finite & ~whole)
     scaled = np.rint(values[parts] * _scale(values[parts])).astype(np.int64)
     found: dict[int, str] = {}
@@ -175,10 +178,10 @@ def float_times(values: NDArray[np.float64], faults: dict[int, str]) -> Ints:
 def finish_times(
     times: Ints, local: Mask, faults: dict[int, str], rule: TimeRule, shown: Callable[[int], str]
 ) -> Ints:
-    """Convert local times to UTC and ends of bars to their opens, and judge what remains.
+    """Convert local times to UTC and ends of bars to their starts.
 
     shown: returns the time of a row as the file writes it.
-    faults: gets a reason for every time that is ambiguous, or not the start of a minute.
+    faults: receives the reason for each time that is ambiguous or not the start of a minute.
     """
     known = times != NO_TIME
     if rule.zone is not None and local.any():
@@ -212,13 +215,13 @@ def _to_utc(
     for at in doubtful.tolist():
         row = int(rows[at])
         how = "twice" if back[at] == times[row] else "never"
-        faults.setdefault(row, f"time {shown(row)} happens {how} in {zone}")
+        faults.setdefault(row, f"time {shown(row)} occurs {how} in {zone}")
         converted[row] = NO_TIME
     return converted
 
 
 def _whole_times(texts: pa.Array, times: Ints, faults: dict[int, str]) -> Mask:
-    """Convert the whole numbers that are epochs; return which texts were whole numbers."""
+    """Convert the texts that are whole numbers, as epochs; return a mask of them."""
     whole: Mask = to_numpy(pc.match_substring_regex(texts, _WHOLE))
     if not whole.any():
         return whole
@@ -234,14 +237,14 @@ def _whole_times(texts: pa.Array, times: Ints, faults: dict[int, str]) -> Mask:
         some = texts.take(pa.array(indices))
     try:
         numbers = to_numpy(some.cast(pa.int64()))
-    except pa.ArrowInvalid:  # nineteen digits may be too many, too, and a sign is no digit
+    except pa.ArrowInvalid:  # a text has a sign, or nineteen digits that are too large
         numbers = np.array([min(int(text), 2**62) for text in some.to_pylist()], np.int64)
     times[indices] = epoch_times(numbers, faults, indices)
     return whole
 
 
 def _decimal_times(texts: pa.Array, left: Mask, times: Ints, faults: dict[int, str]) -> Mask:
-    """Convert epochs with decimals or an exponent, from their digits; return which those were."""
+    """Convert epochs with decimals or an exponent, by their digits; return a mask of them."""
     done = np.zeros(len(texts), np.bool_)
     decimal = left & to_numpy(pc.match_substring_regex(texts, _DECIMAL))
     scientific = left & to_numpy(pc.match_substring_regex(texts, _SCIENTIFIC))
@@ -263,7 +266,7 @@ def _decimal_times(texts: pa.Array, left: Mask, times: Ints, faults: dict[int, s
         whole = to_numpy(number)
         scale = _scale(whole.astype(np.float64)).astype(np.int64)
         exact = billionths * scale % 1_000_000_000 == 0
-        # A fraction adds less than one unit, so the time stays within the years.
+        # A fraction is less than one unit, so the time remains within the years.
         base = epoch_times(whole, faults, rows)
         times[rows] = np.where(base == NO_TIME, NO_TIME, base + billionths * scale // 1_000_000_000)
         for at in np.flatnonzero(too_long | (~exact & (base != NO_TIME))).tolist():
@@ -275,14 +278,14 @@ def _decimal_times(texts: pa.Array, left: Mask, times: Ints, faults: dict[int, s
 
 
 def _scale(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how many microseconds the unit of each epoch has."""
+    """Return the microseconds of each epoch's unit."""
     return np.where(values < 1e10, 1e6, np.where(values < 1e13, 1e3, 1.0))
 
 
 def _form_times(
     parts: pa.StructArray, rows: Ints, texts: pa.Array, faults: dict[int, str], rule: TimeRule
 ) -> tuple[Ints, Mask]:
-    """Convert the parts of texts of one form; return times and which have no offset."""
+    """Convert the parts of texts of one form; return times and a mask of times without offset."""
     names = {field.name for field in parts.type}
     size = len(rows)
 
@@ -299,7 +302,7 @@ def _form_times(
         if rule.day_first is None:
             for row in rows.tolist():
                 text = texts[row].as_py()
-                faults.setdefault(row, f"time {text!r} may be day or month first")
+                faults.setdefault(row, f"time {text!r} may have the day or the month first")
             return np.full(size, NO_TIME, np.int64), np.zeros(size, np.bool_)
         day, month = number("a" if rule.day_first else "b"), number("b" if rule.day_first else "a")
     else:
@@ -343,7 +346,7 @@ def _form_times(
 
 
 def _offsets(zones: pa.Array, size: int, written: bool) -> tuple[Ints, Mask]:
-    """Return offsets from UTC in seconds, and which times have none."""
+    """Return offsets from UTC in seconds, and a mask of the times without an offset."""
     if not written:
         return np.zeros(size, np.int64), np.ones(size, np.bool_)
     encoded = zones.dictionary_encode()
@@ -365,9 +368,9 @@ def _offset(zone: str) -> int | None:
 
 
 def join_clock(dates: pa.Array, clocks: pa.Array) -> pa.Array:
-    """Return dates and times of day of two columns as texts of one.
+    """Join dates and times of day of two columns to texts of times.
 
-    93000 is 09:30:00, and 930 is 09:30.
+    A time of day may be a number: 93000 is 09:30:00, and 930 is 09:30.
     """
     compact = pc.match_substring_regex(clocks, r"^\d{3,6}$")
     if pc.any(compact).as_py():

@@ -14,14 +14,14 @@ from feature_platform.importer.importer import FileReport, ImportReport, Progres
 if TYPE_CHECKING:
     from feature_platform.importer.archives import ArchiveReport
 
-# The share of a file's time that goes into reading it; the rest is the database's.
+# The share of a file's time that reading takes; the rest is storing.
 _READING = 0.4
 
 
 def bar_of_files(
     paths: Sequence[Path], progress: Callable[[int, int], None]
 ) -> Callable[[Progress], None]:
-    """Return the function that moves a bar on over all files, each by its size."""
+    """Return a function that advances a progress bar over all files, weighted by their sizes."""
     sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     total = sum(sizes[path] for path in paths)
     finished = 0
@@ -37,7 +37,7 @@ def bar_of_files(
 
 
 def report_table(report: ImportReport) -> Table:
-    """Return the counts of every file's rows, and how the file was read."""
+    """Return a table of each file's counts, interval, times and layout."""
     made = console.table(
         *("file", "symbol", ">rows", ">new", ">corrected", ">unchanged", ">duplicates", ">bad"),
         *(">empty", ">not closed", "first bar (UTC)", "last bar (UTC)", ">seconds", ">bars/s"),
@@ -53,13 +53,13 @@ def report_table(report: ImportReport) -> Table:
 def report_lines(
     report: ImportReport, skipped: Sequence[Path], *, dry_run: bool, skip_bad: Path | None
 ) -> Iterator[str]:
-    """Yield what the table does not hold: notes, and the bad rows."""
+    """Yield the lines below the table: notes, ignored files and bad rows."""
     many = len(report.files) > 1
     for one in report.files:
         for note in one.notes:
             yield f"{one.path}: {note}" if many else note
     for path in skipped:
-        yield f"no file of bars, left out: {path}"
+        yield f"not a file of bars, ignored: {path}"
     bad = report.total.bad
     if dry_run:
         for one in report.files:
@@ -67,17 +67,17 @@ def report_lines(
                 yield f"bad row: {row.file}:{row.line}: {row.reason}"
         shown = sum(len(one.examples) for one in report.files)
         if bad > shown:
-            yield f"bad rows: {bad:,} in all"
+            yield f"bad rows in total: {bad:,}"
         yield "dry run: nothing was stored"
     elif bad:
-        yield f"bad rows, left out: {bad:,}, in {skip_bad}"
+        yield f"{bad:,} bad {'row was' if bad == 1 else 'rows were'} written to {skip_bad}"
 
 
 def archive_lines(report: ArchiveReport) -> Iterator[str]:
-    """Yield what became of the archives that were asked for."""
+    """Yield the outcome of loading archives."""
     yield (
-        f"archives: {len(report.imported.files):,} imported, {report.present:,} periods complete"
-        f" before, {len(report.absent):,} not published, {len(report.failed):,} failed"
+        f"archives: {len(report.imported.files):,} imported, {len(report.absent):,} not published,"
+        f" {len(report.failed):,} failed; {report.present:,} days were complete before"
     )
     for name in report.absent:
         yield f"not published: {name}"
@@ -86,18 +86,18 @@ def archive_lines(report: ArchiveReport) -> Iterator[str]:
 
 
 def nothing_stored(files: Sequence[FileReport]) -> str:
-    """Return why files gave no bar, for the message of exit status 1."""
+    """Return the reason why no bar of the files was stored, for the message of exit status 1."""
     one = files[0]
     if not one.rows:
         reason = "the file has no rows"
     elif one.bad == one.rows:
         reason = "every row is bad"
     elif one.unclosed == one.rows:
-        reason = "every bar is of a minute that is not over"
+        reason = "every bar is of a minute that has not ended"
     else:
         reason = (
             f"of {one.rows:,} rows {one.bad:,} are bad, {one.empty:,} without values and"
-            f" {one.unclosed:,} of minutes that are not over"
+            f" {one.unclosed:,} of minutes that have not ended"
         )
     more = f" (and {len(files) - 1:,} other files)" if len(files) > 1 else ""
     return f"{one.path}: no bar was stored: {reason}{more}"

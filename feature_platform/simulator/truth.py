@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from feature_platform.errors import UserError
-from feature_platform.importer.reader import read_bars
+from feature_platform.importer.reader import read_file
 from feature_platform.simulator._noise import Floats, Ints, key_of, uniform, value_noise
 from feature_platform.simulator.markets import Market, market_of
 
@@ -167,7 +167,7 @@ class RecordedTruth(Truth):
 
     def __init__(self, symbol: str, path: Path) -> None:
         batches = []
-        for batch in read_bars(path, symbol=symbol):
+        for batch in read_file(path, symbol=symbol):
             if batch.bad:
                 bad = batch.bad[0]
                 raise UserError(f"{bad.file}:{bad.line}: {bad.reason}")

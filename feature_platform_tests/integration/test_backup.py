@@ -21,9 +21,9 @@ from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import (
     assert_same_bits,
-    read_bars,
     read_features,
     refresh,
+    stored_bars,
 )
 from feature_platform_tests.fix_processes import insert_bars, run_on, value
 
@@ -79,7 +79,7 @@ def fill(connection: Conn) -> None:
 
 def goes_on(connection: Conn, dumped: Conn) -> None:
     """Fail unless a database has all of another, takes on from there, and stays exact."""
-    assert sorted(read_bars(connection)) == sorted(read_bars(dumped))
+    assert sorted(stored_bars(connection)) == sorted(stored_bars(dumped))
     assert_same_bits(read_features(connection), read_features(dumped))
     gaps = "SELECT * FROM ohlcv_1m_gaps ORDER BY id"
     assert connection.execute(gaps).fetchall() == dumped.execute(gaps).fetchall()
@@ -95,7 +95,7 @@ def goes_on(connection: Conn, dumped: Conn) -> None:
     refresh(connection)
     report = verify(connection)
     assert (report.mismatches, report.pending) == (0, 0)
-    assert report.rows == len(read_bars(connection))
+    assert report.rows == len(stored_bars(connection))
     assert value(connection, "SELECT feature_platform.policy_begin('worker')") > 0
 
 

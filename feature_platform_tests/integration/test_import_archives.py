@@ -106,7 +106,7 @@ def test_a_day_that_is_not_there_yet(conn: Connection, simulator: SimulatedExcha
     ("fault", "reason"),
     [
         ({"kind": "wrong_checksum"}, "wrong checksum: "),
-        ({"kind": "reset", "endpoint": "archive", "at": 0.6}, "the download was cut off"),
+        ({"kind": "reset", "endpoint": "archive", "at": 0.6}, "the download failed"),
         ({"kind": "server_error", "endpoint": "archive"}, "the exchange answered with status 503"),
     ],
 )
@@ -133,10 +133,10 @@ def test_a_dry_run_stores_nothing(conn: Connection) -> None:
 @pytest.mark.parametrize(
     ("symbol", "start", "message"),
     [
-        ("BTCUSDT", "2024-12", "Binance's symbols are written as in BTC/USDT"),
+        ("BTCUSDT", "2024-12", "write a symbol of Binance as in BTC/USDT"),
         (SYMBOL, "December", "--start December: write a month or a day"),
         (SYMBOL, "2024-13", "--start 2024-13: write a month or a day"),
-        (SYMBOL, "2999-01", "there is no complete day"),
+        (SYMBOL, "2999-01", "no day from then to"),
     ],
 )
 def test_mistakes(conn: Connection, symbol: str, start: str, message: str) -> None:
@@ -147,7 +147,7 @@ def test_mistakes(conn: Connection, symbol: str, start: str, message: str) -> No
 def test_the_symbols_of_another_exchange(conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE", "kraken")
     get_settings.cache_clear()
-    with pytest.raises(UserError, match="bars of Binance are those of binance:BTC/USDT"):
+    with pytest.raises(UserError, match="write --symbol binance:BTC/USDT"):
         load(conn, "2025-01-18")
     assert load(conn, "2025-01-18", "2025-01-18", symbol="binance:BTC/USDT").imported.files
 

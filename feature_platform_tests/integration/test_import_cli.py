@@ -64,7 +64,7 @@ def test_a_bad_row_is_one_line_and_exit_2(run: Run, tmp_path: Path) -> None:
     assert line.startswith("feature-platform: bars.csv:4: time 'noon' is neither a whole number")
     done = run("bars.csv", "--symbol", "A", "--skip-bad", "bad.csv")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "bad rows, left out: 1, in bad.csv"
+    assert done.stdout.splitlines()[-1] == "1 bad row was written to bad.csv"
     assert (tmp_path / "bad.csv").read_text(encoding="utf-8").splitlines()[1] == (
         "bars.csv,4,time 'noon' is neither a whole number nor a known form of date,"
         '"noon,10,12,9,11,5.5"'
@@ -75,7 +75,7 @@ def test_a_symbol_is_asked_for(run: Run) -> None:
     done = run("bars.csv")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.endswith("say whose bars these are: --symbol LINK/USDT")
+    assert line.endswith("or the column with --column-symbol NAME")
 
 
 def test_columns_are_named_by_options(run: Run, tmp_path: Path, conn: psycopg.Connection) -> None:

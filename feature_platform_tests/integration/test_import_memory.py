@@ -33,10 +33,10 @@ print(report.total.inserted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 READ = """
 import resource, sys
 from pathlib import Path
-from feature_platform.importer.reader import read_bars
+from feature_platform.importer.reader import read_file
 
 path, rows = sys.argv[1:]
-found = sum(len(batch.line) for batch in read_bars(Path(path), symbol="A"))
+found = sum(len(batch.line) for batch in read_file(Path(path), symbol="A"))
 print(found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

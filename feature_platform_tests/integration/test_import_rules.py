@@ -181,7 +181,7 @@ def test_nothing_stored_is_a_failure(run: Run, write: Write) -> None:
     assert (done.returncode, "the file has no rows" in done.stderr) == (1, True)
     write("3999999960,1,1,1,1,1")
     done = run("bars.csv", "--symbol", "A")
-    assert (done.returncode, "not over" in done.stderr) == (1, True)
+    assert (done.returncode, "has not ended" in done.stderr) == (1, True)
     write(row(0))
     assert run("bars.csv", "--symbol", "A").returncode == 0
     assert run("bars.csv", "--symbol", "A").returncode == 0  # all of it was there before
@@ -213,13 +213,13 @@ def test_the_summary_also_where_a_file_fails(run: Run, write: Write) -> None:
     assert done.returncode == 2
     assert done.stdout.splitlines()[1].split()[:4] == ["a.csv", "A", "2", "2"]
     assert "b.csv:3: time 'noon'" in done.stderr
-    assert "stored are the 1 of 2 files before it" in done.stderr
+    assert "1 of 2 files, before it, are stored" in done.stderr
 
 
 def test_the_zone_is_told(run: Run, write: Write, conn: Connection) -> None:
     write("2019-02-15 16:00:00,1,1,1,1,1")
     done = run("bars.csv", "--symbol", "A")
-    assert "times without an offset are taken as UTC" in done.stdout
+    assert "times without an offset are read as UTC" in done.stdout
     done = run("bars.csv", "--symbol", "B", "--timezone", "America/New_York")
     assert "America/New_York" in done.stdout.splitlines()[1]
     found = conn.execute("SELECT symbol, ts FROM ohlcv_1m ORDER BY symbol").fetchall()
@@ -237,7 +237,7 @@ def test_directories_patterns_and_standard_input(
     (tmp_path / "in" / "README.md").write_text("words", encoding="utf-8")
     done = run("in", "--symbol", "A")
     assert done.returncode == 0
-    assert "no file of bars, left out: in/README.md" in done.stdout
+    assert "not a file of bars, ignored: in/README.md" in done.stdout
     assert run("in/*.csv", "--symbol", "A").stdout.count("a.csv") == 1
     text = "\n".join([HEADER, row(2), row(3)]).encode()
     done = run("-", "--symbol", "A", stdin=text)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from feature_platform.errors import UserError
 from feature_platform.importer.csv import LONGEST_LINE
-from feature_platform.importer.reader import BadRow, ColumnMap, TimeRule, read_bars
+from feature_platform.importer.reader import BadRow, ColumnMap, TimeRule, read_file
 
 T0 = 1_769_904_000_000  # 2026-02-01 00:00 UTC, in milliseconds
 HEADER = "open_time,open,high,low,close,volume"
@@ -51,7 +51,7 @@ def read(path: Path, symbol: str | None = "A", **options: Any) -> Read:
     lines: list[int] = []
     bad: list[BadRow] = []
     shares = [0.0]
-    for batch in read_bars(path, symbol=symbol, **options):
+    for batch in read_file(path, symbol=symbol, **options):
         names = [batch.symbols[code] for code in batch.symbol.tolist()]
         columns = (batch.ts, batch.open, batch.high, batch.low, batch.close, batch.vol)
         bars += zip(names, *(column.tolist() for column in columns), strict=True)
@@ -150,8 +150,8 @@ def test_an_option_renames_the_one_symbol_of_a_column(write: Write) -> None:
     result = read(path, symbol="LINK/USDT", batch_rows=1)
     assert result.bars == [bar(0, "LINK/USDT"), bar(1, "LINK/USDT")]
     assert result.reasons == {
-        4: "symbol 'LTCUSDT' in a file that is to be stored as 'LINK/USDT': "
-        "leave --symbol out (--column-symbol none renames a file's one symbol)"
+        4: "symbol 'LTCUSDT' is not 'LINK/USDT': omit --symbol, or rename the file's one symbol "
+        "with --column-symbol none"
     }
 
 
@@ -222,7 +222,7 @@ def test_an_unclosed_quote_rejects_one_line_only(write: Write) -> None:
     lines = [HEADER, row(0), '"' + row(1), *(row(minute) for minute in range(2, 3000))]
     for batch_rows in (10, 100_000):
         result = read(write(*lines), batch_rows=batch_rows)
-        assert result.reasons == {3: "a quote is opened and not closed"}
+        assert result.reasons == {3: "a quote is not closed"}
         assert result.bad[0].text == '"' + row(1)
         assert result.bars == [bar(0), *(bar(minute) for minute in range(2, 3000))]
         assert result.lines == [2, *range(4, 3002)]
@@ -230,7 +230,7 @@ def test_an_unclosed_quote_rejects_one_line_only(write: Write) -> None:
 
 def test_an_unclosed_quote_at_the_end(write: Write) -> None:
     result = read(write(HEADER, row(0), row(1) + '"', row(2)))
-    assert result.reasons == {3: "a quote is opened and not closed"}
+    assert result.reasons == {3: "a quote is not closed"}
     assert result.bars == [bar(0), bar(2)]
 
 
@@ -247,7 +247,7 @@ def test_a_large_file_is_read_in_many_pieces(write: Write) -> None:
     lines[1234] = row(1234, "10,12,9,11,x")
     lines[4999] = row(4999, "10,12,9,11")
     path = write(HEADER, *lines)
-    sizes = [len(batch.line) for batch in read_bars(path, symbol="A", batch_rows=100)]
+    sizes = [len(batch.line) for batch in read_file(path, symbol="A", batch_rows=100)]
     assert len(sizes) > 10
     assert max(sizes) < 400
     result = read(path, batch_rows=100)
@@ -264,7 +264,7 @@ def test_a_file_with_a_header_alone_has_no_bars(write: Write) -> None:
 
 def test_text_of_a_row(write: Write) -> None:
     path = write(HEADER, "", row(0), row(1, "0,0,0,0,0"), row(2), end="\r\n")
-    (batch,) = read_bars(path, symbol="A")
+    (batch,) = read_file(path, symbol="A")
     assert [batch.text(at) for at in range(len(batch.line))] == [row(0), row(2)]
     assert batch.bad[0].text == row(1, "0,0,0,0,0")
     assert batch.bad[0].file == str(path)
@@ -462,7 +462,7 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path.write_bytes("\n".join(lines).encode("latin-1"))
     result = read(path)
     assert result.bars == [bar(0), bar(2)]
-    assert result.bad == [BadRow(str(path), 3, "not a text in UTF-8", row(1) + r",\xff")]
+    assert result.bad == [BadRow(str(path), 3, "not text in UTF-8", row(1) + r",\xff")]
 
 
 def test_a_carriage_return_inside_a_line_is_no_line_end(write: Write) -> None:
@@ -527,11 +527,13 @@ def test_damaged_archives(tmp_path: Path, kind: str) -> None:
     packed(path, "\n".join([HEADER, *(row(minute) for minute in range(5000))]), kind)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"bars: (the file ends too early|damaged, fetch it again)"):
+    with pytest.raises(
+        UserError, match=r"bars: (the file is incomplete|damaged, download it again)"
+    ):
         read(path)
     middle = len(whole) // 3
     path.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
-    with pytest.raises(UserError, match=r"bars: damaged, fetch it again"):
+    with pytest.raises(UserError, match=r"bars: damaged, download it again"):
         read(path)
 
 
@@ -559,27 +561,27 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
         (b"\n \n\n", "the file is empty"),
         (b"\xef\xbb\xbf\n", "the file is empty"),
         (gzip.compress(b"", mtime=0), "the file is empty"),
-        (b"\x28\xb5\x2f\xfd1234", "damaged, fetch it again: ZSTD decompress failed"),
+        (b"\x28\xb5\x2f\xfd1234", "damaged, download it again: ZSTD decompress failed"),
         (b"BZh91AY", "bzip2 is not supported"),
         (HEADER.encode("utf-16"), "the text is UTF-16; save it as UTF-8"),
-        (b"\x7fELF\0\0\n", ":1: neither Parquet nor a text: it holds NUL bytes"),
-        (b"caf\xe9,x\n", ":1: neither Parquet nor a text in UTF-8"),
+        (b"\x7fELF\0\0\n", ":1: neither Parquet nor text: the line has NUL bytes"),
+        (b"caf\xe9,x\n", ":1: neither Parquet nor text in UTF-8"),
         (gzip.compress(b"PAR1\xff\0\n", mtime=0), ": the Parquet file cannot be read: "),
         (b"hello world\n", ":1: no comma, semicolon or tab in the first line"),
-        (b"a,b\rc,d\r", ":1: lines that end in a carriage return alone"),
+        (b"a,b\rc,d\r", ":1: the lines end in"),
         (b'"ts,open\n', ":1: unexpected end of data"),
         (
             b"\n\nts,open,high,low\n",
             ":3: no column for close, vol among 'ts', 'open', 'high', 'low'",
         ),
-        (b"ts,open,high,low,close\n", "say which it is with --column-vol NAME"),
+        (b"ts,open,high,low,close\n", "name it with --column-vol NAME"),
         (
             b"ts,time,open,high,low,close,vol\n",
-            ":1: more than one column may be ts: 'ts', 'time'; say which with --column-ts NAME",
+            ":1: more than one column may be ts: 'ts', 'time'; choose one with --column-ts NAME",
         ),
         (
             b"1769904000,1,1,1,1,1,1,1,1,1\n",
-            ":1: a line of 10 columns and no header: only Binance's",
+            ":1: a line of 10 columns and no header: without a header, only Binance's",
         ),
         (b"1769904000,1,1\n", "give the position of ts, open, high, low, close, vol"),
     ],
@@ -637,10 +639,14 @@ def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
 def test_something_without_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "bars.csv"
     path.write_bytes(b"x," * LONGEST_LINE)
-    with pytest.raises(UserError, match=r"bars\.csv:1: a line of over .* bytes: no file of bars"):
+    with pytest.raises(
+        UserError, match=r"bars\.csv:1: a line of over .* bytes: not a file of bars"
+    ):
         read(path)
     path.write_bytes(f"{HEADER}\n{row()}\n".encode() + b"x," * LONGEST_LINE)
-    with pytest.raises(UserError, match=r"bars\.csv:3: a line of over .* bytes: no file of bars"):
+    with pytest.raises(
+        UserError, match=r"bars\.csv:3: a line of over .* bytes: not a file of bars"
+    ):
         read(path)
 
 
@@ -745,9 +751,18 @@ def test_parquet_times_finer_than_a_microsecond(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"ts": [T0, T0]}, ": no column for open, high, low, close, vol among 'ts'"),
-        ({"ts": [True, False], **PRICES}, ": the column 'ts', to be ts, is of type bool"),
-        ({"ts": [T0, T0], **PRICES, "vol": [True, False]}, "'vol', to be vol, is of type bool"),
-        ({"ts": [T0, T0], **PRICES, "symbol": [1, 2]}, "'symbol', to be symbol, is of type int64"),
+        (
+            {"ts": [True, False], **PRICES},
+            ": the column 'ts' cannot be read as ts: its type is bool",
+        ),
+        (
+            {"ts": [T0, T0], **PRICES, "vol": [True, False]},
+            "'vol' cannot be read as vol: its type is bool",
+        ),
+        (
+            {"ts": [T0, T0], **PRICES, "symbol": [1, 2]},
+            "'symbol' cannot be read as symbol: its type is int64",
+        ),
     ],
 )
 def test_parquet_that_is_no_file_of_bars(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from feature_platform.errors import UserError
 from feature_platform.importer.layouts import LAYOUTS
-from feature_platform.importer.reader import ColumnMap, Findings, TimeRule, read_bars
+from feature_platform.importer.reader import ColumnMap, Findings, TimeRule, read_file
 
 DATA = Path(__file__).parents[1] / "data" / "import"
 T0 = 1_704_067_200  # 2024-01-01 00:00 UTC, in seconds
@@ -75,7 +75,7 @@ EXAMPLES = {
 def read(path: Path, symbol: str | None = "BTC/USDT", **options: Any) -> list[Bar]:
     """Return the bars of a file, in the order of time; no row may be bad."""
     bars: list[Bar] = []
-    for batch in read_bars(path, symbol=symbol, **options):
+    for batch in read_file(path, symbol=symbol, **options):
         assert batch.bad == ()
         columns = (batch.ts // 1_000_000 - T0, batch.open, batch.high, batch.low, batch.close)
         bars += zip(*(column.tolist() for column in (*columns, batch.vol)), strict=True)
@@ -84,7 +84,7 @@ def read(path: Path, symbol: str | None = "BTC/USDT", **options: Any) -> list[Ba
 
 def reasons(path: Path, symbol: str | None = "BTC/USDT", **options: Any) -> dict[int, str]:
     """Return the reason by line of the bad rows of a file."""
-    batches = read_bars(path, symbol=symbol, **options)
+    batches = read_file(path, symbol=symbol, **options)
     return {bad.line: bad.reason for batch in batches for bad in batch.bad}
 
 
@@ -126,7 +126,7 @@ def test_every_example_and_every_layout_is_tried() -> None:
 def test_usual_names_of_a_column_of_symbols(write: Write, name: str) -> None:
     rows = [f"{T0},1,1,1,1,1,BTC/USDT", f"{T0},2,2,2,2,2, ETH/USDT "]
     path = write(f"time,open,high,low,close,volume,{name}", *rows)
-    (batch,) = read_bars(path)
+    (batch,) = read_file(path)
     names = [batch.symbols[code] for code in batch.symbol.tolist()]
     assert names == ["BTC/USDT", "ETH/USDT"]
     assert list(reasons(path, "ETH/USDT")) == [2]
@@ -138,11 +138,11 @@ def test_usual_names_of_a_column_of_symbols(write: Write, name: str) -> None:
 
 def test_symbols_are_trimmed_and_limited(write: Write) -> None:
     path = write("time,open,high,low,close,volume", f"{T0},1,1,1,1,1")
-    (batch,) = read_bars(path, symbol="  BTC/USDT ")
+    (batch,) = read_file(path, symbol="  BTC/USDT ")
     assert batch.symbols == ("BTC/USDT",)
     for wrong in ("x" * 201, "A\tB", "A\nB", "A\x7f", " "):
         with pytest.raises(UserError, match="is no symbol"):
-            list(read_bars(path, symbol=wrong))
+            list(read_file(path, symbol=wrong))
     path = write("time,open,high,low,close,volume,symbol", f"{T0},1,1,1,1,1,{'x' * 5000}")
     assert "it has 5,000 characters, and at most 200 are allowed" in reasons(path, None)[2]
 
@@ -212,8 +212,8 @@ def test_an_hour_that_happens_twice_or_never_is_bad(write: Write) -> None:
     lines = ["2024-03-10 02:30:00", "2024-11-03 01:30:00", "2024-11-03 02:00:00"]
     path = write("time,open,high,low,close,volume", *(f"{text},1,1,1,1,1" for text in lines))
     assert reasons(path, rule=TimeRule("America/New_York")) == {
-        2: "time '2024-03-10 02:30:00' happens never in America/New_York",
-        3: "time '2024-11-03 01:30:00' happens twice in America/New_York",
+        2: "time '2024-03-10 02:30:00' occurs never in America/New_York",
+        3: "time '2024-11-03 01:30:00' occurs twice in America/New_York",
     }
 
 
@@ -269,7 +269,9 @@ def test_one_clear_date_decides_the_order_of_day_and_month(
 
 def test_a_doubtful_order_of_day_and_month_is_rejected(write: Write) -> None:
     path = write("time,open,high,low,close,volume", "03/04/2024 00:00,1,1,1,1,1")
-    with pytest.raises(UserError, match=r"bars\.csv:1: the date .* may be day or month first"):
+    with pytest.raises(
+        UserError, match=r"bars\.csv:1: the date .* may have the day or the month first"
+    ):
         read(path)
 
 
@@ -321,7 +323,7 @@ def test_rows_without_values_are_counted(write: Write) -> None:
     header = "time,open,high,low,close,volume"
     empty = [f"{T0 + 60},,,,,", f"{T0 + 120},nan,NaN,null,NaN,0"]
     path = write(header, f"{T0},1,1,1,1,1", *empty, f"{T0 + 180},1,1,,1,1")
-    (batch,) = read_bars(path, symbol="A")
+    (batch,) = read_file(path, symbol="A")
     assert (len(batch.line), batch.empty, batch.rows) == (1, 2, 4)
     assert {bad.line: bad.reason for bad in batch.bad} == {5: "low is missing"}
 
@@ -331,7 +333,7 @@ def test_lines_before_the_header_and_comments(write: Write) -> None:
     header = "time,open,high,low,close,volume"
     path = write("Export of BTC/USDT", "", "# made by hand", header, rows[0], "# a day", *rows[1:])
     assert read(path) == BARS
-    assert [number for batch in read_bars(path, symbol="A") for number in batch.line] == [
+    assert [number for batch in read_file(path, symbol="A") for number in batch.line] == [
         5,
         7,
         8,
@@ -341,10 +343,10 @@ def test_lines_before_the_header_and_comments(write: Write) -> None:
 
 def test_a_symbol_may_begin_as_a_comment_does(write: Write) -> None:
     path = write("symbol,ts,open,high,low,close,vol", f"#1,{T0},1,1,1,1,1", "# a comment")
-    (batch,) = read_bars(path)
+    (batch,) = read_file(path)
     assert (batch.symbols, batch.line.tolist(), batch.rows) == (("#1",), [2], 1)
     columns = ColumnMap(**dict(zip(("symbol", *FIELDS), "1234567", strict=True)))
-    (batch,) = read_bars(write(f"#1,{T0},1,1,1,1,1", f"B,{T0},1,1,1,1,1"), columns=columns)
+    (batch,) = read_file(write(f"#1,{T0},1,1,1,1,1", f"B,{T0},1,1,1,1,1"), columns=columns)
     assert (batch.symbols, batch.line.tolist()) == (("#1", "B"), [1, 2])
 
 
@@ -365,7 +367,7 @@ def test_a_decimal_comma_is_not_mixed_with_points(write: Write) -> None:
         ("{}", "no array of rows in the JSON object"),
         ('{"a": [[1]], "b": [[2]]}', "several arrays of rows in the JSON object"),
         ("[[1704067200, 1, 1", "the JSON cannot be read"),
-        ("[1, 2]", "the JSON holds no rows"),
+        ("[1, 2]", "the elements of the JSON are neither"),
     ],
 )
 def test_json_that_holds_no_bars(write: Write, text: str, message: str) -> None:
@@ -378,7 +380,7 @@ def test_bad_rows_of_json(write: Write) -> None:
     rows = [[T0, 1, 1, 1, 1, 1], [T0, 1, 1], "x", [T0 + 60, "1", "1", "2", "1", "1"], [None] * 6]
     assert reasons(write(json.dumps(rows), name="bars.json")) == {
         2: "3 fields where 6 are expected",
-        3: "not an array as the first row is",
+        3: "not an array like the first row",
         4: "high 1.0 is below low 2.0",
         5: "ts is missing",
     }
@@ -511,7 +513,7 @@ def test_bars_in_any_layout_are_read_equal_or_rejected(
     }
     path.write_bytes(packed[packing](content) if packing in packed else content)
     try:
-        batches = list(read_bars(path, symbol="A"))
+        batches = list(read_file(path, symbol="A"))
     except UserError:
         assert not header  # with one, every layout of these is known
         return
@@ -554,7 +556,7 @@ def test_no_bytes_end_in_a_traceback(tmp_path: Path, start: bytes, rest: bytes) 
     path.write_bytes(start + rest)
     message = ""
     try:
-        batches = list(read_bars(path, symbol="A"))
+        batches = list(read_file(path, symbol="A"))
     except UserError as error:
         batches, message = [], str(error)
     assert "\n" not in message
