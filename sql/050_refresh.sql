@@ -46,7 +46,7 @@ CREATE OR REPLACE FUNCTION feature_platform.bucket_from(moment timestamptz) RETU
                 THEN feature_platform.bucket_of(moment + interval '59.999999 seconds') ELSE moment END;
 COMMENT ON FUNCTION feature_platform.bucket_from(timestamptz) IS 'The first bucket at or after a time.';
 
--- The newest part of a multirange that spans at most so many minutes: one tick accounts for so much of a long range.
+-- The newest part of a multirange, of at most `minutes` minutes: the part of a long range that one tick accounts for.
 -- Minutes are counted as numbers, because a sum of intervals has days, which are not all 24 hours long in every time
 -- zone.
 CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirange, minutes bigint)
@@ -62,11 +62,11 @@ CREATE OR REPLACE FUNCTION feature_platform.newest_minutes(buckets tstzmultirang
         FROM part WHERE newer < minutes
     );
 COMMENT ON FUNCTION feature_platform.newest_minutes(tstzmultirange, bigint) IS
-    'The newest part of a multirange that spans at most so many minutes.';
+    'The newest part of a multirange, of at most a number of minutes.';
 
--- The newest part of a symbol's minutes that holds at most so many rows, and at least one minute with rows: one slice
--- takes so much of a long range. Rows are bars and, where bars were removed, feature rows. Each range counts as one
--- more row, so that the number of empty ranges is bounded, too.
+-- The newest part of a symbol's minutes with at most `most` rows, and at least one minute with rows: the part of a
+-- long range that one slice refreshes. Rows are bars and, where bars were removed, feature rows. Each range counts as
+-- one more row, so that the number of empty ranges is bounded, too.
 CREATE OR REPLACE FUNCTION feature_platform.newest_rows(
     of_symbol text, buckets tstzmultirange, most bigint, removed boolean) RETURNS tstzmultirange
     LANGUAGE plpgsql STABLE
@@ -109,7 +109,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.newest_rows(text, tstzmultirange, bigint, boolean) IS
-    'The newest part of a symbol''s minutes that holds at most so many rows.';
+    'The newest part of a symbol''s minutes, of at most a number of rows.';
 
 -- The time just before which the remembered sums hold, for a range that is recomputed from them. This is a range up to
 -- a day after the newest row, or a range that begins with that row, where no earlier bar of its window changed: the

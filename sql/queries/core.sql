@@ -13,20 +13,20 @@ SELECT extversion AS timescaledb_version,
   LEFT JOIN pg_extension ON extname = 'timescaledb';
 
 
--- ==== embedded.py ====
+-- ==== embedded/server.py ====
 -- database_exists --
 -- A row if the server has a database of this name.
 SELECT 1 FROM pg_database WHERE datname = %(name)s;
 
 
--- ---- import ----
+-- ==== importer/importer.py and archives.py ====
 
 -- import_check_table --
--- Fail where there is no table of bars, before a long file is read for nothing.
+-- Fail where there is no table of bars, before a long file is read.
 SELECT FROM public.ohlcv_1m LIMIT 0;
 
 -- import_clock --
--- The time that decides which minutes are over.
+-- The time that decides which minutes are closed.
 SELECT feature_platform.clock();
 
 -- import_bounds --
@@ -35,7 +35,7 @@ SELECT (SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s ORDER BY ts LIM
        (SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s ORDER BY ts DESC LIMIT 1);
 
 -- import_create_staging --
--- Where the rows of one file wait until all of them are known to be good; row_number is their place in the file.
+-- The table of one file's rows, until the whole file was read; row_number is a row's place in the file.
 CREATE TEMPORARY TABLE import_bar (
     row_number bigint,
     symbol_id  integer,
@@ -52,7 +52,7 @@ CREATE TEMPORARY TABLE import_bar (
 COPY pg_temp.import_bar (row_number, symbol_id, ts, open, high, low, close, vol) FROM STDIN (FORMAT binary);
 
 -- import_find_repeats --
--- The rows whose symbol and time an earlier row of the file has, and whether their values differ from it.
+-- The rows that repeat the symbol and time of an earlier row of the file, and whether their values differ.
 CREATE TEMPORARY TABLE import_repeat ON COMMIT DROP AS
 SELECT row_number, first_row, differs
   FROM (SELECT row_number,
@@ -65,7 +65,7 @@ SELECT row_number, first_row, differs
  WHERE row_number <> first_row;
 
 -- import_count_repeats --
--- How many repeat the values of the earlier row, and how many contradict them.
+-- The numbers of repeating rows with the values of the earlier row, and with other values.
 SELECT count(*) FILTER (WHERE NOT differs), count(*) FILTER (WHERE differs) FROM pg_temp.import_repeat;
 
 -- import_conflicts --
@@ -73,11 +73,11 @@ SELECT count(*) FILTER (WHERE NOT differs), count(*) FILTER (WHERE differs) FROM
 SELECT row_number, first_row FROM pg_temp.import_repeat WHERE differs ORDER BY row_number;
 
 -- import_delete_repeats --
--- Leave the first row of each symbol and time in the staging table.
+-- Delete from the staging table all but the first row of each symbol and time.
 DELETE FROM pg_temp.import_bar b USING pg_temp.import_repeat r WHERE b.row_number = r.row_number;
 
 -- import_steps --
--- The most frequent step of each symbol, in microseconds, how often it is, the number of steps, and the shortest.
+-- Each symbol's most frequent step in microseconds, its count, the number of all steps, and the shortest step.
 SELECT DISTINCT ON (symbol_id) symbol_id, (extract(epoch FROM step) * 1000000)::bigint, n, (sum(n) OVER same)::bigint,
        (extract(epoch FROM min(step) OVER same) * 1000000)::bigint
   FROM (SELECT symbol_id, step, count(*) AS n
@@ -114,7 +114,7 @@ SELECT count(*) FILTER (WHERE o.symbol IS NULL),
                      AND (SELECT max(l) FROM unnest(%(last)s::timestamptz[]) AS l);
 
 -- import_overlaps --
--- Whether bars are stored already between the first and the last staged one of any symbol.
+-- Whether there are stored bars between the first and the last staged bar of a symbol.
 SELECT EXISTS (
     SELECT FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
                 AS staged (symbol, first, last)
@@ -122,13 +122,13 @@ SELECT EXISTS (
                     WHERE b.symbol = staged.symbol COLLATE "C" AND b.ts BETWEEN staged.first AND staged.last));
 
 -- import_insert_in_order --
--- Store the staged bars where none was, of one symbol and in the order of time: the common case, a fifth faster.
+-- Store the staged bars of one symbol, in the order of time, where none is stored: the usual case, a fifth faster.
 INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
 SELECT (%(symbols)s::text[])[1], ts, open, high, low, close, vol, %(source)s, (SELECT feature_platform.clock())
     FROM pg_temp.import_bar;
 
 -- import_insert --
--- Store the staged bars where none was, in any order: half the time of an upsert.
+-- Store the staged bars, in any order, where none is stored: takes half the time of an upsert.
 INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol, source, inserted_at)
 SELECT s.symbol COLLATE "C", i.ts, i.open, i.high, i.low, i.close, i.vol, %(source)s, (SELECT feature_platform.clock())
   FROM pg_temp.import_bar i
@@ -141,7 +141,7 @@ ANALYZE pg_temp.import_bar;
 
 -- import_upsert --
 -- Store the staged bars that are new or differ from the stored ones; count both. Equal rows are not even locked.
--- Of each symbol the range of the file is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
+-- The file's range of each symbol is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
 WITH stored AS (
     SELECT s.id, b.*
       FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
@@ -174,14 +174,14 @@ SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM c
 SELECT to_regclass('feature_platform.schema_version') IS NOT NULL;
 
 -- schema_version --
--- The number and the hash of the schema that is set up here; NULL for none. Always one row.
+-- The number and the hash of the schema that is set up here, NULL if there is none. Always one row.
 SELECT v.version, v.hash
   FROM (VALUES (1)) AS one
   LEFT JOIN (SELECT s.version, to_jsonb(s) ->> 'hash' AS hash     -- tables of old versions have no column `hash`
                FROM feature_platform.schema_version s ORDER BY s.version DESC LIMIT 1) AS v ON true;
 
 -- schema_set_up_as --
--- Have the set-up make this a simulated or a real database, and wait for a table first.
+-- Set, for the set-up, the origin of the database (simulated or real) and the table to lock first.
 SELECT set_config('feature_platform.set_up_as', %(origin)s, true),
     set_config('feature_platform.lock_first', %(lock_first)s, true);
 
@@ -196,23 +196,23 @@ SELECT simulated FROM feature_platform.database_origin;
 SELECT exchange, exchange_url FROM feature_platform.database_origin;
 
 -- origin_claim_exchange --
--- Keep an exchange where none is kept yet; the one that is kept.
+-- Store an exchange where none is stored; return the stored one.
 SELECT feature_platform.claim_exchange(%(exchange)s, %(url)s);
 
 
 -- ==== forget.py ====
 -- forget_recorded_until --
--- When a recorder last wrote that it records a symbol; no row where none does.
+-- The time of a symbol's last heartbeat from a recorder; no row if none records it.
 SELECT beat_at FROM feature_platform.heartbeat WHERE symbol = %(symbol)s AND state NOT IN ('not_recorded', 'stopped')
    AND beat_at > feature_platform.clock() - interval '1 minute';
 
 -- forget_symbol --
--- Delete all of a symbol; how many bars and feature rows it had.
+-- Delete all data of a symbol; return its numbers of bars and feature rows.
 SELECT bars, features FROM feature_platform.forget_symbol(%(symbol)s);
 
 
--- ==== logins.py ====
+-- ==== roles.py ====
 -- roles_missing --
--- Which of these roles the server does not have.
+-- The roles of these that the server does not have.
 SELECT name FROM unnest(%(names)s::text[]) WITH ORDINALITY AS r (name, place)
  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r.name) ORDER BY place;

@@ -12,7 +12,7 @@ SELECT bucket, last_close, volume_z
  ORDER BY bucket;
 
 -- plot_window_bounds --
--- The minutes of a window that a symbol could have rows for: from its first on, up to the last that is over.
+-- The minutes of a window in which a symbol can have rows: from its first minute to the last closed one.
 SELECT greatest(%(start)s, (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = %(symbol)s ORDER BY f.bucket
                             LIMIT 1)),
        least(%(end)s, feature_platform.due_until());
@@ -29,8 +29,8 @@ SELECT bucket, last_close, volume_z
 -- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces.
 
 -- frames_unknown --
--- Which of some symbols a table has no row of: one index look-up each. The table is read only for symbols that ever
--- had a bar, and only their newest row, which is in the first chunk that is read.
+-- The symbols of these that have no row in a table, by one index look-up each. The table is read only for symbols that
+-- ever had a bar, and only for their newest row, which is in the first chunk that is read.
 SELECT wanted.symbol
   FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
  WHERE CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = wanted.symbol)
@@ -43,7 +43,7 @@ SELECT wanted.symbol
 SELECT symbol FROM {view};
 
 -- frames_window --
--- Keep the parameters of frames_read, which COPY takes none of, until the end of the transaction.
+-- Store the parameters of frames_read as settings of the transaction, because COPY has no parameters.
 SELECT set_config('feature_platform.read_symbols', $1::text[]::text, true),
        set_config('feature_platform.read_start', $2::timestamptz::text, true),
        set_config('feature_platform.read_end', $3::timestamptz::text, true);

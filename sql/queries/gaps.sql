@@ -1,23 +1,23 @@
 -- Statements of missing minutes.
 
 -- gaps_find --
--- One tick of the accounting for minutes; how many gaps are open.
+-- One tick of the accounting for minutes; return the number of open gaps.
 SELECT feature_platform.find_gaps();
 
 -- gaps_minutes_left --
--- How many minutes are not accounted for yet.
+-- The number of minutes that are not accounted for yet.
 SELECT feature_platform.minutes_to_account();
 
 -- gaps_due --
 -- Open gaps that may be requested now, of these symbols and of symbols of their exchanges that are no longer recorded,
--- split at the ends of UTC days, oldest first; of one day only where it is given.
+-- split at the ends of UTC days, oldest first; with a day, only those of that day.
 SELECT g.symbol, g.start_ts AS start, g.end_ts AS end, g.attempts
   FROM feature_platform.due_gaps(%(symbols)s) AS g
  WHERE %(day)s::timestamptz IS NULL OR g.day = %(day)s
  ORDER BY start, g.symbol;
 
 -- gaps_list --
--- Gaps by symbol and time, of some symbols and states or of all.
+-- Gaps by symbol and time: of one symbol or all, of some states or all.
 SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, attempts, next_attempt_at, last_error,
     feed
   FROM public.ohlcv_1m_gaps
@@ -29,7 +29,7 @@ SELECT symbol, start_ts AS start, end_ts AS end, state, found_at, changed_at, at
 SELECT feature_platform.gap_answered(%(symbol)s, %(start)s, %(end)s);
 
 -- gaps_quiet_minutes --
--- How many minutes of a range had no trades.
+-- The number of minutes of a range without trades.
 SELECT coalesce(sum(extract(epoch FROM least(end_ts, %(end)s) - greatest(start_ts, %(start)s)) / 60), 0)::bigint
   FROM public.ohlcv_1m_gaps
  WHERE symbol = %(symbol)s AND state = 'quiet' AND end_ts > %(start)s AND start_ts < %(end)s;

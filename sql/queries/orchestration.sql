@@ -1,12 +1,12 @@
 -- Statements of Dagster's assets, sensors and schedules.
 
 -- window_bars --
--- Bars and minutes without one of each symbol in a window, up to the last closed minute; of a symbol that is no longer
--- recorded, up to the last minute in which it was.
+-- The numbers of each symbol's bars and minutes without a bar in a window, up to the last closed minute; for a symbol
+-- that is no longer recorded, up to its last recorded minute.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
-SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, gap.open, gap.quiet, gap.unavailable,
+SELECT s.symbol, has.bars, greatest(expected.minutes - has.minutes, 0) AS missing, gap.open, gap.quiet, gap.unavailable,
        coalesce(greatest(extract(epoch FROM recorded.hi - has.last - interval '1 minute'), 0),
                 0)::double precision AS lag,
        last.close AS last_close
@@ -20,7 +20,7 @@ SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, 
  CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b WHERE b.symbol = s.symbol
                      ORDER BY b.ts LIMIT 1) AS first
  CROSS JOIN LATERAL (SELECT (extract(epoch FROM recorded.hi - greatest(span.lo,
-     first.bucket)) / 60)::bigint AS minutes) AS asked
+     first.bucket)) / 60)::bigint AS minutes) AS expected
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(part.minutes) FILTER (WHERE g.state = 'open'), 0)::bigint AS open,
               coalesce(sum(part.minutes) FILTER (WHERE g.state = 'quiet'), 0)::bigint AS quiet,
@@ -35,8 +35,8 @@ SELECT s.symbol, has.bars, greatest(asked.minutes - has.minutes, 0) AS missing, 
  ORDER BY missing DESC, s.symbol;
 
 -- window_features --
--- Rows and NULLs of each symbol in a window, and minutes without a row, up to the last closed minute; of a symbol that
--- is no longer recorded, up to the last minute in which it was.
+-- The numbers of each symbol's rows, NULLs and minutes without a row in a window, up to the last closed minute; for a
+-- symbol that is no longer recorded, up to its last recorded minute.
 WITH span AS MATERIALIZED (
     SELECT %(start)s::timestamptz AS lo, least(%(end)s::timestamptz, feature_platform.due_until()) AS hi
 )
@@ -61,7 +61,7 @@ SELECT s.symbol, has.rows, has.null_log_return, has.null_volume_z,
  ORDER BY missing DESC, s.symbol;
 
 -- newest_minutes --
--- The newest closed minute of each table: a bar of a minute that is not over does not count.
+-- The newest closed minute of each table.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.bucket_of(feature_platform.clock()) AS minute
 )
@@ -74,7 +74,7 @@ SELECT (SELECT max(last.minute)
          WHERE f.bucket < (SELECT minute FROM now) ORDER BY f.bucket DESC LIMIT 1) AS features_1m;
 
 -- whole_days --
--- Of these UTC days, the newest first, those that have rows, no minute to be explained and none that is dirty.
+-- The days of these UTC days that have rows, no open gap and no dirty minute, newest first.
 SELECT day.first
   FROM unnest(%(days)s::timestamptz[]) AS day (first)
  WHERE EXISTS (SELECT FROM public.features_1m f WHERE f.bucket >= day.first AND f.bucket < day.first
@@ -101,20 +101,20 @@ SELECT g.day, count(*) AS gaps, array_agg(DISTINCT g.symbol ORDER BY g.symbol) A
 SELECT symbol FROM feature_platform.bar_symbol;
 
 -- recheck_gaps --
--- Have the next ticks of the accounting look at all history again.
+-- Make the next ticks account for all history again.
 SELECT feature_platform.recheck_gaps();
 
 -- apply_retention --
--- Delete what is kept no longer.
+-- Delete the rows that are older than the retention.
 CALL feature_platform.apply_retention();
 
 -- recording_began --
--- When a recorder first began to record one of the symbols; NULL if none ever did.
+-- The time of the first heartbeat of a recorder; NULL if none has ever run.
 SELECT min(first_at) FROM feature_platform.heartbeat;
 
 -- policy_set --
--- Add the policy, or change it; an empty text leaves a value as it is, or at the default of a new policy. Returns the
--- action.
+-- Add the policy, or change it; return the action. An empty text does not change a value, and is the default value in a
+-- new policy.
 WITH wanted AS MATERIALIZED (
     SELECT nullif(%(start_offset)s::text, '')::interval AS start_offset,
            nullif(%(end_offset)s::text, '')::interval AS end_offset,
@@ -131,8 +131,8 @@ SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.policy)
                                  coalesce(w.schedule_interval, '1 minute'))) END;
 
 -- policy_runs_since --
--- The work of the policy's runs after the last reported one, and of wake-ups since its report, when it had written
--- these rows in these slices. The newest run that has ended, with its rows so far.
+-- The work of the policy's runs that have ended since the last report: later runs, and later wake-ups of the run that
+-- was reported last, with these rows and slices. Also the newest of these runs, with its rows and slices so far.
 SELECT count(*) FILTER (WHERE id > %(last)s) AS runs,
        coalesce(sum(rows_written - CASE WHEN id = %(last)s THEN %(rows)s ELSE 0 END), 0)::bigint AS rows_written,
        coalesce(sum(slices - CASE WHEN id = %(last)s THEN %(slices)s ELSE 0 END), 0)::bigint AS slices,

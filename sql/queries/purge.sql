@@ -2,11 +2,11 @@
 
 -- ==== orchestration/purge.py, in Dagster's own database ====
 -- purge_index --
--- The UI's query for the newest execution of each check, by an index that Dagster does not make.
+-- Make an index for the UI's query for the newest execution of each check, which Dagster itself does not make.
 CREATE INDEX IF NOT EXISTS feature_platform_check_idx ON asset_check_executions (asset_key, check_name, id);
 
 -- purge_check_executions --
--- Delete so many executions of checks that are old and not the newest of their check.
+-- Delete a number of old executions of checks, except the newest of each check.
 WITH old AS (
     SELECT e.id FROM asset_check_executions e
      WHERE e.create_timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC'
@@ -18,8 +18,8 @@ WITH old AS (
 DELETE FROM asset_check_executions e USING old WHERE e.id = old.id;
 
 -- purge_events --
--- Delete, of so many old events, those that a newer one replaces: the newest of each kind, asset and
--- partition stays, and so does the newest result of each check, and all of a run that is not over.
+-- Read a number of old events, and delete them, except the newest of each kind, asset and partition, the newest result
+-- of each check, and events of runs that have not ended.
 WITH old AS MATERIALIZED (
     SELECT l.id FROM event_logs l
      WHERE l.timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC' AND l.id > %(after)s
@@ -39,7 +39,7 @@ WITH old AS MATERIALIZED (
 SELECT (SELECT max(id) FROM old) AS after, (SELECT count(*) FROM gone) AS deleted;
 
 -- purge_runs --
--- Delete so many old runs, with their tags, of which no event is left.
+-- Delete a number of old runs without events, with their tags.
 WITH old AS (
     SELECT r.run_id FROM runs r
      WHERE r.update_timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC'
@@ -50,5 +50,5 @@ WITH old AS (
 DELETE FROM runs r USING old WHERE r.run_id = old.run_id;
 
 -- purge_size --
--- How large the database is, in bytes.
+-- The size of the database, in bytes.
 SELECT pg_database_size(current_database());

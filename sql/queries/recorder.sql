@@ -2,7 +2,7 @@
 
 -- recorder_store --
 -- Store bars of a stream, of any symbols, none twice: new bars, and corrections of earlier bars of a stream. Bars of
--- REST or of a file stay as they are; where they differ, symbol and time are returned for a request to the exchange.
+-- REST or of a file are not changed; if they differ, symbol and time are returned, so that they are requested again.
 WITH incoming AS (
     SELECT symbol COLLATE "C" AS symbol, '1970-01-01 00:00+00'::timestamptz + us * interval '1 microsecond' AS ts, us,
         open, high, low, close, vol
@@ -12,7 +12,7 @@ WITH incoming AS (
 ), differing AS MATERIALIZED (
     SELECT i.*, o.source
       FROM incoming i
-      -- One look-up in the primary key for each bar, whatever the statistics say; the range excludes chunks.
+      -- One look-up in the primary key for each bar, with any statistics; the range excludes chunks.
       LEFT JOIN LATERAL (
           SELECT b.* FROM public.ohlcv_1m b
            WHERE b.symbol = i.symbol AND b.ts = i.ts AND b.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
@@ -38,12 +38,12 @@ SELECT (SELECT count(*) FILTER (WHERE is_new) FROM changed), (SELECT count(*) FI
   FROM differing d WHERE d.source <> 'stream';
 
 -- recorder_newest --
--- When the newest bar of a symbol before a moment began.
+-- The time of a symbol's newest bar before a time.
 SELECT ts FROM public.ohlcv_1m WHERE symbol = %(symbol)s AND ts < %(before)s ORDER BY ts DESC LIMIT 1;
 
 -- heartbeat_begin --
--- A recorder begins with some symbols: the outage since the last beat of the one before, and the symbols that are
--- recorded no more.
+-- Store that a recorder starts with these symbols: the outage since the last heartbeat of the recorder before it, and
+-- the symbols that are no longer recorded.
 WITH last AS (
     SELECT max(beat_at) AS at FROM feature_platform.heartbeat WHERE state <> 'not_recorded'
 ), outage AS (
@@ -65,7 +65,7 @@ ON CONFLICT (symbol) DO UPDATE
        refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END;
 
 -- heartbeat_outages --
--- Note outages that are over, and forget what is long past.
+-- Store outages that have ended, and delete those of more than 30 days ago.
 WITH gone AS (
     DELETE FROM feature_platform.feed_outage WHERE to_at < feature_platform.clock() - interval '30 days'
 )

@@ -6,17 +6,17 @@
 SET default_transaction_isolation = 'read committed';
 
 -- refresh_bounds --
--- A refresh window in the engine's form, as text because its ends may be infinite.
+-- A refresh window with the engine's rounding, as text because its ends may be infinite.
 SELECT coalesce(feature_platform.bucket_from(%(start)s), '-infinity')::text AS window_lo,
        least(coalesce(feature_platform.bucket_from(%(end)s), 'infinity'),
              feature_platform.due_until())::text AS window_hi;
 
 -- refresh_mark_window --
--- Mark all of a window dirty.
+-- Mark all rows of a window dirty.
 SELECT feature_platform.mark_window(%(window_lo)s::timestamptz, %(window_hi)s::timestamptz);
 
 -- refresh_todo --
--- The newest mark, and about how many minutes are dirty in a window.
+-- The newest mark, and about the number of dirty minutes in a window.
 SELECT feature_platform.dirty_horizon() AS horizon,
        coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0) AS minutes
   FROM feature_platform.dirty d
@@ -44,16 +44,16 @@ SELECT feature_platform.dirty_horizon() AS mark,
        ARRAY(SELECT xid::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) AS xid) AS running;
 
 -- worker_any_due --
--- Whether rows are due by a mark after this one.
+-- Whether a later mark than this one has due rows.
 SELECT EXISTS (
     SELECT FROM feature_platform.dirty_log l
      WHERE l.id > %(after)s AND lower(l.buckets) < feature_platform.due_until(p.end_offset))
   FROM feature_platform.policy p;
 
 -- worker_next_run --
--- Seconds until the run after the one that began then, negative when it is late: runs start five seconds after a
--- multiple of schedule_interval since the epoch, when the minute before is closed. Then which rows are due, and seconds
--- until there are more. No row where there is no policy.
+-- The seconds until the run after the one that began at a time, negative when it is late; the exclusive end of the due
+-- rows; the seconds until more rows are due. No row where there is no policy. Runs start five seconds after a multiple
+-- of schedule_interval since the epoch, when the minute before is closed.
 SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00')
                + step - now.at)::double precision AS next_run,
        due.until AS due, extract(epoch FROM due.until + greatest(end_offset,
@@ -64,18 +64,18 @@ SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00')
  CROSS JOIN feature_platform.clock() AS now (at);
 
 -- worker_wake --
--- Refresh one slice of the rows that are due, after a run; whether there is more.
+-- Refresh one slice of the due rows, after a run; return whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, feature_platform.dirty_horizon(), woken => true);
 
 
 -- ==== policy.py ====
 -- policy_begin --
--- Begin a run of the policy: its id, the newest mark that it takes, and the time.
+-- Begin a run of the policy; return its id, the newest mark that it processes, and the time.
 SELECT feature_platform.policy_begin(%(runner)s) AS run_id, feature_platform.dirty_horizon() AS horizon,
        feature_platform.clock() AS began;
 
 -- policy_step --
--- One slice of a run; whether there is more.
+-- Refresh one slice of a run; return whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
 
 -- policy_end --
@@ -83,7 +83,7 @@ SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
 SELECT feature_platform.policy_end(%(run_id)s, %(error)s);
 
 -- policy_run --
--- The slices, rows, duration and wake-ups of a run; zeros where it was deleted meanwhile.
+-- The slices, rows, duration and wake-ups of a run; zeros if it was deleted meanwhile.
 SELECT coalesce(max(slices), 0), coalesce(max(rows_written), 0), coalesce(max(finished_at - started_at), '0'),
        coalesce(max(wakes), 0)
   FROM feature_platform.policy_run WHERE id = %(run_id)s;

@@ -7,13 +7,13 @@ SELECT set_config('statement_timeout', %(statement_timeout)s, false),
        set_config('timezone', 'UTC', false);
 
 -- service_latest --
--- The newest row of each of some symbols, and how many seconds ago its minute ended.
+-- The newest row of each of some symbols, and the seconds since the end of its minute.
 SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
        f.parkinson_vol,
        extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
-  FROM unnest(%(symbols)s::text[]) AS asked (symbol)
+  FROM unnest(%(symbols)s::text[]) AS requested (symbol)
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
-                      WHERE f.symbol = asked.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
 
 -- service_rows --
 -- Some rows of one symbol, from start to end, in the order of time.
@@ -23,7 +23,7 @@ SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d,
  ORDER BY bucket LIMIT %(rows)s;
 
 -- service_next_start --
--- The minute of the row that comes after so many, from start to end; no row where there are no more.
+-- The minute of the row after a number of rows from start to end; no row if there is none.
 SELECT bucket
   FROM public.features_1m
  WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
@@ -41,7 +41,7 @@ SELECT CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.sym
 SELECT symbol FROM feature_platform.feature_symbol LIMIT 5000;
 
 -- service_symbols --
--- Every symbol that has feature rows, its first and last one, and how many seconds ago the last one's minute ended.
+-- Every symbol that has feature rows, its first and last row, and the seconds since the end of the last row's minute.
 SELECT s.symbol, ends.first, ends.last,
        extract(epoch FROM feature_platform.clock() - ends.last - interval '1 minute')::double precision AS age_seconds
   FROM feature_platform.feature_symbol s
@@ -53,7 +53,7 @@ SELECT s.symbol, ends.first, ends.last,
  ORDER BY s.symbol;
 
 -- service_dirty --
--- How many rows are dirty, and for how many seconds the oldest has been.
+-- The number of dirty rows, and the seconds since the oldest mark.
 SELECT coalesce(sum(rows_dirty), 0)::bigint,
        coalesce(extract(epoch FROM feature_platform.clock() - min(marked_at)), 0)::double precision
   FROM feature_platform.dirty;
@@ -88,7 +88,7 @@ SELECT EXISTS (SELECT FROM feature_platform.policy), extract(epoch FROM run.star
   LEFT JOIN LATERAL (SELECT * FROM feature_platform.policy_run r ORDER BY r.id DESC LIMIT 1) AS run ON true;
 
 -- service_policy_runs --
--- How the runs of the last hour ended, of the last thousand.
+-- The number of runs by outcome, of the last thousand runs and the last hour.
 SELECT o.outcome, count(r.id)
   FROM unnest('{ok,failed,unfinished}'::text[]) AS o (outcome)
   LEFT JOIN (SELECT id, started_at,

@@ -17,20 +17,20 @@ SELECT s.symbol, ends.first_bar, ends.last_bar, ends.last_feature,
  ORDER BY s.symbol;
 
 -- status_runners --
--- The kinds of runners of the policy whose session lives now.
+-- The kinds of runners of the policy whose session exists now.
 SELECT r.runner
   FROM feature_platform.runner r
   JOIN pg_stat_activity a ON (a.datid, a.usesysid, a.pid) = (r.datid, r.usesysid, r.pid)
  ORDER BY r.runner;
 
 -- status_counts --
--- How many bars and feature rows each symbol has: reads all of both tables' keys.
+-- The numbers of bars and feature rows of each symbol; reads all keys of both tables.
 SELECT symbol, coalesce(b.bars, 0) AS bars, coalesce(f.features, 0) AS features
   FROM (SELECT symbol, count(*) AS bars FROM public.ohlcv_1m GROUP BY symbol) AS b
   FULL JOIN (SELECT symbol, count(*) AS features FROM public.features_1m GROUP BY symbol) AS f USING (symbol);
 
 -- status_policy --
--- The refresh policy, its last run, its last error, and how much is dirty.
+-- The refresh policy, its last run, its last error, and the number of dirty rows.
 SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_start, last_duration, running,
        last_rows_written, last_slices, rows_dirty, oldest_dirty_age, last_error, last_error_at, next_run, last_wakes,
            last_wake, problem
@@ -39,7 +39,7 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
 
 -- ==== top.py ====
 -- top_open_minutes --
--- How many minutes of each symbol are missing and not explained yet, by the index of open gaps.
+-- The number of minutes in open gaps by symbol, by the index of open gaps.
 SELECT symbol, sum(extract(epoch FROM end_ts - start_ts) / 60)::bigint AS minutes
   FROM public.ohlcv_1m_gaps g
  WHERE state = 'open' AND NOT EXISTS (SELECT FROM feature_platform.heartbeat h WHERE h.symbol = g.symbol

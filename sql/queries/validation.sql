@@ -2,7 +2,8 @@
 
 -- ==== verify.py ====
 -- verify_spans --
--- By symbol: the first minute that has a bar or a stored row, the end of the closed minutes, the end of all to compare.
+-- By symbol: the first minute that has a bar or a stored row, the end of the closed minutes, the end of the minutes to
+-- compare.
 SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+00'),
                           feature_platform.features_from()) AS first_bucket, ends.closed,
        greatest(CASE WHEN ends.last_bar IS NOT NULL
@@ -23,8 +24,8 @@ SELECT s.symbol, greatest(date_bin('1 minute', ends.first_ts, '1970-01-01 00:00+
 
 -- verify_slice --
 -- Recompute one symbol's rows from start to end by plain window functions over the bars, and compare them with the
--- stored ones bit for bit. A row that differs and is marked dirty is pending, not wrong. One statement, hence one
--- moment.
+-- stored ones bit for bit. A row that differs and is marked dirty is pending, not wrong. It is one statement, so that
+-- bars, rows and marks are of one snapshot.
 WITH minute AS MATERIALIZED (
     SELECT date_bin('1 minute', ts, '1970-01-01 00:00+00') AS bucket,
            (array_agg(close ORDER BY ts DESC))[1] AS last_close,
@@ -91,15 +92,15 @@ SELECT (SELECT count(*) FROM compared WHERE is_stored) AS rows_checked,
           FROM (SELECT * FROM judged WHERE NOT pending ORDER BY bucket LIMIT %(show)s) AS first) AS examples;
 
 -- verification_state --
--- The position of the rolling verification, how long its pass has taken, and about how many minutes of history there
--- are.
+-- The position of the rolling verification, the duration of its pass so far, and about the number of minutes of all
+-- history.
 SELECT v.symbol, v.next_ts::text AS next_ts, v.minutes, v.wrong, feature_platform.clock() - v.started_at AS elapsed,
        (SELECT coalesce(sum(extract(epoch FROM w.until_ts - w.since_ts)) / 60, 0)::bigint
         FROM feature_platform.gap_watermark w) AS total
   FROM feature_platform.verification v;
 
 -- verification_next --
--- The next symbol at or after a position that has minutes left to verify, and from where to where.
+-- The next symbol at or after a position that has minutes to verify, and the start and end of these minutes.
 SELECT k.symbol, part.first, span.end_ts AS last
   FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol WHERE symbol >= %(symbol)s) AS k
  CROSS JOIN LATERAL feature_platform.symbol_span(k.symbol) AS span
@@ -115,10 +116,10 @@ SELECT feature_platform.verification_move(%(symbol)s, %(next_ts)s::timestamptz, 
 
 
 -- ==== validation.py ====
--- Each returns one row: the number of things checked, the number that is wrong, the first findings, and measures.
+-- Each returns one row: the number of checked things, the number of wrong ones, the first findings, and measures.
 
 -- check_database_ready --
--- The server, its extensions and the schema are ones that this code can use.
+-- Whether this code can use the server, its extensions and the schema.
 SELECT count(*) AS checked, count(problem) AS wrong,
        jsonb_agg(jsonb_build_object('problem', problem)) FILTER (WHERE problem IS NOT NULL) AS rows,
        current_setting('server_version') AS server_version, max(timescaledb.version) AS timescaledb_version
@@ -254,9 +255,9 @@ SELECT (SELECT count(*) FROM feature_platform.gap_watermark w WHERE w.symbol = A
        (SELECT coalesce(sum(minutes), 0)::bigint FROM judged WHERE state = 'unavailable') AS unavailable_minutes;
 
 -- check_minutes_accounted_for --
--- Of every symbol the newest half hour that is accounted for, and a day of a few symbols taken at random: each minute
--- of which no change waits to be accounted for has a bar or is listed as missing, not both and not neither. One
--- statement, hence one moment.
+-- The newest half hour that is accounted for of every symbol, and a random day of a few random symbols: each minute
+-- must either have a bar or be listed as missing, except minutes with a change that is not accounted for yet. It is one
+-- statement, so that all tables are of one snapshot.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), watermark AS MATERIALIZED (
@@ -301,7 +302,7 @@ SELECT (SELECT coalesce(sum(minutes), 0)::bigint FROM judged) AS checked, (SELEC
        feature_platform.minutes_to_account() AS minutes_to_account;
 
 -- check_bars_sane --
--- Bars of the last hour that trade at one price for long, step far, or have a range of prices and no volume.
+-- Unusual bars of the last hour: many at one price, a large step of the price, or a range of prices without volume.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() - interval '1 hour' AS since
 ), bar AS MATERIALIZED (
@@ -331,7 +332,7 @@ SELECT (SELECT count(*) FROM bar) AS checked, (SELECT count(*) FROM finding) AS 
           FROM (SELECT * FROM finding ORDER BY ts DESC LIMIT %(show)s) AS newest) AS rows;
 
 -- check_features_rows --
--- How many of the newest nine closed minutes each symbol has a row for, or is known to have had no trades in.
+-- The number of the newest closed minutes of each symbol that have a row, or are known to have had no trades.
 WITH now AS MATERIALIZED (
     SELECT at, feature_platform.bucket_of(at) AS until
         FROM (SELECT feature_platform.clock() - %(settle)s::interval AS at) AS settled
@@ -348,7 +349,7 @@ WITH now AS MATERIALIZED (
                           WHERE g.symbol = s.symbol AND g.start_ts > now.at - interval '1 day'
                             AND g.start_ts < now.until AND g.end_ts > now.until - interval '9 minutes') AS quiet
      WHERE s.symbol = ANY (%(symbols)s::text[])
-       -- Not a symbol that began in these minutes: by its first row or, without one, by when its first bar was stored.
+       -- Except symbols that began in these minutes, by the first row or, without one, by the time of the first bar.
        AND coalesce((SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1),
                     (SELECT greatest(feature_platform.bucket_of(b.ts), b.inserted_at) FROM public.ohlcv_1m b
                       WHERE b.symbol = s.symbol AND b.ts >= feature_platform.features_from() ORDER BY b.ts LIMIT 1))
@@ -362,7 +363,7 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE rows + quiet < 9) AS wrong,
   FROM judged;
 
 -- check_features_not_null --
--- NULLs in the newest three rows of each symbol, its first row and its first day excepted.
+-- NULLs in the newest three rows of each symbol, except in its first row and its first day.
 WITH newest AS MATERIALIZED (
     SELECT f.symbol, f.bucket, f.log_return, f.volume_z, f.bucket - first.bucket AS age
       FROM feature_platform.feature_symbol s
@@ -384,8 +385,8 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
   FROM judged;
 
 -- check_features_fresh --
--- The age of each symbol's newest row, or of the newest minute known to have had no trades; without any row, of its
--- first bar.
+-- The age of each symbol's newest row, or of its newest minute without trades; for a symbol without rows, the age of
+-- its first bar.
 WITH now AS MATERIALIZED (
     SELECT feature_platform.clock() AS at
 ), newest AS (
@@ -437,7 +438,7 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
   FROM judged;
 
 -- check_volume_z_shape --
--- Flat stretches, NULLs after the first day, and minutes with a bar and no row, of the last hour.
+-- In the last hour: rows with the same value, NULLs after the first day, and minutes with a bar and no row.
 WITH now AS MATERIALIZED (
     SELECT at, feature_platform.bucket_of(at - interval '1 hour') AS since, feature_platform.bucket_of(at) AS until
       FROM (SELECT feature_platform.clock() - %(settle)s::interval AS at) AS settled
@@ -476,7 +477,7 @@ SELECT (SELECT count(*) FROM feature) AS checked, (SELECT count(*) FROM finding)
           FROM (SELECT * FROM finding ORDER BY bucket DESC LIMIT %(show)s) AS newest) AS rows;
 
 -- check_refresh_backlog --
--- How long the oldest row of each symbol has been waiting for a refresh.
+-- The time that the oldest dirty row of each symbol has waited for a refresh.
 WITH judged AS MATERIALIZED (
     SELECT d.symbol, d.rows_dirty, extract(epoch FROM feature_platform.clock() - d.marked_at)::double precision AS age,
            feature_platform.clock() - d.marked_at > %(limit)s::interval AS is_wrong
@@ -490,7 +491,7 @@ SELECT (SELECT count(*) FROM feature_platform.bar_symbol) AS checked, count(*) F
   FROM judged;
 
 -- check_stored_spans --
--- A few symbols taken at random, with the minutes that have rows or should.
+-- A few random symbols, with the minutes that have rows or should have them.
 SELECT s.symbol, span.first_ts AS first, span.end_ts AS last
   FROM (SELECT symbol FROM (SELECT DISTINCT symbol FROM feature_platform.known_symbol) AS k ORDER BY random()
         LIMIT %(samples)s) AS s
