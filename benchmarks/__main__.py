@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, Result] = {}
     with _server() as server:
         url = server.url("postgres")
-        _tell_machine(describe(url))
+        _print_machine(describe(url))
         for name in options.only or BENCHMARKS:
             machine = describe(url)
             found[name] = _run(name, Workbench(url, options.scale, lambda what: print(f"  {what}")))
@@ -104,7 +104,7 @@ def _scale(text: str) -> float:
 def _server() -> Iterator[EmbeddedServer]:
     """Run an embedded server with its default durability, in a temporary home."""
     folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    folder.chmod(0o711)  # or the server of root would, and log it
+    folder.chmod(0o711)  # otherwise root's server does it, and logs it
     try:
         with EmbeddedServer(folder / "home") as server:
             yield server
@@ -127,7 +127,7 @@ def _run(name: str, bench: Workbench) -> Result:
     return result
 
 
-def _tell_machine(machine: Mapping[str, Any]) -> None:
+def _print_machine(machine: Mapping[str, Any]) -> None:
     load = ", ".join(str(average) for average in machine["load_average_at_start"])
     print(
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB,"

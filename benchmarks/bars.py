@@ -1,4 +1,4 @@
-"""Generated bars: the same in every run, loaded as an import would."""
+"""Generated bars, equal in every run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.harness import Connection, queries
 DAY = 1440  # minutes
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)  # long ago, so that every bar is closed
 
-_STATEMENT = 500_000  # bars, about: the trigger of a statement holds its rows in memory
+_STATEMENT = 500_000  # bars, about; the trigger of a statement has its rows in memory
 
 
 def moment(minute: int) -> datetime:

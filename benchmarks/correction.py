@@ -44,7 +44,7 @@ def run(bench: Workbench) -> Result:
     symbols = bench.scaled(1000, at_least=len(corrected) + 1)
     others = range(corrected.stop, symbols + 1)
     with bench.database("correction") as connection:
-        bench.say(f"{len(corrected)} symbols of {DAYS} days, {len(others)} of {OTHERS_DAYS}")
+        bench.show(f"{len(corrected)} symbols of {DAYS} days, {len(others)} of {OTHERS_DAYS}")
         create_generator(connection)
         load_bars(connection, corrected, range(DAYS * DAY))
         load_bars(connection, others, range((DAYS - OTHERS_DAYS) * DAY, DAYS * DAY))
@@ -98,9 +98,9 @@ class Corrections:
         rounds: int,
         between: Callable[[], object] = lambda: None,
     ) -> dict[str, list[float]]:
-        """Take the times of both sides, each on the next of its symbols.
+        """Measure both sides, each on the next of its symbols.
 
-        between: done before each time is taken.
+        between: runs before each measurement.
         """
 
         def update() -> float:
@@ -127,7 +127,7 @@ class Corrections:
         execute(queries["analyze_prepared_rows"])
         where = {"symbol": symbol, "minute": MINUTE}
         updated: list[int] = []
-        # Never prepared: a plan for any symbol would not know how few rows one has.
+        # Never prepared: a plan for any symbol overestimates the rows of one symbol.
         seconds = timed(
             lambda: updated.append(execute(queries["bare_update"], where, prepare=False).rowcount)
         )
@@ -136,11 +136,11 @@ class Corrections:
         return seconds
 
     def vacuum(self) -> None:
-        """Leave as little of one repair to the next as autovacuum would."""
+        """Remove the dead rows of the last repair, as autovacuum does."""
         self.connection.execute(queries["vacuum_rows"])
 
     def _correct(self, symbol: int) -> str:
-        """Change the bar; return which rows are right after that."""
+        """Change the bar; return the name of the prepared rows that are right then."""
         back = symbol in self._corrected
         self._corrected ^= {symbol}
         by = -BY if back else BY
@@ -151,7 +151,7 @@ class Corrections:
 
 
 def _prepare(connection: Connection, symbols: range) -> None:
-    """Know beforehand the rows that each correction will lead to, and those it will change."""
+    """Store the rows before and after each correction, for the bare UPDATE."""
     span = {"first_symbol": symbols[0], "last_symbol": symbols[-1], "minute": MINUTE}
     connection.execute(queries["keep_original_rows"], span)
     connection.execute(queries["work_out_corrected_rows"], span)

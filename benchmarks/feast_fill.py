@@ -1,4 +1,4 @@
-"""Run by Feast's own environment: define the features, and write the rows into the online store."""
+"""Define the features in Feast and write the rows; a script of Feast's own environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ symbol = Entity(name="symbol", join_keys=["symbol"], value_type=ValueType.STRING
 view = FeatureView(
     name="features_1m",
     entities=[symbol],
-    ttl=timedelta(0),  # for ever
+    ttl=timedelta(0),  # never expire
     schema=[
         Field(name=name, dtype=Int32 if name == "n_1d" else Float64)
         for name in rows.columns

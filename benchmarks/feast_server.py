@@ -40,9 +40,9 @@ class FeastMissingError(Exception):
 
 
 def install() -> Path:
-    """Return the directory of Feast's environment, made if need be: some minutes, 1.5 GB.
+    """Return the directory of Feast's environment; its creation takes minutes and 1.5 GB.
 
-    Raises FeastMissingError with the reason where that cannot be done.
+    Raises FeastMissingError with the reason if the creation fails.
     """
     place = _CACHE / f"feast-{VERSION}"
     if (place / "bin" / "feast").exists():
@@ -62,17 +62,17 @@ def install() -> Path:
         )
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(place, ignore_errors=True)
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise FeastMissingError(said[-1] if said else repr(error)) from None
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise FeastMissingError(lines[-1] if lines else repr(error)) from None
     return place
 
 
 @contextmanager
 def feast_server(environment: Path, url: str, rows: pa.Table) -> Iterator[str]:
-    """Serve rows, a symbol each, by Feast from the database of `url`; give the server's URL.
+    """Serve rows of one symbol each by Feast from the database of `url`; give the server's URL.
 
-    One worker, a pool of connections, no access log and no worker that is ever restarted: the
-    fastest that its options allow.
+    Its options are the fastest ones: one worker that is never restarted, a pool of connections and
+    no access log.
     """
     with tempfile.TemporaryDirectory(prefix="feature_platform-feast-") as name:
         repository = Path(name)

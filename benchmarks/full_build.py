@@ -1,4 +1,4 @@
-"""A full build of the features, beside storing the finished rows."""
+"""A full build of the features, beside an INSERT of the finished rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(bench: Workbench) -> Result:
     symbols = bench.scaled(100, at_least=2)
     rows = symbols * DAYS * DAY
     with bench.database("full_build") as connection, another_session(connection) as other:
-        bench.say(f"{symbols} symbols, {DAYS} days")
+        bench.show(f"{symbols} symbols, {DAYS} days")
         load(connection, symbols, DAYS)
 
         def insert_finished() -> float:
@@ -76,7 +76,7 @@ def run(bench: Workbench) -> Result:
 
 
 def load(connection: Connection, symbols: int, days: int) -> None:
-    """Load bars of which no features have been built."""
+    """Load bars that have no features yet."""
     create_generator(connection)
     load_bars(connection, range(1, symbols + 1), range(days * DAY))
     connection.execute(queries["settle"])

@@ -82,11 +82,11 @@ class Workbench:
     """
 
     def __init__(
-        self, url: str, scale: float = 1.0, say: Callable[[str], None] = lambda _: None
+        self, url: str, scale: float = 1.0, show: Callable[[str], None] = lambda _: None
     ) -> None:
         self.url = url
         self.scale = scale
-        self.say = say
+        self.show = show
 
     def scaled(self, number: int, at_least: int = 1) -> int:
         """Return `number` at this workbench's scale."""
@@ -195,7 +195,7 @@ def value(connection: Connection, query: str, parameters: Mapping[str, Any] | No
 def require(expected: object, found: object, what: str) -> None:
     """Raise WrongResultError unless the found value equals the expected one."""
     if found != expected:
-        raise WrongResultError(f"{what}: {found}, and not {expected}")
+        raise WrongResultError(f"{what}: {found} instead of {expected}")
 
 
 def require_exact(connection: Connection, **window: Any) -> int:

@@ -1,8 +1,8 @@
-"""How long a live bar takes to its feature row while the refresh has a heavy backlog.
+"""The time from a live bar to its feature row while the refresh has a heavy backlog.
 
-A writer commits one bar of another symbol every fifth of a second, whether the earlier rows are
-readable or not. Meanwhile one statement makes much dirty in the same hour. The worker is the one
-that users run, in a process of its own.
+A writer commits one bar of another symbol every fifth of a second, and does not wait for the
+earlier rows. Meanwhile one statement marks many rows of the same hour. The worker is the process
+that users run.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Traffic:
         with another_session(self.connection) as session:
             while not self._written.is_set() or self._committed:
                 if time.monotonic() > deadline:
-                    raise WrongResultError(f"{len(self._committed)} live rows did not come")
+                    raise WrongResultError(f"{len(self._committed)} live rows are missing")
                 wanted: dict[str, Any] = {
                     "symbols": list(self._committed),
                     "bucket": moment(self.minute),
@@ -133,7 +133,7 @@ def run(bench: Workbench) -> Result:
     refreshed: dict[str, list[float]] = {}
     for name, case in CASES.items():
         symbols = bench.scaled(case.symbols)
-        bench.say(f"{name}, at {symbols} symbols")
+        bench.show(f"{name}, at {symbols} symbols")
         with bench.database("heavy_lag") as connection:
             minute = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - 1
             _prepare(connection, case, symbols, minute)

@@ -1,7 +1,7 @@
-"""CPU and memory of `make dev` as a whole without any request: five simulated symbols.
+"""CPU and memory of all processes of `make dev`, with five simulated symbols and no request.
 
-All of it counts: the supervisor, the exchange, the recorder, the worker, Dagster, and the embedded
-PostgreSQL with its sessions. The use of a process that has ended is counted for its parent.
+The processes are the supervisor, the exchange, the recorder, the worker, Dagster, and the embedded
+PostgreSQL with its sessions. The use of a process that has ended counts for its parent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETTLING = 30  # seconds after all is fetched and refreshed
 PATIENCE = 240.0
 
 _RUNS = "Dagster's runs"
-# The first that is found in a command's words names it; others are the supervisor's.
+# The first pattern that is found in a command line names its process; the others name none.
 _NAMES = {
     r"^\S*postgres[: ]": "PostgreSQL",
     r" simulate ": "simulated exchange",
@@ -56,7 +56,7 @@ Key = tuple[int, float]  # of a process: its number, and when it began
 class Usage:
     """The CPU time and memory of a process.
 
-    cpu: seconds since it began, those of its children that have ended included.
+    cpu: seconds since its start, with those of its children that have ended.
     memory: in bytes, with its part of shared memory if the system reports that.
     """
 
@@ -71,12 +71,12 @@ def run(bench: Workbench) -> Result:
     small = bench.scale < 0.05
     seconds = max(2.0, SECONDS * min(bench.scale, 1))
     with _dev() as (process, home, started):
-        bench.say(f"{started:.0f} s until the first page")
+        bench.show(f"{started:.0f} s until the first page")
         if not small:
             with EmbeddedServer(home) as server:
                 _await(process, lambda: _settled(process, server.url()), "all is fetched")
             time.sleep(SETTLING)
-        bench.say(f"idle for {seconds:.0f} s")
+        bench.show(f"idle for {seconds:.0f} s")
         before, began = _look(process, home), time.monotonic()
         time.sleep(seconds)
         after, took = _look(process, home), time.monotonic() - began
@@ -96,11 +96,11 @@ def run(bench: Workbench) -> Result:
 
 @contextmanager
 def _dev() -> Iterator[tuple[psutil.Popen, Path, float]]:
-    """Run the platform as `make dev` does, in a home of its own, until its page can be seen."""
+    """Run the platform as `make dev` does, in its own home; yield once its page is served."""
     port, exchange_port = free_port(), free_port()
     environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
     with tempfile.TemporaryDirectory(prefix="feature_platform-") as folder:
-        Path(folder).chmod(0o711)  # or the server of root would, and log it
+        Path(folder).chmod(0o711)  # otherwise root's server does it, and logs it
         home = Path(folder, "home")
         command = (sys.executable, "-m", "feature_platform.cli.app", "dev")
         began = time.monotonic()
@@ -129,11 +129,11 @@ def _stop(process: psutil.Popen) -> None:
         process.wait()
 
 
-def _await(process: psutil.Popen, condition: Callable[[], bool], what: str) -> None:
+def _await(process: psutil.Popen, condition: Callable[[], bool], event: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise WrongResultError(f"waited in vain: {what}")
+            raise WrongResultError(f"timeout: {event}")
         time.sleep(0.2)
 
 
@@ -160,13 +160,13 @@ def _settled(process: psutil.Popen, url: str) -> bool:
         for one in statuses
     ]
     runs = any(_name(child) == _RUNS for child in process.children(recursive=True))
-    holes = any(gap.end - gap.start > timedelta(minutes=5) for gap in gaps)
+    long_gaps = any(gap.end - gap.start > timedelta(minutes=5) for gap in gaps)
     symbols = len(Settings.model_fields["symbols"].default)
-    return len(done) == symbols and all(done) and not runs and not holes
+    return len(done) == symbols and all(done) and not runs and not long_gaps
 
 
 def _look(process: psutil.Popen, home: Path) -> dict[Key, Usage]:
-    """Look at all processes of the platform, the database's included."""
+    """Return the use of all processes of the platform, with those of the database."""
     postmaster = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
     found: dict[Key, Usage] = {}
     for root in (psutil.Process(process.pid), psutil.Process(postmaster)):
@@ -184,7 +184,7 @@ def _name(process: psutil.Process) -> str:
         words = " ".join(process.cmdline()) + " "
     except psutil.Error:
         return _OTHERS
-    return next((name for what, name in _NAMES.items() if re.search(what, words)), _OTHERS)
+    return next((name for sought, name in _NAMES.items() if re.search(sought, words)), _OTHERS)
 
 
 def _spent(before: dict[Key, Usage], after: dict[Key, Usage]) -> dict[str, float]:
@@ -194,7 +194,7 @@ def _spent(before: dict[Key, Usage], after: dict[Key, Usage]) -> dict[str, float
     for key, usage in after.items():
         spent[usage.name] += usage.cpu - (before[key].cpu if key in before else 0.0)
     for key in before.keys() - after.keys():
-        # All that it ever took has come to be its parent's.
+        # The parent's time includes all time of a child that has ended.
         usage = before[key]
         spent[names.get(usage.parent, usage.name)] -= usage.cpu
     return spent

@@ -1,4 +1,4 @@
-"""An import of files as users have them, beside a bare COPY of bars that need no work."""
+"""An import of files of an exchange, beside a bare COPY of bars in the form of the table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(bench: Workbench) -> Result:
         bench.database("import") as connection,
         tempfile.TemporaryDirectory(prefix="feature_platform-") as folder,
     ):
-        bench.say(f"{rows:,} bars in {months} files")
+        bench.show(f"{rows:,} bars in {months} files")
         create_generator(connection)
         connection.execute(queries["create_bare_table"])
         files = [
@@ -84,7 +84,7 @@ def run(bench: Workbench) -> Result:
 
 
 def _write_klines(connection: Connection, folder: Path, month: int, minutes: int) -> Path:
-    """Write one month as Binance's files have it, compressed."""
+    """Write one month in the layout of Binance's files, compressed."""
     path = folder / f"SYM0001USDT-1m-{month + 1:02}.csv.gz"
     with gzip.open(path, "wb", compresslevel=6) as file:
         file.write(_HEADER)
@@ -104,7 +104,7 @@ def _write_bars(connection: Connection, folder: Path, minutes: int) -> Path:
 
 def _generate(connection: Connection, query: str, first: int, minutes: int) -> list[bytes]:
     span = {"first_minute": first, "last_minute": first + minutes - 1}
-    # COPY takes no parameters from the server's side.
+    # COPY accepts no parameters of the server.
     with ClientCursor(connection).copy(queries[query], span) as copy:
         return [bytes(block) for block in copy]
 

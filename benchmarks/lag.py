@@ -1,4 +1,4 @@
-"""How long after a bar's commit its feature row can be read, beside a policy on schedule alone.
+"""The time from a bar's commit to its readable feature row, beside a policy on schedule alone.
 
 Bars are committed as a recorder does: those of one minute over its first second, in batches. A
 reader polls for each row. With the worker a minute of bars is stored every few seconds, which is
@@ -37,8 +37,8 @@ SYMBOLS = (1, 100, 1000)
 ROUNDS = {1: 40, 100: 20, 1000: 15}
 BATCHES = 5
 BATCH_SECONDS = 0.2
-PAUSE = 1.0  # after a minute's rows have come
-READY = 90  # closed minutes that are left for the rounds
+PAUSE = 1.0  # seconds after the rows of a minute are read
+READY = 90  # closed minutes without bars, for the rounds
 PROMISED = {100: ("p50", 0.06), 1000: ("p99", 0.15)}
 PATIENCE = 120.0
 
@@ -80,14 +80,14 @@ def run(bench: Workbench) -> Result:
         worker = stack.enter_context(running_worker(bench, woken.connection))
         idle = _idle(bench, worker)
         for size, symbols in sizes.items():
-            bench.say(f"{symbols} symbols a minute")
+            bench.show(f"{symbols} symbols a minute")
             for _ in range(2 if small else ROUNDS[size]):
                 _measure(woken, size, symbols, woken.next_minute)
                 time.sleep(0 if small else PAUSE)
         # After the worker's rounds: a refresh of one side would make rows of the other side wait.
         with _schedule(scheduled.connection, interval):
             for size, symbols in sizes.items():
-                bench.say(f"{symbols} symbols a minute, on schedule")
+                bench.show(f"{symbols} symbols a minute, on schedule")
                 _on_schedule(scheduled, size, symbols, interval)
         for side in (woken, scheduled):
             require_exact(side.connection, start=moment(side.next_minute - READY))
@@ -117,7 +117,7 @@ def run(bench: Workbench) -> Result:
 
 def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
     """Store the bars that leave the windows of the next minutes, and the newest bars."""
-    bench.say(f"{symbols} symbols, the last day")
+    bench.show(f"{symbols} symbols, the last day")
     create_generator(connection)
     first_new = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - READY
     connection.execute(queries["remove_policy"])
@@ -132,9 +132,9 @@ def _prepare(bench: Workbench, connection: Connection, symbols: int) -> Side:
 
 
 def _idle(bench: Workbench, worker: psutil.Popen) -> float:
-    """Return the share of a core that the worker takes when nothing is to be done."""
+    """Return the share of a core that the worker uses when it has nothing to refresh."""
     seconds = IDLE_SECONDS if bench.scale >= 0.05 else 0.5
-    bench.say(f"idle for {seconds:g} s")
+    bench.show(f"idle for {seconds:g} s")
     before = worker.cpu_times()
     time.sleep(seconds)
     after = worker.cpu_times()
@@ -162,7 +162,7 @@ def _schedule(connection: Connection, interval: int) -> Iterator[None]:
 
 
 def _on_schedule(side: Side, size: int, symbols: int, interval: int) -> None:
-    """Measure the minute that ends next, when its bars come: just after its end."""
+    """Measure the minute that ends next; its bars are stored just after its end."""
     if interval == 60:
         time.sleep(60.2 - time.time() % 60)
         minute = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - 1
@@ -187,16 +187,16 @@ def _measure(side: Side, size: int, symbols: int, minute: int) -> None:
             committed |= {_name(symbol): now for symbol in batch}
         thread.join()
     if seen.keys() != committed.keys():
-        raise WrongResultError(f"{len(seen)} rows of {symbols} came within {PATIENCE:.0f} s")
-    # Read before the writer's COMMIT returned: too short to be measured.
+        raise WrongResultError(f"{len(seen)} of {symbols} rows were there in {PATIENCE:.0f} s")
+    # A row can be read before the writer's COMMIT returns: too short to measure.
     lags = [max(seen[symbol] - committed[symbol], 1e-4) for symbol in committed]
     side.lags.setdefault(size, []).extend(lags)
 
 
 def _watch(reader: Connection, minute: int, symbols: int, seen: dict[str, float]) -> None:
-    """Poll for the rows of one minute until all have come."""
+    """Poll for the rows of one minute until all are there."""
     deadline = time.monotonic() + PATIENCE
-    pause = 0.002 + symbols * 2e-5  # a reader that takes a core for itself would be in the way
+    pause = 0.002 + symbols * 2e-5  # a reader must not use a whole core
     while len(seen) < symbols and time.monotonic() < deadline:
         rows = reader.execute(queries["rows_of_minute"], {"bucket": moment(minute)}).fetchall()
         now = time.monotonic()
@@ -216,8 +216,8 @@ def _name(symbol: int) -> str:
 
 
 def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> dict[str, float]:
-    """Let several writers commit bars one by one, with the triggers that mark them and without."""
-    bench.say(f"{WRITERS} writers at once")
+    """Let several writers commit single bars, with the triggers that mark them and without."""
+    bench.show(f"{WRITERS} writers at once")
     seconds = WRITING_SECONDS if bench.scale >= 0.05 else 0.1
     speeds: dict[str, list[float]] = {"marked": [], "without triggers": []}
     for number in range(bench.rounds(4)):
@@ -232,7 +232,7 @@ def _commits_per_second(bench: Workbench, woken: Side, scheduled: Side) -> dict[
 
 
 def _commit_bars(side: Side, writer: int, seconds: float) -> int:
-    """Correct a bar of the writer's own, again and again; return how often."""
+    """Correct the writer's own bar repeatedly; return the number of commits."""
     until = time.monotonic() + seconds
     count = 0
     bar = {"symbol": writer + 1, "minute": side.next_minute - 1}

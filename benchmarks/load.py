@@ -1,8 +1,8 @@
-"""A bounded load of HTTP requests from a few connections, each of which waits for its answers.
+"""A bounded load of HTTP requests from a few connections, which wait for each answer.
 
-By wrk, where there is one (Debian: `apt-get install wrk`). Without, by threads of this process,
-which need longer for a request than a fast server does: rates and times are then as much the
-client's as the server's, and a ratio of two servers comes out smaller than it is.
+wrk sends the requests, if it is installed (Debian: `apt-get install wrk`); otherwise threads of
+this process do. Such a thread needs longer for a request than a fast server. Rates and times are
+then as much the client's as the server's, and a ratio of two servers is smaller than the true one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _by_threads(url: str, requests: Sequence[Request], seconds: float) -> Load:
     failed: list[str] = []
     until = time.perf_counter() + seconds
 
-    def ask() -> None:
+    def send() -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         line = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
@@ -123,7 +123,7 @@ def _by_threads(url: str, requests: Sequence[Request], seconds: float) -> Load:
                 failed.append(f"{answer.status} for {one.path}")
         line.close()
 
-    threads = [threading.Thread(target=ask) for _ in range(CONNECTIONS)]
+    threads = [threading.Thread(target=send) for _ in range(CONNECTIONS)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()

@@ -44,7 +44,7 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 
 @dataclass
 class Process:
-    """A process of the platform, and how many MB it took at each look."""
+    """A process of the platform, and its memory in MB at each look."""
 
     name: str
     process: psutil.Popen
@@ -57,17 +57,17 @@ class Process:
         self.megabytes.append(self.process.memory_info().rss / 1e6)
 
     def growth(self) -> float:
-        """Return by how many MB it grew in an hour after its first, as a line through all looks."""
+        """Return its growth in MB an hour after the first hour, by a line through all looks."""
         looks = self.megabytes[LOOKS_AN_HOUR:] or self.megabytes
         hours = [number / LOOKS_AN_HOUR for number in range(len(looks))]
         return statistics.linear_regression(hours, looks).slope
 
 
 def run(bench: Workbench) -> Result:
-    """Run both over the hours, and look at them."""
+    """Run both for the hours, and measure their memory."""
     symbols = [f"SYM{number:04d}/USDT" for number in range(bench.scaled(SYMBOLS, 2))]
     looks = bench.scaled(HOURS * LOOKS_AN_HOUR, 4)
-    bench.say(f"{len(symbols)} symbols, {looks / LOOKS_AN_HOUR:.1f} hours at {SPEED:g} times")
+    bench.show(f"{len(symbols)} symbols, {looks / LOOKS_AN_HOUR:.1f} hours at {SPEED:g} times")
     with bench.database("memory", simulated=True) as connection:
         with _running(bench, connection, symbols) as processes:
             began = time.monotonic()
@@ -88,7 +88,7 @@ def run(bench: Workbench) -> Result:
 def _running(
     bench: Workbench, connection: Connection, symbols: list[str]
 ) -> Iterator[list[Process]]:
-    """Run a recorder and a worker while the body runs, from when both have done something."""
+    """Run a recorder and a worker while the body runs; yield once there are features."""
     clock = SimulatedClock(START, datetime.now(UTC), SPEED)
     with (
         SimulatedExchange(GeneratedTruth(symbols), clock=clock) as exchange,

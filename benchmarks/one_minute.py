@@ -1,7 +1,6 @@
-"""One new minute of all symbols, beside a recomputation of the last day, and beside a longer past.
+"""One new minute of all symbols, beside a recomputation of the last day and a longer history.
 
-Both times are those of the refresh alone: the bars are stored already, for it as for the
-recomputation.
+Both times are those of the refresh alone: the bars are stored before either begins.
 """
 
 from __future__ import annotations
@@ -78,14 +77,14 @@ def run(bench: Workbench) -> Result:
     """Measure the refresh of one new minute."""
     symbols = bench.scaled(1000)
     with bench.database("one_minute") as connection:
-        bench.say(f"{symbols} symbols, {DAYS} days")
+        bench.show(f"{symbols} symbols, {DAYS} days")
         many = History(connection, symbols, DAYS)
         seconds = _beside_recomputation(bench, many)
     few = bench.scaled(100)
     with bench.database("short") as connection, bench.database("long") as other:
-        bench.say(f"{few} symbols, {DAYS} days")
+        bench.show(f"{few} symbols, {DAYS} days")
         short = History(connection, few, DAYS)
-        bench.say(f"{few} symbols, {DAYS * LONGER} days")
+        bench.show(f"{few} symbols, {DAYS * LONGER} days")
         long = History(other, few, DAYS * LONGER)
         seconds |= _beside_longer_past(bench, short, long)
     return Result(

@@ -466,7 +466,7 @@ INSERT INTO feature_platform.gap_watermark (symbol, since_ts, until_ts)
 SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(first_minute)s), benchmark.moment(%(last_minute)s - 1)
   FROM generate_series(1, %(symbols)s) AS s (symbol);
 
--- hear_all --
+-- store_heartbeats --
 -- The heartbeat of a recorder with all symbols live.
 INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, connected_at, heard_at, beat_at)
 SELECT symbol, 'live', since_ts, since_ts, since_ts, until_ts, until_ts FROM feature_platform.gap_watermark;

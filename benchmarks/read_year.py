@@ -35,14 +35,14 @@ COLUMNS = 10  # bucket and nine features
 
 
 def run(bench: Workbench) -> Result:
-    """Measure read_features against the two; all three read the same rows."""
+    """Measure read_features beside the others; all read the same rows."""
     minutes = bench.scaled(YEAR, at_least=DAY)
     with (
         bench.database("read_year") as connection,
         environment(**{f"{PREFIX}DATABASE_URL": connection.info.dsn}),
         _engine(connection) as engine,
     ):
-        bench.say(f"one symbol, {minutes:,} minutes, {COLUMNS} columns")
+        bench.show(f"one symbol, {minutes:,} minutes, {COLUMNS} columns")
         create_generator(connection)
         load_bars(connection, range(1, 2), range(minutes))
         refresh(connection)

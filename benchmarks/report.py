@@ -17,7 +17,7 @@ RESULTS = Path(__file__).with_name("results")
 BEGIN = "<!-- results: written by `python -m benchmarks --report` -->"
 END = "<!-- end of results -->"
 
-# Up to this number all times are stored, of more their percentiles.
+# Up to so many times are stored; of more times, their percentiles are stored.
 _MOST_SECONDS = 200
 _WORDS = {None: "", True: "ok", False: "**short**"}
 
@@ -54,7 +54,7 @@ def keep(folder: Path, name: str, scale: float, machine: Kept, result: Result) -
 def write_report(names: Iterable[str], folder: Path = RESULTS, readme: Path = README) -> None:
     """Write the tables of the results in `folder` into the README, between its marks.
 
-    names: of all benchmarks, in the order of the tables.
+    names: those of all benchmarks, in the order of the tables.
     """
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

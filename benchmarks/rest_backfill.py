@@ -29,12 +29,12 @@ from feature_platform.exchange.client import Exchange, make_client
 
 SYMBOL = "BTC/USDT"
 DAYS = 20
-PAGE = 1000  # bars, the most that Binance gives at once
+PAGE = 1000  # bars, Binance's limit of one answer
 MINUTE_MS = 60_000
 
 
 def run(bench: Workbench) -> Result:
-    """Measure both over the same days, each round over later ones than the one before."""
+    """Measure both over the same days; each round has later days."""
     days = timedelta(days=bench.scaled(DAYS))
     rounds = bench.rounds(7)
     bars = days // timedelta(minutes=1)
@@ -46,7 +46,7 @@ def run(bench: Workbench) -> Result:
         Exchange("binance", (SYMBOL,), url=url, rate_limit=False) as exchange,
         bench.database("rest_backfill") as connection,
     ):
-        bench.say(f"{bars:,} bars of one symbol at a time")
+        bench.show(f"{bars:,} bars of one symbol at a time")
         client.load_markets()
         exchange.check()
 
@@ -96,7 +96,7 @@ def run(bench: Workbench) -> Result:
 
 
 def _pages(client: Any, start: datetime, end: datetime) -> Iterator[Any]:
-    """Yield the rows that ccxt gives for [start, end), as its manual pages."""
+    """Yield the rows of [start, end), by pages as ccxt's manual shows."""
     since, stop = (round(moment.timestamp() * 1000) for moment in (start, end))
     while since < stop:
         limit = min(PAGE, (stop - since) // MINUTE_MS)
@@ -117,8 +117,8 @@ def _simulator() -> Iterator[str]:
     ) as process:
         assert process.stdout is not None
         try:
-            told = process.stdout.readline()
-            require(True, told.startswith("simulating Binance at "), told or "no simulator")
-            yield told.split()[3].removesuffix(":")
+            line = process.stdout.readline()
+            require(True, line.startswith("simulating Binance at "), line or "no simulator")
+            yield line.split()[3].removesuffix(":")
         finally:
             process.terminate()

@@ -42,7 +42,7 @@ def run(bench: Workbench) -> Result:
     symbols = bench.scaled(100, at_least=2)
     with ExitStack() as stack:
         connection = stack.enter_context(bench.database("serve_latest"))
-        bench.say(f"{symbols} symbols, {DAYS} days; {CONNECTIONS} connections by {tool()}")
+        bench.show(f"{symbols} symbols, {DAYS} days; {CONNECTIONS} connections by {tool()}")
         load(connection, symbols, DAYS)
         build(connection)
         settle(connection)
@@ -54,10 +54,10 @@ def run(bench: Workbench) -> Result:
         _check_ours(sides[OURS][0], rows)
         try:
             if small:
-                raise FeastMissingError("at so small a scale it would say nothing")
+                raise FeastMissingError("the scale is too small for a comparison")
             feast = stack.enter_context(feast_server(install(), url, rows))
         except FeastMissingError as error:
-            bench.say(f"without Feast: {error}")
+            bench.show(f"without Feast: {error}")
         else:
             sides[FEAST] = (feast, _feast_requests(names))
             _check_feast(feast, rows)
@@ -120,9 +120,9 @@ def _service(url: str) -> Iterator[str]:
     ) as process:
         assert process.stderr is not None
         try:
-            told = process.stderr.readline()
-            require(True, "serving at " in told, told)
-            yield told.split()[-1]
+            line = process.stderr.readline()
+            require(True, "serving at " in line, line)
+            yield line.split()[-1]
         finally:
             process.terminate()
 
@@ -145,7 +145,7 @@ def _feast_requests(symbols: Sequence[str]) -> list[Request]:
     ]
 
 
-def _ask(url: str, one: Request) -> Any:
+def _fetch(url: str, one: Request) -> Any:
     request = urllib.request.Request(
         url + one.path,
         None if one.body is None else one.body.encode(),
@@ -158,14 +158,14 @@ def _ask(url: str, one: Request) -> Any:
 
 def _check_ours(url: str, rows: pa.Table) -> None:
     for row, one in zip(rows.to_pylist(), _our_requests(rows["symbol"].to_pylist()), strict=True):
-        (got,) = _ask(url, one)["rows"]
+        (got,) = _fetch(url, one)["rows"]
         for name in COLUMNS[2:]:
             require(row[name], got[name], f"{name} of {row['symbol']}")
 
 
 def _check_feast(url: str, rows: pa.Table) -> None:
     for row, one in zip(rows.to_pylist(), _feast_requests(rows["symbol"].to_pylist()), strict=True):
-        answer = _ask(url, one)
+        answer = _fetch(url, one)
         got = {
             name: result["values"][0]
             for name, result in zip(
@@ -182,8 +182,8 @@ def _query_alone(url: str, symbols: Sequence[str], times: int) -> list[float]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.cursor(binary=True)
         for number in range(times + 10):
-            asked = {"symbols": [symbols[number % len(symbols)]]}
+            parameters = {"symbols": [symbols[number % len(symbols)]]}
             began = time.perf_counter()
-            cursor.execute(queries["service_latest"], asked, prepare=True).fetchall()
+            cursor.execute(queries["service_latest"], parameters, prepare=True).fetchall()
             taken.append(time.perf_counter() - began)
     return taken[10:]

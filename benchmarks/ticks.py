@@ -1,9 +1,10 @@
-"""A tick of Dagster's sensors at many symbols: the checks, and the accounting for minutes.
+"""A tick of Dagster's sensors at many symbols: the checks, and the search for missing minutes.
 
-The bars and rows are stored as by recorder and worker, and the sensors are evaluated as by the
-daemon: on a history of 3 days and on one of 30, in turns. The symbols trade rarely: before the last
-three hours one hour in ten has bars, and the others are listed as quiet, so that 30 days of all
-symbols are loaded in a minute. All have the same bars, so that features are computed only once.
+Bars and rows are stored as recorder and worker store them, and the sensors are evaluated as the
+daemon does, in turns on a history of 3 days and on one of 30. The symbols trade rarely: before the
+last three hours one hour in ten has bars, and the others are listed as quiet, so that 30 days of
+all symbols are loaded in a minute. All symbols have the same bars, so that features are computed
+only once.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SYMBOLS = 1000
 DAYS = 3
 LONGER = 10  # times
 RECENT = 180  # minutes, of which each has a bar
-TRADED = 10  # before, one hour of so many has bars
+TRADED = 10  # hours, one of which has bars before the recent minutes
 PROMISED = 1.0  # seconds
 
 GAPS, CHECKING, REPORTING = "gap tick", "check tick", "check tick with its reports"
@@ -55,9 +56,9 @@ ASSETS = ("ohlcv_1m", "features_1m", "exchange_feed", "features_1m_policy")
 
 
 class History:
-    """Symbols with a past, whose newest minute is the last that is over.
+    """Symbols with a history up to the newest closed minute.
 
-    first, next: the numbers of the oldest minute and of the one that is not there yet.
+    first, next: the numbers of the oldest minute and of the next minute to store.
     check_seconds: the times of each check, by name.
     """
 
@@ -85,18 +86,18 @@ class History:
         execute(queries["store_first_symbol"], span)
         refresh(self.connection)
         execute(queries["triggers_off"])
-        for what in ("bars", "features", "state"):
-            execute(queries[f"multiply_{what}"], span)
+        for table in ("bars", "features", "state"):
+            execute(queries[f"multiply_{table}"], span)
         execute(queries["triggers_on"])
         execute(queries["find_symbols"])
         execute(queries["account_for_quiet"], span)
         execute(queries["account_for_all"], span)
-        execute(queries["hear_all"])
+        execute(queries["store_heartbeats"])
         execute(queries["analyze_pasts"])
         execute(queries["checkpoint"])
 
     def catch_up(self) -> None:
-        """Store the minutes that are over by now, and their features, as recorder and worker do."""
+        """Store the minutes that have closed, and their features, as recorder and worker do."""
         for minute in range(self.next, _minutes_over()):
             self.next = minute + 1
             bars = {"symbols": self.symbols, "minute": minute}
@@ -127,10 +128,10 @@ class History:
 
 
 class Sensors:
-    """The sensors, as a daemon of this instance evaluates them."""
+    """The sensors; this class evaluates them as the daemon of an instance does."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
-        # Their partitions begin with the start date that is set when they are imported.
+        # Their partitions begin at the start date that is set when this import runs.
         from feature_platform.orchestration.resources import DatabaseResource
         from feature_platform.orchestration.sensors import sensors
 
@@ -152,14 +153,14 @@ class Sensors:
         return self._checks(history)
 
     def reports(self, history: History) -> float:
-        """Report the features and their checks; return the seconds of the tick, reports included.
+        """Report the features and their checks; return the seconds of the tick and its reports.
 
-        Of all assets, these have the most checks, a slow one among them.
+        Of all assets, the features have the most checks, among them a slow one.
         """
         return self._checks(history, "features_1m")
 
     def first(self, history: History) -> float:
-        """Report everything, as the first tick does; return its seconds, reports included."""
+        """Report everything, as the first tick does; return its seconds with its reports."""
         return self._checks(history, *ASSETS)
 
     def _checks(self, history: History, *due: str) -> float:
@@ -197,13 +198,13 @@ def run(bench: Workbench) -> Result:
     with ExitStack() as stack:
         histories = {}
         for name, days in (("short", DAYS), ("long", DAYS * LONGER)):
-            bench.say(f"{symbols} symbols, {days} days")
+            bench.show(f"{symbols} symbols, {days} days")
             connection = stack.enter_context(bench.database(f"ticks_{name}"))
             histories[name] = History(bench, connection, symbols, days)
         start = moment(histories["long"].first).date()
         stack.enter_context(environment(**{f"{PREFIX}START_DATE": start.isoformat()}))
         sensors = Sensors(stack.enter_context(_instance(bench)))
-        for history in histories.values():  # plans, and the days that are reported once
+        for history in histories.values():  # plan the statements, report the days once
             for tick in (sensors.first, sensors.gaps, sensors.reports, sensors.checks):
                 tick(history)
         sides: dict[str, Side] = {}
@@ -252,7 +253,7 @@ def _result(symbols: int, seconds: dict[str, list[float]], traded: dict[str, flo
 
 
 def _minutes_over() -> int:
-    """Return how many minutes since FIRST are over."""
+    """Return the number of closed minutes since FIRST."""
     return int((datetime.now(UTC) - FIRST).total_seconds()) // 60
 
 

@@ -1,4 +1,4 @@
-"""Poll the validation queries of users against a live database, as a user's watch would.
+"""Poll the validation queries of users on a live database, as `watch` of psql does.
 
     python -m benchmarks.validation_poll --seconds 600
 
@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from benchmarks.harness import Connection, queries
 from feature_platform.database import connect
 
-LATE_IN_MINUTE = 2.0  # seconds: before, the row of the minute that has just ended may be on its way
+LATE_IN_MINUTE = 2.0  # seconds; before them, the row of the last minute may not be stored yet
 LEAST_ROWS = 9
 
 
 @dataclass
 class Polled:
-    """The result of a poll. offences: wrong rows and counts, with their time."""
+    """The result of a poll. findings: wrong rows and counts, with their time."""
 
     polls: int = 0
     fewest_rows: int | None = None
     slowest: float = 0.0
-    offences: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 def poll(connection: Connection, seconds: float, every: float = 1.0) -> Polled:
@@ -53,11 +53,11 @@ def _look(connection: Connection, found: Polled) -> None:
             continue
         found.fewest_rows = count if found.fewest_rows is None else min(found.fewest_rows, count)
         if count < LEAST_ROWS:
-            found.offences.append(f"{at}: {symbol} has {count} rows of the last ten minutes")
+            found.findings.append(f"{at}: {symbol} has {count} rows of the last ten minutes")
     if not rows:
-        found.offences.append("there are no features of the last hour")
+        found.findings.append("there are no features of the last hour")
     for at, symbol, bucket in connection.execute(queries["poll_nulls"]).fetchall():
-        found.offences.append(f"{at}: the row of {symbol} at {bucket} has a NULL")
+        found.findings.append(f"{at}: the row of {symbol} at {bucket} has a NULL")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{found.polls} polls, the slowest {1000 * found.slowest:.1f} ms; fewest rows of a symbol"
         f" in ten minutes, later than {LATE_IN_MINUTE:g} s into a minute: {found.fewest_rows};"
-        f" {len(found.offences)} offences"
+        f" {len(found.findings)} findings"
     )
-    for offence in found.offences[:20]:
-        print(f"  {offence}")
-    return 1 if found.offences else 0
+    for finding in found.findings[:20]:
+        print(f"  {finding}")
+    return 1 if found.findings else 0
 
 
 if __name__ == "__main__":

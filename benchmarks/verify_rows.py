@@ -1,4 +1,4 @@
-"""The speed of verify beside that of the build that it proves right; nothing is promised of it."""
+"""The speed of verify, beside the build of the same rows; there is no target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(bench: Workbench) -> Result:
     symbols = bench.scaled(30)
     rows = symbols * DAYS * DAY
     with bench.database("verify") as connection:
-        bench.say(f"{symbols} symbols, {DAYS} days")
+        bench.show(f"{symbols} symbols, {DAYS} days")
         load(connection, symbols, DAYS)
         build(connection)
 

@@ -25,7 +25,7 @@ def example() -> dict[str, str]:
 
 
 def required() -> set[str]:
-    """Return the variables without which the compose file refuses."""
+    """Return the variables that the compose file requires."""
     text = COMPOSE.read_text(encoding="utf-8")
     return {found["name"] for found in _VARIABLE.finditer(text) if found["kind"] == "?"}
 
@@ -56,7 +56,7 @@ def services(values: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def image_environment() -> dict[str, str]:
-    """Return the environment that the image gives each of its processes."""
+    """Return the environment variables that the image sets."""
     text = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text(encoding="utf-8"))
     last = text.rsplit("\nFROM ", 1)[1]
     pairs = [
@@ -66,7 +66,7 @@ def image_environment() -> dict[str, str]:
 
 
 def copied() -> list[str]:
-    """Return the paths of the checkout that the image is built of."""
+    """Return the paths of the checkout that the image copies."""
     lines = re.findall(
         r"^COPY (?!--from)(.+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -75,6 +75,6 @@ def copied() -> list[str]:
 
 
 def let_through() -> set[str]:
-    """Return the paths that .dockerignore does not leave out."""
+    """Return the paths that .dockerignore does not exclude."""
     lines = Path(CHECKOUT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     return {line[1:] for line in lines if line.startswith("!")}

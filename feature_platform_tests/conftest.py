@@ -5,7 +5,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-# A module comes before those that import it: pytest rewrites the assertions of modules it loads.
+# pytest rewrites the assertions of each module that it loads, so a module precedes its importers.
 pytest_plugins = (
     "feature_platform_tests.fix_processes",
     "feature_platform_tests.fix_environment",
@@ -19,8 +19,8 @@ pytest_plugins = (
     "feature_platform_tests.fix_recorder",
 )
 
-# No deadline: a busy machine is slow. CI runs the same examples each time, so that no change passes
-# or fails by chance; elsewhere each run draws new ones.
+# No deadline, because a busy machine is slow. CI runs the same examples each time, so that no
+# change passes or fails by chance; other runs draw new examples.
 settings.register_profile(
     "tests",
     deadline=None,
@@ -29,7 +29,6 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-# A shell that runs the tests in the background has them ignore these signals; the processes that
-# the tests start must not inherit that.
+# Background jobs of a shell ignore these signals; the processes of the tests must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

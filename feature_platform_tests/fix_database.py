@@ -1,8 +1,8 @@
-"""Databases for tests: fresh ones, each with the schema, on every engine there is to try.
+"""Fresh databases for tests, each with the schema, on both engines.
 
 Environment:
 FEATURE_PLATFORM_TEST_TIMESCALE_URL: a superuser's URL of a server with TimescaleDB; tests on it
-    are skipped without.
+    are skipped without it.
 FEATURE_PLATFORM_TEST_POSTGRES_URL: a superuser's URL of a plain server, instead of an embedded one.
 
 A test with the fixture `database` or `conn` runs once on each engine. One that concerns a single
@@ -124,7 +124,7 @@ class Databases:
         return name
 
     def _stop_jobs(self, name: str) -> None:
-        """Keep TimescaleDB's jobs from running when a test does not expect it.
+        """Stop TimescaleDB's jobs, which a test does not expect.
 
         A test of jobs begins with SELECT _timescaledb_functions.start_background_workers().
         """
@@ -167,10 +167,10 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(scope="session")
 def binaries(engine: Engine) -> Path | None:
-    """Return the programs of the given server, for servers that a test stops.
+    """Return the folder of the given server's programs, for servers that a test stops itself.
 
-    None where no server is given: those of the embedded server. A given server runs on this machine
-    or the test is skipped.
+    None, if no server is given, stands for the embedded programs. The test is skipped if the given
+    server does not run on this machine.
     """
     variable = TIMESCALE_URL if engine == "timescaledb" else POSTGRES_URL
     url = os.environ.get(variable)
@@ -187,7 +187,7 @@ def binaries(engine: Engine) -> Path | None:
 
 @pytest.fixture(scope="session")
 def databases(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Databases]:
-    """Yield the maker of databases on the engine: for tests that need several of them."""
+    """Yield the maker of databases on the engine, for tests that need several databases."""
     if engine == "timescaledb":
         url = os.environ[TIMESCALE_URL]
     else:

@@ -39,14 +39,14 @@ class Dev:
     process: subprocess.Popen[str]
     log: Path
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_until(
         self,
         connection: psycopg.Connection[Any],
         condition: LiteralString,
-        what: str,
+        event: str,
         *parameters: object,
     ) -> None:
         """Wait until a query gives true, for at most the promised time."""
@@ -55,7 +55,7 @@ class Dev:
             self.check_running()
             return value(connection, condition, *parameters)
 
-        wait_until(holds, what, PROMISED, _INTERVAL)
+        wait_until(holds, event, PROMISED, _INTERVAL)
 
     def check_running(self) -> None:
         """Fail with the end of its log when the process has ended."""
@@ -71,18 +71,18 @@ class Dev:
         wait_until(served, f"{url} is served", PROMISED, _INTERVAL, self.log_end)
 
     def log_end(self) -> str:
-        return self.said()[-5000:]
+        return self.log_text()[-5000:]
 
     def children(self) -> list[psutil.Process]:
-        """Return all its processes, but for itself."""
+        """Return all its child processes."""
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
 
 @contextmanager
 def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
-    """Run the platform in a folder while the body runs, and be of its settings.
+    """Run the platform in a folder while the body runs, and use its settings in this process.
 
-    options: further ones of the command. environment: further settings.
+    options: further options of the command. environment: further settings.
     """
     port, exchange_port = free_port(), free_port()
     environment["FEATURE_PLATFORM_HOME"] = str(folder / "home")
@@ -91,7 +91,7 @@ def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
     with pytest.MonkeyPatch.context() as patch, log.open("w") as out:
         process = subprocess.Popen(
             [
-                *(COMMAND[0], *COMMAND[3:], "dev"),  # warnings of Dagster's are not ours to mend
+                *(COMMAND[0], *COMMAND[3:], "dev"),  # Dagster's own warnings are not errors
                 *("--port", str(port), "--exchange-port", str(exchange_port), *options),
             ],
             env={**others, **environment},
@@ -115,7 +115,7 @@ def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
                     process.wait(60)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
-            embedded_server(folder / "home").release()  # of who has connected to it
+            embedded_server(folder / "home").release()  # for the tests that connected to it
     get_settings.cache_clear()
 
 

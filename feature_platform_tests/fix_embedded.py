@@ -24,7 +24,7 @@ from feature_platform.embedded.system_user import SystemUser, run_as
 
 CHECKOUT = Path(feature_platform.__file__).parents[1]
 
-# Quicker to start; the data need not survive a power cut.
+# Such a server starts faster; the data need not survive a power cut.
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 
 HOLD = """
@@ -37,7 +37,7 @@ server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off", "shared_buffers
 try:
     server.start()
 except UserError as error:
-    print("refused:", error, flush=True)
+    print("rejected:", error, flush=True)
     sys.exit(2)
 print(server.url(), flush=True)
 sys.stdin.read()
@@ -45,7 +45,7 @@ sys.stdin.read()
 
 
 class User:
-    """A user of the system, and the interpreter that it can run."""
+    """An OS user, and the Python interpreter that this user can run."""
 
     def __init__(self, system_user: SystemUser | None, python: str) -> None:
         self.system_user = system_user
@@ -77,29 +77,29 @@ class Holder:
 
     def __init__(self, user: User, home: Path, code: str = HOLD) -> None:
         self.process = user.popen(code, home)
-        self._said: str | None = None
+        self._first_line: str | None = None
 
     @property
-    def said(self) -> str:
-        """Its first line: the URL of the server that it holds, or the reason of its error."""
-        if self._said is None:
+    def first_line(self) -> str:
+        """Its first line of output: the URL of its server, or the reason of its error."""
+        if self._first_line is None:
             assert self.process.stdout is not None
-            self._said = self.process.stdout.readline().strip()
-        return self._said
+            self._first_line = self.process.stdout.readline().strip()
+        return self._first_line
 
-    def begin_to_leave(self) -> None:
-        """Let it begin to exit in order, and do not wait."""
+    def begin_to_exit(self) -> None:
+        """End its input, so that it exits in order; do not wait."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None
 
-    def leave(self) -> str:
-        """Let it exit in order, wait, and return its stderr."""
+    def exit(self) -> str:
+        """End its input, wait until it has exited, and return its stderr."""
         _, errors = self.process.communicate(timeout=60)
         return errors
 
     def kill(self) -> None:
-        """Kill it alone, as kill -9 does."""
+        """Kill this process alone, as kill -9 does."""
         self.process.kill()
         self.process.communicate(timeout=60)
 
@@ -108,7 +108,7 @@ class Holder:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            self.leave()
+            self.exit()
 
 
 Hold = Callable[[Path], Holder]
@@ -116,7 +116,7 @@ Hold = Callable[[Path], Holder]
 
 @pytest.fixture(params=["the user of the tests", "a normal user"])
 def user(request: pytest.FixtureRequest) -> User:
-    """Return the user that the processes run as."""
+    """Return the OS user of the processes."""
     if request.param == "the user of the tests":
         return User(None, sys.executable)
     if os.geteuid() != 0:
@@ -125,8 +125,8 @@ def user(request: pytest.FixtureRequest) -> User:
 
 
 @pytest.fixture
-def nobody() -> User:
-    """Return a normal user other than the one of the tests, who is root."""
+def other_user() -> User:
+    """Return a normal OS user; the tests themselves run as root."""
     if os.geteuid() != 0:
         pytest.skip("only root can run processes as another user")
     return normal_user()
@@ -151,10 +151,10 @@ def normal_user() -> User:
 
 @pytest.fixture
 def home(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """Yield a home that does not exist yet, where the test's user may make it."""
+    """Yield a home that does not exist yet, in a directory where the test's user may create it."""
     parent = Path(tempfile.mkdtemp(prefix="fp-"))
     try:
-        parent.chmod(0o711)  # or root's server would do it, with a warning
+        parent.chmod(0o711)  # otherwise root's server does it, with a warning
         if "user" in request.fixturenames:
             give(parent, request.getfixturevalue("user"))
         yield parent / "home"

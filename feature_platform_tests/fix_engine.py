@@ -1,4 +1,4 @@
-"""Databases whose bars and features tests fill, compare and empty again, many times over."""
+"""A database that a test fills, compares and empties many times."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Bench:
     holder: psycopg.Connection
 
     def empty(self) -> None:
-        """Forget all bars, features and marks."""
+        """Delete all bars, features and marks."""
         self.conn.execute(_EMPTY)
 
     def bars(self) -> list[Bar]:
@@ -77,15 +77,15 @@ class Bench:
         return read_features(self.conn)
 
     def refresh(self, *window: object, force: bool = False) -> None:
-        """Bring a window up to date, by default all there is."""
+        """Refresh a window, by default all of time."""
         refresh(self.conn, *window, force=force)
 
     def check(self) -> None:
-        """Fail unless the stored rows are those that the bars give."""
+        """Fail unless the stored rows equal the features of the stored bars."""
         check(self.conn)
 
     def check_build(self) -> None:
-        """Fail unless a build from nothing stores the same bits."""
+        """Fail unless a build of an empty table stores the same values to the last bit."""
         stored = self.features()
         self.conn.execute(
             "DELETE FROM public.features_1m; DELETE FROM feature_platform.symbol_state"
@@ -95,9 +95,9 @@ class Bench:
 
     @contextmanager
     def refresh_stopped_at(self, stop: Stop, *window: object) -> Iterator[None]:
-        """Refresh, and while the body runs, wait where the refresh begins to write to a table.
+        """Stop a refresh at its first write to a table, and finish it after the body.
 
-        stop: the table, or "rows of" it: then the refresh waits where it writes to an existing row.
+        stop: the table, or "rows of" it; then the refresh stops at its first write to such a row.
         The body must take no lock that conflicts with the reads of a refresh. When the context
         ends, the refresh is over and has not failed.
         """
@@ -137,7 +137,7 @@ def waits_for_a_lock(conn: psycopg.Connection, waiter: psycopg.Connection) -> bo
 
 
 def refresh(conn: psycopg.Connection, *window: object, force: bool = False) -> None:
-    """Bring a window up to date, by default all there is."""
+    """Refresh a window, by default all of time."""
     lo, hi = window or (None, None)
     conn.execute("CALL refresh_features_1m(%s::timestamptz, %s::timestamptz, %s)", (lo, hi, force))
 

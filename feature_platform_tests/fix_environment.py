@@ -1,4 +1,4 @@
-"""Keep the tests apart from the settings and the data of the user who runs them."""
+"""Tests that neither read nor change the settings and the data of the user who runs them."""
 
 from __future__ import annotations
 

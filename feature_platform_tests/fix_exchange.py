@@ -13,28 +13,28 @@ from feature_platform.exchange.client import Exchange, Patience
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth, Truth
 
-# The second one is thin: three minutes in ten are without a trade.
+# XRP/ETH trades rarely: three of ten minutes have no trade.
 SYMBOLS = ("BTC/USDT", "XRP/ETH", "LINK/USDT")
 
 MakeExchange = Callable[..., Exchange]
 
 
 @pytest.fixture
-def venue_clock() -> Clock:
+def exchange_clock() -> Clock:
     """Return the clock of the simulated exchange; a test may override it."""
     return WallClock()
 
 
 @pytest.fixture
-def venue_truth() -> Truth:
+def exchange_truth() -> Truth:
     """Return the bars of the simulated exchange; a test may override it."""
     return GeneratedTruth(SYMBOLS, seed=7)
 
 
 @pytest.fixture
-def simulator(venue_truth: Truth, venue_clock: Clock) -> Iterator[SimulatedExchange]:
-    """Yield a running simulated exchange: its `url`, its `truth`, and `set_faults`."""
-    with SimulatedExchange(venue_truth, seed=7, clock=venue_clock) as running:
+def simulator(exchange_truth: Truth, exchange_clock: Clock) -> Iterator[SimulatedExchange]:
+    """Yield a running simulated exchange, with its `url`, its `truth` and `set_faults`."""
+    with SimulatedExchange(exchange_truth, seed=7, clock=exchange_clock) as running:
         yield running
 
 

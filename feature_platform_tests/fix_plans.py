@@ -32,7 +32,7 @@ BARS = """
 
 @pytest.fixture(scope="module")
 def histories(databases: Databases) -> Iterator[tuple[psycopg.Connection, psycopg.Connection]]:
-    """Yield databases of many symbols, with some days of bars and with ten times as many."""
+    """Yield two databases of many symbols, the second with ten times as many days of bars."""
     with ExitStack() as stack:
         conns = []
         for days in (HISTORY, 10 * HISTORY):
@@ -52,7 +52,7 @@ def histories(databases: Databases) -> Iterator[tuple[psycopg.Connection, psycop
 def explain(
     conn: psycopg.Connection, statement: LiteralString, *parameters: object
 ) -> dict[str, Any]:
-    """Return the plan of a statement that has run; its parameters are $1, $2, …"""
+    """Run a statement, whose parameters are $1, $2, …, and return its plan."""
     cursor = psycopg.RawCursor(conn)
     row = cursor.execute(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, parameters or None
@@ -78,7 +78,7 @@ def pages_of(plan: dict[str, Any]) -> int:
 def processor_seconds(conn: psycopg.Connection, statement: LiteralString) -> float:
     """Run a statement; return the processor seconds that the server's process used for it.
 
-    Other work on the machine does not count. Of a server elsewhere, return the time that passed.
+    Other work on the machine does not count. For a server elsewhere, return the elapsed time.
     """
     process = Path(f"/proc/{conn.info.backend_pid}/stat")
     own = process.exists() and "postgres" in process.read_text()
@@ -95,6 +95,6 @@ def processor_seconds(conn: psycopg.Connection, statement: LiteralString) -> flo
 
 
 def about_as_many(pages: list[int]) -> bool:
-    """Return whether a longer history costs at most one more level of an index, or chunks."""
+    """Return whether a longer history costs at most another index level, or further chunks."""
     short, long = pages
     return long <= short * 1.5 + 100

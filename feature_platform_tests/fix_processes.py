@@ -1,4 +1,4 @@
-"""Processes of the platform as its users run them: commands, workers, and waiting for events."""
+"""The platform's commands and workers as users run them, and waits for events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 COMMAND = (sys.executable, "-W", "error", "-m", "feature_platform.cli.app")
 
-# Seconds: enough for a busy machine. Only a test that fails waits for so long.
+# Seconds, enough for a busy machine. Only a test that fails waits so long.
 PATIENCE = 60.0
 _POLL = 0.01
 
@@ -43,12 +43,12 @@ def run_on(database: str, *arguments: str | Path) -> subprocess.CompletedProcess
 
 
 def only_line(text: str) -> str:
-    """Return the line that a text consists of."""
+    """Return the only line of a text; fail if there are more."""
     (line,) = text.splitlines()
     return line
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
+def rejection(done: subprocess.CompletedProcess[str]) -> str:
     """Return the line of a command that rejects its input; check its form and the exit status 2."""
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     line = only_line(done.stderr)
@@ -92,14 +92,14 @@ _INSERT_BARS = """
 def insert_bars(
     connection: psycopg.Connection[Any], symbol: str, first: datetime, count: int, step: int = 1
 ) -> None:
-    """Write bars every `step` minutes, whose every feature has a value of its own."""
+    """Write a bar every `step` minutes; no two of their features are equal."""
     connection.execute(
         _INSERT_BARS, {"symbol": symbol, "first": first, "count": count, "step": step}
     )
 
 
 def insert_recent(connection: psycopg.Connection[Any], symbol: str, count: int = 10) -> None:
-    """Write bars of the last minutes that are over."""
+    """Write bars of the last closed minutes."""
     first = value(
         connection, "SELECT feature_platform.due_until() - %s * interval '1 minute'", count
     )
@@ -131,7 +131,7 @@ def account_for_all(connection: psycopg.Connection[Any]) -> None:
 class WorkerProcess:
     """A process of `feature-platform worker`, and its log.
 
-    environment: variables that it has beside those of the test.
+    environment: variables in addition to those of the test.
     """
 
     arguments: tuple[str, ...] = ("worker",)
@@ -147,20 +147,20 @@ class WorkerProcess:
             start_new_session=True,
         )
         self._lines: list[str] = []
-        self._said = threading.Condition()
+        self._new_line = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
     def log(self) -> str:
         """Its log until now."""
-        with self._said:
+        with self._new_line:
             return "".join(self._lines)
 
     def wait_for(self, text: str, times: int = 1) -> None:
-        """Wait until a text is in its log, so many times."""
-        with self._said:
-            found = self._said.wait_for(
+        """Wait until its log contains a text `times` times."""
+        with self._new_line:
+            found = self._new_line.wait_for(
                 lambda: "".join(self._lines).count(text) >= times or not self._reader.is_alive(),
                 PATIENCE,
             )
@@ -201,11 +201,11 @@ class WorkerProcess:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            with self._said:
+            with self._new_line:
                 self._lines.append(line)
-                self._said.notify_all()
-        with self._said:
-            self._said.notify_all()
+                self._new_line.notify_all()
+        with self._new_line:
+            self._new_line.notify_all()
 
 
 StartWorker = Callable[[str], WorkerProcess]
@@ -213,6 +213,6 @@ StartWorker = Callable[[str], WorkerProcess]
 
 @pytest.fixture
 def start_worker() -> Iterator[StartWorker]:
-    """Yield a function that starts workers on databases; at the end, any still there is killed."""
+    """Yield a function that starts workers on databases; those that still run are killed later."""
     with ExitStack() as stack:
         yield lambda url: stack.enter_context(WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=url))

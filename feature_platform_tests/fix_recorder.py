@@ -1,4 +1,4 @@
-"""Fixtures of recorder tests: a database that can go away, recorders, and a fast exchange."""
+"""Fixtures of recorder tests: a database that can be down, recorders, and a fast exchange."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from feature_platform_tests.fix_processes import PATIENCE, WorkerProcess, value,
 
 
 class GoingDatabase:
-    """A database that rejects connections for a while, as during a restart.
+    """A database that can reject connections for a while, as during a restart.
 
-    url: a superuser's.
+    url: a superuser's URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -43,7 +43,7 @@ class GoingDatabase:
         self._server = urlsplit(url)._replace(path="/postgres").geturl()
 
     def leave(self) -> None:
-        """End all sessions, and take no new ones."""
+        """End all sessions, and reject new ones."""
         self._send("ALTER DATABASE {} ALLOW_CONNECTIONS false")
         with psycopg.connect(self._server, autocommit=True) as connection:
             connection.execute(
@@ -52,12 +52,12 @@ class GoingDatabase:
             )
 
     def come_back(self) -> None:
-        """Take sessions again."""
+        """Accept sessions again."""
         self._send("ALTER DATABASE {} ALLOW_CONNECTIONS true")
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Be away while the body runs."""
+        """Reject connections while the body runs."""
         self.leave()
         try:
             yield
@@ -84,14 +84,14 @@ def files_up_to(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def going(database: str, monkeypatch: pytest.MonkeyPatch) -> GoingDatabase:
-    """Return a fresh database, which is the platform's, and can be made to go away."""
+    """Return a fresh database, which the settings name and which can reject connections."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
     get_settings.cache_clear()
     return GoingDatabase(database)
 
 
 class RecorderProcess(WorkerProcess):
-    """A process of `feature-platform record`, and its output."""
+    """A process of `feature-platform record`, and its log."""
 
     arguments = ("record", "--days", "0")
 
@@ -239,7 +239,7 @@ class Live:
 
     @contextmanager
     def venue_away(self) -> Iterator[None]:
-        """Stop the simulated exchange while the body runs."""
+        """Stop the simulated exchange while the body runs, and start another at the same port."""
         port = urlsplit(self.venue.url).port
         assert port is not None
         self.venue.__exit__()
@@ -290,12 +290,12 @@ class Live:
 def live(
     going: GoingDatabase,
     fast_clock: SimulatedClock,
-    venue_truth: Truth,
+    exchange_truth: Truth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Live]:
-    """Yield a running exchange and a simulated database, which are the platform's."""
+    """Yield a running exchange and a simulated database, which the settings name."""
     make_simulated(going.url)
-    with SimulatedExchange(venue_truth, seed=7, clock=fast_clock) as venue:
+    with SimulatedExchange(exchange_truth, seed=7, clock=fast_clock) as venue:
         monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", venue.url)
         monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", ",".join(venue.truth.markets))
         get_settings.cache_clear()

@@ -46,7 +46,7 @@ class ServedDatabase:
         return service, self._stack.enter_context(client)
 
     def add(self, symbol: str, count: int, *, minutes_ago: int = 0) -> datetime:
-        """Write so many minutes of bars, and their features; return the first minute."""
+        """Write `count` bars and their features; return the first minute."""
         first: datetime = value(
             self.conn,
             "SELECT feature_platform.due_until() - %s * interval '1 minute'",
@@ -58,12 +58,12 @@ class ServedDatabase:
 
 
 class ServiceProcess(WorkerProcess):
-    """A process of `feature-platform serve` at a free port, and its log."""
+    """A process of `feature-platform serve` on a free port, and its log."""
 
     arguments = ("serve", "--port", "0")
 
     def client(self) -> httpx.Client:
-        """Return a client, once it serves."""
+        """Wait until the service listens, and return a client."""
         self.wait_for("serving at ")
         url = self.log.partition("serving at ")[2].split()[0]
         return httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)

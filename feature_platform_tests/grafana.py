@@ -1,7 +1,7 @@
 """The dashboards, and their SQL as Grafana's PostgreSQL data source sends it.
 
 Grafana replaces variables first, then the interval, then macros: a name and all up to the first
-closing parenthesis, so that an argument cannot hold one.
+closing parenthesis, so an argument cannot contain one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Query:
     """One query of a dashboard.
 
-    where: the dashboard and what in it asks: a panel's title, an annotation's or variable's name.
+    where: the dashboard, and the title of a panel or the name of an annotation or variable.
     format: `time_series` or `table`.
     """
 
@@ -37,7 +37,7 @@ class Query:
 
 @dataclass(frozen=True)
 class View:
-    """What a user looks at: a range of time, the interval of its points, the variables' values."""
+    """A user's view: a range of time, the interval of its points, the variables' values."""
 
     start: datetime
     end: datetime
@@ -81,7 +81,7 @@ def expand(sql: str, view: View) -> str:
 def fetch(
     connection: psycopg.Connection[Any], query: Query, view: View
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return the names and rows that a panel gets: those of the database, and what is filled in."""
+    """Return the names and rows that a panel gets; Grafana fills intervals without a row."""
     cursor = connection.execute(expand(query.sql, view).encode())
     names = [column.name for column in cursor.description or ()]
     rows = cursor.fetchall()
@@ -95,7 +95,7 @@ def fetch(
 def _fill(
     rows: list[tuple[Any, ...]], columns: int, filler: float | None, view: View
 ) -> list[tuple[Any, ...]]:
-    """Put rows of the filler where the range has an interval without a row."""
+    """Insert a row of the filler for each interval of the range that has no row."""
     step = _seconds(view.interval)
     first, last = (int(end.timestamp()) // step * step for end in (view.start, view.end))
     there = {int(row[0]): row for row in rows}

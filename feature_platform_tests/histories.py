@@ -1,9 +1,8 @@
 """Random histories of a table of bars: operations of writers and refreshers in any order.
 
-The axis of time is compressed. Minutes come from a few clusters at 00:00 and 12:00 of eight days,
-so that a history of some dozen bars spans days, and yet often has two bars that are exactly a day,
-or a day less a minute, apart. The days hold a change of daylight saving time in Europe and the end
-of a chunk of TimescaleDB.
+Minutes come from a few clusters at 00:00 and 12:00 of eight days. So a history of some dozen bars
+spans days, and often has two bars that are exactly a day, or a day less a minute, apart. The days
+contain a change of daylight saving time in Europe and the end of a chunk of TimescaleDB.
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ _WRITERS = {
 
 
 def at(minute: float) -> datetime:
-    """Return the moment that many minutes after the first day began."""
+    """Return the time `minute` minutes after the start of the first day."""
     return EPOCH + timedelta(minutes=DAY_0 + minute)
 
 
 def bar(symbol: str, minute: float, close: float = 10, vol: float = 1, **prices: float) -> Bar:
-    """Return a bar at so many minutes after the first day began."""
+    """Return a bar `minute` minutes after the start of the first day."""
     known = {"open": close, "high": close, "low": close, "close": close, "vol": vol, **prices}
     ts = round((DAY_0 + minute) * MINUTE)
     return Bar(symbol, ts, **{column: float(value) for column, value in known.items()})
@@ -87,26 +86,26 @@ def copy(conn: psycopg.Connection, bars: Iterable[Bar]) -> None:
 
 
 class Operation:
-    """Something that is done to a database in one or more transactions."""
+    """A change of a database, or a refresh, in one or more transactions."""
 
     def __call__(self, bench: Bench) -> None:
         raise NotImplementedError
 
 
 class Statement(Operation):
-    """An operation that can be a part of a transaction, and stopped half-way by none."""
+    """An operation that can be part of a transaction."""
 
 
 @dataclass(frozen=True)
 class Write(Statement):
-    """Bars arrive."""
+    """Write bars."""
 
     how: str
     bars: tuple[Bar, ...]
 
     def __call__(self, bench: Bench) -> None:
         if self.how == "merge" and bench.engine == "timescaledb":
-            # which has no MERGE with a columnstore
+            # TimescaleDB has no MERGE with a columnstore.
             write(bench.conn, self.bars)
         elif self.how == "copy":
             there = {(bar.symbol, bar.ts) for bar in bench.bars()}
@@ -118,7 +117,7 @@ class Write(Statement):
 
 @dataclass(frozen=True)
 class WriteRun(Statement):
-    """Bars of consecutive minutes arrive, or some are replaced."""
+    """Write, or replace, the bars of consecutive minutes."""
 
     symbol: str
     start: int
@@ -138,7 +137,7 @@ class WriteRun(Statement):
 
 @dataclass(frozen=True)
 class Replay(Statement):
-    """Bars that are there arrive again, as they are."""
+    """Write stored bars again, unchanged."""
 
     symbol: str
     lo: int
@@ -153,7 +152,7 @@ class Replay(Statement):
 
 @dataclass(frozen=True)
 class Correct(Statement):
-    """The volume and close of some bars are changed."""
+    """Change the volume and close of some bars."""
 
     symbol: str
     lo: int
@@ -169,7 +168,7 @@ class Correct(Statement):
 
 @dataclass(frozen=True)
 class Delete(Statement):
-    """Some bars are deleted."""
+    """Delete some bars."""
 
     symbol: str
     lo: int
@@ -183,7 +182,7 @@ class Delete(Statement):
 
 @dataclass(frozen=True)
 class DeleteFirst(Statement):
-    """The first bars of a symbol are deleted."""
+    """Delete the first bars of a symbol."""
 
     symbol: str
     count: int
@@ -198,7 +197,7 @@ class DeleteFirst(Statement):
 
 @dataclass(frozen=True)
 class Move(Statement):
-    """Some bars get another key, unless that is taken."""
+    """Move some bars to another key, unless a bar has it."""
 
     symbol: str
     lo: int
@@ -216,13 +215,13 @@ class Move(Statement):
         except psycopg.errors.UniqueViolation:
             pass
         except psycopg.errors.CheckViolation:
-            if bench.engine != "timescaledb":  # which moves no row to another chunk
+            if bench.engine != "timescaledb":  # TimescaleDB moves no row to another chunk
                 raise
 
 
 @dataclass(frozen=True)
 class Truncate(Operation):
-    """All bars go."""
+    """Delete all bars by TRUNCATE."""
 
     def __call__(self, bench: Bench) -> None:
         bench.conn.execute("TRUNCATE ohlcv_1m")
@@ -241,14 +240,14 @@ class Transaction(Operation):
                 for statement in self.statements:
                     statement(bench)
         except psycopg.errors.InternalError_ as error:
-            # TimescaleDB has this for some transactions that twice write to a columnstore.
+            # TimescaleDB fails so for some transactions that write to a columnstore twice.
             if "unexpected tuple operation result" not in str(error):
                 raise
 
 
 @dataclass(frozen=True)
 class ForgetCache(Operation):
-    """Empty the cache."""
+    """Empty the cache `symbol_state`."""
 
     def __call__(self, bench: Bench) -> None:
         bench.conn.execute("DELETE FROM feature_platform.symbol_state")
@@ -256,7 +255,7 @@ class ForgetCache(Operation):
 
 @dataclass(frozen=True)
 class SetTimeZone(Operation):
-    """The session's time zone changes."""
+    """Change the session's time zone."""
 
     name: str
 
@@ -266,7 +265,7 @@ class SetTimeZone(Operation):
 
 @dataclass(frozen=True)
 class Compress(Operation):
-    """Chunks go to the columnstore, where there is one."""
+    """Compress chunks into the columnstore, on TimescaleDB."""
 
     table: str
 
@@ -279,7 +278,7 @@ class Compress(Operation):
 
 @dataclass(frozen=True)
 class Refresh(Operation):
-    """A window is refreshed; all of its rows are right then, whatever is dirty elsewhere."""
+    """Refresh a window and check its rows; rows elsewhere may still be dirty."""
 
     lo: int | None
     hi: int | None
@@ -293,7 +292,7 @@ class Refresh(Operation):
 
 @dataclass(frozen=True)
 class RefreshSlices(Operation):
-    """A window is refreshed in small slices, perhaps not to its end."""
+    """Refresh a window in small slices, perhaps not to its end."""
 
     lo: int
     hi: int
@@ -317,7 +316,7 @@ class RefreshSlices(Operation):
 
 @dataclass(frozen=True)
 class RefreshAmidst(Operation):
-    """A window is refreshed, and writers commit while the refresh has to wait half-way."""
+    """Refresh a window, and let writers commit while the refresh waits half-way."""
 
     stop: Stop
     lo: int | None
@@ -332,7 +331,7 @@ class RefreshAmidst(Operation):
 
 
 def check_window(bench: Bench, lo: int | None, hi: int | None) -> None:
-    """Fail unless every row of a window is right."""
+    """Fail unless every row of a window equals the features of the bars."""
     expected = expected_features(bench.bars())
     stored = bench.features()
 
@@ -362,7 +361,7 @@ def check_history(bench: Bench, history: Sequence[Operation]) -> None:
 # ==== strategies ====
 
 symbols = st.sampled_from(SYMBOLS[:1] * 3 + SYMBOLS)
-# All times of one history are near a few moments of its own, or it would seldom touch one twice.
+# All times of one history are near a few anchors; otherwise two operations seldom meet.
 _anchors = st.shared(
     st.lists(
         st.sampled_from([half_day * 720 for half_day in range(16)] + [30 * 1440]),
@@ -386,7 +385,7 @@ _prices = st.one_of(
 
 @st.composite
 def bars(draw: st.DrawFn) -> Bar:
-    """Draw a bar, now and then one that is not at the start of its minute."""
+    """Draw a bar; some bars are not at the start of their minute."""
     prices = sorted(draw(st.lists(_prices, min_size=4, max_size=4)))
     first, last = draw(st.sampled_from([(1, 2), (2, 1), (0, 3), (3, 0), (0, 0)]))
     when = draw(minutes) + draw(_seconds) / 60
@@ -403,15 +402,10 @@ def bars(draw: st.DrawFn) -> Bar:
 
 @st.composite
 def spans(draw: st.DrawFn) -> tuple[int, int]:
-    """Draw a span of minutes that is not empty: a single minute, some hours, or days."""
+    """Draw a span of one minute, of some minutes, or of days."""
     lo = draw(minutes)
     hi = draw(st.one_of(st.just(lo + 1), st.integers(lo + 1, lo + 6), minutes))
     return min(lo, hi), max(lo, hi) + (lo == hi)
-
-
-_kinds = st.sampled_from(
-    "write write run run replay correct delete first move".split()  # noqa: SIM905
-)
 
 
 @st.composite
@@ -490,7 +484,7 @@ operations: st.SearchStrategy[Operation] = st.integers(0, 19).flatmap(
 
 @st.composite
 def overtaken_refreshes(draw: st.DrawFn) -> list[Operation]:
-    """Draw a history in which writers change a day while a refresh of the next is under way."""
+    """Draw a history in which writers change a day during a refresh of the next day."""
     newest = draw(minutes)
     few = st.lists(bars(), max_size=3).map(tuple)
     lo, hi = draw(_ends)
@@ -501,7 +495,7 @@ def overtaken_refreshes(draw: st.DrawFn) -> list[Operation]:
         Refresh(None, None),
         Write("upsert", draw(few)),
         WriteRun("A", newest + 1, draw(st.integers(0, 3)), (4.0, 9.0)),
-        # The window of the last of these begins among the bars that are corrected meanwhile.
+        # The window of the last of these bars begins among the bars that are corrected below.
         WriteRun("A", newest + 1430, draw(st.integers(5, 11)), (4.0, 9.0)),
         RefreshAmidst(
             draw(_stops),

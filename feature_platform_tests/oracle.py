@@ -1,8 +1,8 @@
 """The features of a set of bars, computed in Python from their definition.
 
-It shares nothing with the SQL: no window functions, no running sums of floats, no cache. Volumes
-are summed as whole numbers, of the decimal that each was written as, so its sums have no error at
-all. The only tolerance is for the rounding of the last operations in double precision.
+This code shares nothing with the SQL: no window functions, no running sums of floats, no cache.
+Volumes are summed as whole numbers in units of their last decimal, so the sums have no error. The
+only tolerance is for the rounding of the last operations in double precision.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Key = tuple[str, int]  # symbol, bucket in microseconds since the epoch
 
 
 class Expected(NamedTuple):
-    """Features, and how far from them a right computation in double precision can be."""
+    """Exact features, and the largest error of a right computation in double precision."""
 
     features: Features
     tolerance: Features
@@ -65,9 +65,9 @@ class _Minute(NamedTuple):
 
 
 def expected_features(bars: Iterable[Bar], until: int | None = None) -> dict[Key, Expected]:
-    """Return the features of every minute of `bars`, of those before `until` alone if it is given.
+    """Return the features of every minute of `bars`.
 
-    until: microseconds since the epoch; later bars are as if they did not exist.
+    until: microseconds since the epoch; bars from then on are ignored.
     """
     found: dict[Key, Expected] = {}
     known = sorted(bar for bar in bars if until is None or bar.ts < until)
@@ -166,7 +166,7 @@ def _mean_price(rows: Sequence[Bar]) -> Fraction:
 
 
 def _ln_ratio(above: float, below: float) -> float:
-    """Return ln(above / below), also where they are so near that the quotient loses digits."""
+    """Return ln(above / below), exact also if the quotient of near values loses digits."""
     if below / 2 <= above <= below * 2:
         return math.log1p((above - below) / below)  # the difference is exact
     return math.log(above / below)
@@ -216,7 +216,7 @@ def _differences(key: Key, stored: Features, expected: Expected) -> Iterator[str
 
 
 def name_of(key: Key) -> str:
-    """Name a row as a reader can find it."""
+    """Return the symbol, day and time of a row, for a message."""
     symbol, bucket = key
     days, minutes = divmod(bucket // MINUTE, 1440)
     left = bucket % MINUTE

@@ -1,4 +1,4 @@
-"""The demo works on a new machine, with bars of its own and with files, and leaves others alone."""
+"""Guards against a demo that fails on a new machine, or that changes another database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ VERIFIED = r"verified: ([\d,]+) rows of \d+ symbols? checked, all equal"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[EmbeddedServer]:
-    """Yield the server of a home, running: to start it takes longer than a small demo."""
+    """Yield a running server of a home, because its start takes longer than a small demo."""
     parent = Path(tempfile.mkdtemp(prefix="fp-"))
     parent.chmod(0o711)
     try:
@@ -68,7 +68,7 @@ def assert_lines(lines: list[str], *patterns: str) -> list[int]:
 
 
 def assert_picture(path: Path) -> None:
-    """Check that a file is a picture with something drawn on it."""
+    """Check that a file is a picture that is not empty."""
     picture = matplotlib.image.imread(path)
     height, width, _ = picture.shape
     assert height > 400
@@ -90,7 +90,7 @@ def table_after(lines: list[str], heading: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_it_shows_a_generated_month_and_touches_no_other_database(
+def test_the_demo_shows_a_month_and_changes_no_other_database(
     running: EmbeddedServer, empty_database: str
 ) -> None:
     home = running.home
@@ -117,7 +117,7 @@ def test_it_shows_a_generated_month_and_touches_no_other_database(
         assert connection.execute("SELECT relname FROM pg_stat_user_tables").fetchall() == []
 
 
-def test_it_can_be_run_again_and_starts_and_stops_the_server(home: Path, tmp_path: Path) -> None:
+def test_the_demo_can_be_repeated_and_stops_its_server(home: Path, tmp_path: Path) -> None:
     for name in ("ALGOUSDT", "LINKUSDT"):
         file = tmp_path / f"{name}-1m.csv"
         file.write_text(f"{HEADING}1767225600000,1,2,1,2,5\n")
@@ -127,14 +127,14 @@ def test_it_can_be_run_again_and_starts_and_stops_the_server(home: Path, tmp_pat
         assert table_after(lines, "UTC ") == [
             ["01-01", "00:00", name, "2", "NULL", "NULL", "0.5", "0.24023"]
         ]
-        (home / "demo.png").unlink()  # of one minute: little to see, and no error
+        (home / "demo.png").unlink()  # a plot of one minute is no error
         assert not is_running(home)
 
 
-def test_it_shows_real_files(running: EmbeddedServer) -> None:
+def test_the_demo_shows_real_files(running: EmbeddedServer) -> None:
     files = sorted(SHARED.glob("*.csv.gz"))
     if not files:
-        pytest.skip("there are no files in ../shared/data")
+        pytest.skip("../shared/data has no files")
     lines = demo(running.home, *files)
     bars, rows, verified = assert_lines(lines, *LINES, VERIFIED)
     assert bars == rows == verified
@@ -150,7 +150,7 @@ def test_it_shows_real_files(running: EmbeddedServer) -> None:
         ("", "bad.csv"),
     ],
 )
-def test_a_bad_file_is_one_line(
+def test_a_bad_file_gets_one_line(
     running: EmbeddedServer, tmp_path: Path, text: str, reason: str
 ) -> None:
     good, bad = tmp_path / "GOOD.csv", tmp_path / "bad.csv"
@@ -159,7 +159,7 @@ def test_a_bad_file_is_one_line(
     done = run("demo", good, bad, FEATURE_PLATFORM_HOME=str(running.home))
     assert done.returncode == 2
     assert reason in only_line(done.stderr)
-    assert len(done.stdout.splitlines()) == 1  # which database it is
+    assert len(done.stdout.splitlines()) == 1  # the name of the database
 
 
 def test_bars_of_the_future_have_no_features_and_no_plot(
@@ -172,7 +172,7 @@ def test_bars_of_the_future_have_no_features_and_no_plot(
     assert not any(line.startswith("plot: ") for line in lines)
 
 
-def test_the_generated_files_are_always_the_same(tmp_path: Path) -> None:
+def test_the_generated_files_are_equal_in_every_run(tmp_path: Path) -> None:
     def contents(name: str) -> list[bytes]:
         (tmp_path / name).mkdir()
         files = write_files(tmp_path / name)
@@ -184,7 +184,7 @@ def test_the_generated_files_are_always_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_plot_takes_any_symbol_and_any_history(
+def test_any_symbol_and_history_can_be_plotted(
     conn: psycopg.Connection[object], tmp_path: Path
 ) -> None:
     names = ["one minute", "gaps $\\alpha_$", "[/]"]
@@ -194,6 +194,6 @@ def test_a_plot_takes_any_symbol_and_any_history(
     refresh(conn)
     assert plot_features(conn, names, tmp_path / "plot.png") == tmp_path / "plot.png"
     assert_picture(tmp_path / "plot.png")
-    with pytest.raises(UserError, match=r"^there are no features of 'nobody' to plot$"):
-        plot_features(conn, ["nobody"], tmp_path / "none.png")
+    with pytest.raises(UserError, match=r"^there are no features of 'unknown' to plot$"):
+        plot_features(conn, ["unknown"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -177,6 +177,6 @@ def test_ctrl_c_ends_everything(dev: Dev, connection: psycopg.Connection[Any]) -
     assert len(members) > 4
     connection.close()
     dev.process.send_signal(signal.SIGINT)
-    assert dev.process.wait(60) in (0, 130), dev.said()[-5000:]
+    assert dev.process.wait(60) in (0, 130), dev.log_text()[-5000:]
     assert [process for process in members if is_alive(process)] == []
-    assert "Traceback" not in dev.said()
+    assert "Traceback" not in dev.log_text()

@@ -1,4 +1,4 @@
-"""Guards against features that are right for made-up bars only: real months, against the oracle."""
+"""Guards against features that are right only for generated bars, by real months."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feature_platform_tests.fix_engine import check
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
-needs_files = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+needs_files = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data does not exist")
 
 
 @needs_files
@@ -27,7 +27,7 @@ needs_files = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is no
         ("XRPETH-1m-2019-10-11.csv.gz", 2_469),
     ],
 )
-def test_a_real_file_has_the_features_that_its_bars_give(
+def test_real_bars_have_the_features_of_the_oracle(
     conn: psycopg.Connection, file: str, rows: int
 ) -> None:
     assert import_bars(conn, [DATA / file], symbol="REAL").total.inserted == rows
@@ -38,7 +38,7 @@ def test_a_real_file_has_the_features_that_its_bars_give(
 
 
 @needs_files
-def test_the_gaps_of_a_thin_market_are_all_found(conn: psycopg.Connection) -> None:
+def test_all_gaps_of_a_rarely_traded_symbol_are_found(conn: psycopg.Connection) -> None:
     """Of the 3,560 minutes between the file's first and last bar, 1,091 are missing."""
     import_bars(conn, [DATA / "XRPETH-1m-2019-10-11.csv.gz"], symbol="XRP/ETH")
     conn.execute("SELECT feature_platform.find_gaps(budget => 10000000)")

@@ -1,4 +1,4 @@
-"""The service as a process: it lives through its database's deaths, and leaves in order."""
+"""Guards against a service process that ends with its database, or cuts answers when it stops."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def answers(http: httpx.Client) -> bool:
     return http.get(LATEST).status_code == 200
 
 
-def test_it_lives_through_its_databases_deaths(home: Path) -> None:
-    """Its own embedded server: stopped dead, killed, and started again by the service itself."""
+def test_the_service_survives_and_restarts_its_embedded_server(home: Path) -> None:
+    """The sessions of its embedded server are suspended, then the server is killed."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:
         assert http.get(LATEST).status_code == 404
         pid = int((home / "postgres" / "postmaster.pid").read_text().split()[0])
@@ -40,14 +40,14 @@ def test_it_lives_through_its_databases_deaths(home: Path) -> None:
         sessions = postmaster.children()
         for session in sessions:
             session.suspend()
-        # Answered while the sessions are suspended: it does not wait for them.
+        # The service answers while the sessions are suspended.
         assert http.get(LATEST).status_code == 503
         assert all(session.status() == psutil.STATUS_STOPPED for session in sessions)
         for session in sessions:
             session.resume()
-        wait_until(lambda: http.get("/readyz").status_code == 200, "it goes on")
+        wait_until(lambda: http.get("/readyz").status_code == 200, "the service is ready")
         postmaster.kill()
-        wait_until(lambda: not postmaster.is_running(), "the server is dead")
+        wait_until(lambda: not postmaster.is_running(), "the server has ended")
         wait_until(lambda: http.get("/readyz").status_code == 200, "it has a server again")
         service.stop()
     assert service.log.splitlines()[-2:] == [
@@ -56,7 +56,7 @@ def test_it_lives_through_its_databases_deaths(home: Path) -> None:
     ]
 
 
-def test_a_long_answer_takes_little_memory_and_no_connection(database: str) -> None:
+def test_a_slow_reader_of_a_long_answer_uses_little_memory_and_no_session(database: str) -> None:
     with (
         psycopg.connect(database, autocommit=True) as conn,
         ServiceProcess(FEATURE_PLATFORM_DATABASE_URL=database) as service,
@@ -68,14 +68,14 @@ def test_a_long_answer_takes_little_memory_and_no_connection(database: str) -> N
         before = memory().rss
         with http.stream("GET", "/v1/features", params=WINDOW) as answer:
             parts = answer.iter_raw()
-            size = len(next(parts))  # and then this reader is slow
+            size = len(next(parts))  # then this reader waits
             wait_until(
                 lambda: value(
                     conn,
                     "SELECT count(*) = 0 FROM pg_stat_activity WHERE state <> 'idle'"
                     " AND datname = current_database() AND pid <> pg_backend_pid()",
                 ),
-                "nothing is asked of the database for him",
+                "no statement runs for the slow reader",
             )
             assert answers(http)
             most = before
@@ -86,7 +86,7 @@ def test_a_long_answer_takes_little_memory_and_no_connection(database: str) -> N
         assert most - before < 12 * MEGABYTES
 
 
-def test_an_answer_in_hand_is_finished_when_it_is_told_to_stop(database: str) -> None:
+def test_a_stop_waits_for_the_current_answer(database: str) -> None:
     with (
         psycopg.connect(database, autocommit=True) as conn,
         ServiceProcess(FEATURE_PLATFORM_DATABASE_URL=database) as service,
@@ -101,11 +101,11 @@ def test_an_answer_in_hand_is_finished_when_it_is_told_to_stop(database: str) ->
         assert service.log.endswith("feature-platform: stopped\n")
 
 
-def test_a_database_that_is_not_there_yet_is_waited_for() -> None:
-    url = "postgresql://me:s3cr3t@127.0.0.1:9/x"  # the port of nobody
+def test_the_service_starts_without_a_database() -> None:
+    url = "postgresql://me:s3cr3t@127.0.0.1:9/x"  # a port without a listener
     with ServiceProcess(FEATURE_PLATFORM_DATABASE_URL=url) as service, service.client() as http:
         assert http.get(LATEST).status_code == 503
         assert http.get("/healthz").status_code == 200
-        told = service.stop()
-    assert "cannot connect to postgresql://me:***@127.0.0.1:9/x" in told
-    assert "s3cr3t" not in told
+        log = service.stop()
+    assert "cannot connect to postgresql://me:***@127.0.0.1:9/x" in log
+    assert "s3cr3t" not in log

@@ -1,4 +1,4 @@
-"""The worker outlives its database, and the data outlive the worker, however either ends."""
+"""Guards against a worker that ends with its database, and rows that are lost with a worker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepared(url: str, engine: Engine) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         if engine == "timescaledb":
             connection.execute("CREATE EXTENSION timescaledb")
-            # The worker is to do the work; the job begins with the server's next start.
+            # The worker refreshes here; the job begins with the server's next start.
             connection.execute("SELECT _timescaledb_functions.stop_background_workers()")
         schema.apply(connection)
         connection.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
@@ -58,7 +58,7 @@ def insert(url: str, symbol: str) -> None:
 
 
 def wait_until_right(url: str, rows: int) -> None:
-    """Wait until there are so many feature rows, and check them against the bars."""
+    """Wait until there are `rows` feature rows, and verify them."""
     with psycopg.connect(url, autocommit=True) as connection:
         count = "SELECT count(*) FROM features_1m"
         wait_until(lambda: value(connection, count) == rows, f"{rows} feature rows")
@@ -68,7 +68,7 @@ def wait_until_right(url: str, rows: int) -> None:
 
 @pytest.fixture
 def running(home: Path, engine: Engine, binaries: Path | None) -> Iterator[EmbeddedServer]:
-    """Yield a server of this process, with a database that is set up."""
+    """Yield a server of this process, with the schema in its database."""
     conf = {**FAST, "shared_preload_libraries": "timescaledb"} if engine == "timescaledb" else FAST
     server = EmbeddedServer(home, conf=conf, binaries=binaries)
     server.start()
@@ -78,12 +78,14 @@ def running(home: Path, engine: Engine, binaries: Path | None) -> Iterator[Embed
 
 
 def stop_at_once(home: Path, number: signal.Signals = signal.SIGQUIT) -> None:
-    """Stop a server as `pg_ctl stop -m immediate` does: without a word, to recover at its start."""
+    """Stop a server as `pg_ctl stop -m immediate` does, so that its next start recovers."""
     os.kill(postmaster_pid(home), number)
     wait_until_dead(home)
 
 
-def test_a_restart_of_the_database(running: EmbeddedServer, start_worker: StartWorker) -> None:
+def test_the_worker_survives_restarts_of_the_database(
+    running: EmbeddedServer, start_worker: StartWorker
+) -> None:
     worker = start_worker(with_password(running.url()))
     insert(running.url(), "A")
     wait_until_right(running.url(), BARS)
@@ -102,7 +104,7 @@ def test_a_restart_of_the_database(running: EmbeddedServer, start_worker: StartW
     assert all(line.startswith("feature-platform: ") for line in log.splitlines())
 
 
-def test_a_restart_in_the_middle_of_a_slice(
+def test_a_slice_is_repeated_after_a_restart_of_the_database(
     running: EmbeddedServer, start_worker: StartWorker
 ) -> None:
     url = running.url()
@@ -112,14 +114,14 @@ def test_a_restart_in_the_middle_of_a_slice(
         worker = start_worker(with_password(url))
         insert(url, "A")
         with psycopg.connect(url, autocommit=True) as connection:
-            wait_until(lambda: a_worker_waits(connection), "a slice in hand")
+            wait_until(lambda: a_worker_waits(connection), "a slice is blocked")
         stop_at_once(running.home)
         with pytest.raises(psycopg.OperationalError):
             holder.execute("SELECT 1")
     running.start()
     wait_until_right(url, BARS)
     with psycopg.connect(url, autocommit=True) as connection:
-        # By the worker's next run; on TimescaleDB the job may have stored the rows before it.
+        # The worker's next run marks the run; on TimescaleDB the job may store the rows first.
         interrupted = (
             "SELECT last_error = 'the run was interrupted' FROM feature_platform.policy_status"
         )
@@ -127,7 +129,7 @@ def test_a_restart_in_the_middle_of_a_slice(
     worker.stop()
 
 
-def test_a_stop_while_there_is_no_database(
+def test_a_worker_without_a_database_can_be_stopped(
     running: EmbeddedServer, start_worker: StartWorker
 ) -> None:
     worker = start_worker(running.url())
@@ -139,16 +141,16 @@ def test_a_stop_while_there_is_no_database(
     assert worker.log.endswith("feature-platform: stopped\n")
 
 
-def test_a_kill_in_the_middle_of_a_slice(
+def test_the_rows_of_a_killed_worker_are_refreshed_by_the_next(
     running: EmbeddedServer, start_worker: StartWorker
 ) -> None:
-    """What a killed worker had in hand is stored whole, or still dirty."""
+    """The slice of a killed worker is either stored completely or still dirty."""
     url = running.url()
     with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as connection:
         holder.execute("LOCK TABLE features_1m IN SHARE MODE")
         worker = start_worker(url)
         insert(url, "A")
-        wait_until(lambda: a_worker_waits(connection), "a slice in hand")
+        wait_until(lambda: a_worker_waits(connection), "a slice is blocked")
         worker.kill()
         report = verify(connection)
         assert (report.rows, report.examples, report.pending) == (0, [], BARS)
@@ -158,8 +160,8 @@ def test_a_kill_in_the_middle_of_a_slice(
     second.stop()
 
 
-def test_on_the_embedded_server_nothing_else_need_run(home: Path) -> None:
-    """A worker starts the server, starts it again when it has died, and stops it at the end."""
+def test_a_worker_runs_the_embedded_server_alone(home: Path) -> None:
+    """A worker starts the server, restarts it after a kill, and stops it at the end."""
     with WorkerProcess(FEATURE_PLATFORM_HOME=str(home)) as worker:
         worker.wait_for("at work")
         url = EmbeddedServer(home).url()

@@ -1,7 +1,6 @@
 """Guards against wrong bars and unexplained minutes after a backfill with faults.
 
-The clock is the exchange's: it advances only by a test or by a client's waits, and the database
-uses the same clock.
+Exchange and database use one clock, which advances only by a test or by a client's waits.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 START = datetime(2026, 3, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
-# After this time each minute without a bar is explained, unless the exchange does not answer: its
-# last fetch is when it is ten minutes old, or up to five minutes later.
+# After this time each minute without a bar is explained, unless the exchange does not answer. The
+# last fetch of a minute is 10 to 15 minutes after its end.
 SETTLED = timedelta(minutes=25)
 
 Tick = Callable[[], list[BackfillReport]]
 
 
 @pytest.fixture
-def venue_clock() -> ManualClock:
+def exchange_clock() -> ManualClock:
     return ManualClock(NOW)
 
 
@@ -58,41 +57,41 @@ def module_database(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def conn(module_database: str, venue_clock: ManualClock) -> Iterator[psycopg.Connection[Any]]:
+def conn(module_database: str, exchange_clock: ManualClock) -> Iterator[psycopg.Connection[Any]]:
     """Yield a connection to a database without bars, with the exchange's clock."""
     with psycopg.connect(module_database, autocommit=True) as connection:
-        tell_time(connection, venue_clock)
-        # Rows too: those of another test may be of minutes that are still to come in this one.
+        set_clock(connection, exchange_clock)
+        # The rows, too: another test's rows can be of minutes that are in the future here.
         connection.execute("TRUNCATE ohlcv_1m, features_1m")
         yield connection
 
 
 @pytest.fixture
-def patient(make_exchange: MakeExchange, venue_clock: ManualClock) -> Exchange:
+def patient(make_exchange: MakeExchange, exchange_clock: ManualClock) -> Exchange:
     """Return a client whose waits advance the exchange's clock."""
     patience = quick(
-        sleep=venue_clock.advance, first_wait=0.01, jitter=0.001, longest_retry_after=600
+        sleep=exchange_clock.advance, first_wait=0.01, jitter=0.001, longest_retry_after=600
     )
-    return make_exchange(patience=patience, clock=venue_clock)
+    return make_exchange(patience=patience, clock=exchange_clock)
 
 
 @pytest.fixture
 def tick(
-    conn: psycopg.Connection[Any], patient: Exchange, venue_clock: ManualClock
+    conn: psycopg.Connection[Any], patient: Exchange, exchange_clock: ManualClock
 ) -> Callable[[], list[BackfillReport]]:
-    """Return a function that does the work of a minute: find gaps, and fetch those that are due."""
+    """Return a function that passes a minute, then finds gaps and fetches the due ones."""
 
     def run() -> list[BackfillReport]:
-        venue_clock.advance(60)
-        tell_time(conn, venue_clock)
+        exchange_clock.advance(60)
+        set_clock(conn, exchange_clock)
         find_gaps(conn)
         return backfill_gaps(conn, patient)
 
     return run
 
 
-def tell_time(connection: psycopg.Connection[Any], clock: ManualClock) -> None:
-    """Set the database's clock to the exchange's; it runs on from there."""
+def set_clock(connection: psycopg.Connection[Any], clock: ManualClock) -> None:
+    """Set the database's clock to the exchange's time."""
     setting = value(
         connection,
         "SELECT set_config('feature_platform.clock', %s || '@' || to_char("
@@ -103,7 +102,7 @@ def tell_time(connection: psycopg.Connection[Any], clock: ManualClock) -> None:
 
 
 def settle(tick: Tick, clock: ManualClock) -> datetime:
-    """Let minutes pass until all that were over at the beginning must be explained."""
+    """Let minutes pass until all minutes that are closed now must be explained."""
     end = clock.now().replace(second=0, microsecond=0)
     while clock.now() < end + SETTLED:
         tick()
@@ -111,7 +110,7 @@ def settle(tick: Tick, clock: ManualClock) -> datetime:
 
 
 def unexplained(connection: psycopg.Connection[Any], symbol: str, end: datetime) -> int:
-    """Count the minutes up to `end` that have neither a bar nor a gap that is not filled."""
+    """Count the minutes up to `end` without a bar and without a gap in any state but filled."""
     count = value(
         connection,
         "SELECT count(*) FROM generate_series((SELECT min(ts) FROM ohlcv_1m WHERE symbol = %s),"
@@ -145,19 +144,19 @@ def assert_features_follow(connection: psycopg.Connection[Any]) -> None:
     assert report.rows > 0
 
 
-def test_a_market_that_is_gone_stops_no_other(
+def test_a_removed_symbol_does_not_stop_the_repair_of_others(
     conn: psycopg.Connection[Any], patient: Exchange, tick: Tick
 ) -> None:
     gone = "ADA/GONE"  # its gaps come first
     patient.symbols = (gone, *patient.symbols)
-    hole = (NOW - 2 * HOUR, NOW - HOUR)
+    lost = (NOW - 2 * HOUR, NOW - HOUR)
     backfill(conn, patient, FULL, NOW - 3 * HOUR, NOW)
     conn.execute(
         "INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)"
         " SELECT %s, ts, open, high, low, close, vol FROM ohlcv_1m WHERE ts < %s",
-        (gone, hole[0]),
+        (gone, lost[0]),
     )
-    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *hole))
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *lost))
     reports = {report.symbol: report for report in tick()}
     assert reports[FULL].error is None
     assert reports[FULL].stored.inserted == 60
@@ -169,21 +168,21 @@ def test_a_market_that_is_gone_stops_no_other(
     assert [report.error is None for report in found] == [False, True]
 
 
-def test_a_venue_that_bars_us_is_not_asked_before_it_wants(
+def test_a_later_process_respects_the_ban_of_an_exchange(
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     make_exchange: MakeExchange,
-    venue_clock: ManualClock,
+    exchange_clock: ManualClock,
 ) -> None:
-    """Each run is a process of its own, whose client knows nothing of the last one's answers."""
-    with make_exchange(clock=venue_clock) as exchange:
+    """Each run is its own process, whose client does not know the earlier answers."""
+    with make_exchange(clock=exchange_clock) as exchange:
         backfill(conn, exchange, FULL, NOW - 3 * HOUR, NOW)
-    hole = (NOW - 2 * HOUR, NOW - HOUR)
-    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *hole))
+    lost = (NOW - 2 * HOUR, NOW - HOUR)
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", (FULL, *lost))
     find_gaps(conn)
     simulator.set_faults({"kind": "banned", "retry_after": 7200, "endpoint": "any"})
     for _ in range(3):
-        with make_exchange(clock=venue_clock) as exchange:
+        with make_exchange(clock=exchange_clock) as exchange:
             backfill_gaps(conn, exchange)
     (gap,) = list_gaps(conn, FULL, ["open"])
     assert gap.attempts == 1
@@ -220,29 +219,29 @@ PASSING: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_passes_leaves_nothing_behind(
+def test_after_a_transient_fault_all_minutes_are_stored_or_quiet(
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     patient: Exchange,
     tick: Tick,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
     name: str,
 ) -> None:
     simulator.set_faults({"kind": "quiet_left_out"}, *PASSING[name])
     for symbol in (FULL, THIN):
-        backfill(conn, patient, symbol, START, venue_clock.now())
-    if name == "503 for a time":  # longer than a client's patience: the gaps remember
+        backfill(conn, patient, symbol, START, exchange_clock.now())
+    if name == "503 for a time":  # longer than a client's retries: the gaps stay open
         find_gaps(conn)
         assert missing(conn, FULL, NOW)["open"] > 1000
-    end = settle(tick, venue_clock)
+    end = settle(tick, exchange_clock)
     for symbol in (FULL, THIN):
-        bars = venue_truth.bars(symbol, START, end)
+        bars = exchange_truth.bars(symbol, START, end)
         quiet = int((bars["trades"] == 0).sum())
         assert [row for row in stored(conn, symbol) if row[0] < end] == traded(
-            venue_truth, symbol, START, end, quiet=False
+            exchange_truth, symbol, START, end, quiet=False
         )
-        # The first minutes of a symbol may be quiet, too: nothing is known to be missing there.
+        # Quiet minutes before the first bar of a symbol are no gaps.
         before_first = int((stored(conn, symbol)[0][0] - START) / MINUTE)
         assert missing(conn, symbol, end) == ({"quiet": quiet - before_first} if quiet else {})
         assert unexplained(conn, symbol, end) == 0
@@ -251,80 +250,80 @@ def test_what_passes_leaves_nothing_behind(
     assert_features_follow(conn)
 
 
-def test_corrections_come_with_the_next_fetch_of_their_day(
+def test_the_next_fetch_of_a_day_stores_its_corrections(
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     patient: Exchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
 ) -> None:
     until = (NOW + HOUR).isoformat()
     simulator.set_faults({"kind": "corrected", "until": until, "probability": 0.2})
     end = NOW.replace(second=0)
     first = backfill(conn, patient, FULL, START, end)
     assert_features_follow(conn)
-    venue_clock.advance(3600)
+    exchange_clock.advance(3600)
     second = backfill(conn, patient, FULL, START, end)
     assert second.stored.inserted == 0
     assert 0.1 < second.stored.updated / first.stored.inserted < 0.3
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, end)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, end)
     assert_features_follow(conn)
 
 
 @pytest.mark.parametrize("status", [503, None])
-def test_an_outage_that_ends_is_filled(
+def test_the_gap_of_an_outage_is_filled_after_its_end(
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     patient: Exchange,
     tick: Tick,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
     status: int | None,
 ) -> None:
     """An exchange that omits bars without an error reports minutes without trades.
 
-    Such minutes are not fetched again automatically; a fetch of the whole day finds the bars.
+    Such minutes are not fetched again automatically; a fetch of the wlost day finds the bars.
     """
     lost = (START + 3 * HOUR, START + 5 * HOUR)
     backfill(conn, patient, FULL, START, lost[0])
     begins, ends = (moment.isoformat() for moment in lost)
     outage = {"kind": "outage", "start": begins, "end": ends, "status": status}
     simulator.set_faults(outage)
-    backfill(conn, patient, FULL, lost[0], venue_clock.now())
+    backfill(conn, patient, FULL, lost[0], exchange_clock.now())
     tick()
     expected = "quiet" if status is None else "open"
     assert missing(conn, FULL, NOW)[expected] >= 120
     simulator.set_faults()
     if status is None:
         backfill(conn, patient, FULL, *lost)
-    end = settle(tick, venue_clock)
+    end = settle(tick, exchange_clock)
     assert [row for row in stored(conn, FULL) if row[0] < end] == traded(
-        venue_truth, FULL, START, end
+        exchange_truth, FULL, START, end
     )
     assert missing(conn, FULL, end) == {}
     assert any(gap.start <= lost[0] < gap.end for gap in list_gaps(conn, FULL, ["filled"]))
     assert_features_follow(conn)
 
 
-def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
+def test_minutes_without_an_answer_become_unavailable_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
     conn: psycopg.Connection[Any],
     simulator: SimulatedExchange,
     patient: Exchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_GAP_ATTEMPTS", "4")
     get_settings.cache_clear()
     lost = (START + 3 * HOUR, START + 5 * HOUR)
     backfill(conn, patient, FULL, START, lost[0])
-    backfill(conn, patient, FULL, lost[1], venue_clock.now())
+    backfill(conn, patient, FULL, lost[1], exchange_clock.now())
     begins, ends = (moment.isoformat() for moment in lost)
     simulator.set_faults({"kind": "outage", "start": begins, "end": ends, "status": 503})
     rounds = 0
     while not list_gaps(conn, FULL, ["unavailable"]):
-        venue_clock.advance(2 * 3600)  # longer than any wait between two attempts
-        tell_time(conn, venue_clock)
+        exchange_clock.advance(2 * 3600)  # longer than any wait between two attempts
+        set_clock(conn, exchange_clock)
         find_gaps(conn)
         backfill_gaps(conn, patient)
         rounds += 1
@@ -333,62 +332,62 @@ def test_what_the_venue_never_gives_is_unavailable_with_its_reason(
     assert (gap.start, gap.end, gap.attempts) == (*lost, 4)
     assert gap.last_error is not None
     assert "tried 4 times: OperationFailed: binance" in gap.last_error
-    asked = simulator.faults.fired("outage")
+    requests = simulator.faults.fired("outage")
     find_gaps(conn)
     backfill_gaps(conn, patient)
-    assert simulator.faults.fired("outage") == asked  # it is not fetched again
-    around = traded(venue_truth, FULL, START, NOW.replace(second=0))
+    assert simulator.faults.fired("outage") == requests  # no further fetch
+    around = traded(exchange_truth, FULL, START, NOW.replace(second=0))
     assert [row for row in stored(conn, FULL) if row[0] < NOW.replace(second=0)] == [
         row for row in around if not lost[0] <= row[0] < lost[1]
     ]
     assert unexplained(conn, FULL, NOW.replace(second=0)) == 0
-    # A bar that appears all the same closes its minute.
+    # A bar that the exchange publishes later closes the gap.
     simulator.set_faults()
     backfill(conn, patient, FULL, *lost)
     assert missing(conn, FULL, NOW) == {}
     assert_features_follow(conn)
 
 
-@pytest.mark.skipif(not THIN_FILE.exists(), reason=f"{THIN_FILE.name} is not here")
-class TestRealThinMarket:
+@pytest.mark.skipif(not THIN_FILE.exists(), reason=f"{THIN_FILE.name} does not exist")
+class TestRealSymbolWithQuietMinutes:
     END = datetime(2019, 10, 13, 17, 20, tzinfo=UTC)
 
     @pytest.fixture
-    def venue_truth(self) -> Truth:
+    def exchange_truth(self) -> Truth:
         return RecordedTruth(THIN, THIN_FILE)
 
     @pytest.fixture
-    def venue_clock(self, venue_truth: Truth) -> ManualClock:
-        first = datetime.fromtimestamp(venue_truth.first * 60, UTC)
+    def exchange_clock(self, exchange_truth: Truth) -> ManualClock:
+        first = datetime.fromtimestamp(exchange_truth.first * 60, UTC)
         return ManualClock(first + 3560 * MINUTE)
 
-    def test_every_missing_minute_is_quiet_and_asked_for_once(
+    def test_every_missing_minute_is_quiet_after_one_request(
         self,
         conn: psycopg.Connection[Any],
         simulator: SimulatedExchange,
         patient: Exchange,
         tick: Tick,
-        venue_truth: Truth,
-        venue_clock: ManualClock,
+        exchange_truth: Truth,
+        exchange_clock: ManualClock,
     ) -> None:
-        simulator.set_faults({"kind": "latency", "seconds": 0})  # which counts the requests
-        start = datetime.fromtimestamp(venue_truth.first * 60, UTC)
-        end = venue_clock.now()
+        simulator.set_faults({"kind": "latency", "seconds": 0})  # this fault counts the requests
+        start = datetime.fromtimestamp(exchange_truth.first * 60, UTC)
+        end = exchange_clock.now()
         backfill(conn, patient, THIN, start, end)
         assert len(stored(conn, THIN)) == 2469
-        settled = settle(tick, venue_clock)
+        settled = settle(tick, exchange_clock)
         assert missing(conn, THIN, settled) == {"quiet": 1091}
         quiet = [(gap.start, gap.end) for gap in list_gaps(conn, THIN, ["quiet"])]
         joined = sum(start not in {end for _, end in quiet} for start, _ in quiet if start < end)
         assert joined == 676
         pages = -(-3560 // 1000)
-        # Each minute since then had a request of its own, once it was found missing; all minutes
-        # before it had one fetch.
+        # Each later minute had its own request, after it was found missing; all minutes before
+        # had one fetch.
         requests = simulator.faults.fired("latency")
         assert pages <= requests <= pages + 2 * int(SETTLED / MINUTE)
         for _ in range(3):
             tick()
-        # The youngest minutes might have been published late, and were fetched again.
+        # The newest minutes were fetched again, because an exchange may publish them late.
         young = end - timedelta(minutes=10)
         listed = [gap for gap in list_gaps(conn, THIN, ["quiet"]) if gap.end <= young]
         assert {gap.attempts for gap in listed} <= {0, 1}

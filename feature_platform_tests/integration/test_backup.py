@@ -1,4 +1,4 @@
-"""Guards against backups that cannot be used: a dump comes back on an empty server, and goes on."""
+"""Guards against backups that cannot be restored on an empty server and then updated."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Conn = psycopg.Connection[Any]
 
 
 def program_of_server(connection: Conn, name: str) -> Path:
-    """Return the server's own program where it is on this machine, else the embedded one.
+    """Return the server's own program if it is on this machine, otherwise the embedded one.
 
-    PostgreSQL 15.20 has an option of columns that only its own pg_dump leaves out.
+    PostgreSQL 15.20 has an option of columns that only its own pg_dump can omit.
     """
     own = Path(value(connection, "SELECT setting FROM pg_config WHERE name = 'BINDIR'"), name)
     return own if own.is_file() else bin_dir() / name
@@ -48,7 +48,7 @@ def tool(program: str | Path, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def another_server() -> Iterator[str]:
-    """Yield a superuser's URL of a server that has never heard of the platform."""
+    """Yield a superuser's URL of a server without the platform's roles."""
     home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     try:
         with EmbeddedServer(home, conf={"fsync": "off"}) as server:
@@ -59,7 +59,7 @@ def another_server() -> Iterator[str]:
 
 @pytest.fixture
 def empty_server(another_server: str) -> Iterator[str]:
-    """Yield the URL of an empty database on it."""
+    """Yield the URL of an empty database on that server."""
     maker = Databases("postgres", another_server)
     url = maker.create_empty()
     yield url
@@ -67,7 +67,7 @@ def empty_server(another_server: str) -> Iterator[str]:
 
 
 def fill(connection: Conn) -> None:
-    """Write two days of two markets, gaps, and marks that are not refreshed when it is dumped."""
+    """Write two days of two symbols, with gaps, and with marks that are still pending."""
     first = value(connection, "SELECT feature_platform.due_until()") - timedelta(days=2)
     insert_bars(connection, "A", first, 2000)
     insert_bars(connection, "B", first, 200, step=7)
@@ -101,7 +101,7 @@ def goes_on(connection: Conn, dumped: Conn) -> None:
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 @pytest.mark.parametrize("roles_first", [True, False])
-def test_a_dump_comes_back_on_an_empty_server(
+def test_a_dump_is_restored_on_an_empty_server(
     database: str, conn: Conn, empty_server: str, tmp_path: Path, roles_first: bool
 ) -> None:
     fill(conn)
@@ -117,7 +117,7 @@ def test_a_dump_comes_back_on_an_empty_server(
         tool("pg_restore", "--exit-on-error", *options, f"--dbname={empty_server}", file)
         done = run_on(empty_server, "db", "apply")
         assert (done.returncode, done.stderr) == (0, "")
-        goes_on(connection, conn)
+        check_restored(connection, conn)
         owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'ohlcv_1m'::regclass"
         assert value(connection, owner) == (role_name("owner") if roles_first else "postgres")
         may_read = "SELECT has_table_privilege(%s, 'features_1m', 'SELECT')"
@@ -125,12 +125,12 @@ def test_a_dump_comes_back_on_an_empty_server(
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
-def test_a_dump_comes_back_with_timescaledb(
+def test_a_dump_is_restored_with_timescaledb(
     database: str, conn: Conn, databases: Databases, tmp_path: Path
 ) -> None:
     fill(conn)
     file = tmp_path / "backup.dump"
-    subprocess.run(  # it warns of circular foreign keys in TimescaleDB's own tables
+    subprocess.run(  # pg_dump warns of circular foreign keys in TimescaleDB's own tables
         [bin_dir() / "pg_dump", "--format=custom", f"--file={file}", f"--dbname={database}"],
         stderr=subprocess.DEVNULL,
         check=True,
@@ -145,7 +145,7 @@ def test_a_dump_comes_back_with_timescaledb(
             connection.execute("SELECT _timescaledb_functions.stop_background_workers()")
         assert run_on(restored, "db", "apply").returncode == 0
         with psycopg.connect(restored, autocommit=True) as connection:
-            goes_on(connection, conn)
+            check_restored(connection, conn)
             jobs = (
                 "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'run_policy'"
             )

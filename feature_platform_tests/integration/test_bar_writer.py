@@ -1,4 +1,4 @@
-"""The recorder's writer must keep every bar, in order, whatever becomes of the database."""
+"""Guards against bars that the recorder's writer loses or stores in the wrong order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stored(url: str) -> list[tuple[Any, ...]]:
 
 
 class Running:
-    """A writer at work in a thread."""
+    """A writer that runs in a thread."""
 
     def __init__(self, path: Path, in_memory: int) -> None:
         self.conflicting: list[tuple[str, int]] = []
@@ -77,7 +77,7 @@ def running(path: Path, in_memory: int = 100) -> Iterator[Running]:
             writer.stop()
 
 
-def test_what_a_stream_says_corrects_a_stream_and_nobody_else(conn: psycopg.Connection) -> None:
+def test_a_stream_corrects_bars_of_streams_and_of_no_other_source(conn: psycopg.Connection) -> None:
     first = store_stream(conn, bars(1.0) + bars(1.0, symbol="XRP/ETH"))
     assert (first.inserted, first.updated, first.unchanged, first.conflicting) == (6, 0, 0, ())
     again = store_stream(conn, bars(1.0, minutes=range(2)) + bars(2.0, symbol="XRP/ETH"))
@@ -91,7 +91,7 @@ def test_what_a_stream_says_corrects_a_stream_and_nobody_else(conn: psycopg.Conn
     assert vols == [5.0, 7.0, 7.0, 2.0, 2.0, 2.0]
 
 
-def test_a_bar_that_the_database_refuses_costs_no_other(
+def test_a_rejected_bar_does_not_prevent_others_from_being_stored(
     going: GoingDatabase, spool_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = bars(-1.0, minutes=range(1, 2))
@@ -105,7 +105,7 @@ def test_a_bar_that_the_database_refuses_costs_no_other(
 
 
 @pytest.mark.parametrize("in_memory", [100, 4])
-def test_a_database_that_goes_away_gets_all_bars_in_order(
+def test_all_bars_are_stored_in_order_after_the_database_was_down(
     going: GoingDatabase, spool_path: Path, in_memory: int
 ) -> None:
     with running(spool_path, in_memory) as run:
@@ -122,7 +122,7 @@ def test_a_database_that_goes_away_gets_all_bars_in_order(
     assert spool_path.stat().st_size == 0
 
 
-def test_what_is_on_disk_is_stored_by_the_next_one(going: GoingDatabase, spool_path: Path) -> None:
+def test_the_next_writer_stores_the_bars_on_disk(going: GoingDatabase, spool_path: Path) -> None:
     with going.away(), running(spool_path) as run:
         run.writer.put(bars(1.0))
         assert run.stop() is True
@@ -134,21 +134,21 @@ def test_what_is_on_disk_is_stored_by_the_next_one(going: GoingDatabase, spool_p
 
 
 def fill(path: Path) -> int:
-    """Put so many bars on disk that a test's own files stay smaller; return the file's size."""
+    """Write a file that is larger than the other files of a test; return its size."""
     spool = Spool(path)
     spool.append(bars(9.0, minutes=range(10, 10_010)))
     spool.close()
     return path.stat().st_size
 
 
-def test_a_full_disk_is_told_and_loses_nothing(
+def test_a_full_disk_is_reported_and_loses_no_bar(
     going: GoingDatabase, spool_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = fill(spool_path)
     with going.away(), files_up_to(size), running(spool_path, in_memory=0) as run:
         run.writer.put(bars(1.0))
         run.writer.put(bars(2.0))
-        wait_until(lambda: "cannot be written" in caplog.text, "it is told")
+        wait_until(lambda: "cannot be written" in caplog.text, "the full disk is reported")
         assert "are lost if this process ends" in caplog.text
         going.come_back()
         wait_until(lambda: len(stored(going.url)) == 10_003, "bars are stored")
@@ -156,14 +156,18 @@ def test_a_full_disk_is_told_and_loses_nothing(
     assert [vol for _, vol, _ in stored(going.url)][:4] == [2.0, 2.0, 2.0, 9.0]
 
 
-def test_neither_database_nor_disk_is_a_failure(going: GoingDatabase, spool_path: Path) -> None:
+def test_a_stop_without_database_and_disk_reports_a_loss(
+    going: GoingDatabase, spool_path: Path
+) -> None:
     size = fill(spool_path)
     with going.away(), files_up_to(size), running(spool_path, in_memory=0) as run:
         run.writer.put(bars(1.0))
         assert run.stop() is False
 
 
-def test_heartbeats_outlast_the_database(going: GoingDatabase, spool_path: Path) -> None:
+def test_the_last_heartbeat_is_stored_after_the_database_was_down(
+    going: GoingDatabase, spool_path: Path
+) -> None:
     now = datetime(2026, 3, 1, tzinfo=UTC)
     with running(spool_path) as run:
         run.writer.beat([Heartbeat(name, "live", now) for name in SYMBOLS], [])

@@ -1,4 +1,4 @@
-"""The command line's manners, shown on its `db` commands."""
+"""Guards against commands without clear output, exit status or clean end, by those of `db`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def only_line(text: str) -> str:
     return line
 
 
-def test_help_is_quick_to_load() -> None:
+def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys, feature_platform.cli.app; "
         "print(*{'psycopg', 'pandas', 'pyarrow', 'matplotlib', 'pydantic'} & set(sys.modules))"
@@ -43,24 +43,24 @@ def test_help_is_quick_to_load() -> None:
     assert done.stdout == "\n"
 
 
-def test_version() -> None:
+def test_the_version_is_printed() -> None:
     assert run("--version").stdout == "feature-platform 0.1.0\n"
 
 
-def test_a_wrong_command_is_a_usage_error() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     done = run("db", "nonsense")
     assert done.returncode == 2
     assert "No such command 'nonsense'" in done.stderr
 
 
-def test_a_bad_setting_is_one_line() -> None:
+def test_a_bad_setting_gets_one_line() -> None:
     done = run("db", "url", FEATURE_PLATFORM_DATABASE_URL=f"postgresql://me:{SECRET}@h:x/db")
     assert done.returncode == 2
     assert only_line(done.stderr).startswith("feature-platform: FEATURE_PLATFORM_DATABASE_URL: ")
     assert SECRET not in done.stderr + done.stdout
 
 
-def test_a_server_out_of_reach_is_one_line() -> None:
+def test_an_unreachable_server_gets_one_line() -> None:
     url = f"postgresql://me:{SECRET}@localhost:1/db"
     done = run("db", "apply", FEATURE_PLATFORM_DATABASE_URL=url)
     assert done.returncode == 2
@@ -69,7 +69,7 @@ def test_a_server_out_of_reach_is_one_line() -> None:
     assert SECRET not in done.stderr + done.stdout
 
 
-def test_url_of_the_embedded_server_comes_with_a_hint(own_home: Path) -> None:
+def test_the_url_of_the_embedded_server_has_a_hint(own_home: Path) -> None:
     done = run("db", "url")
     assert done.returncode == 0
     assert only_line(done.stdout).startswith("postgresql://postgres@/feature_platform?host=")
@@ -108,13 +108,13 @@ def test_a_configured_server_is_not_started_or_stopped(command: str) -> None:
     assert f"`feature-platform db {command}` is for the embedded server" in only_line(done.stderr)
 
 
-def test_url_of_a_configured_server_comes_without_a_hint() -> None:
+def test_the_url_of_a_configured_server_has_no_hint() -> None:
     url = f"postgresql://me:{SECRET}@db.example/bars"
     done = run("db", "url", FEATURE_PLATFORM_DATABASE_URL=url)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{url}\n", "")
 
 
-def test_psql_gets_its_arguments_and_gives_its_status(database: str) -> None:
+def test_the_psql_command_passes_arguments_and_exit_status(database: str) -> None:
     there = {"FEATURE_PLATFORM_DATABASE_URL": database}
     done = run("db", "psql", "--", "-X", "-At", "-c", "SELECT 6 * 7", **there)
     assert (done.returncode, done.stdout) == (0, "42\n")
@@ -132,7 +132,7 @@ def test_psql_hides_the_password_from_the_process_list() -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 129)]
 )
-def test_a_polite_signal_still_stops_the_server(
+def test_a_signal_to_the_psql_command_stops_the_server(
     own_home: Path, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
@@ -152,8 +152,8 @@ def test_a_polite_signal_still_stops_the_server(
     assert not is_running(own_home)
 
 
-def test_ctrl_c_is_psqls_to_deal_with(own_home: Path) -> None:
-    """At a terminal both psql and the command that runs it get the signal."""
+def test_ctrl_c_cancels_the_statement_of_psql(own_home: Path) -> None:
+    """A terminal sends the signal to psql and to the command that runs psql."""
     with subprocess.Popen(
         [*COMMAND, "db", "psql", "--", "-X", "-At"],
         stdin=subprocess.PIPE,
@@ -175,5 +175,5 @@ def test_ctrl_c_is_psqls_to_deal_with(own_home: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert "canceling statement due to user request" in errors
     assert "Traceback" not in errors
-    assert process.returncode == 3  # psql's own word: a script was stopped by Ctrl-C
+    assert process.returncode == 3  # psql's status of a script that Ctrl-C stopped
     assert not is_running(own_home)

@@ -1,4 +1,4 @@
-"""The database tells the same time as the processes, and stores it."""
+"""Guards against a database and processes that use different clocks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
     return clock
 
 
-def test_without_a_setting_it_is_the_wall_clock(conn: psycopg.Connection) -> None:
+def test_the_wall_clock_is_the_default_in_sql(conn: psycopg.Connection) -> None:
     for setting in (None, ""):
         if setting is not None:
             conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
@@ -49,27 +49,29 @@ def test_without_a_setting_it_is_the_wall_clock(conn: psycopg.Connection) -> Non
         assert before <= now <= after
 
 
-def test_python_and_sql_tell_the_same_time(
+def test_python_and_sql_have_the_same_time(
     simulated_database: str, fast_clock: SimulatedClock
 ) -> None:
     with connect(simulated_database) as connection:
         before = fast_clock.now()
-        told = value(connection, CLOCK_SQL)
+        found = value(connection, CLOCK_SQL)
         after = fast_clock.now()
-    # A millisecond of the wall clock's is 3.6 seconds here; both read the same one.
-    assert before - timedelta(milliseconds=1) <= told <= after + timedelta(milliseconds=1)
+    # A millisecond of the wall clock is 3.6 seconds here; both read the same wall clock.
+    assert before - timedelta(milliseconds=1) <= found <= after + timedelta(milliseconds=1)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
-def test_the_formula_is_the_same(conn: psycopg.Connection, zone: str) -> None:
-    conn.execute("SELECT set_config('TimeZone', %s, false)", [zone])  # 90 days on it is summer
-    told = value(
+def test_the_formula_of_simulated_time_equals_that_of_python(
+    conn: psycopg.Connection, zone: str
+) -> None:
+    conn.execute("SELECT set_config('TimeZone', %s, false)", [zone])  # 90 days later is summer
+    found = value(
         conn,
         "SELECT feature_platform.simulated_clock(%s, %s)",
         CLOCK,
         SINCE + timedelta(hours=36, microseconds=500),
     )
-    assert told == START + timedelta(days=90, microseconds=30_000)
+    assert found == START + timedelta(days=90, microseconds=30_000)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_the_formula_is_the_same(conn: psycopg.Connection, zone: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("simulated_database")
-def test_nonsense_is_rejected(conn: psycopg.Connection, setting: str) -> None:
+def test_an_invalid_clock_setting_is_rejected(conn: psycopg.Connection, setting: str) -> None:
     conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [setting])
     with pytest.raises(psycopg.errors.RaiseException, match="is not a valid clock"):
         conn.execute(CLOCK_SQL)
@@ -93,13 +95,13 @@ def test_nonsense_is_rejected(conn: psycopg.Connection, setting: str) -> None:
 
 
 @pytest.mark.usefixtures("fast_clock")
-def test_the_url_keeps_its_own_options() -> None:
+def test_the_clock_is_added_to_the_options_of_the_url() -> None:
     conninfo = with_clock("postgresql://me@host/db?options=-c%20work_mem%3D1MB")
     clock = get_settings().clock
     assert f"-c work_mem=1MB -c feature_platform.clock={clock}" in conninfo
 
 
-def test_moments_that_are_stored_are_the_platforms(
+def test_stored_times_are_those_of_the_platforms_clock(
     simulated_database: str, fast_clock: SimulatedClock
 ) -> None:
     with connect(simulated_database) as connection:
@@ -122,7 +124,7 @@ def test_moments_that_are_stored_are_the_platforms(
     assert before - tick <= stored[0] <= stored[1] <= after + tick
 
 
-def test_a_command_sees_that_time(simulated_database: str, tmp_path: Path) -> None:
+def test_commands_use_the_platforms_clock(simulated_database: str, tmp_path: Path) -> None:
     clock = SimulatedClock(datetime(2031, 5, 1, tzinfo=UTC), datetime.now(UTC), 1.0)
     environment = {
         "FEATURE_PLATFORM_CLOCK": str(clock),
@@ -138,18 +140,20 @@ def test_a_command_sees_that_time(simulated_database: str, tmp_path: Path) -> No
     )
 
 
-def test_a_database_may_have_it_for_everybody(simulated_database: str) -> None:
+def test_a_database_can_set_the_clock_of_all_its_sessions(simulated_database: str) -> None:
     with psycopg.connect(simulated_database, autocommit=True) as owner:
         setting = sql.SQL("ALTER DATABASE {} SET feature_platform.clock = {}")
         owner.execute(setting.format(sql.Identifier(owner.info.dbname), CLOCK))
-    with psycopg.connect(simulated_database) as anybody:
-        told = value(anybody, CLOCK_SQL)
-        wall = value(anybody, "SELECT clock_timestamp()")
-    assert abs(told - (START + (wall - SINCE) * 60)) < timedelta(minutes=1)
+    with psycopg.connect(simulated_database) as connection:
+        found = value(connection, CLOCK_SQL)
+        wall = value(connection, "SELECT clock_timestamp()")
+    assert abs(found - (START + (wall - SINCE) * 60)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_worker_goes_by_it(simulated_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_follows_the_platforms_clock(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimulatedClock(START, datetime.now(UTC), 60.0)
     monkeypatch.setenv("FEATURE_PLATFORM_CLOCK", str(clock))
     get_settings.cache_clear()
@@ -161,10 +165,10 @@ def test_a_worker_goes_by_it(simulated_database: str, monkeypatch: pytest.Monkey
         ahead = clock.now().replace(second=0) + timedelta(minutes=2)
         insert_bars(connection, "BTC/USDT", ahead, 1)
         wait_until(
-            lambda: value(connection, "SELECT count(*) = 1 FROM features_1m"), "the minute is over"
+            lambda: value(connection, "SELECT count(*) = 1 FROM features_1m"), "the row is stored"
         )
         assert ahead + timedelta(minutes=1) <= clock.now() < START + timedelta(hours=1)
-        # Its schedule, too: a run each minute.
+        # The worker's schedule follows the clock, too: a run each minute.
         runs = "SELECT count(*) >= 3 FROM feature_platform.policy_run WHERE started_at > %s"
         began = clock.now()
         wait_until(lambda: value(connection, runs, began), "three runs in three minutes")

@@ -1,4 +1,4 @@
-"""Guards against corrections of old bars that a columnstore refuses, loses, or makes dear."""
+"""Guards against corrections of old bars that a columnstore rejects, loses, or makes slow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IN_COLUMNSTORE = "SELECT count(*) FROM timescaledb_information.chunks WHERE is_c
 
 @pytest.fixture(scope="module")
 def converted(databases: Databases) -> Iterator[str]:
-    """Yield a database with four days of two symbols, up to date and all in the columnstore."""
+    """Yield a database with four refreshed days of two symbols, all in the columnstore."""
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
         for symbol in "AB":
             insert_bars(conn, symbol, START, MINUTES)
@@ -65,7 +65,7 @@ def converted(databases: Databases) -> Iterator[str]:
     ],
     ids=["update", "delete", "upsert", "a row inside a minute", "a new symbol"],
 )
-def test_a_late_correction_is_repaired_where_it_is(
+def test_a_late_correction_is_repaired_within_the_columnstore(
     converted: str, change: LiteralString, rows: int
 ) -> None:
     with (

@@ -1,4 +1,4 @@
-"""Materialisations of the assets, as the UI's buttons start them."""
+"""Guards against materialisations from Dagster's UI that fail or store wrong rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_range_of_days_is_one_run(platform_with_exchange: Platform) -> None:
 
 
 def test_the_first_partition_can_be_materialised(platform: Platform) -> None:
-    """Its features read bars of the day before, which is no partition."""
+    """The features read bars of the day before, which is no partition."""
     first = get_settings().start_date.isoformat()
     insert_bars(platform.connection, "BTC/USDT", datetime.fromisoformat(first + "T00:00Z"), 30)
     assert platform.run("refresh_features", first).success
@@ -126,7 +126,7 @@ def test_an_unreachable_exchange_fails_the_run_and_counts_as_an_attempt(
     assert platform.materializations("ohlcv_1m") == []
 
 
-def test_the_policy_is_set(platform: Platform) -> None:
+def test_materialising_the_policy_sets_it(platform: Platform) -> None:
     config = {"start_offset": "2 hours", "end_offset": "2 minutes", "schedule_interval": "30 s"}
 
     def materialise(raise_on_error: bool = True) -> dg.ExecuteInProcessResult:

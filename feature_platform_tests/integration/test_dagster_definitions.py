@@ -1,4 +1,4 @@
-"""Guards the definitions: a snapshot of all of them shows each change in a review.
+"""Guards against unseen changes of Dagster's definitions, by a snapshot of all of them.
 
 FEATURE_PLATFORM_TEST_WRITE_SNAPSHOT=1 writes `definitions.json` again.
 """
@@ -100,7 +100,7 @@ def test_every_reference_to_sql_points_at_its_statement() -> None:
             assert line.startswith("CREATE"), one
 
 
-def test_everything_runs_by_default_and_at_the_right_time() -> None:
+def test_sensors_and_schedules_run_by_default_every_minute() -> None:
     repository = definitions().get_repository_def()
     assert all(
         one.default_status is dg.DefaultSensorStatus.RUNNING for one in repository.sensor_defs
@@ -140,7 +140,7 @@ def test_telemetry_is_off_and_runs_are_monitored(instance: dg.DagsterInstance) -
         ("host=db.example dbname=bars", "postgresql+psycopg2:///dagster?host=db.example"),
     ],
 )
-def test_the_storage_is_a_database_on_the_platforms_server(url: str, expected: str) -> None:
+def test_dagsters_storage_is_a_database_on_the_platforms_server(url: str, expected: str) -> None:
     assert storage_url(url) == expected
 
 

@@ -1,4 +1,4 @@
-"""Guards the size of Dagster's database: a simulated month of ticks is purged by the audit."""
+"""Guards against a database of Dagster's that grows without a bound."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_month_of_ticks_is_purged_to_two_weeks(
     insert_recent(platform.connection, "BTC/USDT", 100)
     data = platform.tick("run_checks")
     newest = {event.check_name: platform_evaluation(platform, event) for event in checks_of(data)}
-    # Copies of the events, older and with lower ids, as if they had been reported every 5 minutes.
+    # Copies of the events are older and have lower ids, as if reported every 5 minutes.
     age(storage)
     storage.execute("VACUUM ANALYZE")
     counted = rows(storage)

@@ -1,4 +1,4 @@
-"""Repairs over REST, from the tick that finds missing minutes to the features."""
+"""Guards against missing minutes that Dagster does not find, or does not fill."""
 
 from __future__ import annotations
 

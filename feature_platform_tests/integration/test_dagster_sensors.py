@@ -1,4 +1,4 @@
-"""The reports and requests of the sensors, tick by tick, in a real instance of Dagster."""
+"""Guards against sensors that report wrong states, or request missing or repeated runs."""
 
 from __future__ import annotations
 
@@ -182,13 +182,12 @@ def test_the_cursor_stays_short(live: Platform, monkeypatch: pytest.MonkeyPatch)
     assert max((len(key) for key in keys), default=0) < 200
 
 
-def test_checks_count_for_the_newest_materialisation(live: Platform) -> None:
+def test_checks_are_reported_after_the_materialisations(live: Platform) -> None:
     """Checks that were reported before a materialisation would have no state in the UI."""
     found = kinds(live.tick("run_checks"))
     assert found[: -len(CHECKS)] == ["AssetMaterialization"] * (len(found) - len(CHECKS))
-    assert (
-        len(found) >= len(CHECKS) + 2
-    )  # after midnight, one more for yesterday's partition of each table
+    # After midnight there is one more for yesterday's partition of each table.
+    assert len(found) >= len(CHECKS) + 2
     assert found[-len(CHECKS) :] == ["AssetCheckEvaluation"] * len(CHECKS)
 
 
@@ -275,15 +274,15 @@ def store_bars(live: Platform, last: datetime) -> None:
     insert_bars(live.connection, "BTC/USDT", last + timedelta(minutes=1), 1)
 
 
-def test_days_that_came_by_stream_are_shown_as_materialised(live: Platform) -> None:
+def test_days_of_streamed_bars_are_shown_as_materialised(live: Platform) -> None:
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    # Without yesterday, whose last minutes are accounted for ten minutes after midnight.
+    # Without yesterday: the gap finder reaches its last minutes ten minutes after midnight.
     earlier = [today - timedelta(days=back) for back in (4, 3, 2)]
     live.connection.execute("DELETE FROM ohlcv_1m WHERE ts < %s", (today,))
     insert_bars(live.connection, "BTC/USDT", earlier[0], 3 * 1440)
     insert_bars(live.connection, "ETH/USDT", earlier[1] + timedelta(hours=1), 30)
     find_gaps(live.connection)
-    # Their rows still wait for a refresh.
+    # The rows of these days still wait for a refresh.
     assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     # Two of the three days have open gaps of ETH/USDT.
@@ -576,7 +575,7 @@ def schedule_tick(live: Platform, name: str, at: datetime) -> list[dg.RunRequest
 
 
 def test_the_hourly_schedule_requests_open_gaps_again(live: Platform) -> None:
-    """Even if the run of the sensor's request died and stored no attempt."""
+    """The run of the sensor's request may have died without a stored attempt."""
     day, now = delete_minutes(live), datetime.now(UTC)
 
     def tick(hour: int) -> list[dg.RunRequest]:

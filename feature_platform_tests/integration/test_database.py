@@ -23,13 +23,15 @@ def test_the_configured_database_is_used(database: str, monkeypatch: pytest.Monk
     assert not get_settings().home.exists()
 
 
-def test_options_override_the_defaults(database: str) -> None:
+def test_connection_options_override_the_defaults(database: str) -> None:
     with connect(database, autocommit=False, application_name="mine") as connection:
         assert not connection.autocommit
         assert connection.info.get_parameters()["application_name"] == "mine"
 
 
-def test_capabilities_and_description(conn: psycopg.Connection, engine: Engine) -> None:
+def test_the_server_is_described_by_its_capabilities(
+    conn: psycopg.Connection, engine: Engine
+) -> None:
     able = capabilities(conn)
     description = server_description(conn)
     assert description.startswith("PostgreSQL ")
@@ -38,8 +40,8 @@ def test_capabilities_and_description(conn: psycopg.Connection, engine: Engine) 
     assert ("TimescaleDB" in description) is (engine == "timescaledb")
 
 
-def test_a_closed_port_is_told_in_one_line_without_the_password() -> None:
-    with socket.socket() as taken:  # bound and not listening: nothing else can answer there
+def test_a_closed_port_gets_one_line_without_the_password() -> None:
+    with socket.socket() as taken:  # bound without a listener, so that no server can answer
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         url = f"postgresql://me:{SECRET}@127.0.0.1:{port}/bars"
@@ -49,12 +51,12 @@ def test_a_closed_port_is_told_in_one_line_without_the_password() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_database_is_told(database: str) -> None:
+def test_an_unknown_database_is_named(database: str) -> None:
     with pytest.raises(UserError, match='database "no_such" does not exist'):
         connect(database, dbname="no_such")
 
 
-def test_what_is_no_url_is_told_and_not_shown() -> None:
+def test_the_error_of_an_invalid_url_hides_the_url() -> None:
     with pytest.raises(UserError) as caught:
         connect(f"password={SECRET} nonsense")
     assert SECRET not in str(caught.value)

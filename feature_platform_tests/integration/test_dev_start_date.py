@@ -1,4 +1,4 @@
-"""The first day that Dagster repairs under `make dev`: the same at each start."""
+"""Guards against days that Dagster no longer repairs after `make dev` starts again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from feature_platform.heartbeat import begin_heartbeats
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
 
-def test_without_a_recorder_it_is_counted_from_now(conn: psycopg.Connection[Any]) -> None:
+def test_without_a_recorder_the_start_date_is_counted_from_now(
+    conn: psycopg.Connection[Any],
+) -> None:
     before = datetime.now(UTC)
     found = start_date(conn, 2)
     after = datetime.now(UTC)
@@ -33,7 +35,7 @@ def test_missing_minutes_of_earlier_days_stay_in_the_partitions(
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
-def test_it_is_a_day_of_utc(conn: psycopg.Connection[Any], zone: str) -> None:
+def test_the_start_date_is_a_day_of_utc(conn: psycopg.Connection[Any], zone: str) -> None:
     begin_heartbeats(conn, {"BTC/USDT": "binance"})
     conn.execute("UPDATE feature_platform.heartbeat SET first_at = '2026-03-10 00:30Z'")
     conn.execute("SELECT set_config('timezone', %s, false)", [zone])

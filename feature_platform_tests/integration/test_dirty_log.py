@@ -1,4 +1,4 @@
-"""Guards against changes of bars that nobody hears of, and against marks of what did not change."""
+"""Guards against changed bars without a mark, and against marks without a change."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def day_from(*starts: int, symbol: str = "A", removed: bool = False) -> Mark:
 
 @pytest.fixture
 def two_days(bench: Bench) -> Bench:
-    """Return a database with refreshed bars at 00:00 to 00:09 of two days that are ten days apart.
+    """Return a database with refreshed bars of two symbols.
 
-    Two symbols have them.
+    Their bars are at 00:00 to 00:09 of two days that are ten days apart.
     """
     bench.empty()
     starts = (0, 10 * DAY)
@@ -61,7 +61,7 @@ def two_days(bench: Bench) -> Bench:
     return bench
 
 
-def test_insert(two_days: Bench) -> None:
+def test_an_insert_marks_the_window_of_each_bar(two_days: Bench) -> None:
     write(two_days.conn, [bar("A", 5.5), bar("A", 77), bar("C", 78)], "insert")
     assert marks(two_days.conn) == [
         Mark("A", ((5, 77 + DAY),), False),
@@ -69,17 +69,17 @@ def test_insert(two_days: Bench) -> None:
     ]
 
 
-def test_bars_of_two_days_leave_the_days_between_clean(two_days: Bench) -> None:
+def test_bars_of_distant_days_do_not_mark_the_days_between(two_days: Bench) -> None:
     write(two_days.conn, [bar("A", 20), bar("A", 5 * DAY), bar("A", 9 * DAY)])
     assert marks(two_days.conn) == [day_from(20, 5 * DAY, 9 * DAY)]
 
 
-def test_copy(two_days: Bench) -> None:
+def test_a_copy_marks_its_bars(two_days: Bench) -> None:
     copy(two_days.conn, (bar("A", 20 + m) for m in range(100)))
     assert marks(two_days.conn) == [Mark("A", ((20, 119 + DAY),), False)]
 
 
-def test_update(two_days: Bench) -> None:
+def test_an_update_marks_its_bars(two_days: Bench) -> None:
     two_days.conn.execute("UPDATE ohlcv_1m SET vol = 7 WHERE ts IN (%s, %s)", (at(3), at(10 * DAY)))
     assert marks(two_days.conn) == [
         day_from(3, 10 * DAY),
@@ -88,22 +88,22 @@ def test_update(two_days: Bench) -> None:
 
 
 @pytest.mark.parametrize("column", ["open", "high", "low", "close", "vol"])
-def test_each_value_counts(two_days: Bench, column: str) -> None:
+def test_a_change_of_any_value_marks_the_bar(two_days: Bench, column: str) -> None:
     change = SQL("UPDATE ohlcv_1m SET {c} = {c} + {d} WHERE symbol = 'A' AND ts = %s")
-    two_days.conn.execute("UPDATE ohlcv_1m SET high = high + 1")  # makes room for other prices
+    two_days.conn.execute("UPDATE ohlcv_1m SET high = high + 1")  # so that others can rise
     two_days.refresh()
     step = SQL("-1") if column == "low" else SQL("1")
     two_days.conn.execute(change.format(c=Identifier(column), d=step), [at(4)])
     assert marks(two_days.conn) == [day_from(4)]
 
 
-def test_what_no_feature_depends_on_marks_nothing(two_days: Bench) -> None:
+def test_columns_that_no_feature_uses_cause_no_mark(two_days: Bench) -> None:
     two_days.conn.execute("UPDATE ohlcv_1m SET source = 'rest', inserted_at = now()")
     assert not marks(two_days.conn)
 
 
 @pytest.mark.parametrize("how", ["insert", "upsert", "guarded upsert", "update", "merge"])
-def test_a_replay_marks_nothing(two_days: Bench, how: str) -> None:
+def test_a_replay_of_equal_bars_causes_no_mark(two_days: Bench, how: str) -> None:
     before = two_days.features()
     if how == "update":
         two_days.conn.execute("UPDATE ohlcv_1m SET open = open, vol = vol, ts = ts")
@@ -115,7 +115,7 @@ def test_a_replay_marks_nothing(two_days: Bench, how: str) -> None:
     assert_same_bits(before, two_days.features())
 
 
-def test_an_upsert_marks_what_is_new_and_what_is_changed(two_days: Bench) -> None:
+def test_an_upsert_marks_new_and_changed_bars_only(two_days: Bench) -> None:
     write(two_days.conn, [*two_days.bars(), bar("A", 3, vol=9), bar("A", 10 * DAY + 50)])
     assert sorted(m.buckets for m in marks(two_days.conn)) == [
         ((3, 3 + DAY),),
@@ -123,7 +123,7 @@ def test_an_upsert_marks_what_is_new_and_what_is_changed(two_days: Bench) -> Non
     ]
 
 
-def test_merge(two_days: Bench) -> None:
+def test_a_merge_marks_its_bars(two_days: Bench) -> None:
     if two_days.engine == "timescaledb":
         pytest.skip("TimescaleDB has no MERGE with a columnstore")
     changed, new, gone = bar("A", 3, vol=9), bar("A", 50), bar("A", 10 * DAY, vol=7)
@@ -135,7 +135,7 @@ def test_merge(two_days: Bench) -> None:
     ]
 
 
-def test_delete(two_days: Bench) -> None:
+def test_a_delete_marks_its_bars(two_days: Bench) -> None:
     two_days.conn.execute("DELETE FROM ohlcv_1m WHERE ts < %s AND ts >= %s", (at(6), at(4)))
     found = marks(two_days.conn)
     if two_days.engine == "timescaledb":  # one mark for each bar
@@ -146,7 +146,7 @@ def test_delete(two_days: Bench) -> None:
         assert found == [Mark(symbol, ((4, 5 + DAY),), True) for symbol in "AB"]
 
 
-def test_a_new_key_marks_both(two_days: Bench) -> None:
+def test_a_changed_key_marks_the_old_and_the_new_place(two_days: Bench) -> None:
     two_days.conn.execute(
         "UPDATE ohlcv_1m SET ts = ts + '30 minutes' WHERE symbol = 'A' AND ts = %s", [at(4)]
     )
@@ -160,7 +160,7 @@ def test_a_new_key_marks_both(two_days: Bench) -> None:
     ]
 
 
-def test_truncate(two_days: Bench) -> None:
+def test_a_truncate_marks_all_bars(two_days: Bench) -> None:
     two_days.conn.execute("TRUNCATE ohlcv_1m")
     assert marks(two_days.conn) == [
         Mark(symbol, ((0, 10 * DAY + 9 + DAY),), True) for symbol in "AB"
@@ -170,7 +170,7 @@ def test_truncate(two_days: Bench) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-def test_truncate_forgets_no_row_that_its_snapshot_does_not_hold(
+def test_a_truncate_also_marks_rows_outside_of_its_snapshot(
     bench: Bench, isolation: LiteralString
 ) -> None:
     bench.empty()
@@ -179,7 +179,7 @@ def test_truncate_forgets_no_row_that_its_snapshot_does_not_hold(
         bench.holder.execute("SELECT count(*) FROM pg_class")  # takes the snapshot
         write(bench.conn, [bar("A", 0), bar("A", 1)])
         bench.refresh()
-        # To refuse is as good: TRUNCATE removes rows that such a snapshot cannot see.
+        # An error is right, too: TRUNCATE removes rows that such a snapshot cannot see.
         with suppress(psycopg.errors.RaiseException):
             bench.holder.execute("TRUNCATE ohlcv_1m")
             bench.holder.execute("COMMIT")
@@ -190,9 +190,7 @@ def test_truncate_forgets_no_row_that_its_snapshot_does_not_hold(
 
 
 @pytest.mark.parametrize("rows_before", [[0], [0, 3 * DAY]])
-def test_truncate_forgets_no_first_bucket_that_is_remembered(
-    bench: Bench, rows_before: list[int]
-) -> None:
+def test_a_truncate_resets_the_cached_first_bucket(bench: Bench, rows_before: list[int]) -> None:
     bench.empty()
     write(bench.conn, [bar("A", m) for m in rows_before])
     bench.refresh(at(3 * DAY), at(4 * DAY))  # stores no row of the first bucket
@@ -218,12 +216,12 @@ def test_a_mark_is_committed_with_its_change_or_not_at_all(two_days: Bench) -> N
     assert marks(two_days.holder) == [day_from(20)]
 
 
-def test_one_row_for_each_symbol_and_statement(two_days: Bench) -> None:
+def test_a_statement_writes_one_mark_for_each_symbol(two_days: Bench) -> None:
     write(two_days.conn, (bar(s, d * DAY + m) for s in "ABC" for d in range(5) for m in (50, 600)))
     assert [mark.symbol for mark in marks(two_days.conn)] == ["A", "B", "C"]
 
 
-def test_a_writer_needs_no_rights_but_those_on_the_bars(two_days: Bench) -> None:
+def test_a_writer_needs_rights_on_the_bars_only(two_days: Bench) -> None:
     role = Identifier(f"feature_platform_test_{uuid4().hex[:12]}")
     two_days.conn.execute(
         SQL(
@@ -242,7 +240,7 @@ def test_a_writer_needs_no_rights_but_those_on_the_bars(two_days: Bench) -> None
         two_days.conn.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(role))
 
 
-def test_a_name_of_the_writers_own_hides_nothing(two_days: Bench) -> None:
+def test_a_writers_temporary_names_do_not_hide_the_platforms(two_days: Bench) -> None:
     with two_days.conn.transaction(force_rollback=True):
         two_days.conn.execute(
             """CREATE TEMP TABLE dirty_log (LIKE feature_platform.dirty_log);
@@ -256,11 +254,11 @@ def test_a_name_of_the_writers_own_hides_nothing(two_days: Bench) -> None:
         assert row == (1,)
 
 
-def test_a_negative_zero_is_a_zero(bench: Bench) -> None:
+def test_a_volume_of_negative_zero_counts_as_zero(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", m, vol=-0.0) for m in range(3)])
     bench.refresh()
-    write(bench.conn, [bar("A", 5.5)])  # has a full build take the way of rows inside minutes
+    write(bench.conn, [bar("A", 5.5)])  # a full build then handles rows inside minutes
     bench.refresh()
     bench.check()
     bench.check_build()

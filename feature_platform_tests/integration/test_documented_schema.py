@@ -1,4 +1,4 @@
-"""Every table, view, function and procedure that the schema makes stands in the documentation."""
+"""Guards against tables, views, functions and procedures without documentation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBJECTS = """
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_all_that_the_schema_makes_is_documented(conn: psycopg.Connection[Any]) -> None:
+def test_every_object_of_the_schema_is_documented(conn: psycopg.Connection[Any]) -> None:
     made = conn.execute(OBJECTS).fetchall()
     assert ("relation", "features_1m") in made
     assert ("procedure", "refresh_features_1m") in made

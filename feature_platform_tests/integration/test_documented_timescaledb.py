@@ -1,4 +1,4 @@
-"""Guards against examples of docs/timescaledb.md that do not do what the page says."""
+"""Guards against examples of docs/timescaledb.md whose results differ from the page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OLD_VIEW = """
 
 @dataclass
 class Block:
-    """A fenced block of the page. words: what follows its opening fence."""
+    """A fenced block of the page. words: those after its opening fence."""
 
     words: list[str]
     text: str
@@ -52,7 +52,7 @@ class Block:
 
 @dataclass
 class Statement:
-    """A statement of a block, with what the page promises of it, if anything."""
+    """A statement of a block, with its documented result or error, if any."""
 
     sql: str
     gives: str | None = None
@@ -97,7 +97,7 @@ def run_statement(conn: Conn, statement: Statement) -> None:
         assert ", ".join(map(str, row)) == statement.gives, statement.sql
 
 
-def test_the_page_has_examples() -> None:
+def test_the_page_has_examples_of_results_and_errors() -> None:
     assert len(EXAMPLES) > 10
     assert {"gives", "error"} <= {
         name
@@ -110,7 +110,7 @@ def test_the_page_has_examples() -> None:
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
-def test_every_example_does_what_the_page_says(database: str, conn: Conn) -> None:
+def test_every_example_has_its_documented_result(database: str, conn: Conn) -> None:
     for symbol in ("BTC/USDT", "ETH/USDT"):
         conn.execute(INSERT, [symbol])
     refresh(conn)
@@ -124,7 +124,9 @@ def test_every_example_does_what_the_page_says(database: str, conn: Conn) -> Non
 
 
 @pytest.mark.parametrize("bad_rows", [0, 2])
-def test_bars_without_a_symbol_come_in(empty_database: str, engine: Engine, bad_rows: int) -> None:
+def test_the_recipe_migrates_bars_without_a_symbol(
+    empty_database: str, engine: Engine, bad_rows: int
+) -> None:
     with psycopg.connect(empty_database, autocommit=True) as conn:
         conn.execute(OLD_TABLE)
         if engine == "timescaledb":

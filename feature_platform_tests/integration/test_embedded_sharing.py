@@ -1,4 +1,4 @@
-"""One server for all processes, whoever starts it, however they end."""
+"""Guards against a second server in one home, a server that outlives its users, and a lost one."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def started_at(url: str) -> object:
     return row[0]
 
 
-def test_the_last_one_stops_it(home: Path, hold: Hold) -> None:
+def test_the_server_stops_when_its_last_user_exits(home: Path, hold: Hold) -> None:
     first = hold(home)
-    assert first.said.startswith("postgresql://")
+    assert first.first_line.startswith("postgresql://")
     second = hold(home)
-    assert second.said == first.said
-    assert first.leave() == ""
+    assert second.first_line == first.first_line
+    assert first.exit() == ""
     assert is_running(home)
-    assert started_at(second.said)
-    assert second.leave() == ""
+    assert started_at(second.first_line)
+    assert second.exit() == ""
     assert not is_running(home)
     assert not (home / "postgres" / "postmaster.pid").exists()
 
 
-def test_many_at_once_share_one(home: Path, hold: Hold) -> None:
+def test_processes_that_start_at_once_share_one_server(home: Path, hold: Hold) -> None:
     holders = [hold(home) for _ in range(5)]
-    assert len({started_at(holder.said) for holder in holders}) == 1
+    assert len({started_at(holder.first_line) for holder in holders}) == 1
     for holder in holders:
-        assert holder.leave() == ""
+        assert holder.exit() == ""
     assert not is_running(home)
 
 
-def test_comings_and_goings_at_once_never_fail(home: Path, user: User) -> None:
-    """Each of them may find the server absent, starting, running or stopping."""
+def test_starts_and_stops_at_once_never_fail(home: Path, user: User) -> None:
+    """Each process may find the server absent, starting, running or stopping."""
     code = """
 import sys
 from pathlib import Path
@@ -71,60 +71,62 @@ for _ in range(10):
     assert not is_running(home)
 
 
-def test_it_outlives_a_kill_of_its_starter(home: Path, hold: Hold) -> None:
+def test_the_server_survives_a_kill_of_its_first_user(home: Path, hold: Hold) -> None:
     starter = hold(home)
-    before = started_at(starter.said)
+    before = started_at(starter.first_line)
     starter.kill()
     assert is_running(home)
     second = hold(home)
-    assert started_at(second.said) == before
-    assert second.leave() == ""
+    assert started_at(second.first_line) == before
+    assert second.exit() == ""
     assert not is_running(home)
 
 
 @pytest.mark.parametrize("moment", ["postgres.new", "postgres", "postgres/postmaster.pid"])
-def test_a_kill_in_the_middle_of_a_start_is_mended(home: Path, hold: Hold, moment: str) -> None:
+def test_the_next_start_repairs_a_start_that_was_killed(
+    home: Path, hold: Hold, moment: str
+) -> None:
     starter = hold(home)
     while not (home / moment).exists():
         assert starter.process.poll() is None
         time.sleep(0.001)
     starter.kill()
     second = hold(home)
-    assert started_at(second.said)
-    assert second.leave() == ""
+    assert started_at(second.first_line)
+    assert second.exit() == ""
     assert not is_running(home)
     assert not (home / "postgres.new").exists()
 
 
-def test_a_kill_in_the_middle_of_a_stop_is_mended(home: Path, hold: Hold) -> None:
+def test_the_next_start_repairs_a_stop_that_was_killed(home: Path, hold: Hold) -> None:
     first = hold(home)
-    with psycopg.connect(first.said) as connection:  # its end is the event to wait for
-        first.begin_to_leave()
+    with psycopg.connect(first.first_line) as connection:  # it ends when the stop has begun
+        first.begin_to_exit()
         with pytest.raises(psycopg.OperationalError):
             use_until_it_ends(connection)
     first.kill()
     second = hold(home)
-    assert started_at(second.said)
-    assert second.leave() == ""
+    assert started_at(second.first_line)
+    assert second.exit() == ""
     assert not is_running(home)
 
 
-def test_ctrl_c_ends_the_starter_and_not_the_server(home: Path, hold: Hold) -> None:
+def test_ctrl_c_ends_the_first_user_and_not_the_server(home: Path, hold: Hold) -> None:
     starter, second = hold(home), hold(home)
-    assert starter.said == second.said
-    with psycopg.connect(second.said) as connection:
+    assert starter.first_line == second.first_line
+    with psycopg.connect(second.first_line) as connection:
         os.killpg(starter.process.pid, signal.SIGINT)  # as a terminal does
-        assert "KeyboardInterrupt" in starter.leave()
+        assert "KeyboardInterrupt" in starter.exit()
         assert connection.execute("SELECT 1").fetchone() == (1,)
-    assert second.leave() == ""
+    assert second.exit() == ""
     assert not is_running(home)
 
 
-def test_the_server_inherits_no_lock_but_its_own(home: Path, hold: Hold) -> None:
-    assert hold(home).said
+def test_the_server_holds_only_its_own_lock_file(home: Path, hold: Hold) -> None:
+    assert hold(home).first_line
     folder = Path(f"/proc/{postmaster_pid(home)}/fd")
     if not folder.exists():
-        pytest.skip("this system has no /proc to look into")
+        pytest.skip("this system has no /proc")
     open_files = {str(entry.readlink()) for entry in folder.iterdir()}
     locks = {path for path in open_files if path.endswith(".lock") and str(home) in path}
     assert locks - {f"{home}/postgres.socket/.s.PGSQL.5432.lock"} == {
@@ -132,7 +134,7 @@ def test_the_server_inherits_no_lock_but_its_own(home: Path, hold: Hold) -> None
     }
 
 
-def test_a_forked_child_does_not_stop_it(home: Path, user: User) -> None:
+def test_the_exit_of_a_forked_child_does_not_stop_the_server(home: Path, user: User) -> None:
     code = """
 import os, sys
 from pathlib import Path
@@ -144,7 +146,7 @@ server.start()
 child = os.fork()
 if child == 0:
     server.release()
-    sys.exit(0)  # runs what is registered for the exit
+    sys.exit(0)  # runs the functions that are registered for the exit
 assert os.waitpid(child, 0)[1] == 0
 with psycopg.connect(server.url()) as connection:
     connection.execute("SELECT 1")
@@ -155,7 +157,7 @@ with psycopg.connect(server.url()) as connection:
     assert not is_running(home)
 
 
-def test_a_forked_child_that_asks_for_it_keeps_it(home: Path, user: User) -> None:
+def test_a_forked_child_that_starts_the_server_holds_it(home: Path, user: User) -> None:
     code = """
 import os, sys
 from pathlib import Path
@@ -163,10 +165,10 @@ from feature_platform.embedded.server import EmbeddedServer
 
 server = EmbeddedServer(Path(sys.argv[1]), conf={"fsync": "off"})
 server.start()
-ready, tell = os.pipe()
+ready, signal_ready = os.pipe()
 if os.fork() == 0:
     server.start()
-    os.write(tell, b"!")
+    os.write(signal_ready, b"!")
     sys.stdin.read()
     sys.exit(0)
 os.read(ready, 1)
@@ -174,14 +176,14 @@ print(server.url(), flush=True)
 os._exit(server.release() or 0)
 """
     with Holder(user, home, code) as family:
-        url = family.said
+        url = family.first_line
         family.process.wait(timeout=60)
         assert started_at(url)
         family.process.communicate(timeout=60)
     wait_until_dead(home)
 
 
-def test_it_is_started_again_after_its_death(server: EmbeddedServer, home: Path) -> None:
+def test_a_start_after_a_crash_recovers_the_data(server: EmbeddedServer, home: Path) -> None:
     server.start()
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
@@ -195,12 +197,12 @@ def test_it_is_started_again_after_its_death(server: EmbeddedServer, home: Path)
         assert connection.execute("SELECT sum(x) FROM kept").fetchone() == (3,)
 
 
-def test_a_recycled_process_id_fools_nobody(home: Path, hold: Hold) -> None:
+def test_a_recycled_process_id_does_not_prevent_a_start(home: Path, hold: Hold) -> None:
     first = hold(home)
-    assert first.said
+    assert first.first_line
     os.kill(postmaster_pid(home), signal.SIGKILL)
     wait_until_dead(home)
-    # Its process id is now that of another process of the same user: the holder itself.
+    # The files now have the process id of another process of the same user, the holder.
     for path in (
         home / "postgres" / "postmaster.pid",
         home / "postgres.socket" / ".s.PGSQL.5432.lock",
@@ -208,29 +210,29 @@ def test_a_recycled_process_id_fools_nobody(home: Path, hold: Hold) -> None:
         _, rest = path.read_text().split("\n", 1)
         path.write_text(f"{first.process.pid}\n{rest}")
     second = hold(home)
-    assert started_at(second.said)
-    assert second.leave() == ""
+    assert started_at(second.first_line)
+    assert second.exit() == ""
     assert first.process.poll() is None
-    assert first.leave() == ""
+    assert first.exit() == ""
     assert not is_running(home)
 
 
-def test_a_recycled_process_id_is_not_stopped(home: Path, hold: Hold) -> None:
+def test_a_stop_does_not_end_another_process_of_the_same_id(home: Path, hold: Hold) -> None:
     first = hold(home)
-    assert first.said
+    assert first.first_line
     os.kill(postmaster_pid(home), signal.SIGKILL)
     wait_until_dead(home)
     with subprocess.Popen(["sleep", "600"]) as bystander:
         path = home / "postgres" / "postmaster.pid"
         _, rest = path.read_text().split("\n", 1)
         path.write_text(f"{bystander.pid}\n{rest}")
-        assert first.leave() == ""
+        assert first.exit() == ""
         assert bystander.poll() is None
         bystander.kill()
 
 
-def test_a_server_that_was_started_by_hand_is_left_alone(home: Path, hold: Hold) -> None:
-    assert hold(home).leave() == ""
+def test_a_server_that_was_started_by_hand_is_not_used_or_stopped(home: Path, hold: Hold) -> None:
+    assert hold(home).exit() == ""
     data = home / "postgres"
     owner = data.stat()
     conf = home.parent / "other.conf"
@@ -250,15 +252,15 @@ def test_a_server_that_was_started_by_hand_is_left_alone(home: Path, hold: Hold)
         while not (data / "postmaster.pid").exists():
             assert by_hand.poll() is None
             time.sleep(0.01)
-        refused = hold(home)
-        assert f"(process {by_hand.pid})" in refused.said
-        assert "stop it first" in refused.said
+        rejected = hold(home)
+        assert f"(process {by_hand.pid})" in rejected.first_line
+        assert "stop it first" in rejected.first_line
         assert by_hand.poll() is None
-        refused.leave()
+        rejected.exit()
         by_hand.send_signal(signal.SIGINT)
 
 
-def test_the_same_object_for_the_same_home(home: Path) -> None:
+def test_one_home_has_one_server_object(home: Path) -> None:
     home.mkdir()
     assert embedded_server(home) is embedded_server(home / ".." / home.name)
 
@@ -305,43 +307,45 @@ def test_a_kept_server_stays_until_it_is_stopped(home: Path, user: User, hold: H
     assert EmbeddedServer(home).is_kept
     before = started_at(EmbeddedServer(home).url())
     holder = hold(home)
-    assert started_at(holder.said) == before
-    assert holder.leave() == ""
+    assert started_at(holder.first_line) == before
+    assert holder.exit() == ""
     assert is_running(home)
     assert run_as_user(user, STOP, home) == "True"
     assert not is_running(home)
     assert not EmbeddedServer(home).is_kept
 
 
-def test_a_stop_leaves_the_server_to_its_last_user(home: Path, user: User, hold: Hold) -> None:
+def test_a_stopped_server_runs_until_its_last_user_exits(
+    home: Path, user: User, hold: Hold
+) -> None:
     run_as_user(user, KEEP, home)
     holder = hold(home)
-    assert started_at(holder.said)
+    assert started_at(holder.first_line)
     assert run_as_user(user, STOP, home) == "False"
-    assert started_at(holder.said)
-    assert holder.leave() == ""
+    assert started_at(holder.first_line)
+    assert holder.exit() == ""
     assert not is_running(home)
 
 
-def test_a_kept_server_that_was_killed_is_kept_again(home: Path, user: User, hold: Hold) -> None:
+def test_a_kept_server_is_kept_again_after_a_kill(home: Path, user: User, hold: Hold) -> None:
     run_as_user(user, KEEP, home)
     os.kill(postmaster_pid(home), signal.SIGKILL)
     wait_until_dead(home)
     holder = hold(home)
-    assert started_at(holder.said)
-    assert holder.leave() == ""
+    assert started_at(holder.first_line)
+    assert holder.exit() == ""
     assert is_running(home)
     assert run_as_user(user, STOP, home) == "True"
     assert not is_running(home)
 
 
-def test_a_stop_where_none_ever_ran_makes_nothing(home: Path) -> None:
+def test_a_stop_without_a_server_creates_no_directory(home: Path) -> None:
     missing = home / "missing"
     assert EmbeddedServer(missing).stop()
     assert not missing.exists()
 
 
-def test_a_home_that_is_removed_meanwhile_is_no_error(home: Path) -> None:
+def test_a_removed_home_causes_no_error_at_the_exit(home: Path) -> None:
     code = """
 import shutil, sys
 from pathlib import Path
@@ -353,7 +357,7 @@ print((server.home / "postgres" / "postmaster.pid").read_text(), flush=True)
 shutil.rmtree(server.home)
 """
     with User(None, sys.executable).popen(code, home) as run:
-        said, errors = run.communicate(timeout=60)
-    os.kill(int(said.split("\n", 1)[0]), signal.SIGKILL)
+        output, errors = run.communicate(timeout=60)
+    os.kill(int(output.split("\n", 1)[0]), signal.SIGKILL)
     assert errors == ""
     assert run.returncode == 0

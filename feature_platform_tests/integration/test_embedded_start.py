@@ -1,4 +1,4 @@
-"""Where the embedded server can run, what it is like there, and what is said where it cannot."""
+"""Guards against an embedded server that does not start, or that fails without a clear message."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settings(connection: psycopg.Connection) -> dict[str, str]:
     )
 
 
-def test_it_is_configured_as_promised(home: Path) -> None:
+def test_the_documented_settings_are_in_force(home: Path) -> None:
     with EmbeddedServer(home) as server, psycopg.connect(server.url()) as connection:
         assert connection.info.dbname == "feature_platform"
         assert connection.info.server_version // 10_000 == _cluster.POSTGRES_MAJOR
@@ -71,7 +71,7 @@ def test_it_is_configured_as_promised(home: Path) -> None:
     assert found["wal_compression"] != "off"
 
 
-def test_settings_of_ones_own_outlast_a_restart(home: Path) -> None:
+def test_settings_of_alter_system_survive_a_restart(home: Path) -> None:
     server = EmbeddedServer(home, conf=FAST)
     with server, psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET work_mem = '33MB'")
@@ -82,7 +82,7 @@ def test_settings_of_ones_own_outlast_a_restart(home: Path) -> None:
     assert (conf.stat().st_ino, conf.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_its_log_is_bounded(server: EmbeddedServer, home: Path) -> None:
+def test_old_logs_are_removed(server: EmbeddedServer, home: Path) -> None:
     logs = home / "postgres.logs"
     server.start()
     server.release()
@@ -95,20 +95,18 @@ def test_its_log_is_bounded(server: EmbeddedServer, home: Path) -> None:
     assert {path.name for path in logs.iterdir()} == today | {"start.log"}
 
 
-def test_only_its_owner_can_reach_the_data_and_the_socket(
-    server: EmbeddedServer, nobody: User
-) -> None:
+def test_only_the_owner_can_reach_data_and_socket(server: EmbeddedServer, other_user: User) -> None:
     server.start()
     for name in ("postgres", "postgres.socket", "postgres.logs"):
         assert stat.S_IMODE((server.home / name).stat().st_mode) == 0o700
     code = "import psycopg, sys; psycopg.connect(sys.argv[1])"
-    with nobody.popen(code, server.url()) as run:
+    with other_user.popen(code, server.url()) as run:
         assert "Permission denied" in run.communicate(timeout=60)[1]
-    with Holder(nobody, server.home) as other:
-        assert f"{server.home}/postgres.users.lock: Permission denied" in other.said
+    with Holder(other_user, server.home) as other:
+        assert f"{server.home}/postgres.users.lock: Permission denied" in other.first_line
 
 
-def test_the_environment_does_not_mislead_it(
+def test_variables_of_libpq_and_locale_do_not_change_the_server(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGPORT", "1")
@@ -136,11 +134,11 @@ def test_the_environment_does_not_mislead_it(
         "deep/" * 30 + "home",
     ],
 )
-def test_any_path_will_do(home: Path, hold: Hold, name: str) -> None:
+def test_a_home_can_have_any_path(home: Path, hold: Hold, name: str) -> None:
     holder = hold(home / name)
-    with psycopg.connect(holder.said) as connection:
+    with psycopg.connect(holder.first_line) as connection:
         (sockets,) = connection.execute("SHOW unix_socket_directories").fetchone() or ("",)
-    assert holder.leave() == ""
+    assert holder.exit() == ""
     assert not is_running(home / name)
     folder = Path(sockets.strip('"').replace('""', '"'))
     if "," in name or "deep" in name:
@@ -150,20 +148,20 @@ def test_any_path_will_do(home: Path, hold: Hold, name: str) -> None:
         assert folder == home / name / "postgres.socket"
 
 
-def test_a_link_to_the_home_leads_to_the_same_server(home: Path, hold: Hold) -> None:
+def test_a_link_to_the_home_gives_the_same_server(home: Path, hold: Hold) -> None:
     first = hold(home)
-    assert first.said
+    assert first.first_line
     link = home.with_name("link")
     link.symlink_to(home)
-    assert hold(link).said == first.said
+    assert hold(link).first_line == first.first_line
 
 
-def test_a_socket_directory_that_others_made_is_refused(nobody: User, home: Path) -> None:
+def test_a_socket_directory_of_another_user_is_rejected(other_user: User, home: Path) -> None:
     server = EmbeddedServer(home / ("long" * 30))
     server.home.mkdir(parents=True)
     folder = server._cluster.socket_dir
     folder.mkdir(0o700)
-    give(folder, nobody)
+    give(folder, other_user)
     try:
         with pytest.raises(UserError, match="is not a private directory"):
             server.start()
@@ -175,7 +173,7 @@ def test_a_socket_directory_that_others_made_is_refused(nobody: User, home: Path
 
 
 @root_only
-def test_root_runs_it_as_a_system_user(server: EmbeddedServer) -> None:
+def test_root_runs_the_server_as_a_system_user(server: EmbeddedServer) -> None:
     server.start()
     entry = pwd.getpwnam(SYSTEM_USER)
     assert entry.pw_uid != 0
@@ -185,7 +183,7 @@ def test_root_runs_it_as_a_system_user(server: EmbeddedServer) -> None:
 
 
 @root_only
-def test_closed_parents_can_be_passed_through_and_never_read(
+def test_closed_parents_become_passable_but_not_readable(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     closed = home / "closed"
@@ -198,7 +196,7 @@ def test_closed_parents_can_be_passed_through_and_never_read(
 
 
 @root_only
-def test_programs_that_only_root_can_read_are_opened(home: Path, tmp_path: Path) -> None:
+def test_programs_that_only_root_can_read_become_readable(home: Path, tmp_path: Path) -> None:
     closed = tmp_path / "site-packages"
     wheel = bin_dir().parents[1]
     package = closed / wheel.name
@@ -215,24 +213,24 @@ def test_programs_that_only_root_can_read_are_opened(home: Path, tmp_path: Path)
 
 
 @root_only
-def test_root_and_the_owner_of_the_home_share_one(nobody: User, home: Path) -> None:
+def test_root_and_the_owner_of_the_home_share_one_server(other_user: User, home: Path) -> None:
     home.mkdir()
-    give(home, nobody)
-    give(home.parent, nobody)
+    give(home, other_user)
+    give(home.parent, other_user)
     with Holder(User(None, sys.executable), home) as by_root:
-        assert by_root.said.startswith("postgresql://")
+        assert by_root.first_line.startswith("postgresql://")
         assert {path.stat().st_uid for path in home.rglob("*")} == {home.stat().st_uid}
-        with Holder(nobody, home) as owner:
-            assert owner.said == by_root.said
-            assert by_root.leave() == ""
+        with Holder(other_user, home) as owner:
+            assert owner.first_line == by_root.first_line
+            assert by_root.exit() == ""
             assert is_running(home)
-            assert owner.leave() == ""
+            assert owner.exit() == ""
     assert not is_running(home)
 
 
 @root_only
-def test_data_of_a_user_who_is_gone_are_handed_over(server: EmbeddedServer, home: Path) -> None:
-    """A container made anew may give its system users other numbers than the one before."""
+def test_data_of_a_removed_user_get_the_present_user(server: EmbeddedServer, home: Path) -> None:
+    """A container that is built again may give its OS users other numbers."""
     server.start()
     server.release()
     for name in ("postgres", "postgres.socket", "postgres.logs"):
@@ -243,23 +241,25 @@ def test_data_of_a_user_who_is_gone_are_handed_over(server: EmbeddedServer, home
     assert {path.stat().st_uid for path in (home / "postgres").rglob("*")} == {entry.pw_uid}
 
 
-# What is said where it cannot run
+# Messages about a server that cannot start
 
 
-def test_a_home_that_cannot_be_written(user: User, home: Path, hold: Hold) -> None:
+def test_a_home_without_write_permission_is_named(user: User, home: Path, hold: Hold) -> None:
     if user.system_user is None and os.geteuid() == 0:
-        where = Path("/proc/feature_platform")  # where even root cannot write
+        where = Path("/proc/feature_platform")  # root cannot write there either
     else:
         home.mkdir(mode=0o555)
         give(home, user)
         where = home
-    refused = hold(where)
-    assert refused.said.startswith(f"refused: the database in {where} cannot be used: {where}")
-    assert "set FEATURE_PLATFORM_HOME to a directory of your own" in refused.said
-    assert refused.leave() == ""
+    rejected = hold(where)
+    assert rejected.first_line.startswith(
+        f"rejected: the database in {where} cannot be used: {where}"
+    )
+    assert "set FEATURE_PLATFORM_HOME to a directory of your own" in rejected.first_line
+    assert rejected.exit() == ""
 
 
-def test_data_of_another_major_version(server: EmbeddedServer, home: Path) -> None:
+def test_data_of_another_major_version_are_rejected(server: EmbeddedServer, home: Path) -> None:
     server.start()
     server.release()
     (home / "postgres" / "PG_VERSION").write_text("17\n")
@@ -267,7 +267,9 @@ def test_data_of_another_major_version(server: EmbeddedServer, home: Path) -> No
         server.start()
 
 
-def test_a_directory_that_is_something_else(server: EmbeddedServer, home: Path) -> None:
+def test_a_directory_with_other_files_is_rejected_and_not_changed(
+    server: EmbeddedServer, home: Path
+) -> None:
     (home / "postgres").mkdir(parents=True)
     (home / "postgres" / "letters").touch()
     with pytest.raises(UserError, match="is not a PostgreSQL data directory"):
@@ -281,17 +283,17 @@ def test_an_empty_data_directory_is_used(server: EmbeddedServer, home: Path) -> 
     assert is_running(home)
 
 
-def test_a_server_that_does_not_start_says_why(home: Path) -> None:
+def test_the_error_of_a_failed_start_has_the_reason(home: Path) -> None:
     server = EmbeddedServer(home, conf={"shared_buffers": "many"})
     with pytest.raises(UserError, match=r'did not start: FATAL: .*postgres\.conf" contains errors'):
         server.start()
     assert not is_running(home)
-    # It is forgotten: the next one with better settings starts.
+    # No trace of it is left: the next server, with valid settings, starts.
     with EmbeddedServer(home, conf=FAST):
         assert is_running(home)
 
 
-def test_a_failure_after_the_log_was_taken_over_says_why(server: EmbeddedServer) -> None:
+def test_the_error_of_a_failed_recovery_has_the_reason(server: EmbeddedServer) -> None:
     server.start()
     server.release()
     for path in (server.home / "postgres" / "pg_wal").iterdir():
@@ -303,7 +305,7 @@ def test_a_failure_after_the_log_was_taken_over_says_why(server: EmbeddedServer)
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """Yield a file system of 60 MB, less than a new database and its first writes take.
+    """Yield a file system of 60 MB, less than a new database and its first writes need.
 
     Its path is short, so that the server's socket is on it, too.
     """
@@ -323,14 +325,14 @@ def small_disk() -> Iterator[Path]:
 
 @root_only
 @pytest.mark.parametrize("left", [0, 1 << 20])
-def test_a_disk_that_is_full_at_first(small_disk: Path, left: int) -> None:
+def test_a_start_on_a_full_disk_names_the_full_disk(small_disk: Path, left: int) -> None:
     fill(small_disk, left)
     with pytest.raises(UserError, match=r"the disk is full|No space left on device"):
         EmbeddedServer(small_disk / "home", conf=FAST).start()
 
 
 @root_only
-def test_a_disk_that_becomes_full(small_disk: Path) -> None:
+def test_a_start_after_a_full_disk_succeeds_once_there_is_space(small_disk: Path) -> None:
     server = EmbeddedServer(small_disk / "home", conf=FAST)
     server.start()
     server.release()
@@ -345,7 +347,7 @@ def test_a_disk_that_becomes_full(small_disk: Path) -> None:
 def fill(disk: Path, left: int) -> None:
     with (disk / "filling").open("wb", buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - left))
-        if left == 0:  # what is said to be free is not exact
+        if left == 0:  # the reported free space is not exact
             file.seek(0, os.SEEK_END)
             with suppress(OSError):
                 while file.write(bytes(4096)):
@@ -353,15 +355,15 @@ def fill(disk: Path, left: int) -> None:
 
 
 @pytest.mark.timing
-def test_no_patience_is_lost_while_it_recovers(
+def test_a_start_waits_while_the_server_recovers(
     server: EmbeddedServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recovery may take any time; a server that says so is waited for."""
+    """Recovery may take any time; a start waits while the server reports recovery."""
     server.start()
     os.kill(postmaster_pid(home), signal.SIGKILL)
     wait_until_dead(home)
     server.release()
-    # A recovery from an archive that is slow to answer, several times.
+    # A recovery from an archive, with several slow answers.
     signal_file = home / "postgres" / "recovery.signal"
     signal_file.touch()
     owner = (home / "postgres").stat()
@@ -375,10 +377,10 @@ def test_no_patience_is_lost_while_it_recovers(
             assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
 
 
-def test_a_server_that_is_stuck_is_told(
+def test_a_server_that_does_not_answer_is_reported(
     server: EmbeddedServer, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hold(server.home).said
+    assert hold(server.home).first_line
     pid = postmaster_pid(server.home)
     monkeypatch.setattr(embedded, "_SILENCE", 0.1)
     os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Guards against answers without an end: of any size, of any length in time, and of any content."""
+"""Guards against exchange answers without a bound: of size, of time, or of their content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fetch(make_exchange: MakeExchange, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("gzip", [False, True])
 @pytest.mark.parametrize(("endpoint", "most"), [("klines", 8), ("exchangeInfo", 32)])
-def test_an_endless_answer_is_cut_off(
+def test_an_answer_above_the_size_limit_is_cut_off(
     simulator: SimulatedExchange, make_exchange: MakeExchange, gzip: bool, endpoint: str, most: int
 ) -> None:
     simulator.set_faults({"kind": "endless", "gzip": gzip, "endpoint": endpoint})
@@ -46,7 +46,7 @@ def test_an_endless_answer_is_cut_off(
 
 
 @pytest.mark.timing
-def test_a_dripping_answer_ends_at_the_deadline(
+def test_a_slow_answer_ends_at_the_deadline(
     simulator: SimulatedExchange, make_exchange: MakeExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_bounded_http, "BARS", Limit(MIB, 1.0))
@@ -59,7 +59,7 @@ def test_a_dripping_answer_ends_at_the_deadline(
 
 @pytest.fixture
 def silent() -> Iterator[tuple[str, threading.Event]]:
-    """Yield the URL of a server that drips an endless header, and an event: it has begun to."""
+    """Yield the URL of a server that sends an endless header, and the event of its first byte."""
     stop, dripping = threading.Event(), threading.Event()
 
     def drip(listener: socket.socket) -> None:
@@ -80,7 +80,7 @@ def silent() -> Iterator[tuple[str, threading.Event]]:
         thread.join()
 
 
-def test_a_stop_ends_a_request_whatever_it_waits_for(
+def test_a_stop_ends_a_waiting_request(
     make_exchange: MakeExchange, silent: tuple[str, threading.Event]
 ) -> None:
     url, dripping = silent
@@ -121,7 +121,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("endpoint", ["klines", "exchangeInfo", "time"])
-def test_no_answer_is_a_traceback_or_a_bar(
+def test_an_odd_answer_gives_a_known_error_and_no_bar(
     simulator: SimulatedExchange, make_exchange: MakeExchange, name: str, endpoint: str
 ) -> None:
     simulator.set_faults({"kind": "odd", "text": ODD[name], "endpoint": endpoint})
@@ -130,23 +130,28 @@ def test_no_answer_is_a_traceback_or_a_bar(
         assert not any(len(page.bars) or len(page.quiet) for page in pages)
 
 
-@pytest.mark.parametrize("told", ["NaN", "1e308", "-1", "0", '"x"', "null", "32503680000000"])
-def test_no_time_is_one_only_if_it_can_be(
-    simulator: SimulatedExchange, make_exchange: MakeExchange, told: str
+@pytest.mark.parametrize(
+    "server_time", ["NaN", "1e308", "-1", "0", '"x"', "null", "32503680000000"]
+)
+def test_an_impossible_server_time_is_rejected(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, server_time: str
 ) -> None:
-    simulator.set_faults({"kind": "odd", "text": f'{{"serverTime":{told}}}', "endpoint": "time"})
+    text = f'{{"serverTime":{server_time}}}'
+    simulator.set_faults({"kind": "odd", "text": text, "endpoint": "time"})
     with pytest.raises(ExchangeUnavailable):
         fetch(make_exchange, patience=quick(1))
 
 
-class TestAhead:
+class TestExchangeClockAhead:
     """An exchange whose clock is a day ahead publishes bars of the future."""
 
     @pytest.fixture
-    def venue_clock(self) -> Clock:
+    def exchange_clock(self) -> Clock:
         return ManualClock(datetime.now(UTC) + timedelta(days=1))
 
-    def test_no_minute_that_is_open_here_is_closed(self, make_exchange: MakeExchange) -> None:
+    def test_minutes_that_are_still_open_here_are_not_fetched(
+        self, make_exchange: MakeExchange
+    ) -> None:
         begun = WallClock().now()
         pages = make_exchange().fetch_bars(SYMBOL, begun - 5 * MINUTE, begun + 60 * MINUTE)
         assert max(page.end for page in pages) <= WallClock().now()

@@ -43,7 +43,7 @@ Row = tuple[datetime, float, float, float, float, float]
 
 
 @pytest.fixture
-def venue_clock() -> ManualClock:
+def exchange_clock() -> ManualClock:
     return ManualClock(NOW)
 
 
@@ -55,7 +55,7 @@ def module_database(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def conn(module_database: str) -> Iterator[psycopg.Connection]:
-    """Yield a connection to a database without bars; to make a new one takes longer."""
+    """Yield a connection to an emptied database, which is faster than a new one."""
     with psycopg.connect(module_database, autocommit=True) as connection:
         connection.execute("TRUNCATE ohlcv_1m")
         yield connection
@@ -73,7 +73,7 @@ def fetch(
 
 
 def fill(connection: psycopg.Connection, exchange: Exchange, symbol: str, end: datetime) -> None:
-    """Fetch, and fetch again every minute that is missing and not known to be quiet."""
+    """Fetch, then fetch again each missing minute that no answer showed to be quiet."""
     _, pages = fetch(connection, exchange, symbol, START, end)
     known = {int(ts) for page in pages for ts in page.quiet}
     known |= {ts_of(row[0]) for row in stored(connection, symbol)}
@@ -114,31 +114,31 @@ def accounted(pages: list[Fetched]) -> Iterator[tuple[datetime, datetime]]:
         yield start, end
 
 
-# ---- the common way ----
+# ---- without faults ----
 
 
-def test_a_range_is_fetched_in_pages_of_the_venues_limit(
-    conn: psycopg.Connection, exchange: Exchange, venue_truth: Truth
+def test_a_range_is_fetched_in_pages_of_the_exchanges_limit(
+    conn: psycopg.Connection, exchange: Exchange, exchange_truth: Truth
 ) -> None:
     counts, pages = fetch(conn, exchange, FULL, START, DAYS_2)
     assert counts == Stored(inserted=2880)
     assert [len(page.bars) for page in pages] == [1000, 1000, 880]
     assert list(accounted(pages)) == [(START, DAYS_2)]
     assert not any(page.rejected or len(page.quiet) for page in pages)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, DAYS_2)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, DAYS_2)
     assert fetch(conn, exchange, FULL, START, DAYS_2)[0] == Stored(unchanged=2880)
 
 
-def test_ranges_need_not_begin_with_a_minute(
-    conn: psycopg.Connection, exchange: Exchange, venue_truth: Truth
+def test_a_range_may_begin_inside_a_minute(
+    conn: psycopg.Connection, exchange: Exchange, exchange_truth: Truth
 ) -> None:
     second = timedelta(seconds=1)
     fetch(conn, exchange, FULL, START + second, START + 3 * MINUTE + second)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START + MINUTE, START + 4 * MINUTE)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START + MINUTE, START + 4 * MINUTE)
 
 
 @pytest.mark.parametrize("end", [START, START - MINUTE])
-def test_an_empty_range_asks_for_nothing(exchange: Exchange, end: datetime) -> None:
+def test_an_empty_range_sends_no_request(exchange: Exchange, end: datetime) -> None:
     assert list(exchange.fetch_bars(FULL, START, end)) == []
 
 
@@ -174,7 +174,7 @@ PASSING: dict[str, list[Fault]] = {
     "malformed_all": [{"kind": "malformed", "rows": 1000, "count": 1}],
     "times_missing": [{"kind": "malformed", "rows": 9, "damages": ["missing_time"], "count": 1}],
     "no_row": [{"kind": "malformed", "rows": 1000, "damages": ["not_a_row"], "count": 2}],
-    "at_the_first_question": [{"kind": "server_error", "endpoint": "any", "count": 2}],
+    "at_the_first_request": [{"kind": "server_error", "endpoint": "any", "count": 2}],
     "markets_garbled": [{"kind": "garbled", "endpoint": "exchangeInfo", "count": 2}],
     "time_garbled": [{"kind": "garbled", "endpoint": "time", "count": 2}],
     "everything": [
@@ -189,42 +189,45 @@ PASSING: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_is_stored_is_what_was_traded(
+def test_the_stored_bars_are_the_traded_ones_after_faults(
     conn: psycopg.Connection,
     simulator: SimulatedExchange,
     make_exchange: MakeExchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
     name: str,
 ) -> None:
     simulator.set_faults(*PASSING[name])
-    patience = quick(attempts=6, sleep=venue_clock.advance, first_wait=0.01, jitter=0.001)
+    patience = quick(attempts=6, sleep=exchange_clock.advance, first_wait=0.01, jitter=0.001)
     fill(conn, make_exchange(patience=patience), FULL, DAYS_2)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, DAYS_2)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, DAYS_2)
     for fault in PASSING[name]:
         assert simulator.faults.fired(fault["kind"]) > 0
 
 
 @pytest.mark.parametrize("faults", [[], [{"kind": "short_page", "rows": 170}]])
-def test_minutes_without_trades_are_told_from_missing_ones(
+def test_quiet_minutes_are_distinguished_from_missing_ones(
     conn: psycopg.Connection,
     simulator: SimulatedExchange,
     exchange: Exchange,
-    venue_truth: Truth,
+    exchange_truth: Truth,
     faults: list[Fault],
 ) -> None:
     simulator.set_faults({"kind": "quiet_left_out"}, *faults)
     _, pages = fetch(conn, exchange, THIN, START, DAYS_2)
     assert list(accounted(pages)) == [(START, DAYS_2)]
-    assert stored(conn, THIN) == traded(venue_truth, THIN, START, DAYS_2, quiet=False)
-    bars = venue_truth.bars(THIN, START, DAYS_2)
+    assert stored(conn, THIN) == traded(exchange_truth, THIN, START, DAYS_2, quiet=False)
+    bars = exchange_truth.bars(THIN, START, DAYS_2)
     quiet = [time_of(int(ts)) for page in pages for ts in page.quiet]
     assert quiet == bars["ts"][bars["trades"] == 0].tolist()
     assert len(quiet) > 500
 
 
-def test_an_empty_answer_is_an_answer(
-    conn: psycopg.Connection, simulator: SimulatedExchange, exchange: Exchange, venue_truth: Truth
+def test_an_empty_answer_marks_its_minutes_as_quiet(
+    conn: psycopg.Connection,
+    simulator: SimulatedExchange,
+    exchange: Exchange,
+    exchange_truth: Truth,
 ) -> None:
     outage = (START + timedelta(hours=2), START + timedelta(hours=40))
     start, end = (one.isoformat() for one in outage)
@@ -235,11 +238,14 @@ def test_an_empty_answer_is_an_answer(
     assert (quiet[0], quiet[-1] + MINUTE, len(quiet)) == (*outage, 38 * 60)
     simulator.set_faults()
     assert fetch(conn, exchange, FULL, *outage)[0] == Stored(inserted=38 * 60)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, DAYS_2)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, DAYS_2)
 
 
-def test_an_outage_that_is_told_ends_the_fetch_where_it_begins(
-    conn: psycopg.Connection, simulator: SimulatedExchange, exchange: Exchange, venue_truth: Truth
+def test_an_error_in_mid_range_keeps_the_earlier_pages(
+    conn: psycopg.Connection,
+    simulator: SimulatedExchange,
+    exchange: Exchange,
+    exchange_truth: Truth,
 ) -> None:
     begins = START + timedelta(hours=20)
     outage = {"kind": "outage", "start": begins.isoformat(), "status": 503}
@@ -251,18 +257,18 @@ def test_an_outage_that_is_told_ends_the_fetch_where_it_begins(
     assert isinstance(caught.value.last_error, ccxt.OperationFailed)
     reached = START + 1000 * MINUTE
     assert caught.value.unanswered == ((reached, DAYS_2),)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, reached)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, reached)
     simulator.set_faults()
     fetch(conn, exchange, FULL, reached, DAYS_2)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, START, DAYS_2)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, START, DAYS_2)
 
 
-def test_late_bars_are_there_later(
+def test_late_bars_are_stored_by_a_later_fetch(
     conn: psycopg.Connection,
     simulator: SimulatedExchange,
     exchange: Exchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
 ) -> None:
     start = OPEN - 60 * MINUTE
     simulator.set_faults({"kind": "late", "seconds": 600, "probability": 0.5})
@@ -270,26 +276,26 @@ def test_late_bars_are_there_later(
     late = [time_of(int(ts)) for page in pages for ts in page.quiet]
     assert 1 <= len(late) <= 9
     assert late[0] >= OPEN - 10 * MINUTE
-    venue_clock.advance(600)
+    exchange_clock.advance(600)
     counts, _ = fetch(conn, exchange, FULL, start, OPEN)
     assert counts == Stored(inserted=len(late), unchanged=60 - len(late))
-    assert stored(conn, FULL) == traded(venue_truth, FULL, start, OPEN)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, start, OPEN)
 
 
 def test_corrections_are_stored(
     conn: psycopg.Connection,
     simulator: SimulatedExchange,
     exchange: Exchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
 ) -> None:
     until = (NOW + MINUTE).isoformat()
     simulator.set_faults({"kind": "corrected", "until": until, "probability": 0.2})
     assert fetch(conn, exchange, FULL, START, DAYS_2)[0] == Stored(inserted=2880)
-    right = traded(venue_truth, FULL, START, DAYS_2)
+    right = traded(exchange_truth, FULL, START, DAYS_2)
     wrong = sum(one != other for one, other in zip(stored(conn, FULL), right, strict=True))
     assert 400 < wrong < 750
-    venue_clock.advance(60)
+    exchange_clock.advance(60)
     counts, _ = fetch(conn, exchange, FULL, START, DAYS_2)
     assert counts == Stored(updated=wrong, unchanged=2880 - wrong)
     assert stored(conn, FULL) == right
@@ -298,7 +304,7 @@ def test_corrections_are_stored(
 # ---- rows that cannot be stored ----
 
 
-def test_rows_that_are_no_bars_are_kept_out_and_told(
+def test_impossible_rows_are_rejected_with_a_reason(
     simulator: SimulatedExchange, exchange: Exchange
 ) -> None:
     simulator.set_faults({"kind": "malformed", "rows": 13})
@@ -306,7 +312,7 @@ def test_rows_that_are_no_bars_are_kept_out_and_told(
     pages = list(exchange.fetch_bars(FULL, START, end))
     reasons = {one.reason for page in pages for one in page.rejected if one.minute is not None}
     without_time = {one.reason for page in pages for one in page.rejected if one.minute is None}
-    for complaint in (
+    for message in (
         "open is missing",
         "close is missing",  # ccxt reads no number in a text
         "close is nan, not a finite number",
@@ -318,7 +324,7 @@ def test_rows_that_are_no_bars_are_kept_out_and_told(
         "is not the start of a minute",
         "is missing",
     ):
-        assert any(complaint in reason for reason in reasons), (complaint, reasons)
+        assert any(message in reason for reason in reasons), (message, reasons)
     assert any("ts is missing" in reason for reason in without_time)
     assert any("is not in the years" in reason for reason in without_time)
     # If a row has no valid time, no missing minute is known to be quiet.
@@ -326,7 +332,7 @@ def test_rows_that_are_no_bars_are_kept_out_and_told(
     assert all(one.text for page in pages for one in page.rejected)
 
 
-def test_a_row_that_is_no_bar_is_not_a_quiet_minute(
+def test_the_minute_of_a_rejected_row_is_not_quiet(
     simulator: SimulatedExchange, exchange: Exchange
 ) -> None:
     end = START + 60 * MINUTE
@@ -339,7 +345,7 @@ def test_a_row_that_is_no_bar_is_not_a_quiet_minute(
     assert not {ts_of(one.minute) for one in page.rejected if one.minute} & set(page.quiet)
 
 
-def test_rows_that_contradict_each_other_are_all_kept_out(
+def test_rows_that_contradict_each_other_are_all_rejected(
     simulator: SimulatedExchange, exchange: Exchange
 ) -> None:
     simulator.set_faults({"kind": "repeated", "rows": 2, "differing": True})
@@ -355,39 +361,39 @@ def test_rows_that_contradict_each_other_are_all_kept_out(
 # ---- the open candle ----
 
 
-@pytest.mark.parametrize("position", ["first", "middle", "last", "asked for"])
+@pytest.mark.parametrize("position", ["first", "middle", "last", "requested"])
 def test_the_open_candle_is_never_stored(
     conn: psycopg.Connection,
     simulator: SimulatedExchange,
     make_exchange: MakeExchange,
-    venue_truth: Truth,
-    venue_clock: ManualClock,
+    exchange_truth: Truth,
+    exchange_clock: ManualClock,
     position: str,
 ) -> None:
     simulator.set_faults(
         {"kind": "ignored_end"}
-        if position == "asked for"
+        if position == "requested"
         else {"kind": "open_candle", "position": position}
     )
     start = OPEN - 5 * MINUTE
     for seconds in (0, 29.9, 0.1, 59):
-        venue_clock.advance(seconds)
+        exchange_clock.advance(seconds)
         fetch(conn, make_exchange(), FULL, start, OPEN + 60 * MINUTE)
-        closed = time_of(venue_clock.milliseconds() * 1000).replace(second=0, microsecond=0)
-        assert stored(conn, FULL) == traded(venue_truth, FULL, start, closed)
+        closed = time_of(exchange_clock.milliseconds() * 1000).replace(second=0, microsecond=0)
+        assert stored(conn, FULL) == traded(exchange_truth, FULL, start, closed)
 
 
-def test_a_candle_that_closes_while_it_is_asked_for_is_left(
-    simulator: SimulatedExchange, make_exchange: MakeExchange, venue_clock: ManualClock
+def test_a_candle_that_closes_during_the_request_is_not_used(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, exchange_clock: ManualClock
 ) -> None:
-    """The answer may have been made before the minute was over."""
+    """The exchange may have made the answer before the minute closed."""
     simulator.set_faults({"kind": "ignored_end"}, {"kind": "server_error", "count": 1})
-    exchange = make_exchange(patience=quick(sleep=lambda _seconds: venue_clock.advance(45)))
+    exchange = make_exchange(patience=quick(sleep=lambda _seconds: exchange_clock.advance(45)))
     (page,) = exchange.fetch_bars(FULL, OPEN - 3 * MINUTE, OPEN + 10 * MINUTE)
     assert page.end == OPEN
 
 
-def test_the_venues_clock_decides(
+def test_a_minute_must_be_closed_by_both_clocks(
     make_exchange: MakeExchange, caplog: pytest.LogCaptureFixture
 ) -> None:
     exchange = make_exchange()
@@ -401,7 +407,7 @@ def test_the_venues_clock_decides(
 # ---- answers for other minutes ----
 
 
-def test_a_venue_that_answers_for_other_minutes(
+def test_an_answer_for_other_minutes_is_an_error(
     conn: psycopg.Connection, simulator: SimulatedExchange, exchange: Exchange
 ) -> None:
     simulator.set_faults({"kind": "ignored_start"}, {"kind": "ignored_end"})
@@ -413,14 +419,17 @@ def test_a_venue_that_answers_for_other_minutes(
     assert stored(conn, FULL) == []
 
 
-def test_a_venue_that_only_has_its_newest_bars(
-    conn: psycopg.Connection, simulator: SimulatedExchange, exchange: Exchange, venue_truth: Truth
+def test_only_the_answered_minutes_are_stored_if_the_start_is_ignored(
+    conn: psycopg.Connection,
+    simulator: SimulatedExchange,
+    exchange: Exchange,
+    exchange_truth: Truth,
 ) -> None:
     simulator.set_faults({"kind": "ignored_start"}, {"kind": "ignored_end"})
     start, first = OPEN - 2500 * MINUTE, OPEN - 999 * MINUTE
     with pytest.raises(ExchangeUnavailable) as caught:
         fetch(conn, exchange, FULL, start, OPEN)
-    assert stored(conn, FULL) == traded(venue_truth, FULL, first, OPEN)
+    assert stored(conn, FULL) == traded(exchange_truth, FULL, first, OPEN)
     assert caught.value.unanswered[0][0] == start
     assert caught.value.unanswered[-1][1] == first
 
@@ -429,7 +438,7 @@ def test_a_venue_that_only_has_its_newest_bars(
 
 
 class Sleeps(list[float]):
-    """Take note of how long was waited."""
+    """Record the seconds of each wait."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__()
@@ -441,10 +450,10 @@ class Sleeps(list[float]):
 
 
 def test_attempts_are_bounded_and_back_off(
-    simulator: SimulatedExchange, make_exchange: MakeExchange, venue_clock: ManualClock
+    simulator: SimulatedExchange, make_exchange: MakeExchange, exchange_clock: ManualClock
 ) -> None:
     simulator.set_faults({"kind": "server_error", "status": 502})
-    sleeps = Sleeps(venue_clock)
+    sleeps = Sleeps(exchange_clock)
     patience = quick(5, first_wait=0.5, longest_wait=3, jitter=0.25, sleep=sleeps)
     exchange = make_exchange(patience=patience)
     with pytest.raises(
@@ -464,11 +473,11 @@ def test_attempts_are_bounded_and_back_off(
 def test_retry_after_is_honoured(
     simulator: SimulatedExchange,
     make_exchange: MakeExchange,
-    venue_clock: ManualClock,
+    exchange_clock: ManualClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     simulator.set_faults({"kind": "too_many_requests", "retry_after": 17, "count": 1})
-    sleeps = Sleeps(venue_clock)
+    sleeps = Sleeps(exchange_clock)
     exchange = make_exchange(patience=quick(sleep=sleeps, first_wait=0.1, jitter=0.1))
     assert len(list(exchange.fetch_bars(FULL, START, START + MINUTE))) == 1
     assert len(sleeps) == 1
@@ -476,11 +485,11 @@ def test_retry_after_is_honoured(
     assert caplog.messages[-1] == "binance asks to slow down (429); next request in 17 s"
 
 
-def test_a_long_ban_is_told_at_once_and_kept(
-    simulator: SimulatedExchange, make_exchange: MakeExchange, venue_clock: ManualClock
+def test_a_long_ban_ends_all_requests_at_once(
+    simulator: SimulatedExchange, make_exchange: MakeExchange, exchange_clock: ManualClock
 ) -> None:
     simulator.set_faults({"kind": "banned", "retry_after": 300, "count": 1})
-    sleeps = Sleeps(venue_clock)
+    sleeps = Sleeps(exchange_clock)
     exchange = make_exchange(patience=quick(sleep=sleeps))
     with pytest.raises(ExchangeUnavailable, match=r"tried once: DDoSProtection: .*418") as caught:
         list(exchange.fetch_bars(FULL, START, DAYS_2))
@@ -494,7 +503,7 @@ def test_a_long_ban_is_told_at_once_and_kept(
     assert sleeps == []
 
 
-def test_nobody_there(make_exchange: MakeExchange) -> None:
+def test_a_refused_connection_is_reported(make_exchange: MakeExchange) -> None:
     exchange = make_exchange(url="http://127.0.0.1:1")
     with pytest.raises(ExchangeUnavailable, match=r"NetworkError: .*\(Connection refused\)$"):
         exchange.check()
@@ -503,7 +512,9 @@ def test_nobody_there(make_exchange: MakeExchange) -> None:
     assert caught.value.unanswered == ((START, DAYS_2),)
 
 
-def test_another_server_there(simulator: SimulatedExchange, make_exchange: MakeExchange) -> None:
+def test_a_url_of_another_server_is_reported(
+    simulator: SimulatedExchange, make_exchange: MakeExchange
+) -> None:
     exchange = make_exchange(url=f"{simulator.url}/elsewhere")
     with pytest.raises(
         UserError, match=r"not at its URL .FEATURE_PLATFORM_EXCHANGE, .*_URL.: .*404"
@@ -511,7 +522,9 @@ def test_another_server_there(simulator: SimulatedExchange, make_exchange: MakeE
         exchange.check()
 
 
-def test_the_rate_limit_is_kept(simulator: SimulatedExchange, make_exchange: MakeExchange) -> None:
+def test_requests_keep_the_rate_limit(
+    simulator: SimulatedExchange, make_exchange: MakeExchange
+) -> None:
     exchange = make_exchange(rate_limit=True)
     exchange.check()
     exchange.now()
@@ -527,7 +540,7 @@ def test_the_rate_limit_is_kept(simulator: SimulatedExchange, make_exchange: Mak
 
 @contextmanager
 def answering(status: int, body: str, **headers: str) -> Iterator[str]:
-    """Run a server that has one answer to everything; give its URL."""
+    """Run a server that gives the same answer to every request; give its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -555,7 +568,7 @@ PLACE = '{"code": 0, "msg": "Service unavailable from a restricted location."}'
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "complaint"),
+    ("status", "body", "message"),
     [
         (
             401,
@@ -576,20 +589,20 @@ PLACE = '{"code": 0, "msg": "Service unavailable from a restricted location."}'
         ),
     ],
 )
-def test_what_does_not_pass_is_told_at_once(
-    make_exchange: MakeExchange, status: int, body: str, complaint: str
+def test_a_permanent_error_is_reported_without_a_retry(
+    make_exchange: MakeExchange, status: int, body: str, message: str
 ) -> None:
     def never(_seconds: float) -> None:
-        raise AssertionError("waited for what does not pass")
+        raise AssertionError("waited after a permanent error")
 
     with answering(status, body) as url, pytest.raises(UserError) as caught:
         make_exchange(url=url, patience=quick(sleep=never)).check()
-    assert str(caught.value).startswith(complaint)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "complaint"),
+    ("status", "body", "message"),
     [
         (200, PAGE, "BadResponse: an answer that is no JSON: '<html><body>Back soon"),
         (200, "", "BadResponse: an answer that is no JSON: ''"),
@@ -598,13 +611,13 @@ def test_what_does_not_pass_is_told_at_once(
         (520, PAGE, "ExchangeNotAvailable: binance GET"),
     ],
 )
-def test_what_may_pass_is_asked_again(
-    make_exchange: MakeExchange, status: int, body: str, complaint: str
+def test_a_transient_error_is_retried(
+    make_exchange: MakeExchange, status: int, body: str, message: str
 ) -> None:
     sleeps: list[float] = []
     with answering(status, body) as url, pytest.raises(ExchangeUnavailable) as caught:
         make_exchange(url=url, patience=quick(3, sleep=sleeps.append)).check()
-    assert str(caught.value).startswith(f"binance does not answer, tried 3 times: {complaint}")
+    assert str(caught.value).startswith(f"binance does not answer, tried 3 times: {message}")
     assert len(sleeps) == 2
 
 
@@ -634,7 +647,7 @@ def test_settings_name_the_exchange(
         assert (exchange.name, exchange.symbols) == ("binance", (THIN, FULL))
 
 
-def test_all_is_well(exchange: Exchange) -> None:
+def test_the_check_of_a_right_configuration_passes(exchange: Exchange) -> None:
     exchange.check()
 
 
@@ -646,26 +659,28 @@ def test_all_is_well(exchange: Exchange) -> None:
         ("EUR/CHF", ""),
     ],
 )
-def test_symbols_that_the_venue_does_not_have(
+def test_symbols_that_the_exchange_does_not_have_are_named(
     make_exchange: MakeExchange, symbol: str, hint: str
 ) -> None:
     exchange = make_exchange(symbols=(FULL, symbol))
-    complaint = f"binance has no symbol '{symbol}'{hint}"
+    message = f"binance has no symbol '{symbol}'{hint}"
     with pytest.raises(UserError) as caught:
         exchange.check()
-    assert str(caught.value) == f"FEATURE_PLATFORM_SYMBOLS: {complaint}"
+    assert str(caught.value) == f"FEATURE_PLATFORM_SYMBOLS: {message}"
     with pytest.raises(UserError) as caught:
         list(exchange.fetch_bars(symbol, START, DAYS_2))
-    assert str(caught.value) == complaint
+    assert str(caught.value) == message
 
 
-def test_a_symbol_that_is_gone(make_exchange: MakeExchange, venue_clock: ManualClock) -> None:
-    with SimulatedExchange(GeneratedTruth([FULL, THIN]), clock=venue_clock) as today:
+def test_a_symbol_that_the_exchange_has_removed_is_reported(
+    make_exchange: MakeExchange, exchange_clock: ManualClock
+) -> None:
+    with SimulatedExchange(GeneratedTruth([FULL, THIN]), clock=exchange_clock) as today:
         exchange = make_exchange(url=today.url, symbols=(FULL, THIN))
         exchange.check()
     port = urlsplit(today.url).port
     assert port is not None
-    tomorrow = SimulatedExchange(GeneratedTruth([FULL]), clock=venue_clock, port=port)
+    tomorrow = SimulatedExchange(GeneratedTruth([FULL]), clock=exchange_clock, port=port)
     with (
         tomorrow,
         pytest.raises(
@@ -676,7 +691,7 @@ def test_a_symbol_that_is_gone(make_exchange: MakeExchange, venue_clock: ManualC
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
+    ("name", "message"),
     [
         (
             "binanse",
@@ -690,14 +705,14 @@ def test_a_symbol_that_is_gone(make_exchange: MakeExchange, venue_clock: ManualC
         ("coinmate", "coinmate has no bars of one minute over REST"),
     ],
 )
-def test_exchanges_that_will_not_do(name: str, complaint: str) -> None:
+def test_an_exchange_that_cannot_be_used_is_rejected(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         Exchange(name)
-    assert str(caught.value) == f"FEATURE_PLATFORM_EXCHANGE: {complaint}"
+    assert str(caught.value) == f"FEATURE_PLATFORM_EXCHANGE: {message}"
 
 
 @pytest.mark.parametrize("name", ["kraken", "bybit", "okx", "kucoin", "coinbase", "bitfinex"])
-def test_other_exchanges_are_reached_at_the_url(name: str) -> None:
+def test_each_exchange_uses_the_configured_url(name: str) -> None:
     with Exchange(name, url="https://proxy.example/way") as exchange:
         urls = list(leaves(exchange._client.urls["api"]))
     assert urls
@@ -721,7 +736,7 @@ def some_bars(close: float = 2.0, vol: float = 1.0) -> Bars:
     return Bars(ts, one, 3 * one, one, np.array([1.5, close, 1.5]), np.array([vol, 0.0, 1.0]))
 
 
-def test_storing_counts_and_leaves_equal_bars_alone(conn: psycopg.Connection) -> None:
+def test_storing_counts_changes_and_writes_no_equal_bar(conn: psycopg.Connection) -> None:
     def rows() -> list[tuple[Any, ...]]:
         return conn.execute(
             "SELECT ts, xmin::text, ctid::text, source, inserted_at FROM ohlcv_1m ORDER BY ts"
@@ -761,19 +776,19 @@ def test_times_are_stored_exactly(conn: psycopg.Connection) -> None:
 # ---- prices of a real exchange ----
 
 
-@pytest.mark.skipif(not THIN_FILE.exists(), reason="../shared/data is not there")
-class TestRealThinMarket:
+@pytest.mark.skipif(not THIN_FILE.exists(), reason="../shared/data does not exist")
+class TestRealSymbolWithQuietMinutes:
     @pytest.fixture
-    def venue_truth(self) -> Truth:
+    def exchange_truth(self) -> Truth:
         return RecordedTruth(THIN, THIN_FILE)
 
     def test_every_minute_is_a_bar_or_quiet(
-        self, conn: psycopg.Connection, exchange: Exchange, venue_truth: Truth
+        self, conn: psycopg.Connection, exchange: Exchange, exchange_truth: Truth
     ) -> None:
-        start = time_of(venue_truth.first * MINUTE_US)
+        start = time_of(exchange_truth.first * MINUTE_US)
         end = start + 3560 * MINUTE
         counts, pages = fetch(conn, exchange, THIN, start, end)
         assert counts == Stored(inserted=2469)
         assert list(accounted(pages)) == [(start, end)]
         assert sum(len(page.quiet) for page in pages) == 1091
-        assert stored(conn, THIN) == traded(venue_truth, THIN, start, end)
+        assert stored(conn, THIN) == traded(exchange_truth, THIN, start, end)

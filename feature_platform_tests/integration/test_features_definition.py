@@ -1,6 +1,6 @@
-"""Guards against features that mean something else than their definition says.
+"""Guards against features that differ from their definition.
 
-Small cases, worked out by hand; the oracle has no part in them.
+The expected values are worked out by hand; the oracle is not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def rows(bench: Bench, symbol: str = "A") -> dict[int, Features]:
     }
 
 
-def test_a_single_bar(empty: Bench) -> None:
+def test_a_single_bar_has_the_features_of_one_bar(empty: Bench) -> None:
     write(empty.conn, [bar("A", 0, 102, vol=3, open=100, high=108, low=96)])
     (row,) = rows(empty).values()
     assert row[:7] == (102, 3, None, 1, None, None, None)
@@ -44,13 +44,13 @@ def test_a_single_bar(empty: Bench) -> None:
     assert row.parkinson_vol == approx(0.5 * log(108 / 96) ** 2)
 
 
-def test_log_return_is_null_on_the_first_row_of_each_symbol_alone(empty: Bench) -> None:
+def test_log_return_is_null_in_the_first_row_of_a_symbol_only(empty: Bench) -> None:
     write(empty.conn, [bar("A", 0, 10), bar("A", 1, 20), bar("B", 1, 7), bar("B", 2, 7)])
     assert [row.log_return for row in rows(empty).values()] == [None, approx(log(2))]
     assert [row.log_return for row in rows(empty, "B").values()] == [None, 0]
 
 
-def test_log_return_is_to_the_previous_existing_row_however_long_ago(empty: Bench) -> None:
+def test_log_return_refers_to_the_previous_row_at_any_distance(empty: Bench) -> None:
     write(empty.conn, [bar("A", 0, 10), bar("A", 30 * DAY, 5)])
     assert rows(empty)[30 * DAY].log_return == approx(-log(2))
     write(empty.conn, [bar("A", 0, 20)])
@@ -63,7 +63,7 @@ def test_log_return_is_to_the_previous_existing_row_however_long_ago(empty: Benc
     assert rows(empty)[30 * DAY].log_return is None
 
 
-def test_the_window_is_a_day_that_ends_with_the_row_and_excludes_its_beginning(
+def test_the_window_is_the_day_up_to_the_row_without_its_first_instant(
     empty: Bench,
 ) -> None:
     write(empty.conn, [bar("A", m, vol=1) for m in (0, 1, 2, DAY - 1, DAY, DAY + 1)])
@@ -71,8 +71,8 @@ def test_the_window_is_a_day_that_ends_with_the_row_and_excludes_its_beginning(
         0: 1,
         1: 2,
         2: 3,
-        DAY - 1: 4,  # since minute 0, which is 1439 minutes ago
-        DAY: 4,  # minute 0 has just left
+        DAY - 1: 4,  # from minute 0 on, which is 1439 minutes ago
+        DAY: 4,  # minute 0 has just left the window
         DAY + 1: 4,
     }
 
@@ -111,7 +111,7 @@ def test_older_history_moves_the_warm_up(empty: Bench) -> None:
     assert all(row.ma_vol_1d is None for row in rows(empty).values())
 
 
-def test_volume_z_is_null_where_the_volume_is_constant(empty: Bench) -> None:
+def test_volume_z_is_null_if_the_volume_is_constant(empty: Bench) -> None:
     write(empty.conn, [bar("A", m, vol=0.1) for m in (0, 2000, 2001, 2002)])
     found = rows(empty)
     assert [found[m].std_vol_1d for m in (2000, 2001, 2002)] == [0, 0, 0]
@@ -124,7 +124,7 @@ def test_volume_z_is_null_where_the_volume_is_constant(empty: Bench) -> None:
     assert row.volume_z is not None
 
 
-def test_a_volume_spike_leaves_no_trace_once_it_has_left(empty: Bench) -> None:
+def test_a_volume_spike_has_no_effect_after_it_leaves_the_window(empty: Bench) -> None:
     write(empty.conn, (bar("A", m, vol=0.3) for m in range(2 * DAY, 2 * DAY + 5)))
     write(empty.conn, [bar("A", 0), bar("A", 5, vol=1e12), bar("A", DAY + 4, vol=0.3)])
     found = rows(empty)
@@ -132,7 +132,7 @@ def test_a_volume_spike_leaves_no_trace_once_it_has_left(empty: Bench) -> None:
     assert [found[2 * DAY + m].std_vol_1d for m in range(5)] == [0] * 5
 
 
-def test_vwap_gap(empty: Bench) -> None:
+def test_vwap_gap_is_the_close_less_the_volume_weighted_price(empty: Bench) -> None:
     write(
         empty.conn,
         [
@@ -143,19 +143,19 @@ def test_vwap_gap(empty: Bench) -> None:
     assert rows(empty)[0].vwap_gap == approx(20 - (9 + 3 * 20) / 4)
 
 
-def test_vwap_gap_where_nothing_was_traded(empty: Bench) -> None:
+def test_vwap_gap_without_volume_uses_the_mean_price(empty: Bench) -> None:
     write(empty.conn, [bar("A", 0, 10, vol=0, high=14), bar("B", 0, 10, vol=0, high=14)])
     write(empty.conn, [bar("B", 0.5, 20, vol=0)])
     assert rows(empty)[0].vwap_gap == approx(10 - 11)
     assert rows(empty, "B")[0].vwap_gap == approx(20 - (11 + 20) / 2)
 
 
-def test_rows_inside_a_minute_are_one_row(empty: Bench) -> None:
+def test_bars_inside_a_minute_give_one_row(empty: Bench) -> None:
     write(
         empty.conn,
         [
             bar("A", -1, 10),
-            bar("A", 59.999 / 60, 30, vol=0.2, high=31),  # the last by time, not by arrival
+            bar("A", 59.999 / 60, 30, vol=0.2, high=31),  # the last by time, not by storage
             bar("A", 0, 20, vol=0.1, low=19),
             bar("A", 0.5, 25, vol=0.4),
         ],
@@ -172,7 +172,7 @@ def test_rows_inside_a_minute_are_one_row(empty: Bench) -> None:
     assert rows(empty)[0].last_close == 25
 
 
-def test_parkinson_is_zero_where_the_price_stood_still(empty: Bench) -> None:
+def test_parkinson_is_zero_if_the_price_was_constant(empty: Bench) -> None:
     write(empty.conn, [bar("A", 0, 10)])
     assert rows(empty)[0].parkinson_vol == 0
 
@@ -193,7 +193,7 @@ def test_the_most_extreme_bars_have_features(empty: Bench) -> None:
 
 @pytest.fixture
 def at_the_start_of_a_minute(empty: Bench) -> Iterator[Bench]:
-    """Yield an empty database whose clock stands at 12:00:00 until somebody moves it."""
+    """Yield an empty database whose clock stands at 12:00:00 until the test sets it."""
     with empty.conn.transaction(force_rollback=True):
         set_clock(empty, "2024-05-05 12:00:00Z")
         yield empty
@@ -208,7 +208,7 @@ def set_clock(bench: Bench, moment: str) -> None:
     bench.conn.execute("SELECT set_config('tests.clock', %s, true)", [moment])
 
 
-def test_a_minute_has_a_row_once_it_is_over(at_the_start_of_a_minute: Bench) -> None:
+def test_a_minute_gets_its_row_when_it_closes(at_the_start_of_a_minute: Bench) -> None:
     bench = at_the_start_of_a_minute
     bench.conn.execute(
         """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
@@ -236,7 +236,7 @@ def test_a_minute_has_a_row_once_it_is_over(at_the_start_of_a_minute: Bench) -> 
     }
 
 
-def test_bars_of_the_open_and_of_future_minutes_give_no_row_yet(empty: Bench) -> None:
+def test_bars_of_open_and_future_minutes_give_no_row(empty: Bench) -> None:
     now = """SELECT feature_platform.bucket_of(clock_timestamp())"""
     (before,) = empty.conn.execute(now).fetchone() or (None,)
     empty.conn.execute(
@@ -256,7 +256,7 @@ def test_bars_of_the_open_and_of_future_minutes_give_no_row_yet(empty: Bench) ->
 
 @pytest.mark.parametrize("symbols", ["A", "AB"])
 def test_appending_changes_no_older_row(empty: Bench, symbols: str) -> None:
-    """Feed a history bar by bar, with gaps, and look at all older rows after each."""
+    """Store a history with gaps bar by bar, and compare all older rows after each bar."""
     history = sorted({*range(3), *range(700, 704), *range(1437, 1444), *range(2877, 2884), 9000})
     before: dict[tuple[str, int], Features] = {}
     for i, minute in enumerate(history):

@@ -1,7 +1,6 @@
-"""Guards against rows that depend on how the bars came to be what they are.
+"""Guards against rows that depend on the order of the writes, not on the bars alone.
 
-Set FEATURE_PLATFORM_TEST_SEARCH to a number of examples to look for new falsifying ones, instead
-of trying the same ones each time.
+FEATURE_PLATFORM_TEST_SEARCH=N tries N new examples instead of the same ones each time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ SEARCH = int(os.environ.get("FEATURE_PLATFORM_TEST_SEARCH", "0"))
 
 
 def tries(count: int) -> settings:
-    """Return the settings of a test that usually tries so many examples."""
+    """Return the settings of a test that tries `count` examples by default."""
     return settings(
         max_examples=SEARCH or count,
         derandomize=not SEARCH,
@@ -32,7 +31,9 @@ def tries(count: int) -> settings:
 
 @tries(150)
 @given(history=st.lists(h.operations, min_size=3, max_size=14))
-def test_any_history_leaves_what_the_bars_say(bench: Bench, history: list[h.Operation]) -> None:
+def test_after_any_history_the_rows_follow_from_the_bars(
+    bench: Bench, history: list[h.Operation]
+) -> None:
     h.check_history(bench, history)
 
 
@@ -41,7 +42,7 @@ def test_any_history_leaves_what_the_bars_say(bench: Bench, history: list[h.Oper
     volumes=st.sampled_from([(5.0,), (0.1, 0.7, 1e12, 3.3), (0.0, 0.0, 1.5)]),
     history=st.lists(h.operations, min_size=2, max_size=6),
 )
-def test_any_history_of_whole_days_leaves_what_the_bars_say(
+def test_after_any_history_of_whole_days_the_rows_follow_from_the_bars(
     bench: Bench, volumes: tuple[float, ...], history: list[h.Operation]
 ) -> None:
     whole_days = h.WriteRun("A", 700, 3000, volumes)
@@ -50,7 +51,7 @@ def test_any_history_of_whole_days_leaves_what_the_bars_say(
 
 @tries(60)
 @given(before=st.lists(h.operations, max_size=3), history=h.overtaken_refreshes())
-def test_writers_may_overtake_a_refresh(
+def test_writes_during_a_refresh_are_not_lost(
     bench: Bench, before: list[h.Operation], history: list[h.Operation]
 ) -> None:
     h.check_history(bench, [*before, *history])

@@ -28,9 +28,9 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def first(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> datetime:
-    """Return the first of the last thirty closed minutes, in which a recorder was at work.
+    """Return the first of the last thirty closed minutes, during which a recorder ran.
 
-    It began ten minutes in; from then on each minute but the first and the last is missing.
+    The recorder began in the eleventh minute; only the first and the 28th minute have a bar.
     """
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "A")
     get_settings.cache_clear()
@@ -51,7 +51,7 @@ def found(conn: Conn, first: datetime) -> list[tuple[int, int, str | None]]:
     ]
 
 
-def test_minutes_are_parted_by_what_the_feed_did(conn: Conn, first: datetime) -> None:
+def test_gaps_are_divided_by_the_state_of_the_feed(conn: Conn, first: datetime) -> None:
     outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled", "binance")
     write_heartbeats(conn, [], [outage])
     assert found(conn, first) == [
@@ -65,9 +65,7 @@ def test_minutes_are_parted_by_what_the_feed_did(conn: Conn, first: datetime) ->
     assert check.measures["open_minutes_of_a_dead_feed"] == 3
 
 
-def test_what_the_venue_says_closes_a_gap_and_keeps_what_the_feed_did(
-    conn: Conn, first: datetime
-) -> None:
+def test_an_answer_of_the_exchange_keeps_the_feed_of_a_gap(conn: Conn, first: datetime) -> None:
     find_gaps(conn)
     note_answer(conn, "A", first + 12 * MINUTE, first + 14 * MINUTE)
     gaps = {(gap.start - first) // MINUTE: gap for gap in list_gaps(conn, "A")}
@@ -75,18 +73,20 @@ def test_what_the_venue_says_closes_a_gap_and_keeps_what_the_feed_did(
     assert (gaps[14].state, gaps[14].feed) == ("open", "alive")
 
 
-def test_a_recorder_that_is_silent_is_dead_since_its_last_beat(conn: Conn, first: datetime) -> None:
+def test_a_feed_is_dead_from_the_last_heartbeat_of_its_recorder(
+    conn: Conn, first: datetime
+) -> None:
     last_beat = first + 20 * MINUTE
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [last_beat])
     assert found(conn, first) == [(1, 10, None), (10, 20, "alive"), (20, 27, "dead")]
-    # The next one knows for how long there was none.
+    # The next recorder stores the time without a recorder as an outage.
     begin_heartbeats(conn, {"A": "binance", "B": "binance"})
     assert [feed.state for feed in list_heartbeats(conn)] == ["down", "down"]
     outage = conn.execute("SELECT from_at, reason FROM feature_platform.feed_outage").fetchall()
     assert outage == [(last_beat, "no recorder was running")]
 
 
-def test_an_outage_that_goes_on_is_one_gap(conn: Conn, first: datetime) -> None:
+def test_a_continuing_outage_is_one_gap(conn: Conn, first: datetime) -> None:
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 10 * MINUTE])
     conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
     for grace in ("15 minutes", "9 minutes", "2 minutes"):
@@ -95,9 +95,9 @@ def test_an_outage_that_goes_on_is_one_gap(conn: Conn, first: datetime) -> None:
     assert len(gaps) == 1
 
 
-def test_a_symbol_that_is_recorded_no_more_stays_so_until_it_is_again(conn: Conn) -> None:
+def test_a_removed_symbol_is_not_recorded_until_it_is_configured_again(conn: Conn) -> None:
     begin_heartbeats(conn, {"A": "binance", "B": "binance"})
-    for _ in range(2):  # from its last beat on, however often a recorder begins
+    for _ in range(2):  # from its last heartbeat on, also after several starts of a recorder
         begin_heartbeats(conn, {"B": "binance"})
         state, since = states(conn)["A"]
         assert state == "not_recorded"
@@ -147,7 +147,9 @@ def test_an_exchange_that_is_not_used_any_more_gets_no_requests(
     assert {gap.start for gap in due_gaps(conn, ["A"])} > {first + MINUTE}
 
 
-def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: datetime) -> None:
+def test_gaps_follow_a_symbol_that_is_removed_and_configured_again(
+    conn: Conn, first: datetime
+) -> None:
     conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 20 * MINUTE])
     find_gaps(conn)  # before the recorder begins without the symbol
@@ -158,7 +160,7 @@ def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: d
     assert over.start == first + 20 * MINUTE
     assert all(gap.end <= over.start for gap in list_gaps(conn, "A", ["open"]))
     assert_accounted_for(conn)
-    # Bars close it; the exchange's answer, too.
+    # Bars and answers of the exchange close a gap.
     insert_bars(conn, "A", first + 22 * MINUTE, 1)
     note_answer(conn, "A", first + 14 * MINUTE, first + 18 * MINUTE)
     conn.execute(
@@ -172,7 +174,7 @@ def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: d
     ]
     assert len(list_gaps(conn, "A", ["not_recorded"])) == 2
     assert_accounted_for(conn)
-    # Back in the settings: its minutes are fetched.
+    # The symbol is in the settings again: its minutes are fetched.
     begin_heartbeats(conn, {"A": "binance", "B": "binance"})
     find_gaps(conn)
     assert list_gaps(conn, "A", ["not_recorded"]) == []
@@ -180,7 +182,9 @@ def test_listed_minutes_follow_a_symbol_that_goes_and_comes(conn: Conn, first: d
     assert_accounted_for(conn)
 
 
-def test_no_lag_grows_of_a_symbol_that_is_not_recorded(conn: Conn, first: datetime) -> None:
+def test_the_lag_of_a_symbol_that_is_not_recorded_does_not_grow(
+    conn: Conn, first: datetime
+) -> None:
     conn.execute("UPDATE feature_platform.heartbeat SET beat_at = %s", [first + 10 * MINUTE])
     conn.execute("DELETE FROM ohlcv_1m WHERE ts > %s", [first])
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
@@ -199,7 +203,7 @@ def assert_accounted_for(conn: Conn) -> None:
     assert check.checked > 20
 
 
-def test_an_outage_of_one_exchange_is_none_of_another(conn: Conn, first: datetime) -> None:
+def test_an_outage_of_one_exchange_does_not_affect_another(conn: Conn, first: datetime) -> None:
     outage = Outage(first + 14.5 * MINUTE, first + 16.1 * MINUTE, "it has stalled", "kraken")
     write_heartbeats(conn, [], [outage])
     assert found(conn, first) == [(1, 10, None), (10, 27, "alive")]

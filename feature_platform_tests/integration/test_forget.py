@@ -1,4 +1,4 @@
-"""Guards `feature-platform forget`: all of one symbol goes, nothing of another, for the owner."""
+"""Guards against a `forget` that deletes too little, too much, or for a user who may not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLES = (
 
 @pytest.fixture
 def two(conn: Conn) -> Conn:
-    """Return a database with two symbols, of which each has something in every table."""
+    """Return a database with two symbols, each of which has rows in every table."""
     begin_heartbeats(conn, {"A": "binance", "B": "binance"})
     for symbol in ("A", "B"):
         insert_bars(conn, symbol, START, 100, step=2)
@@ -71,14 +71,14 @@ def test_all_of_a_symbol_is_deleted_and_nothing_of_another(database: str, two: C
     assert counts(two, "A") == dict.fromkeys(before, 0)
     assert counts(two, "B") == before
     assert verify(two).mismatches == 0
-    # It may come back as any new one.
+    # The symbol can be stored again, as a new one.
     insert_bars(two, "A", START, 10)
     two.execute("CALL refresh_features_1m(NULL, NULL)")
     assert counts(two, "A")["features_1m"] == 10
 
 
-def test_without_yes_it_asks_and_a_no_deletes_nothing(database: str, two: Conn) -> None:
-    done = run_on(database, "forget", "A")  # whose standard input is empty
+def test_without_a_confirmation_no_row_is_deleted(database: str, two: Conn) -> None:
+    done = run_on(database, "forget", "A")  # its standard input is empty
     assert done.returncode == 130
     assert counts(two, "A")["features_1m"] == 105
 
@@ -93,7 +93,7 @@ def test_a_symbol_that_is_recorded_is_not_forgotten(database: str, two: Conn) ->
 
 
 @pytest.mark.parametrize("role", ["recorder", "refresher", "orchestrator", "reader"])
-def test_only_the_owner_may(two: Conn, role: str) -> None:
+def test_only_the_owner_may_forget_a_symbol(two: Conn, role: str) -> None:
     two.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(f"feature_platform_{role}")))
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         two.execute("SELECT feature_platform.forget_symbol('A')")

@@ -1,4 +1,4 @@
-"""Frames hold what the tables do, bit for bit, and refuse with one clear line what cannot be."""
+"""Guards against frames that differ from the tables, and against unclear errors of wrong input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from feature_platform_tests.fix_embedded import is_running
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 AFTER = FIRST + 4 * 1440 * MINUTE
-HOLE = range(2000, 2090)
+MISSING = range(2000, 2090)
 FEATURES = (
     "last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol"
 )
@@ -42,7 +42,7 @@ _BARS = """
            CASE WHEN symbol = 'FLAT/USDT' THEN 5 ELSE 1 + minute %% 7 END
       FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS s (symbol, number)
      CROSS JOIN generate_series(0, 3 * 1440) AS minute
-     WHERE minute NOT BETWEEN %(hole)s AND %(hole_end)s
+     WHERE minute NOT BETWEEN %(missing)s AND %(missing_end)s
 """
 SYMBOLS = ["BTC/USDT", "ETH/USDT", "FLAT/USDT"]
 
@@ -53,7 +53,7 @@ def filled(databases: Databases) -> Any:
     with databases.fresh() as url, connect(url) as connection:
         connection.execute(
             _BARS,
-            {"first": FIRST, "symbols": SYMBOLS, "hole": HOLE[0], "hole_end": HOLE[-1]},
+            {"first": FIRST, "symbols": SYMBOLS, "missing": MISSING[0], "missing_end": MISSING[-1]},
         )
         refresh(connection)
         yield url
@@ -61,7 +61,7 @@ def filled(databases: Databases) -> Any:
 
 @pytest.fixture(autouse=True)
 def configured(filled: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make it the platform's database."""
+    """Have the settings name this database."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", filled)
     get_settings.cache_clear()
     return filled
@@ -72,7 +72,7 @@ def rows(url: str, query: LiteralString, *parameters: object) -> list[tuple[Any,
         return connection.execute(query, parameters).fetchall()
 
 
-def test_one_symbol_gives_a_frame_by_bucket_with_the_very_bits(filled: str) -> None:
+def test_one_symbol_gives_a_frame_by_bucket_exact_to_the_last_bit(filled: str) -> None:
     frame = read_features("BTC/USDT", FIRST, AFTER)
     stored = rows(
         filled,
@@ -85,7 +85,7 @@ def test_one_symbol_gives_a_frame_by_bucket_with_the_very_bits(filled: str) -> N
     assert frame.index.is_monotonic_increasing
     assert list(frame.columns) == FEATURES.split(", ")
     assert set(frame.dtypes) == {np.dtype("float64")}
-    assert len(frame) == len(stored) == 3 * 1440 + 1 - len(HOLE)
+    assert len(frame) == len(stored) == 3 * 1440 + 1 - len(MISSING)
     assert [moment.to_pydatetime() for moment in frame.index] == [row[0] for row in stored]
     expected = np.array([row[1:] for row in stored], dtype=float)  # NULL is NaN
     assert np.array_equal(frame.to_numpy(), expected, equal_nan=True)
@@ -103,7 +103,7 @@ def test_several_symbols_give_a_frame_by_symbol_and_bucket() -> None:
     assert read_features(["ETH/USDT"], FIRST, AFTER).index.names == ["symbol", "bucket"]
 
 
-def test_the_window_is_from_start_to_before_end() -> None:
+def test_the_window_includes_start_and_excludes_end() -> None:
     frame = read_features("BTC/USDT", FIRST + MINUTE, FIRST + 3 * MINUTE)
     assert list(frame.index) == [FIRST + MINUTE, FIRST + 2 * MINUTE]
 
@@ -130,7 +130,7 @@ def test_an_empty_window_gives_an_empty_frame_of_the_same_form() -> None:
     assert read_features(["BTC/USDT"], AFTER, AFTER).index.names == ["symbol", "bucket"]
 
 
-def test_a_frame_is_its_readers_to_change() -> None:
+def test_a_frame_can_be_changed() -> None:
     frame = read_features("BTC/USDT", FIRST, FIRST + 3 * MINUTE)
     frame.iloc[0, 0] = 1.5
     frame["vol"] *= 2
@@ -138,7 +138,7 @@ def test_a_frame_is_its_readers_to_change() -> None:
 
 
 @pytest.mark.parametrize("symbols", ["BTC/USDT", ["BTC/USDT", "ETH/USDT"]], ids=str)
-def test_arrow_and_polars_hold_the_same(symbols: Any) -> None:
+def test_arrow_and_polars_give_the_same_values(symbols: Any) -> None:
     frame = read_features(symbols, FIRST, AFTER).reset_index()
     table = read_features(symbols, FIRST, AFTER, as_="arrow")
     polars = read_features(symbols, FIRST, AFTER, as_="polars")
@@ -154,7 +154,7 @@ def test_arrow_and_polars_hold_the_same(symbols: Any) -> None:
         assert polars[name].equals(pl.Series(name, table[name]))
 
 
-def test_bars_are_read_alike(filled: str) -> None:
+def test_frames_of_bars_equal_the_table(filled: str) -> None:
     frame = read_bars("ETH/USDT", FIRST, AFTER)
     stored = rows(
         filled,
@@ -187,7 +187,7 @@ HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}"
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"symbols": "BTC"}, "there are no features of 'BTC' (did you mean 'BTC/USDT'?)"),
         ({"symbols": ["ethusdt"]}, "no features of 'ethusdt' (did you mean 'ETH/USDT'?)"),
@@ -212,15 +212,15 @@ HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}"
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_in_one_line(changed: dict[str, Any], told: str) -> None:
-    asked: dict[str, Any] = {"symbols": "BTC/USDT", "start": FIRST, "end": AFTER} | changed
-    with pytest.raises(UserError) as refused:
-        read_features(**asked)
-    assert told in str(refused.value)
-    assert len(str(refused.value).splitlines()) == 1
+def test_wrong_arguments_get_one_line(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"symbols": "BTC/USDT", "start": FIRST, "end": AFTER} | changed
+    with pytest.raises(UserError) as raised:
+        read_features(**given)
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
 
 
-def test_latest_refuses_alike() -> None:
+def test_latest_rejects_the_same_arguments() -> None:
     with pytest.raises(UserError, match=r"no features of 'BTC' \(did you mean 'BTC/USDT'\?\)"):
         latest("BTC")
     with pytest.raises(UserError, match="no column 'close'"):
@@ -228,7 +228,7 @@ def test_latest_refuses_alike() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_is_a_value(name: str, filled: str) -> None:
+def test_a_hostile_symbol_is_only_a_value(name: str, filled: str) -> None:
     with pytest.raises(UserError, match="there are no bars of "):
         read_bars(["BTC/USDT", name], FIRST, AFTER)
     bar = (name, FIRST, 1, 1, 1, 1, 1)
@@ -252,7 +252,7 @@ PLAIN = """
 """
 
 
-def test_the_plain_way_reads_the_same(filled: str) -> None:
+def test_pandas_read_sql_gives_the_same_values(filled: str) -> None:
     window = (FIRST + 1500 * MINUTE, FIRST + 1510 * MINUTE)
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connect)
     over_sqlalchemy = pd.read_sql(PLAIN, engine, params=window)  # without a warning
@@ -291,7 +291,7 @@ def test_the_embedded_server_is_read_over_its_socket(
             read_features("BTC/USDT", FIRST, AFTER)
         embedded_server(home).release()
         assert not is_running(home)
-        assert latest().empty  # it is started again
+        assert latest().empty  # the read has started the server again
     finally:
         embedded_server(home).release()
 
@@ -304,28 +304,30 @@ def test_the_embedded_server_is_read_over_its_socket(
         "postgresql://reader@%2Fnowhere/nothing?password=s3cret-w0rd&sslpassword=s3cret-w0rd",
     ],
 )
-def test_an_unreachable_database_is_told_without_its_password(
+def test_the_error_of_an_unreachable_database_hides_the_password(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
     get_settings.cache_clear()
-    with pytest.raises(UserError, match=r"cannot read from .*nothing.*connect") as refused:
+    with pytest.raises(UserError, match=r"cannot read from .*nothing.*connect") as raised:
         latest()
-    told = "".join(traceback.format_exception(refused.value))
-    assert "s3cret" not in told
-    assert len(str(refused.value).splitlines()) == 1
+    text = "".join(traceback.format_exception(raised.value))
+    assert "s3cret" not in text
+    assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_wrong_password_is_not_told(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = make_conninfo(filled, user="nobody_of_this_name", password="s3cret")
+def test_the_error_of_a_wrong_password_hides_it(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = make_conninfo(filled, user="no_such_user", password="s3cret")
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", bad)
     get_settings.cache_clear()
-    with pytest.raises(UserError, match="nobody_of_this_name") as refused:
+    with pytest.raises(UserError, match="no_such_user") as raised:
         latest()
-    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+    assert "s3cret" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_the_role_of_readers_is_enough(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_role_can_read_all_frames(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_reader = make_conninfo(filled, options="-c role=feature_platform_reader")
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_reader)
     get_settings.cache_clear()
@@ -336,8 +338,8 @@ def test_the_role_of_readers_is_enough(filled: str, monkeypatch: pytest.MonkeyPa
         read_bars("BTC", FIRST, AFTER)
 
 
-def test_without_polars_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "polars", None)  # import fails, as where it is not installed
+def test_the_error_without_polars_states_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)  # the import fails as without polars
     with pytest.raises(UserError, match=r'pip install "feature_platform\[polars\]"'):
         latest(as_="polars")
     assert len(latest()) == len(SYMBOLS)

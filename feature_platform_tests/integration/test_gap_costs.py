@@ -1,4 +1,4 @@
-"""Guards against a tick of the accounting that grows with the gaps that are open."""
+"""Guards against a search for gaps whose cost grows with the number of open gaps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERY_OTHER_MINUTE = """
 
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["no statistics", "statistics"])
-def test_open_gaps_that_nothing_came_into_cost_a_tick_nothing(
+def test_unchanged_open_gaps_do_not_add_to_the_cost_of_a_tick(
     conn: Conn, *, statistics: bool
 ) -> None:
     conn.execute(EVERY_OTHER_MINUTE, [GAPS])
@@ -32,16 +32,16 @@ def test_open_gaps_that_nothing_came_into_cost_a_tick_nothing(
     if statistics:
         conn.execute("ANALYZE")
     old = value(conn, "SELECT min(start_ts) FROM ohlcv_1m_gaps")
-    for tick in range(1, 8):  # from the sixth on, a session plans no more
+    for tick in range(1, 8):  # from the sixth tick on, the session uses a stored plan
         insert_bars(conn, "THIN", old + 2 * tick * MINUTE, 1)
         insert_bars(conn, "THIN", old + 2 * (GAPS - 100 - tick) * MINUTE, 1)
         plan = explain(conn, "SELECT feature_platform.find_gaps()")
-    # To count open gaps takes some hundred pages, a look at each of them 100,000.
+    # A count of the open gaps reads some hundred pages, a look at each gap 100,000.
     assert pages_of(plan) < 3000
     assert value(conn, "SELECT count(*) FROM ohlcv_1m_gaps WHERE state = 'filled'") == 14
 
 
-def test_an_answer_costs_the_same_however_many_gaps_are_open(conn: Conn) -> None:
+def test_the_cost_of_an_answer_does_not_depend_on_the_open_gaps(conn: Conn) -> None:
     conn.execute(EVERY_OTHER_MINUTE, [GAPS])
     find_all_gaps(conn)
     newest = value(conn, "SELECT max(start_ts) - interval '1 hour' FROM ohlcv_1m_gaps")
@@ -52,8 +52,8 @@ def test_an_answer_costs_the_same_however_many_gaps_are_open(conn: Conn) -> None
     assert value(conn, "SELECT count(*) FROM ohlcv_1m_gaps WHERE state = 'quiet'") in (14, 21)
 
 
-def test_the_command_lists_what_a_single_tick_does_not_reach(conn: Conn, database: str) -> None:
-    """Symbols in the order of their names, 200,000 minutes a tick."""
+def test_the_gaps_command_accounts_for_all_minutes(conn: Conn, database: str) -> None:
+    """One tick handles 200,000 minutes, symbols in the order of their names."""
     now: datetime = value(conn, "SELECT feature_platform.bucket_of(feature_platform.clock())")
     for symbol in ("AAA", "BBB", "ZZZ"):
         insert_bars(conn, symbol, now - 200 * 1440 * MINUTE, 1)
@@ -81,7 +81,7 @@ def test_the_live_minute_does_not_wait_for_a_long_new_history(conn: Conn) -> Non
     assert value(conn, until, "AAA") < now - 200 * 1440 * MINUTE
 
 
-def test_changes_are_accounted_for_in_parts_the_fewest_first(conn: Conn) -> None:
+def test_changes_are_accounted_for_in_parts_the_smallest_first(conn: Conn) -> None:
     now: datetime = value(conn, "SELECT feature_platform.bucket_of(feature_platform.clock())")
     insert_bars(conn, "AAA", now - 600 * MINUTE, 600)
     insert_bars(conn, "ZZZ", now - 600 * MINUTE, 600)

@@ -1,4 +1,4 @@
-"""Guards against minutes that are lost between a writer and the accounting that run at once."""
+"""Guards against minutes that are lost between a writer and a search for gaps at the same time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Conn = psycopg.Connection[Any]
 
 
 @pytest.mark.parametrize("looked_before", [True, False], ids=["later tick", "very first tick"])
-def test_a_delete_that_commits_after_the_watermark_has_passed_is_accounted_for(
+def test_a_delete_that_commits_behind_the_watermark_is_accounted_for(
     conn: Conn, database: str, *, looked_before: bool
 ) -> None:
     now = value(conn, NOW)
@@ -47,7 +47,7 @@ def test_a_delete_that_commits_after_the_watermark_has_passed_is_accounted_for(
 
 
 def test_a_delete_by_an_older_snapshot_is_accounted_for(conn: Conn, database: str) -> None:
-    """Its transaction sees neither the watermark nor that there is an accounting at all."""
+    """The snapshot of the transaction has no watermark yet."""
     now = value(conn, NOW)
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     with psycopg.connect(database) as writer:
@@ -61,7 +61,7 @@ def test_a_delete_by_an_older_snapshot_is_accounted_for(conn: Conn, database: st
 
 
 @pytest.mark.parametrize("level", [READ_COMMITTED, REPEATABLE_READ], ids=lambda level: level.name)
-def test_a_bar_that_commits_after_the_exchange_had_none_closes_its_minute(
+def test_a_bar_that_commits_after_an_empty_answer_closes_its_minute(
     conn: Conn, database: str, level: psycopg.IsolationLevel
 ) -> None:
     now = value(conn, NOW)
@@ -78,7 +78,7 @@ def test_a_bar_that_commits_after_the_exchange_had_none_closes_its_minute(
     assert gaps(conn) == [("filled", now - 30 * MINUTE, 1)]
 
 
-def test_an_answer_before_the_first_bar_does_not_outlive_the_bar(conn: Conn) -> None:
+def test_a_bar_closes_the_quiet_minute_of_an_earlier_answer(conn: Conn) -> None:
     now = value(conn, NOW)
     note_answer(conn, SYMBOL, now - 40 * MINUTE, now - 20 * MINUTE)
     insert_bars(conn, SYMBOL, now - 21 * MINUTE, 24)
@@ -89,8 +89,8 @@ def test_an_answer_before_the_first_bar_does_not_outlive_the_bar(conn: Conn) -> 
     ]
 
 
-def test_no_change_is_recorded_before_minutes_are_accounted_for(conn: Conn) -> None:
-    """Records would pile up where no process takes them out."""
+def test_changes_are_recorded_only_after_the_first_accounting(conn: Conn) -> None:
+    """Records would pile up if no process reads them."""
     now = value(conn, NOW)
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     assert value(conn, "SELECT count(*) FROM feature_platform.bar_change") == 0

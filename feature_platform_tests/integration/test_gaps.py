@@ -1,4 +1,4 @@
-"""Every minute is accounted for, whatever is written, deleted, asked for or refused."""
+"""Guards against minutes that are neither stored nor listed as a gap, after any writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from feature_platform_tests.fix_processes import account_for_all, insert_bars, r
 MINUTE = timedelta(minutes=1)
 SYMBOL = "BTC/USDT"
 
-# Minutes that are unexplained, that are explained twice, and that are explained and have a bar.
+# The minutes without a bar or a gap, with two gaps, or with both a bar and a gap.
 WRONG = """
     WITH minute AS (
         SELECT s.symbol, m.minute,
@@ -36,8 +36,8 @@ WRONG = """
     SELECT count(*) FROM minute WHERE present = (explained > 0) OR explained > 1
 """
 
-# Minutes that the accounting has passed, that no record waits for, and that are not either present
-# or listed once. No moment may have one, whatever is open at that moment.
+# The minutes behind the watermark, without a pending change, that have neither a bar nor exactly
+# one gap. There must be none at any moment, also while transactions are open.
 UNACCOUNTED = """
     WITH minute AS (
         SELECT EXISTS (SELECT FROM ohlcv_1m b
@@ -89,21 +89,23 @@ def cut(connection: psycopg.Connection[Any], start: datetime, count: int) -> Non
 
 
 def fail(connection: psycopg.Connection[Any], start: datetime, count: int, attempts: int) -> None:
-    """Let the venue refuse these minutes, with a limit of attempts."""
+    """Store a failed request for these minutes, with a limit of attempts."""
     connection.execute(
         "SELECT feature_platform.gap_failed(%s, %s, %s, 'HTTP 503', %s)",
         (SYMBOL, start, start + count * MINUTE, attempts),
     )
 
 
-def test_without_bars_there_is_nothing_to_account_for(conn: psycopg.Connection[Any]) -> None:
+def test_without_bars_there_are_no_gaps(conn: psycopg.Connection[Any]) -> None:
     assert find_gaps(conn) == 0
     assert gaps(conn) == []
 
 
-def test_holes_and_the_tail_are_found(conn: psycopg.Connection[Any], now: datetime) -> None:
+def test_missing_minutes_inside_and_at_the_end_are_found(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
     first = now - 60 * MINUTE
-    insert_bars(conn, SYMBOL, first, 50)  # the newest ten minutes have not come
+    insert_bars(conn, SYMBOL, first, 50)  # the newest ten minutes are missing
     cut(conn, first + 20 * MINUTE, 5)
     assert find_gaps(conn) == 2
     assert gaps(conn)[0] == ("open", first + 20 * MINUTE, 5)
@@ -113,7 +115,7 @@ def test_holes_and_the_tail_are_found(conn: psycopg.Connection[Any], now: dateti
     assert value(conn, WRONG, now) == 0
 
 
-def test_an_outage_that_goes_on_is_one_gap(conn: psycopg.Connection[Any], now: datetime) -> None:
+def test_a_continuing_outage_is_one_gap(conn: psycopg.Connection[Any], now: datetime) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 30)
     for grace in (40, 20, 2):
         conn.execute("SELECT feature_platform.find_gaps(%s * interval '1 minute')", (grace,))
@@ -122,9 +124,7 @@ def test_an_outage_that_goes_on_is_one_gap(conn: psycopg.Connection[Any], now: d
     assert count in (30, 31)
 
 
-def test_a_deleted_bar_opens_a_minute_that_was_accounted_for(
-    conn: psycopg.Connection[Any], now: datetime
-) -> None:
+def test_a_deleted_bar_opens_a_gap(conn: psycopg.Connection[Any], now: datetime) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     assert find_gaps(conn) == 0
     cut(conn, now - 30 * MINUTE, 2)
@@ -132,9 +132,7 @@ def test_a_deleted_bar_opens_a_minute_that_was_accounted_for(
     assert gaps(conn) == [("open", now - 30 * MINUTE, 2)]
 
 
-def test_a_bar_that_comes_later_closes_its_minute_only(
-    conn: psycopg.Connection[Any], now: datetime
-) -> None:
+def test_a_later_bar_closes_only_its_minute(conn: psycopg.Connection[Any], now: datetime) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     cut(conn, now - 30 * MINUTE, 5)
     find_gaps(conn)
@@ -148,53 +146,53 @@ def test_a_bar_that_comes_later_closes_its_minute_only(
 
 
 @pytest.mark.parametrize("state", ["quiet", "unavailable"])
-def test_what_is_explained_is_not_asked_for_again_and_a_bar_closes_it(
+def test_an_explained_minute_is_not_requested_again_and_a_bar_closes_it(
     conn: psycopg.Connection[Any], now: datetime, state: State
 ) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
-    hole = now - 30 * MINUTE
-    cut(conn, hole, 3)
+    missing = now - 30 * MINUTE
+    cut(conn, missing, 3)
     find_gaps(conn)
     if state == "quiet":
-        assert note_answer(conn, SYMBOL, hole, hole + 3 * MINUTE) == 3
+        assert note_answer(conn, SYMBOL, missing, missing + 3 * MINUTE) == 3
     else:
-        fail(conn, hole, 3, attempts=1)
-    assert gaps(conn) == [(state, hole, 3)]
+        fail(conn, missing, 3, attempts=1)
+    assert gaps(conn) == [(state, missing, 3)]
     assert due_gaps(conn, [SYMBOL]) == []
     assert find_gaps(conn) == 0
-    insert_bars(conn, SYMBOL, hole, 3)
+    insert_bars(conn, SYMBOL, missing, 3)
     find_gaps(conn)
-    assert gaps(conn) == [("filled", hole, 3)]
+    assert gaps(conn) == [("filled", missing, 3)]
 
 
-def test_a_venue_that_does_not_answer_is_asked_later_and_later_and_then_given_up(
+def test_failed_requests_back_off_and_are_then_given_up(
     conn: psycopg.Connection[Any], now: datetime
 ) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
-    hole = now - 30 * MINUTE
-    cut(conn, hole, 3)
+    missing = now - 30 * MINUTE
+    cut(conn, missing, 3)
     find_gaps(conn)
     waits = []
     for attempt in range(1, 5):
         assert len(due_gaps(conn, [SYMBOL])) == 1
-        fail(conn, hole, 3, attempts=5)
+        fail(conn, missing, 3, attempts=5)
         (gap,) = listed(conn, ["open"])
         assert (gap.attempts, gap.last_error, due_gaps(conn, [SYMBOL])) == (attempt, "HTTP 503", [])
         assert gap.next_attempt_at is not None
         waits.append((gap.next_attempt_at - gap.changed_at) / MINUTE)
-        conn.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = NULL")  # its time comes
+        conn.execute("UPDATE ohlcv_1m_gaps SET next_attempt_at = NULL")  # the gap is due
     for attempt, wait in enumerate(waits):
         assert 0.5 * 2**attempt <= wait + 0.01
         assert wait <= 1.5 * 2**attempt
-    fail(conn, hole, 3, attempts=5)
+    fail(conn, missing, 3, attempts=5)
     (gap,) = listed(conn, ["unavailable"])
     assert (gap.attempts, gap.last_error, gap.next_attempt_at) == (5, "HTTP 503", None)
 
 
-def test_an_answer_for_young_minutes_is_not_the_last_word(
+def test_an_answer_for_the_newest_minutes_is_not_final(
     conn: psycopg.Connection[Any], now: datetime
 ) -> None:
-    """What is younger than ten minutes may still be published."""
+    """Exchanges may still publish minutes that are younger than ten minutes."""
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 40)
     find_gaps(conn)
     note_answer(conn, SYMBOL, now - 20 * MINUTE, now)
@@ -202,11 +200,13 @@ def test_an_answer_for_young_minutes_is_not_the_last_word(
     assert quiet[:2] == ("quiet", now - 20 * MINUTE)
     assert still_open[:2] == ("open", now - 20 * MINUTE + quiet[2] * MINUTE)
     assert quiet[2] in (12, 13)
-    assert due_gaps(conn, [SYMBOL]) == []  # asked for again a little later
+    assert due_gaps(conn, [SYMBOL]) == []  # requested again a little later
 
 
-def test_answers_are_no_failures(conn: psycopg.Connection[Any], now: datetime) -> None:
-    """A market that is quiet for hours is asked for as often, and is not given up for it."""
+def test_an_empty_answer_does_not_count_as_a_failure(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    """A symbol that is quiet for hours is still requested, and its minutes are not given up."""
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 40)
     find_gaps(conn)
     for _ in range(12):
@@ -223,17 +223,17 @@ def test_an_answer_for_a_part_explains_that_part(
     conn: psycopg.Connection[Any], now: datetime
 ) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
-    hole = now - 30 * MINUTE
-    cut(conn, hole, 10)
+    missing = now - 30 * MINUTE
+    cut(conn, missing, 10)
     find_gaps(conn)
-    note_answer(conn, SYMBOL, hole + 4 * MINUTE, hole + 6 * MINUTE)
+    note_answer(conn, SYMBOL, missing + 4 * MINUTE, missing + 6 * MINUTE)
     assert gaps(conn) == [
-        ("open", hole, 4),
-        ("quiet", hole + 4 * MINUTE, 2),
-        ("open", hole + 6 * MINUTE, 4),
+        ("open", missing, 4),
+        ("quiet", missing + 4 * MINUTE, 2),
+        ("open", missing + 6 * MINUTE, 4),
     ]
     assert [gap.attempts for gap in listed(conn, ["open"])] == [0, 0]
-    assert len(due_gaps(conn, [SYMBOL])) == 2  # nobody has asked for them
+    assert len(due_gaps(conn, [SYMBOL])) == 2  # no request has covered them
 
 
 def test_older_history_is_accounted_for_from_its_first_bar(
@@ -256,7 +256,9 @@ def test_a_symbol_that_loses_all_bars_has_no_gaps(
     assert gaps(conn) == []
 
 
-def test_rows_inside_a_minute_are_a_minute(conn: psycopg.Connection[Any], now: datetime) -> None:
+def test_a_row_inside_a_minute_counts_for_the_minute(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
     insert_bars(conn, SYMBOL, now - 10 * MINUTE, 13)
     conn.execute("UPDATE ohlcv_1m SET ts = ts + interval '20 seconds'")
     insert_bars(conn, SYMBOL, now - 10 * MINUTE, 5)
@@ -277,8 +279,10 @@ def test_a_long_new_history_is_accounted_for_in_parts(
     assert found[3] in (599, 600)
 
 
-def test_the_audit_finds_what_no_tick_could(conn: psycopg.Connection[Any], now: datetime) -> None:
-    """A bar that went behind the triggers' back, as a restore without them may do it."""
+def test_the_audit_finds_a_bar_that_was_deleted_without_triggers(
+    conn: psycopg.Connection[Any], now: datetime
+) -> None:
+    """A restore may delete a bar without the triggers."""
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     assert find_gaps(conn) == 0
     with conn.transaction():
@@ -290,13 +294,13 @@ def test_the_audit_finds_what_no_tick_could(conn: psycopg.Connection[Any], now: 
     assert gaps(conn) == [("open", now - 30 * MINUTE, 1)]
 
 
-def test_accountants_at_once_find_a_gap_once(
+def test_two_searches_at_once_find_a_gap_once(
     conn: psycopg.Connection[Any], now: datetime, database: str
 ) -> None:
     insert_bars(conn, SYMBOL, now - 60 * MINUTE, 63)
     cut(conn, now - 30 * MINUTE, 2)
     with psycopg.connect(database) as one, psycopg.connect(database, autocommit=True) as other:
-        find_gaps(one)  # in a transaction that is not over
+        find_gaps(one)  # in a transaction that is still open
         other.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             find_gaps(other)
@@ -350,10 +354,10 @@ _STEPS = st.lists(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_every_minute_is_accounted_for(
+def test_every_minute_is_stored_or_a_gap_after_any_steps(
     shared_database: str, steps: list[tuple[str, int, int]]
 ) -> None:
-    """One session and one with a transaction that stays open, in any order."""
+    """Run steps of a session and of one with an open transaction, in any order."""
     with (
         psycopg.connect(shared_database, autocommit=True) as conn,
         psycopg.connect(shared_database) as slow,
@@ -363,12 +367,12 @@ def test_every_minute_is_accounted_for(
             conn, "SELECT feature_platform.bucket_of(feature_platform.clock() - interval '2 min')"
         )
         begin = now - _SPAN * MINUTE
-        for what, place, length in steps:
+        for kind, place, length in steps:
             start = begin + place * MINUTE
             length = min(length, _SPAN - place)
-            # A row that the slow session holds cannot be written: that step does nothing.
+            # A row that the slow session has locked cannot be written; the step then does nothing.
             with suppress(psycopg.errors.LockNotAvailable):
-                step(conn, slow, what, start, length, now)
+                step(conn, slow, kind, start, length, now)
             assert value(conn, UNACCOUNTED) == 0
         slow.commit()
         account_for_all(conn)
@@ -379,22 +383,22 @@ def test_every_minute_is_accounted_for(
 def step(
     conn: psycopg.Connection[Any],
     slow: psycopg.Connection[Any],
-    what: str,
+    kind: str,
     start: datetime,
     length: int,
     now: datetime,
 ) -> None:
-    """Do one thing to the minutes from `start` on."""
+    """Run one step on the minutes from `start` on."""
     end = start + length * MINUTE
-    match what:
+    match kind:
         case "insert" | "insert to the end":
-            length = length if what == "insert" else int((now - start) / MINUTE) + 3
+            length = length if kind == "insert" else int((now - start) / MINUTE) + 3
             with conn.transaction():
                 cut(conn, start, length)
                 insert_bars(conn, SYMBOL, start, length)
         case "cut":
             cut(conn, start, length)
-        case "slow insert":  # inside the minute, where no other row is
+        case "slow insert":  # half-way through the minute, where no other row is
             with slow.transaction():
                 for at in range(length):
                     ts = start + at * MINUTE + timedelta(seconds=30)
@@ -413,7 +417,7 @@ def step(
         case "answer":
             note_answer(conn, SYMBOL, start, end)
         case "fail" | "give up":
-            fail(conn, start, length, attempts=10 if what == "fail" else 1)
+            fail(conn, start, length, attempts=10 if kind == "fail" else 1)
         case "look":
             find_gaps(conn)
         case "audit":

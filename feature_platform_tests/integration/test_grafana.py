@@ -1,4 +1,4 @@
-"""Guards the dashboards: each query runs, shows what is stored, and reads its range only."""
+"""Guards against dashboard queries that fail, show wrong rows, or read more than their range."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from feature_platform_tests.grafana import Query, View, expand, fetch, queries
 QUERIES = queries()
 NEWEST = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=5)
 MINUTE = timedelta(minutes=1)
-# What a name must not do to the SQL around it.
+# A symbol that tries to break out of its SQL literal.
 HOSTILE = "O'Brien') OR true; --/USDT"
-HOLE = (NEWEST - timedelta(minutes=60), NEWEST - timedelta(minutes=50))
+MISSING = (NEWEST - timedelta(minutes=60), NEWEST - timedelta(minutes=50))
 
 each_query = pytest.mark.parametrize("query", QUERIES, ids=[query.where for query in QUERIES])
 
@@ -33,18 +33,18 @@ def the_query(where: str) -> Query:
 
 
 def view(**options: Any) -> View:
-    """Look at the last six hours of both markets."""
+    """Return a view of the last six hours of both symbols."""
     return View(**{"start": NEWEST - timedelta(hours=6), "end": NEWEST, **options})
 
 
 @pytest.fixture(scope="module")
 def traded(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
-    """Yield a database of two markets, with gaps in each state and runs that failed."""
+    """Yield a database of two symbols, with gaps in each state and a failed run."""
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
         for symbol in (HOSTILE, "BTC/USDT"):
             insert_bars(conn, symbol, NEWEST - timedelta(minutes=1800), 1801)
         conn.execute(
-            "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", [HOSTILE, *HOLE]
+            "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s", [HOSTILE, *MISSING]
         )
         conn.execute("CALL refresh_features_1m(NULL, NULL)")
         for minutes, state in (
@@ -75,17 +75,19 @@ def traded(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
         conn.execute(
             """INSERT INTO feature_platform.feed_outage (from_at, to_at, reason)
                VALUES (%s, %s, 'no recorder was running')""",
-            HOLE,
+            MISSING,
         )
-        conn.execute("SET ROLE feature_platform_reader")  # as Grafana, which cannot do more
+        conn.execute("SET ROLE feature_platform_reader")  # the role of Grafana
         yield conn
 
 
 @each_query
-def test_each_query_shows_something(traded: psycopg.Connection[Any], query: Query) -> None:
+def test_each_query_returns_rows_that_a_panel_can_show(
+    traded: psycopg.Connection[Any], query: Query
+) -> None:
     for symbols in (HOSTILE, [HOSTILE, "BTC/USDT"]):
         if query.where.startswith("features") and not isinstance(symbols, str):
-            continue  # one market at a time
+            continue  # these show one symbol at a time
         names, rows = fetch(traded, query, view(symbols=symbols))
         assert rows
         assert len(set(names)) == len(names)
@@ -95,16 +97,16 @@ def test_each_query_shows_something(traded: psycopg.Connection[Any], query: Quer
             assert times == sorted(set(times))
             values = [value for row in rows for value in row[1:] if value is not None]
             assert values
-            assert all(math.isfinite(value) for value in values)  # text would be a series' name
+            assert all(math.isfinite(value) for value in values)  # a text would name a series
 
 
-def test_every_query_bears_an_empty_database(conn: psycopg.Connection[Any]) -> None:
+def test_every_query_runs_on_an_empty_database(conn: psycopg.Connection[Any]) -> None:
     for query in QUERIES:
         fetch(conn, query, view(symbols="" if query.where.startswith("features") else []))
 
 
 @pytest.mark.parametrize("column", ["volume_z", "log_return", "vwap_gap", "parkinson_vol"])
-def test_features_are_shown_as_stored_and_missing_minutes_break_the_line(
+def test_features_are_shown_as_stored_with_null_for_missing_minutes(
     traded: psycopg.Connection[Any], column: str
 ) -> None:
     title = {
@@ -130,11 +132,11 @@ def test_features_are_shown_as_stored_and_missing_minutes_break_the_line(
     for time, shown in rows:
         moment = datetime.fromtimestamp(int(time), UTC)
         assert shown == stored.get(moment)
-        if HOLE[0] <= moment < HOLE[1]:
+        if MISSING[0] <= moment < MISSING[1]:
             assert shown is None
 
 
-def test_candles_of_longer_intervals_are_those_of_their_bars(
+def test_candles_of_longer_intervals_combine_their_bars(
     traded: psycopg.Connection[Any],
 ) -> None:
     start = NEWEST.replace(minute=0) - timedelta(hours=4)
@@ -161,7 +163,7 @@ def test_missing_minutes_are_counted_by_state(traded: psycopg.Connection[Any]) -
         assert set(shown) == set(STATES) - {"filled"}
         assert [sum(values) for values in list(zip(*rows, strict=True))[1:]] == [10] * len(shown)
         open_minutes = [int(row[0]) for row in rows if row[names.index("open")]]
-        assert open_minutes == [int(HOLE[0].timestamp()) + 60 * n for n in range(10)]
+        assert open_minutes == [int(MISSING[0].timestamp()) + 60 * n for n in range(10)]
 
 
 def test_each_gap_is_marked_in_the_charts(traded: psycopg.Connection[Any]) -> None:
@@ -178,18 +180,18 @@ def test_each_gap_is_marked_in_the_charts(traded: psycopg.Connection[Any]) -> No
 
 
 def test_gaps_are_cut_to_the_range(traded: psycopg.Connection[Any]) -> None:
-    inside = view(symbols=HOSTILE, start=HOLE[0] + timedelta(seconds=150), end=HOLE[1] - 4 * MINUTE)
+    inside = view(
+        symbols=HOSTILE, start=MISSING[0] + timedelta(seconds=150), end=MISSING[1] - 4 * MINUTE
+    )
     _, rows = fetch(traded, the_query("features: open gaps"), inside)
-    assert [row[:2] for row in rows] == [(HOLE[0] + 2 * MINUTE, HOLE[1] - 4 * MINUTE)]
-    for start, end in (HOLE[1], NEWEST), (HOLE[0] - 9 * MINUTE, HOLE[0]):
+    assert [row[:2] for row in rows] == [(MISSING[0] + 2 * MINUTE, MISSING[1] - 4 * MINUTE)]
+    for start, end in (MISSING[1], NEWEST), (MISSING[0] - 9 * MINUTE, MISSING[0]):
         outside = view(symbols=HOSTILE, start=start, end=end)
         assert fetch(traded, the_query("features: open gaps"), outside)[1] == []
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
-def test_grouping_by_time_bucket_gives_the_same(
-    traded: psycopg.Connection[Any], engine: str
-) -> None:
+def test_time_bucket_gives_the_same_groups(traded: psycopg.Connection[Any], engine: str) -> None:
     assert engine == "timescaledb"
     for query in QUERIES:
         if "$__timeGroup" in query.sql:
@@ -204,7 +206,7 @@ def test_grouping_by_time_bucket_gives_the_same(
 def long_histories(
     histories: tuple[psycopg.Connection[Any], psycopg.Connection[Any]],
 ) -> tuple[psycopg.Connection[Any], ...]:
-    """Return the histories, with a gap between any two bars and a run of the policy a minute."""
+    """Return the histories, with a gap between any two bars and a policy run each minute."""
     for conn in histories:
         conn.execute(
             """INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state, changed_at)
@@ -229,7 +231,7 @@ def long_histories(
 
 
 @each_query
-def test_each_query_reads_its_range_whatever_the_history(
+def test_the_cost_of_a_query_depends_on_its_range_not_on_the_history(
     long_histories: tuple[psycopg.Connection[Any], ...], query: Query, engine: str
 ) -> None:
     one = query.where.startswith("features")
@@ -245,7 +247,7 @@ def test_each_query_reads_its_range_whatever_the_history(
         for node in nodes(plan["Plan"]):
             if "Relation Name" in node or node["Node Type"] == "Bitmap Index Scan":
                 removed = sum(
-                    node.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck")
+                    node.get(f"Rows Removed by {step}", 0) for step in ("Filter", "Index Recheck")
                 )
                 read = (node["Actual Rows"] + removed) * node["Actual Loops"]
                 assert read <= most, node
@@ -254,7 +256,7 @@ def test_each_query_reads_its_range_whatever_the_history(
     assert about_as_many(pages)
 
 
-def test_the_query_of_the_documentation_runs_as_it_stands(
+def test_the_documented_query_runs_unchanged(
     traded: psycopg.Connection[Any],
 ) -> None:
     documented = 'SELECT bucket AS "time", volume_z FROM features_1m WHERE $__timeFilter(bucket)'

@@ -1,4 +1,4 @@
-"""Each way around the triggers is found by a check that names the way back."""
+"""Guards against changes that disable the triggers without a failing check."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PLAIN_WAYS: list[tuple[str, LiteralString, str]] = [
 
 
 @pytest.mark.parametrize(("check", "change", "named"), WAYS)
-def test_a_way_around_the_triggers_fails_a_check(
+def test_a_change_that_disables_a_trigger_fails_a_check(
     conn: Conn, check: str, change: LiteralString, named: str
 ) -> None:
     assert passes(conn, check)
@@ -54,7 +54,7 @@ def test_a_way_around_the_triggers_fails_a_check(
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 @pytest.mark.parametrize(("check", "change", "named"), PLAIN_WAYS)
-def test_a_way_around_a_plain_table_fails_a_check(
+def test_a_change_that_bypasses_a_plain_table_fails_a_check(
     conn: Conn, check: str, change: LiteralString, named: str
 ) -> None:
     conn.execute(change)
@@ -63,7 +63,7 @@ def test_a_way_around_a_plain_table_fails_a_check(
 
 @pytest.fixture
 def role(conn: Conn) -> Iterator[str]:
-    """Yield a role of the server that may log in, and drop it."""
+    """Yield a role of the server, and drop it."""
     conn.execute("CREATE ROLE feature_platform_test_hazard")
     yield "feature_platform_test_hazard"
     conn.execute("DROP ROLE feature_platform_test_hazard")
@@ -80,7 +80,7 @@ def test_a_role_whose_writes_fire_no_trigger_fails_a_check(conn: Conn, role: str
 @pytest.mark.parametrize(
     ("check", "table"), [(BARS, "public.ohlcv_1m"), (FEATURES, "public.features_1m")]
 )
-def test_what_drops_chunks_fails_a_check(
+def test_a_policy_that_drops_chunks_fails_a_check(
     conn: Conn, engine: Engine, check: str, table: str
 ) -> None:
     assert engine == "timescaledb"

@@ -1,4 +1,4 @@
-"""The health checks of containers fail when the service they ask about does no work."""
+"""Guards against health checks of containers that pass while their service does not work."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from feature_platform.health import problem_of
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_processes import only_line, refusal, run, run_on
+from feature_platform_tests.fix_processes import only_line, rejection, run, run_on
 
 
 @pytest.fixture(autouse=True)
 def configured(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the test's database be the one that is configured."""
+    """Have the settings name the test's database."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
     get_settings.cache_clear()
 
@@ -35,7 +35,7 @@ def test_a_worker_is_healthy_while_its_runs_begin_in_time(conn: psycopg.Connecti
     assert problem_of("worker") is None
 
 
-def test_a_worker_has_time_to_begin_and_none_is_needed_without_a_policy(
+def test_a_new_worker_or_a_missing_policy_counts_as_healthy(
     conn: psycopg.Connection[Any],
 ) -> None:
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 minute')")
@@ -44,7 +44,7 @@ def test_a_worker_has_time_to_begin_and_none_is_needed_without_a_policy(
     assert problem_of("worker") is None
 
 
-def test_a_recorder_is_healthy_while_its_heart_beats(conn: psycopg.Connection[Any]) -> None:
+def test_a_recorder_is_healthy_while_it_sends_heartbeats(conn: psycopg.Connection[Any]) -> None:
     assert problem_of("recorder") == "no recorder has ever run here"
     conn.execute(
         """INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, beat_at)
@@ -58,7 +58,7 @@ def test_a_recorder_is_healthy_while_its_heart_beats(conn: psycopg.Connection[An
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_daemon_that_is_not_heard_is_not_healthy(instance: dg.DagsterInstance) -> None:
+def test_a_daemon_without_a_heartbeat_is_not_healthy(instance: dg.DagsterInstance) -> None:
     assert instance.get_ref()
     assert problem_of("daemon") == (
         "the daemon is not running: no heartbeat within 5 minutes of"
@@ -76,9 +76,9 @@ def test_the_command_prints_the_reason_and_fails(
     monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
     home = str(tmp_path)
     where = {"FEATURE_PLATFORM_DATABASE_URL": database, "FEATURE_PLATFORM_HOME": home}
-    missing = refusal(run("health", "daemon", **where))
+    missing = rejection(run("health", "daemon", **where))
     assert "DAGSTER_POSTGRES_URL is not set" in missing
-    # The database of a Dagster that has run in the home: on this server, and named `dagster`.
+    # Dagster has run in this home, so its database is `dagster` on this server.
     (tmp_path / "dagster").mkdir()
     (tmp_path / "dagster" / "dagster.yaml").touch()
     found = run("health", "daemon", **where)

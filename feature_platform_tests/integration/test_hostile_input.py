@@ -1,4 +1,4 @@
-"""Guards against input that reaches the database as anything but a value."""
+"""Guards against input that the database runs as SQL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOSTILE = (
 
 @pytest.fixture
 def intact(conn: Conn) -> Any:
-    """Fill a database, and fail unless it is the same afterwards."""
+    """Yield a filled database, and fail unless its rows are unchanged after the test."""
     insert_recent(conn, "A", 20)
     refresh(conn)
     yield conn
@@ -42,21 +42,25 @@ def intact(conn: Conn) -> Any:
     assert (report.rows, report.mismatches, report.pending) == (20, 0, 0)
 
 
-def test_a_symbol_is_a_name_whatever_it_says(intact: Conn, tmp_path: Path) -> None:
+def test_a_hostile_symbol_option_is_stored_as_a_symbol_or_rejected(
+    intact: Conn, tmp_path: Path
+) -> None:
     file = tmp_path / "bars.csv"
     for symbol in HOSTILE:
         file.write_text("ts,open,high,low,close,vol\n2026-02-01T00:00Z,10,12,9,11,5\n")
         try:
             import_bars(intact, [file], symbol=symbol)
         except UserError:
-            continue  # refused as a name: nothing is stored
+            continue  # rejected as a symbol: no bar is stored
         assert value(intact, "SELECT count(*) FROM ohlcv_1m WHERE symbol = %s", symbol) == 1
         refresh(intact)
         assert verify(intact, symbol=symbol).rows == 1
     assert value(intact, "SELECT count(DISTINCT symbol) FROM ohlcv_1m") > 3
 
 
-def test_a_symbol_in_a_file_is_a_name_whatever_it_says(intact: Conn, tmp_path: Path) -> None:
+def test_a_hostile_symbol_in_a_file_is_stored_as_a_symbol_or_rejected(
+    intact: Conn, tmp_path: Path
+) -> None:
     file = tmp_path / "bars.csv"
     for symbol in HOSTILE:
         quoted = '"' + symbol.replace('"', '""') + '"'
@@ -82,7 +86,7 @@ def test_a_symbol_in_a_file_is_a_name_whatever_it_says(intact: Conn, tmp_path: P
         ("import", "bars.csv", "--symbol", "B", "--column-ts", HOSTILE[0]),
     ],
 )
-def test_the_command_line_refuses_in_one_line(
+def test_hostile_options_get_one_line(
     intact: Conn, database: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     file = tmp_path / "bars.csv"
@@ -94,7 +98,7 @@ def test_the_command_line_refuses_in_one_line(
     assert value(intact, "SELECT count(*) FROM ohlcv_1m") == 20
 
 
-def test_gaps_of_a_hostile_symbol_are_an_error(intact: Conn, database: str) -> None:
+def test_the_gaps_command_rejects_a_hostile_symbol(intact: Conn, database: str) -> None:
     done = run_on(database, "gaps", "--symbol", HOSTILE[2])
     assert (done.returncode, done.stdout) == (2, "")
     assert "there are no bars of" in only_line(done.stderr)

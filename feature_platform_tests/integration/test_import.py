@@ -71,7 +71,7 @@ def stored(conn: Connection) -> list[tuple[Any, ...]]:
 
 
 def versions(conn: Connection) -> dict[tuple[str, datetime], tuple[Any, ...]]:
-    """Return what changes in a row when it is written, or only locked."""
+    """Return the system columns of each row, which change by a write or a lock."""
     query = "SELECT symbol, ts, xmin::text, xmax::text, ctid::text, inserted_at FROM ohlcv_1m"
     return {(symbol, ts): tuple(rest) for symbol, ts, *rest in conn.execute(query)}
 
@@ -85,7 +85,7 @@ def dirty_marks(conn: Connection) -> int:
 BAR = (10.0, 12.0, 9.0, 11.0, 5.5)
 
 
-def test_new_bars(conn: Connection, write: Write) -> None:
+def test_new_bars_are_stored_and_counted(conn: Connection, write: Write) -> None:
     path = write(HEADER, row(0), row(1), row(5, "10,12,9,11,0"))
     report = import_one(conn, path, symbol="LINK/USDT")
     assert counts(report) == (3, 0, 0, 0, 0)
@@ -104,7 +104,7 @@ def test_new_bars(conn: Connection, write: Write) -> None:
     assert about.fetchall() == [("import", True)]
 
 
-def test_the_same_file_again_touches_nothing(conn: Connection, write: Write) -> None:
+def test_a_second_import_of_a_file_writes_no_row(conn: Connection, write: Write) -> None:
     path = write(HEADER, *(row(number) for number in range(3000)))
     import_one(conn, path)
     before, marks = versions(conn), dirty_marks(conn)
@@ -113,7 +113,7 @@ def test_the_same_file_again_touches_nothing(conn: Connection, write: Write) -> 
     assert dirty_marks(conn) == marks
 
 
-def test_a_correction_touches_the_rows_that_changed(conn: Connection, write: Write) -> None:
+def test_a_correction_writes_only_the_changed_rows(conn: Connection, write: Write) -> None:
     import_one(conn, write(HEADER, *(row(number) for number in range(100))))
     before = versions(conn)
     lines = [
@@ -143,7 +143,7 @@ def test_a_streamed_bar_keeps_its_source_unless_it_is_corrected(
     assert sources == [("stream",), ("rest",), ("rest",)]
 
 
-def test_bars_of_other_symbols_and_times_do_not_matter(conn: Connection, write: Write) -> None:
+def test_bars_of_other_symbols_and_times_are_not_changed(conn: Connection, write: Write) -> None:
     import_one(conn, write(HEADER, row(5)), symbol="A")
     import_one(conn, write(HEADER, row(0), row(9)), symbol="B")
     assert counts(import_one(conn, write(HEADER, row(4), row(6)), symbol="A")) == (2, 0, 0, 0, 0)
@@ -151,7 +151,9 @@ def test_bars_of_other_symbols_and_times_do_not_matter(conn: Connection, write: 
 
 
 @pytest.mark.parametrize("order", ["by time", "by symbol", "backwards"])
-def test_files_of_many_symbols(conn: Connection, write: Write, order: str) -> None:
+def test_a_file_of_many_symbols_is_stored_in_any_order(
+    conn: Connection, write: Write, order: str
+) -> None:
     keys = [(number, f"S{symbol}/USDT") for number in range(200) for symbol in range(20)]
     if order == "by symbol":
         keys.sort(key=lambda key: key[1])
@@ -168,19 +170,19 @@ def test_files_of_many_symbols(conn: Connection, write: Write, order: str) -> No
     assert versions(conn) == before
 
 
-def test_a_stored_bar_in_the_way_of_a_file_of_many_symbols(conn: Connection, write: Write) -> None:
+def test_a_file_of_many_symbols_corrects_a_stored_bar(conn: Connection, write: Write) -> None:
     lines = [f"{row(number)},S{symbol}" for number in range(10) for symbol in range(3)]
     import_one(conn, write(HEADER, row(3, "1,1,1,1,1")), symbol="S1")
     report = import_one(conn, write(HEADER + ",symbol", *lines), symbol=None)
     assert counts(report) == (29, 1, 0, 0, 0)
 
 
-def test_rows_inside_a_minute(conn: Connection, write: Write) -> None:
+def test_ticks_inside_a_minute_are_stored_with_the_option(conn: Connection, write: Write) -> None:
     path = write(HEADER, f"{T0},1,1,1,1,1", f"{T0 + 1},1,1,1,1,1", f"{T0 + 59_999},1,1,1,1,1")
     assert counts(import_one(conn, path, rule=TimeRule(ticks=True))) == (3, 0, 0, 0, 0)
 
 
-def test_parquet(conn: Connection, tmp_path: Path) -> None:
+def test_a_parquet_file_is_stored(conn: Connection, tmp_path: Path) -> None:
     path = tmp_path / "bars"
     times = pa.array([minute(0), minute(1)], pa.timestamp("us", "UTC"))
     columns = {"ts": times, "price": [10.0, 11.0], "vol": [1.0, 2.0], "symbol": ["A", "B"]}
@@ -193,7 +195,7 @@ def test_parquet(conn: Connection, tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_bars(conn: Connection, write: Write) -> None:
+def test_a_file_without_bars_stores_no_row(conn: Connection, write: Write) -> None:
     report = import_one(conn, write(HEADER))
     assert counts(report) == (0, 0, 0, 0, 0)
     assert report.spans == {}
@@ -221,7 +223,7 @@ def test_a_bad_row_stops_the_file(conn: Connection, write: Write) -> None:
     assert dirty_marks(conn) == 0
 
 
-def test_the_only_bad_row(conn: Connection, write: Write) -> None:
+def test_the_message_names_the_only_bad_row(conn: Connection, write: Write) -> None:
     with pytest.raises(UserError, match=r"bars\.csv:2: vol is missing \(the only bad row; "):
         import_one(conn, write(HEADER, row(0, "10,12,9,11,"), row(1)))
 
@@ -236,7 +238,9 @@ def test_contradicting_rows_stop_the_file(conn: Connection, write: Write) -> Non
     assert stored(conn) == []
 
 
-def test_bad_rows_are_written_down(conn: Connection, write: Write, tmp_path: Path) -> None:
+def test_skipped_rows_are_written_to_the_file_of_bad_rows(
+    conn: Connection, write: Write, tmp_path: Path
+) -> None:
     lines = [row(0), row(1, "10,12,9,11,-1"), row(2), row(0, "10,12,9,11,6"), row(2), '"a,"']
     path, skipped = write(HEADER, *lines), tmp_path / "skipped.csv"
     report = import_one(conn, path, skip_bad=skipped)
@@ -253,7 +257,9 @@ def test_bad_rows_are_written_down(conn: Connection, write: Write, tmp_path: Pat
     assert sorted(tmp_path.iterdir()) == [path, skipped]
 
 
-def test_contradictions_across_the_files_of_a_zip(conn: Connection, tmp_path: Path) -> None:
+def test_contradictions_between_the_files_of_a_zip_are_rejected(
+    conn: Connection, tmp_path: Path
+) -> None:
     path, skipped = tmp_path / "bars.zip", tmp_path / "skipped.csv"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "\n".join([HEADER, row(0), row(1), "x"]))
@@ -268,7 +274,7 @@ def test_contradictions_across_the_files_of_a_zip(conn: Connection, tmp_path: Pa
         ]
 
 
-def test_a_zip_with_two_files_of_one_name(conn: Connection, tmp_path: Path) -> None:
+def test_a_zip_may_have_two_files_of_one_name(conn: Connection, tmp_path: Path) -> None:
     path, skipped = tmp_path / "bars.zip", tmp_path / "skipped.csv"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "\n".join([HEADER, row(0), row(1)]))
@@ -278,7 +284,7 @@ def test_a_zip_with_two_files_of_one_name(conn: Connection, tmp_path: Path) -> N
     assert stored(conn)[0][-1] == 5.5
 
 
-def test_a_file_that_changes_while_it_is_read(conn: Connection, write: Write) -> None:
+def test_a_file_that_changes_during_the_import_is_rejected(conn: Connection, write: Write) -> None:
     path = write(HEADER, row(0), row(1), row(0, "10,12,9,11,6"))
 
     def change(_progress: Progress) -> None:
@@ -289,7 +295,7 @@ def test_a_file_that_changes_while_it_is_read(conn: Connection, write: Write) ->
     assert stored(conn) == []
 
 
-def test_contradictions_in_a_large_file(
+def test_contradictions_in_a_large_file_are_all_listed(
     conn: Connection, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text of each is found again, in whichever piece of the file it stands."""
@@ -305,7 +311,7 @@ def test_contradictions_in_a_large_file(
     assert [one["reason"].split()[4] for one in found] == [str(n + 2) for n in wrong]
 
 
-def test_no_file_of_bad_rows_when_there_are_none(
+def test_without_bad_rows_no_file_of_bad_rows_is_created(
     conn: Connection, write: Write, tmp_path: Path
 ) -> None:
     path = write(HEADER, row(0))
@@ -335,7 +341,7 @@ def test_a_file_of_bad_rows_is_never_overwritten(
     assert "1 fields" in partial.read_text(encoding="utf-8")
 
 
-def test_only_what_was_left_out_of_stored_files_is_written_down(
+def test_only_bad_rows_of_stored_files_are_listed(
     conn: Connection, write: Write, tmp_path: Path
 ) -> None:
     good = write(HEADER, row(0), "x", name="good.csv")
@@ -354,15 +360,17 @@ def test_only_what_was_left_out_of_stored_files_is_written_down(
 # ---- several files ----
 
 
-def test_several_files(conn: Connection, write: Write) -> None:
+def test_several_files_are_imported_in_order(conn: Connection, write: Write) -> None:
     first = write(HEADER, row(0), row(1), row(2), name="first.csv")
     second = write(HEADER, row(2, "1,1,1,1,1"), row(3), row(3), name="second.csv")
-    told: list[Progress] = []
-    report = import_bars(conn, [first, second], symbol="A", overwrite=True, progress=told.append)
+    progress: list[Progress] = []
+    report = import_bars(
+        conn, [first, second], symbol="A", overwrite=True, progress=progress.append
+    )
     assert [counts(one) for one in report.files] == [(3, 0, 0, 0, 0), (1, 1, 0, 1, 0)]
     assert counts(report.total) == (4, 1, 0, 1, 0)
     assert report.total.spans == {"A": (minute(0), minute(3))}
-    assert [(one.path, one.phase, one.share, one.rows) for one in told] == [
+    assert [(one.path, one.phase, one.share, one.rows) for one in progress] == [
         (first, "reading", 1.0, 3),
         (first, "storing", 1.0, 3),
         (first, "stored", 1.0, 3),
@@ -372,7 +380,7 @@ def test_several_files(conn: Connection, write: Write) -> None:
     ]
 
 
-def test_files_before_a_bad_one_stay(conn: Connection, write: Write) -> None:
+def test_files_before_a_bad_one_stay_stored(conn: Connection, write: Write) -> None:
     good = write(HEADER, row(0), name="good.csv")
     bad = write(HEADER, row(1), "x", name="bad.csv")
     with pytest.raises(UserError, match=r"bad\.csv:3: .*; 1 of 3 files, before it, are stored"):
@@ -380,7 +388,7 @@ def test_files_before_a_bad_one_stay(conn: Connection, write: Write) -> None:
     assert [ts for _, ts, *_ in stored(conn)] == [minute(0)]
 
 
-def test_a_missing_file_is_found_before_anything_is_stored(
+def test_a_missing_file_is_reported_before_any_row_is_stored(
     conn: Connection, write: Write, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"absent\.csv: no such file"):
@@ -391,7 +399,7 @@ def test_a_missing_file_is_found_before_anything_is_stored(
 # ---- the database ----
 
 
-def test_a_transaction_of_the_caller_is_refused(database: str, write: Write) -> None:
+def test_a_connection_in_a_transaction_is_rejected(database: str, write: Write) -> None:
     with psycopg.connect(database) as conn:
         import_one(conn, write(HEADER, row(0)))
         conn.execute("SELECT 1")
@@ -402,7 +410,9 @@ def test_a_transaction_of_the_caller_is_refused(database: str, write: Write) -> 
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_database_without_the_schema(empty_database: str, write: Write) -> None:
+def test_the_error_of_a_database_without_the_schema_names_the_remedy(
+    empty_database: str, write: Write
+) -> None:
     with (
         psycopg.connect(empty_database, autocommit=True) as conn,
         pytest.raises(UserError, match=r"not set up: run `feature-platform db apply` first"),
@@ -410,7 +420,7 @@ def test_a_database_without_the_schema(empty_database: str, write: Write) -> Non
         import_one(conn, write(HEADER, row(0)))
 
 
-def test_what_the_table_refuses_is_told_in_one_line(conn: Connection, write: Write) -> None:
+def test_a_bar_that_the_table_rejects_gets_one_line(conn: Connection, write: Write) -> None:
     conn.execute("ALTER TABLE ohlcv_1m ADD CONSTRAINT cheap CHECK (open < 10)")
     with pytest.raises(
         UserError, match=r"^\S+bars\.csv: nothing of it is stored: .*cheap"
@@ -419,9 +429,7 @@ def test_what_the_table_refuses_is_told_in_one_line(conn: Connection, write: Wri
     assert "\n" not in str(caught.value)
 
 
-def test_a_lost_connection_is_told_in_one_line(
-    conn: Connection, database: str, write: Write
-) -> None:
+def test_a_lost_connection_gets_one_line(conn: Connection, database: str, write: Write) -> None:
     path = write(HEADER, *map(row, range(1000)))
 
     def cut(_progress: Progress) -> None:
@@ -438,7 +446,7 @@ def test_a_lost_connection_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_lack_of_room_is_told_in_one_line(conn: Connection, write: Write) -> None:
+def test_a_lack_of_disk_space_gets_one_line(conn: Connection, write: Write) -> None:
     conn.execute("SET work_mem = '64kB'")
     conn.execute("SET temp_file_limit = '100kB'")
     path = write(HEADER, *map(row, range(20_000, 0, -1)))
@@ -450,10 +458,10 @@ def test_a_lack_of_room_is_told_in_one_line(conn: Connection, write: Write) -> N
     assert stored(conn) == []
 
 
-def test_a_failure_of_the_commit_is_not_called_a_failure_to_store(
+def test_after_a_failed_commit_the_message_states_both_outcomes(
     conn: Connection, write: Write
 ) -> None:
-    """As when the connection is lost then: whether the file is stored is not known."""
+    """If the connection is lost during the commit, the file may be stored or not."""
     conn.execute(
         """CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$
            BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$"""
@@ -468,8 +476,10 @@ def test_a_failure_of_the_commit_is_not_called_a_failure_to_store(
         import_one(conn, write(HEADER, row(0)))
 
 
-def test_another_writer_of_the_same_bars(conn: Connection, database: str, write: Write) -> None:
-    """Bars that another session commits between the look and the insert are met by an upsert."""
+def test_bars_of_a_writer_at_the_same_time_are_counted(
+    conn: Connection, database: str, write: Write
+) -> None:
+    """The upsert handles bars that another session commits after the import has read the table."""
     path = write(HEADER, *map(row, range(100)))
     with psycopg.connect(database) as other:
         other.execute("INSERT INTO ohlcv_1m VALUES ('A', %s, 10, 12, 9, 11, 5.5)", (minute(7),))
@@ -477,16 +487,16 @@ def test_another_writer_of_the_same_bars(conn: Connection, database: str, write:
         waiting = threading.Event()
         reports: list[FileReport] = []
 
-        def tell(progress: Progress) -> None:
+        def note_phase(progress: Progress) -> None:
             if progress.phase == "storing":
                 waiting.set()
 
         thread = threading.Thread(
-            target=lambda: reports.append(import_one(conn, path, progress=tell))
+            target=lambda: reports.append(import_one(conn, path, progress=note_phase))
         )
         thread.start()
         assert waiting.wait(60)
-        # The import sees none of the two, and will wait for this transaction at the first.
+        # The import sees neither bar, and waits for this transaction at the first one.
         wait_for_a_waiter(database)
         other.commit()
         thread.join(60)
@@ -496,7 +506,7 @@ def test_another_writer_of_the_same_bars(conn: Connection, database: str, write:
 
 
 def wait_for_a_waiter(database: str) -> None:
-    """Return once a session of the database waits for a lock."""
+    """Wait until a session of the database waits for a lock."""
     query = """SELECT count(*) FROM pg_stat_activity
                 WHERE datname = current_database() AND wait_event_type = 'Lock'"""
     with psycopg.connect(database, autocommit=True) as conn:
@@ -504,33 +514,33 @@ def wait_for_a_waiter(database: str) -> None:
             pass
 
 
-def test_a_deadlock_is_tried_again(conn: Connection, database: str, write: Write) -> None:
+def test_a_deadlock_is_retried(conn: Connection, database: str, write: Write) -> None:
     path = write(HEADER, *map(row, range(10)))
     insert = "INSERT INTO ohlcv_1m VALUES ('A', %s, 10, 12, 9, 11, 5.5)"
-    # The import is the one to find the deadlock, a second after it began to wait.
+    # The import detects the deadlock, a second after it began to wait.
     with psycopg.connect(database, options="-c deadlock_timeout=1min") as other:
         other.execute(insert, (minute(9),))
         waiting = threading.Event()
         reports: list[FileReport] = []
 
-        def tell(progress: Progress) -> None:
+        def note_phase(progress: Progress) -> None:
             if progress.phase == "storing":
                 waiting.set()
 
         thread = threading.Thread(
-            target=lambda: reports.append(import_one(conn, path, progress=tell))
+            target=lambda: reports.append(import_one(conn, path, progress=note_phase))
         )
         thread.start()
         assert waiting.wait(60)
         wait_for_a_waiter(database)
-        other.execute(insert, (minute(0),))  # the import has it, and wants the other
+        other.execute(insert, (minute(0),))  # the import has locked it, and waits for the other
         other.commit()
         thread.join(60)
     assert counts(reports[0]) == (8, 0, 2, 0, 0)
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
-def test_bars_in_the_columnstore(conn: Connection, write: Write) -> None:
+def test_bars_in_the_columnstore_are_corrected(conn: Connection, write: Write) -> None:
     import_one(conn, write(HEADER, *map(row, range(100))))
     conn.execute("SELECT compress_chunk(chunk) FROM show_chunks('ohlcv_1m') AS chunk")
     lines = [
@@ -543,7 +553,7 @@ def test_bars_in_the_columnstore(conn: Connection, write: Write) -> None:
 
 
 def test_plans_read_only_the_range_of_the_file(conn: Connection, write: Write) -> None:
-    """A second import of a day reads that day, not a history of years."""
+    """A second import of a day reads only that day."""
     conn.execute(
         """INSERT INTO ohlcv_1m SELECT symbol, ts, 10, 12, 9, 11, 5.5, 'stream'
              FROM unnest(ARRAY['A', 'B']) symbol,
@@ -566,7 +576,7 @@ def test_plans_read_only_the_range_of_the_file(conn: Connection, write: Write) -
 # ---- real files ----
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data with real bars is not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data with real bars does not exist")
 @pytest.mark.parametrize(
     ("name", "symbol", "rows", "first", "last"),
     [
@@ -582,7 +592,7 @@ def test_plans_read_only_the_range_of_the_file(conn: Connection, write: Write) -
         ),
     ],
 )
-def test_real_files(
+def test_real_files_are_stored_exactly(
     conn: Connection, name: str, symbol: str, rows: int, first: datetime, last: datetime
 ) -> None:
     path = DATA / f"{name}.csv.gz"
@@ -600,7 +610,7 @@ def test_real_files(
     assert versions(conn) == before
 
 
-# ---- anything that is a bar ----
+# ---- any possible bar ----
 
 BOUNDED = st.floats(1e-100, 1e100)
 
@@ -626,7 +636,7 @@ def bits(number: float) -> bytes:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=st.lists(bars(), max_size=40, unique_by=lambda row: row[:2]))
-def test_what_is_stored_is_what_was_written_bit_for_bit(
+def test_any_bars_are_stored_exact_to_the_last_bit(
     conn: Connection, tmp_path: Path, rows: list[tuple[Any, ...]]
 ) -> None:
     path = tmp_path / "bars.csv"
@@ -649,8 +659,8 @@ def test_what_is_stored_is_what_was_written_bit_for_bit(
     assert versions(conn) == before
 
 
-def test_the_readers_rules_are_the_tables(conn: Connection, write: Write) -> None:
-    """Each row that the reader lets pass is stored; each that it refuses the table refuses too."""
+def test_the_reader_and_the_table_reject_the_same_bars(conn: Connection, write: Write) -> None:
+    """The table stores each row that the reader accepts, and rejects each other row."""
     edges = ["0", "9e-101", "1e-100", "1", "2", "1e100", "1.1e100", "-1", "nan", "inf", "-inf"]
     grid = [
         (o, h, low, c, v)
@@ -664,10 +674,10 @@ def test_the_readers_rules_are_the_tables(conn: Connection, write: Write) -> Non
     report = import_one(conn, path, skip_bad=skipped)
     assert report.inserted > 50
     with skipped.open(encoding="utf-8", newline="") as file:
-        refused = [int(one["line"]) - 2 for one in csv.DictReader(file)]
-    assert len(refused) == report.bad
+        rejected = [int(one["line"]) - 2 for one in csv.DictReader(file)]
+    assert len(rejected) == report.bad
     values = sql.SQL("INSERT INTO ohlcv_1m VALUES ('B', %s, %s, %s, %s, %s, %s)")
-    for at in refused:
+    for at in rejected:
         cells = [float(cell) for cell in grid[at]]
         with pytest.raises(psycopg.errors.CheckViolation):
             conn.execute(values, (minute(at), *cells))

@@ -1,4 +1,4 @@
-"""The exchange's archives are loaded whole, once, and only where bars are missing."""
+"""Guards against archives of the exchange that are loaded in part, twice, or without need."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DAY = 1440
 
 
 @pytest.fixture
-def venue_clock() -> Clock:
-    """Return a time at which December is over and January is not."""
+def exchange_clock() -> Clock:
+    """Return a time after the end of December and before that of January."""
     return ManualClock(NOW)
 
 
@@ -55,21 +55,21 @@ def names(report: ArchiveReport) -> list[str]:
     return [str(one.path) for one in report.imported.files]
 
 
-def test_a_month_and_the_days_after_it(conn: Connection, simulator: SimulatedExchange) -> None:
-    told: list[tuple[int, int]] = []
-    report = load(conn, "2024-12-30", "2025-01-02", progress=lambda *at: told.append(at))
+def test_single_days_are_loaded_once(conn: Connection, simulator: SimulatedExchange) -> None:
+    progress: list[tuple[int, int]] = []
+    report = load(conn, "2024-12-30", "2025-01-02", progress=lambda *at: progress.append(at))
     assert names(report) == [
         f"BTCUSDT-1m-{day}.zip" for day in ("2024-12-30", "2024-12-31", "2025-01-01", "2025-01-02")
     ]
     start = datetime(2024, 12, 30, tzinfo=UTC)
     # From 2025 on the archives are in microseconds.
     assert stored(conn) == truth(simulator, start, start + timedelta(days=4))
-    assert told[-1] == (4, 4)
+    assert progress[-1] == (4, 4)
     again = load(conn, "2024-12-30", "2025-01-02")
     assert (names(again), again.present) == ([], 4)
 
 
-def test_only_what_is_missing_is_loaded(conn: Connection) -> None:
+def test_only_days_with_missing_bars_are_loaded(conn: Connection) -> None:
     load(conn, "2024-12-30", "2025-01-02")
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = '2024-12-31 07:00+00'")
     report = load(conn, "2024-12-29", "2025-01-03")
@@ -86,7 +86,7 @@ def test_a_whole_month_is_one_archive(conn: Connection) -> None:
     assert report.imported.total.inserted == 31 * DAY
 
 
-def test_a_month_that_is_not_there_yet_is_loaded_by_days(
+def test_an_unpublished_month_is_loaded_by_days(
     conn: Connection, simulator: SimulatedExchange
 ) -> None:
     simulator.set_faults({"kind": "not_published", "count": 1})
@@ -95,7 +95,9 @@ def test_a_month_that_is_not_there_yet_is_loaded_by_days(
     assert report.absent == ()
 
 
-def test_a_day_that_is_not_there_yet(conn: Connection, simulator: SimulatedExchange) -> None:
+def test_an_unpublished_day_is_reported_as_absent(
+    conn: Connection, simulator: SimulatedExchange
+) -> None:
     simulator.set_faults({"kind": "not_published"})
     report = load(conn, "2025-01-18", "2025-01-19")
     assert report.absent == ("BTCUSDT-1m-2025-01-18.zip", "BTCUSDT-1m-2025-01-19.zip")
@@ -110,7 +112,7 @@ def test_a_day_that_is_not_there_yet(conn: Connection, simulator: SimulatedExcha
         ({"kind": "server_error", "endpoint": "archive"}, "the exchange answered with status 503"),
     ],
 )
-def test_an_archive_that_cannot_be_had(
+def test_a_failed_archive_is_reported_and_loaded_by_the_next_import(
     conn: Connection, simulator: SimulatedExchange, fault: dict[str, Any], reason: str
 ) -> None:
     simulator.set_faults(fault)
@@ -118,7 +120,7 @@ def test_an_archive_that_cannot_be_had(
     assert list(report.failed) == ["BTCUSDT-1m-2025-01-18.zip"]
     assert reason in report.failed["BTCUSDT-1m-2025-01-18.zip"]
     assert stored(conn) == []
-    # Once the trouble is over, the same command completes what is missing.
+    # After the fault has ended, the same command loads the missing days.
     simulator.set_faults({**fault, "count": 2})
     assert names(load(conn, "2025-01-18", "2025-01-18")) == ["BTCUSDT-1m-2025-01-18.zip"]
     assert len(stored(conn)) == DAY
@@ -139,12 +141,16 @@ def test_a_dry_run_stores_nothing(conn: Connection) -> None:
         (SYMBOL, "2999-01", "no day from then to"),
     ],
 )
-def test_mistakes(conn: Connection, symbol: str, start: str, message: str) -> None:
+def test_a_wrong_symbol_or_start_is_rejected(
+    conn: Connection, symbol: str, start: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         load(conn, start, symbol=symbol)
 
 
-def test_the_symbols_of_another_exchange(conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_need_the_prefix_of_their_exchange(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE", "kraken")
     get_settings.cache_clear()
     with pytest.raises(UserError, match="write --symbol binance:BTC/USDT"):
@@ -153,7 +159,7 @@ def test_the_symbols_of_another_exchange(conn: Connection, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("database")
-def test_the_simulator_publishes_as_binance_does(simulator: SimulatedExchange) -> None:
+def test_the_simulator_publishes_archives_as_binance_does(simulator: SimulatedExchange) -> None:
     base = f"{simulator.url}/data/spot/daily/klines/BTCUSDT/1m"
     name = "BTCUSDT-1m-2025-01-18.zip"
     assert requests.get(f"{base}/{name}.CHECKSUM", timeout=30).text.split()[1] == name
@@ -161,7 +167,7 @@ def test_the_simulator_publishes_as_binance_does(simulator: SimulatedExchange) -
         assert requests.get(f"{base}/{absent}", timeout=30).status_code == 404
 
 
-def test_no_file_is_left_behind(
+def test_downloaded_files_are_deleted(
     conn: Connection, simulator: SimulatedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

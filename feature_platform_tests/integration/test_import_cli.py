@@ -42,7 +42,7 @@ def cells(line: str) -> list[str]:
     return line.split()
 
 
-def test_a_table_tells_what_was_done(run: Run, conn: psycopg.Connection) -> None:
+def test_a_table_shows_the_counts_of_each_file(run: Run, conn: psycopg.Connection) -> None:
     done = run("bars.csv", "--symbol", "LINK/USDT")
     assert (done.returncode, done.stderr) == (0, "")
     _header, line = done.stdout.splitlines()
@@ -55,7 +55,7 @@ def test_a_table_tells_what_was_done(run: Run, conn: psycopg.Connection) -> None
     assert conn.execute("SELECT count(*) FROM ohlcv_1m").fetchone() == (2,)
 
 
-def test_a_bad_row_is_one_line_and_exit_2(run: Run, tmp_path: Path) -> None:
+def test_a_bad_row_gets_one_line_and_exit_status_2(run: Run, tmp_path: Path) -> None:
     with (tmp_path / "bars.csv").open("a", encoding="utf-8") as file:
         file.write("noon,10,12,9,11,5.5\n")
     done = run("bars.csv", "--symbol", "A")
@@ -71,7 +71,7 @@ def test_a_bad_row_is_one_line_and_exit_2(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_a_symbol_is_asked_for(run: Run) -> None:
+def test_a_missing_symbol_option_is_named(run: Run) -> None:
     done = run("bars.csv")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""The memory of an import does not depend on the size of its file."""
+"""Guards against an import whose memory grows with its file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-# Large enough for several pieces of a file to be in hand at once.
+# Large enough that an import handles several pieces of a file at once.
 SMALL = 400_000
 TIMES = 10
 TOLERANCE_MIB = 48
@@ -42,7 +42,7 @@ print(found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def write(path: Path, rows: int) -> None:
-    """Write rows piece by piece, so that the test does not need the memory either."""
+    """Write rows piece by piece, so that the test needs little memory itself."""
     schema = pa.schema(
         [("ts", pa.int64())]
         + [(name, pa.float64()) for name in ("open", "high", "low", "close", "vol")]
@@ -72,7 +72,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def growth_mib(path: Path, program: str, *arguments: str) -> int:
-    """Return how much more memory a process needs for a file that is so many times larger."""
+    """Return the additional memory of a process for a file that is TIMES times larger."""
     peaks = []
     for rows in (SMALL, SMALL * TIMES):
         write(path, rows)
@@ -86,18 +86,18 @@ def growth_mib(path: Path, program: str, *arguments: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_memory_of_an_import_is_flat(database: str, tmp_path: Path) -> None:
+def test_the_memory_of_an_import_does_not_grow_with_the_file(database: str, tmp_path: Path) -> None:
     assert growth_mib(tmp_path / "bars.csv.gz", IMPORT, database) < TOLERANCE_MIB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".feather"])
-def test_memory_of_reading_is_flat(tmp_path: Path, suffix: str) -> None:
+def test_the_memory_of_reading_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None:
     assert growth_mib(tmp_path / f"bars{suffix}", READ) < TOLERANCE_MIB
 
 
 @pytest.mark.slow
-def test_memory_of_reading_json_is_less_than_the_file(tmp_path: Path) -> None:
-    """DuckDB keeps a part of a long array in memory: docs/importing.md advises other formats."""
+def test_the_memory_of_reading_json_is_less_than_the_file(tmp_path: Path) -> None:
+    """DuckDB has a part of a long array in memory; docs/importing.md advises other formats."""
     path = tmp_path / "bars.json"
     assert growth_mib(path, READ) < path.stat().st_size / 2**20

@@ -1,4 +1,4 @@
-"""What an import must not store in silence: other intervals, open bars, conflicts, nothing."""
+"""Guards against an import that silently stores wrong intervals, open bars, or no bar."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def minutes(conn: Connection) -> list[int]:
     [(5, "5 minutes"), (3, "3 minutes"), (60, "1 hour"), (240, "4 hours"), (1440, "1 day")],
 )
 @pytest.mark.parametrize("order", ["up", "down", "mixed"])
-def test_bars_of_another_interval(
+def test_bars_of_another_interval_are_rejected(
     conn: Connection, write: Write, step: int, words: str, order: str
 ) -> None:
     numbers = list(range(0, 8 * step, step))
@@ -92,18 +92,20 @@ def test_bars_of_another_interval(
 
 
 @pytest.mark.parametrize("step", [5, 60, 2880])
-def test_two_bars_of_a_usual_interval(conn: Connection, write: Write, step: int) -> None:
+def test_two_bars_of_a_usual_longer_interval_are_rejected(
+    conn: Connection, write: Write, step: int
+) -> None:
     with pytest.raises(UserError, match="apart"):
         import_one(conn, write(row(0), row(step)))
 
 
-def test_thin_trade_is_no_other_interval(conn: Connection, write: Write) -> None:
+def test_bars_of_a_rarely_traded_symbol_are_accepted(conn: Connection, write: Write) -> None:
     report = import_one(conn, write(*map(row, [0, 1, 4, 5, 9, 11, 12, 30])))
     assert (report.inserted, report.interval) == (8, "1 minute")
     assert import_one(conn, write(row(100), row(110)), symbol="B").inserted == 2
 
 
-def test_each_symbol_has_its_interval(conn: Connection, tmp_path: Path) -> None:
+def test_the_interval_is_checked_for_each_symbol(conn: Connection, tmp_path: Path) -> None:
     path = tmp_path / "two.csv"
     rows = [f"{row(n)},A" for n in range(20)] + [f"{row(5 * n)},B" for n in range(5)]
     path.write_text("\n".join([f"{HEADER},symbol", *rows]), encoding="utf-8")
@@ -111,14 +113,14 @@ def test_each_symbol_has_its_interval(conn: Connection, tmp_path: Path) -> None:
         import_one(conn, path, symbol=None)
 
 
-def test_dates_alone_are_no_minutes(conn: Connection, write: Write) -> None:
+def test_times_without_minutes_are_rejected(conn: Connection, write: Write) -> None:
     with pytest.raises(UserError, match="the times are days without minutes"):
         import_one(conn, write("2024-01-02,10,12,9,11,5"))
     with pytest.raises(UserError, match="the times are hours without minutes"):
         import_one(conn, write("2024-01-02 07-PM,10,12,9,11,5"))
 
 
-def test_ticks_have_no_interval(conn: Connection, write: Write) -> None:
+def test_ticks_are_accepted_only_with_their_option(conn: Connection, write: Write) -> None:
     path = write(*(f"{T0 + n}.25,10,12,9,11,5" for n in (0, 7, 14, 300)))
     with pytest.raises(UserError, match="is not the start of a minute"):
         import_one(conn, path)
@@ -128,7 +130,7 @@ def test_ticks_have_no_interval(conn: Connection, write: Write) -> None:
 # ---- closed minutes ----
 
 
-def test_bars_that_are_not_over_are_left_out(conn: Connection, write: Write) -> None:
+def test_bars_of_open_minutes_are_not_stored(conn: Connection, write: Write) -> None:
     (now,) = conn.execute("SELECT now()").fetchone() or (START,)
     this = now.replace(second=0, microsecond=0)
     times = [this - timedelta(minutes=2), this - timedelta(minutes=1), this + timedelta(minutes=5)]
@@ -142,7 +144,7 @@ def test_bars_that_are_not_over_are_left_out(conn: Connection, write: Write) -> 
 # ---- several files ----
 
 
-def test_files_that_contradict_each_other(conn: Connection, write: Write) -> None:
+def test_files_that_contradict_each_other_are_rejected(conn: Connection, write: Write) -> None:
     first = write(row(0), row(1), row(2), name="btc.csv")
     second = write(row(1), row(2, "1,1,1,1,1"), row(3, "1,1,1,1,1"), name="eth.csv")
     with pytest.raises(ImportStoppedError) as caught:
@@ -156,14 +158,14 @@ def test_files_that_contradict_each_other(conn: Connection, write: Write) -> Non
     assert (report.files[1].inserted, report.files[1].updated) == (1, 1)
 
 
-def test_equal_overlaps_of_files_are_harmless(conn: Connection, write: Write) -> None:
+def test_files_may_overlap_with_equal_bars(conn: Connection, write: Write) -> None:
     first = write(*map(row, range(10)), name="a.csv")
     second = write(*map(row, range(5, 15)), name="b.csv")
     report = import_bars(conn, [first, second], symbol="A")
     assert [(one.inserted, one.unchanged) for one in report.files] == [(10, 0), (5, 5)]
 
 
-def test_a_later_call_corrects(conn: Connection, write: Write) -> None:
+def test_a_later_import_corrects_bars(conn: Connection, write: Write) -> None:
     import_one(conn, write(row(0)))
     assert import_one(conn, write(row(0, "1,1,1,1,1"))).updated == 1
 
@@ -171,7 +173,7 @@ def test_a_later_call_corrects(conn: Connection, write: Write) -> None:
 # ---- the command line ----
 
 
-def test_nothing_stored_is_a_failure(run: Run, write: Write) -> None:
+def test_an_import_without_a_stored_bar_fails(run: Run, write: Write) -> None:
     write(row(0, "1,1,1,1,nan"))
     done = run("bars.csv", "--symbol", "A", "--skip-bad", "bad.csv")
     assert done.returncode == 1
@@ -184,10 +186,12 @@ def test_nothing_stored_is_a_failure(run: Run, write: Write) -> None:
     assert (done.returncode, "has not ended" in done.stderr) == (1, True)
     write(row(0))
     assert run("bars.csv", "--symbol", "A").returncode == 0
-    assert run("bars.csv", "--symbol", "A").returncode == 0  # all of it was there before
+    assert run("bars.csv", "--symbol", "A").returncode == 0  # all bars were stored before
 
 
-def test_a_dry_run_shows_and_stores_nothing(run: Run, write: Write, conn: Connection) -> None:
+def test_a_dry_run_shows_the_counts_and_stores_no_bar(
+    run: Run, write: Write, conn: Connection
+) -> None:
     write(*map(row, range(3)))
     assert run("bars.csv", "--symbol", "A").returncode == 0
     write(row(0, "10,12,9,11,7"), row(1), row(3), row(9, "1,2,3,4,5"), "2026-02-01 00:04,1,1,1,1,1")
@@ -206,7 +210,7 @@ def test_a_dry_run_shows_and_stores_nothing(run: Run, write: Write, conn: Connec
     assert minutes(conn) == [0, 1, 2]
 
 
-def test_the_summary_also_where_a_file_fails(run: Run, write: Write) -> None:
+def test_the_summary_is_also_shown_after_a_failed_file(run: Run, write: Write) -> None:
     write(row(0), row(1), name="a.csv")
     write(row(2), "noon,1,1,1,1,1", name="b.csv")
     done = run("a.csv", "b.csv", "--symbol", "A")
@@ -216,7 +220,7 @@ def test_the_summary_also_where_a_file_fails(run: Run, write: Write) -> None:
     assert "1 of 2 files, before it, are stored" in done.stderr
 
 
-def test_the_zone_is_told(run: Run, write: Write, conn: Connection) -> None:
+def test_the_assumed_time_zone_is_shown(run: Run, write: Write, conn: Connection) -> None:
     write("2019-02-15 16:00:00,1,1,1,1,1")
     done = run("bars.csv", "--symbol", "A")
     assert "times without an offset are read as UTC" in done.stdout
@@ -228,7 +232,7 @@ def test_the_zone_is_told(run: Run, write: Write, conn: Connection) -> None:
     assert (done.returncode, "--timezone New York: no such time zone" in done.stderr) == (2, True)
 
 
-def test_directories_patterns_and_standard_input(
+def test_directories_patterns_and_standard_input_are_imported(
     run: Run, write: Write, tmp_path: Path, conn: Connection
 ) -> None:
     (tmp_path / "in" / "deep").mkdir(parents=True)
@@ -256,7 +260,7 @@ def test_directories_patterns_and_standard_input(
         (["nothing*.csv", "--symbol", "A"], "nothing*.csv: no such file"),
     ],
 )
-def test_mistakes(run: Run, arguments: list[str], message: str) -> None:
+def test_wrong_arguments_get_one_line(run: Run, arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

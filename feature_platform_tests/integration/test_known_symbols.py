@@ -1,4 +1,4 @@
-"""Guards the lists of symbols: complete after each change, and without waits between writers."""
+"""Guards against incomplete lists of symbols, and against writers that wait for each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def symbols(conn: Conn) -> tuple[list[str], list[str]]:
 
 
 def write(conn: Conn, *names: str) -> None:
-    """Store two bars of each symbol, two months apart: in two chunks of a hypertable."""
+    """Store two bars of each symbol, two months apart, in two chunks of a hypertable."""
     for name in names:
         insert_bars(conn, name, START, 2, step=60 * 1440)
 
@@ -65,7 +65,7 @@ def test_the_views_list_the_symbols_of_the_tables(conn: Conn, change: LiteralStr
 
 
 def test_two_writers_of_the_same_new_symbols_do_not_wait(conn: Conn, database: str) -> None:
-    write(conn, "Z")  # the chunk exists: TimescaleDB makes writers wait while it creates one
+    write(conn, "Z")  # creates the chunk; writers wait while TimescaleDB creates one
     with psycopg.connect(database) as one, psycopg.connect(database) as other:
         for writer, names, ts in ((one, "AB", START), (other, "BA", START + timedelta(hours=1))):
             writer.execute("SET lock_timeout = '1s'")

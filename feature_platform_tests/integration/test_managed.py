@@ -1,4 +1,4 @@
-"""Guards against a set-up that needs a superuser: managed servers give nobody one."""
+"""Guards against a set-up that needs a superuser, which managed servers do not provide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAY_READ = "SELECT has_table_privilege('feature_platform_reader', 'features_1m',
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
-    """Yield a server with two users who are no superusers, each with a database of its own."""
+    """Yield a server with two users without superuser rights, each with its own database."""
     home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     try:
         with EmbeddedServer(home, conf={"fsync": "off"}) as server:
@@ -34,16 +34,16 @@ def server() -> Iterator[EmbeddedServer]:
         shutil.rmtree(home)
 
 
-def test_no_superuser_is_needed(server: EmbeddedServer) -> None:
+def test_the_set_up_needs_no_superuser(server: EmbeddedServer) -> None:
     plain, maker = (make_conninfo(server.url(user), user=user) for user in ("plain", "maker"))
-    # Who may not create roles owns what is made, and is told how to get them.
+    # A user who may not create roles owns the objects; a message explains how to get roles.
     done = run_on(plain, "db", "apply")
     assert (done.returncode, done.stdout[:7]) == (0, "set up:")
-    told = only_line(done.stderr)
-    assert told.startswith("feature-platform: plain may not create roles, so there is no feature_")
-    assert told.endswith("sql/005_roles.sql, then apply again")
+    line = only_line(done.stderr)
+    assert line.startswith("feature-platform: plain may not create roles, so there is no feature_")
+    assert line.endswith("sql/005_roles.sql, then apply again")
 
-    # Who may gets the roles, their logins, and Dagster's database.
+    # For a user who may create roles, there are roles, their logins, and Dagster's database.
     done = run_on(maker, "db", "apply")
     assert (done.returncode, done.stderr) == (0, "")
     logins = {
@@ -58,7 +58,7 @@ def test_no_superuser_is_needed(server: EmbeddedServer) -> None:
         sought = "SELECT datdba::regrole::text FROM pg_database WHERE datname = 'dagster'"
         assert value(connection, sought) == "feature_platform_orchestrator"
 
-    # Now that there are roles, the next set-up of the first database grants them their rights.
+    # The roles exist now; the next set-up of the first database grants them their rights.
     done = run_on(plain, "db", "apply")
     assert (done.returncode, done.stderr) == (0, "")
     with psycopg.connect(plain) as connection:

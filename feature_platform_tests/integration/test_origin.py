@@ -28,7 +28,7 @@ URL, URL_2 = "http://127.0.0.1:8090", "http://127.0.0.1:8091"
 
 @pytest.fixture
 def simulated(conn: Conn) -> Conn:
-    """Return a connection to a database of simulated bars, as `make dev` leaves it."""
+    """Return a connection to a database of simulated bars, as `make dev` creates it."""
     schema.apply(conn, simulated=True)
     exchange_settings(conn, settings(exchange_url=f"binance={URL},binanceus={URL_2}"))
     return conn
@@ -38,7 +38,7 @@ def settings(**chosen: Any) -> Settings:
     return Settings(**{"symbols": ("BTC/USDT",), **chosen})
 
 
-def test_the_first_exchange_is_kept_and_another_one_rejected(conn: Conn) -> None:
+def test_the_first_exchange_is_stored_and_another_one_rejected(conn: Conn) -> None:
     assert exchange_settings(conn, settings(exchange="binance")).exchange == "binance"
     insert_bars(conn, "BTC/USDT", START, 3)
     reject = (
@@ -54,19 +54,19 @@ def test_the_first_exchange_is_kept_and_another_one_rejected(conn: Conn) -> None
     assert value(conn, "SELECT exchange FROM feature_platform.database_origin") == "binance"
 
 
-def test_before_there_are_bars_another_exchange_takes_its_place(conn: Conn) -> None:
+def test_without_bars_another_exchange_replaces_the_first(conn: Conn) -> None:
     exchange_settings(conn, settings(exchange="binance"))
     exchange_settings(conn, settings(exchange="kraken"))
     assert value(conn, "SELECT exchange FROM feature_platform.database_origin") == "kraken"
 
 
-def test_without_a_setting_the_kept_exchange_is_used(conn: Conn) -> None:
+def test_without_a_setting_the_stored_exchange_is_used(conn: Conn) -> None:
     exchange_settings(conn, settings(exchange="kraken"))
     insert_bars(conn, "BTC/USDT", START, 3)
     assert exchange_settings(conn, settings()).exchange == "kraken"
 
 
-def test_a_second_terminal_beside_make_dev_asks_its_exchanges(simulated: Conn) -> None:
+def test_commands_beside_make_dev_use_its_exchanges(simulated: Conn) -> None:
     chosen = exchange_settings(simulated, settings(), "binanceus:BTC/USDT")
     assert chosen.url_of("binance") == URL
     assert chosen.url_of("binanceus") == URL_2
@@ -82,7 +82,7 @@ def test_a_second_terminal_beside_make_dev_asks_its_exchanges(simulated: Conn) -
         ({"symbols": ("BTC/USDT", "kraken:BTC/USD")}, None),
     ],
 )
-def test_real_bars_have_no_place_among_simulated_ones(
+def test_a_real_exchange_is_rejected_for_a_simulated_database(
     simulated: Conn, chosen: dict[str, Any], symbol: str | None
 ) -> None:
     with pytest.raises(UserError, match=r"has simulated bars, and .* would be the real exchange"):
@@ -96,10 +96,10 @@ def exchange() -> Iterator[SimulatedExchange]:
         yield running
 
 
-def test_commands_keep_to_it(
+def test_commands_use_the_stored_exchange_or_reject_another(
     database: str, simulated: Conn, exchange: SimulatedExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`backfill` in a second terminal, with no settings; and with those of the real exchange."""
+    """Run commands without settings, and with the settings of the real exchange."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT")
     get_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Guards against a policy whose database job does not run, does not follow it, or outlives it."""
+"""Guards against a database job that does not run, or that does not follow its policy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def wait_for_rows(
     wait_until(lambda: value(conn, counted, since) == count, f"{count} feature rows", patience)
 
 
-def test_the_job_refreshes_with_no_process_beside_the_database(conn: Conn) -> None:
+def test_the_job_refreshes_without_any_other_process(conn: Conn) -> None:
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
     conn.execute("SELECT alter_job(job_id, next_start => now()) FROM feature_platform.policy")
     conn.execute("SELECT _timescaledb_functions.start_background_workers()")
@@ -83,7 +83,7 @@ def test_the_job_starts_with_the_minute_and_has_a_name(conn: Conn) -> None:
     assert timedelta() < second < timedelta(seconds=1)
 
 
-def test_a_job_of_the_older_schedule_gets_the_new_one(conn: Conn) -> None:
+def test_an_upgrade_changes_the_schedule_of_an_older_job(conn: Conn) -> None:
     conn.execute(
         "SELECT alter_job(job_id, fixed_schedule => true, initial_start =>"
         " feature_platform.bucket_of(now()) + interval '5 seconds') FROM feature_platform.policy"
@@ -99,7 +99,7 @@ def test_a_job_of_the_older_schedule_gets_the_new_one(conn: Conn) -> None:
     "remedy",
     ["alter", "add if not exists", "remove and add", "apply"],
 )
-def test_a_deleted_job_is_shown_and_comes_back(conn: Conn, remedy: str) -> None:
+def test_a_deleted_job_is_shown_and_can_be_restored(conn: Conn, remedy: str) -> None:
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '2 minutes')")
     job = value(conn, JOB)
     conn.execute("SELECT delete_job(%s)", [job])
@@ -145,8 +145,8 @@ def test_a_paused_job_is_shown(conn: Conn) -> None:
     assert getattr(policy_status(conn), "problem", "") is None
 
 
-def test_a_second_job_of_the_policy_goes_with_it(conn: Conn) -> None:
-    """One that was added by hand, or by a restored dump, must not outlive the policy."""
+def test_all_jobs_of_a_policy_are_removed_with_it(conn: Conn) -> None:
+    """A job that a user or a restored dump added must be removed with the policy."""
     owner = value(
         conn, "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'"
     )
@@ -158,8 +158,8 @@ def test_a_second_job_of_the_policy_goes_with_it(conn: Conn) -> None:
 
 @pytest.mark.timing
 def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn) -> None:
-    """The bar of a minute is committed after the job has begun, which is when the minute ends."""
-    wait_until(lambda: value(conn, SECOND) < 40, "a minute that lasts as long as this")
+    """The job begins at the end of a minute, before the bar of the minute is committed."""
+    wait_until(lambda: value(conn, SECOND) < 40, "a minute with enough seconds left")
     due = value(conn, "SELECT feature_platform.due_until()")
     minute = timedelta(minutes=1)
     for symbol in "AB":
@@ -184,7 +184,7 @@ def test_a_run_waits_for_the_bars_of_the_newest_minute(database: str, conn: Conn
 
 
 @pytest.mark.timing
-def test_a_run_does_not_wait_where_no_data_flow(conn: Conn) -> None:
+def test_a_run_does_not_wait_if_no_bars_are_written(conn: Conn) -> None:
     insert_recent(conn, "A")
     conn.execute("UPDATE ohlcv_1m SET ts = ts - interval '2 minutes'")
     conn.execute("CALL feature_platform.run_policy()")

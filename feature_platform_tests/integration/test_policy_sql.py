@@ -1,6 +1,4 @@
-"""Guards against a policy that does too much, too little, or in the wrong order, or hides how it
-went.
-"""
+"""Guards against a policy that refreshes wrong rows, in a wrong order, or shows a wrong state."""
 
 from __future__ import annotations
 
@@ -31,13 +29,13 @@ def policy(bench: Bench) -> Iterator[Bench]:
 
 
 def status(conn: psycopg.Connection) -> dict[str, object] | None:
-    """Return the policy's state, None where there is no policy."""
+    """Return the policy's state; None if there is no policy."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute("SELECT * FROM feature_platform.policy_status").fetchone()
 
 
 def write_bars_until_now(conn: psycopg.Connection, age: str, symbol: str = "A") -> datetime:
-    """Write a bar of each minute since `age` ago, the open minute included, and return that."""
+    """Write a bar for each minute from `age` ago to the open minute; return the open minute."""
     row = conn.execute(
         """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
            SELECT %s, ts, 10, 11, 9, 10, 1 + extract(minute FROM ts)
@@ -83,7 +81,7 @@ def test_a_first_set_up_adds_the_default_policy(databases: Databases) -> None:
     assert found["last_error"] is None
 
 
-def test_add_refuses_a_second_policy_unless_told_otherwise(policy: Bench) -> None:
+def test_a_second_policy_is_rejected_or_ignored_by_option(policy: Bench) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="has a refresh policy already"):
         policy.conn.execute("SELECT add_features_1m_policy('2 hours')")
     policy.conn.execute("SELECT add_features_1m_policy('2 hours', if_not_exists => true)")
@@ -92,7 +90,7 @@ def test_add_refuses_a_second_policy_unless_told_otherwise(policy: Bench) -> Non
     assert found["start_offset"] == 60 * MINUTE
 
 
-def test_alter_changes_what_it_is_given(policy: Bench) -> None:
+def test_alter_changes_only_the_given_parts(policy: Bench) -> None:
     policy.conn.execute("SELECT alter_features_1m_policy(end_offset => '5 minutes')")
     policy.conn.execute("SELECT alter_features_1m_policy(schedule_interval => '30 seconds')")
     found = status(policy.conn)
@@ -102,7 +100,7 @@ def test_alter_changes_what_it_is_given(policy: Bench) -> None:
     assert found["schedule_interval"] == MINUTE / 2
 
 
-def test_remove(policy: Bench) -> None:
+def test_a_removed_policy_refreshes_no_row(policy: Bench) -> None:
     policy.conn.execute("SELECT remove_features_1m_policy()")
     assert status(policy.conn) is None
     with pytest.raises(psycopg.errors.RaiseException, match="has no refresh policy"):
@@ -128,7 +126,7 @@ def test_remove(policy: Bench) -> None:
         (("1 hour", "1 minute", None), "none may be NULL"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(
+def test_a_policy_with_impossible_offsets_is_rejected(
     policy: Bench, offsets: tuple[str | None, ...], message: str
 ) -> None:
     policy.conn.execute("SELECT remove_features_1m_policy()")
@@ -136,7 +134,7 @@ def test_a_policy_that_makes_no_sense_is_refused(
         policy.conn.execute("SELECT add_features_1m_policy(%s, %s, %s)", offsets)
     assert status(policy.conn) is None
     if None in offsets:
-        return  # to alter, NULL means unchanged
+        return  # NULL in alter means unchanged
     policy.conn.execute("SELECT add_features_1m_policy()")
     with pytest.raises(psycopg.errors.RaiseException, match=message):
         policy.conn.execute("SELECT alter_features_1m_policy(%s, %s, %s)", offsets)
@@ -157,11 +155,11 @@ def test_a_policy_that_makes_no_sense_is_refused(
         ("1 day", "10 minutes 30 seconds"),
     ],
 )
-def test_a_row_is_due_once_its_bucket_is_as_old_as_the_end_offset(
+def test_a_row_is_due_when_its_bucket_is_as_old_as_the_end_offset(
     policy: Bench, offsets: tuple[str, str]
 ) -> None:
     policy.conn.execute("SELECT alter_features_1m_policy(%s, %s)", offsets)
-    # The clock stands still for the length of a transaction if it is told to.
+    # The test's clock stands still during a transaction.
     for second in (0, 1, 29, 31, 59):
         with policy.conn.transaction(force_rollback=True):
             policy.conn.execute(
@@ -182,7 +180,7 @@ def test_a_row_is_due_once_its_bucket_is_as_old_as_the_end_offset(
             assert buckets(policy.conn) == [bucket for bucket in due if bucket <= row[0]], second
 
 
-def test_the_live_window_comes_first_and_older_rows_in_slices(policy: Bench) -> None:
+def test_the_live_window_is_refreshed_before_older_rows(policy: Bench) -> None:
     newest = write_bars_until_now(policy.conn, "3 days")
     run(policy.conn, most=1)
     assert buckets(policy.conn)[0] >= newest - 61 * MINUTE
@@ -191,7 +189,7 @@ def test_the_live_window_comes_first_and_older_rows_in_slices(policy: Bench) -> 
     assert len(buckets(policy.conn)) in (3 * 1440, 3 * 1440 + 1)
 
 
-def test_no_row_is_too_old_to_be_repaired(policy: Bench) -> None:
+def test_rows_of_any_age_are_repaired(policy: Bench) -> None:
     write(policy.conn, [bar("A", m) for m in range(5)])
     run(policy.conn)
     policy.check()
@@ -200,7 +198,7 @@ def test_no_row_is_too_old_to_be_repaired(policy: Bench) -> None:
     policy.check()
 
 
-def test_a_live_minute_that_comes_amid_a_long_run_is_next(policy: Bench) -> None:
+def test_a_live_minute_during_a_long_run_is_refreshed_next(policy: Bench) -> None:
     for symbol in "ABCDE":
         write(policy.conn, (bar(symbol, m) for m in range(100)))
     begun = policy.conn.execute(
@@ -212,7 +210,7 @@ def test_a_live_minute_that_comes_amid_a_long_run_is_next(policy: Bench) -> None
     assert min(buckets(policy.conn)) >= newest - 6 * MINUTE
 
 
-def test_the_view_tells_how_a_run_went(policy: Bench) -> None:
+def test_the_view_shows_the_result_of_a_run(policy: Bench) -> None:
     write(policy.conn, [bar("A", m) for m in range(5)])
     before = status(policy.conn)
     assert before is not None
@@ -227,14 +225,14 @@ def test_the_view_tells_how_a_run_went(policy: Bench) -> None:
     assert after["oldest_dirty_age"] is None
     assert after["last_runner"] == "worker"
     assert after["last_rows_written"] == 5
-    assert after["last_slices"] in (1, 2)  # the live window may have to say that it has none
+    assert after["last_slices"] in (1, 2)  # the live window may have no row
     assert after["running"] is False
     assert after["last_error"] is None
     assert isinstance(after["last_duration"], timedelta)
     assert timedelta(0) < after["last_duration"] < MINUTE
 
 
-def test_the_view_tells_of_a_run_under_way_and_of_one_that_died(policy: Bench) -> None:
+def test_the_view_shows_a_run_in_progress_and_an_interrupted_one(policy: Bench) -> None:
     with psycopg.connect(policy.url, autocommit=True) as worker:
         # The claim ends with its session.
         worker.execute("SELECT feature_platform.claim_runner('worker')")
@@ -252,7 +250,7 @@ def test_the_view_tells_of_a_run_under_way_and_of_one_that_died(policy: Bench) -
     assert found["last_error_at"] == died
 
 
-def test_the_view_keeps_the_last_error(policy: Bench) -> None:
+def test_the_view_shows_the_last_error_after_a_later_run(policy: Bench) -> None:
     policy.conn.execute(
         "SELECT feature_platform.policy_end(feature_platform.policy_begin('worker'), 'disk full')"
     )
@@ -262,7 +260,7 @@ def test_the_view_keeps_the_last_error(policy: Bench) -> None:
     assert found["last_error"] == "disk full"
 
 
-def test_a_step_refuses_a_snapshot_that_stands_still(policy: Bench) -> None:
+def test_a_step_rejects_repeatable_read(policy: Bench) -> None:
     policy.conn.execute("SET default_transaction_isolation = 'repeatable read'")
     with pytest.raises(psycopg.errors.RaiseException, match="needs READ COMMITTED"):
         policy.conn.execute("SELECT feature_platform.policy_step(1, 0)")

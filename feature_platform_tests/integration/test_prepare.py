@@ -1,4 +1,4 @@
-"""A database is used only with the schema that the code needs, and each refusal says what to do."""
+"""Guards against the use of a database whose schema is missing, older, newer or changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from feature_platform import schema
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
-from feature_platform_tests.fix_processes import refusal, run_on, value
+from feature_platform_tests.fix_processes import rejection, run_on, value
 
 Conn = psycopg.Connection[Any]
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure a database, which makes any database its owner's to set up."""
+    """Configure a database, so that only its owner sets up databases."""
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", "postgresql://db.example/bars")
     get_settings.cache_clear()
 
@@ -51,20 +51,20 @@ def test_the_set_up_records_the_number_and_the_hash(conn: Conn) -> None:
     assert rows == [(schema.SCHEMA_VERSION, schema.SCHEMA_HASH)]
 
 
-def test_the_embedded_database_is_set_up_on_the_spot(empty: Conn) -> None:
+def test_the_embedded_database_is_set_up_automatically(empty: Conn) -> None:
     schema.prepare(empty)
     assert value(empty, VERSION) == schema.SCHEMA_VERSION
 
 
 @pytest.mark.usefixtures("configured")
-def test_another_database_is_its_owners_to_set_up(empty: Conn) -> None:
+def test_another_database_is_not_set_up_automatically(empty: Conn) -> None:
     with pytest.raises(UserError, match=r"^database \w+ is not set up: run `.* db apply`$"):
         schema.prepare(empty)
     assert not value(empty, IS_SET_UP)
 
 
 @pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
-def test_what_is_set_up_is_left_alone(
+def test_an_up_to_date_database_is_not_changed(
     conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if url is not None:
@@ -73,7 +73,7 @@ def test_what_is_set_up_is_left_alone(
     schema.prepare(conn)
 
 
-def test_an_older_embedded_database_is_brought_up_to_date(conn: Conn) -> None:
+def test_an_older_embedded_database_is_upgraded(conn: Conn) -> None:
     set_version(conn, schema.SCHEMA_VERSION - 1)
     conn.execute("DROP VIEW feature_platform.policy_status")
     schema.prepare(conn)
@@ -82,7 +82,7 @@ def test_an_older_embedded_database_is_brought_up_to_date(conn: Conn) -> None:
 
 
 @pytest.mark.usefixtures("configured")
-def test_an_older_database_is_its_owners_to_bring_up_to_date(conn: Conn) -> None:
+def test_an_older_database_is_not_upgraded_automatically(conn: Conn) -> None:
     set_version(conn, schema.SCHEMA_VERSION - 1)
     with pytest.raises(UserError, match=r"version \d+, this code needs \d+: run `.* db apply`$"):
         schema.prepare(conn)
@@ -90,7 +90,7 @@ def test_an_older_database_is_its_owners_to_bring_up_to_date(conn: Conn) -> None
 
 
 @pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
-def test_a_newer_database_is_refused(
+def test_a_newer_database_is_rejected(
     conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if url is not None:
@@ -101,7 +101,7 @@ def test_a_newer_database_is_refused(
     assert value(conn, VERSION) == schema.SCHEMA_VERSION + 1
 
 
-def test_older_files_of_the_embedded_database_are_brought_up_to_date(conn: Conn) -> None:
+def test_an_embedded_database_of_older_files_is_upgraded(conn: Conn) -> None:
     """A database of an earlier commit has the same number, and another hash or none."""
     set_hash(conn, None)
     conn.execute("DROP VIEW feature_platform.policy_status")
@@ -111,7 +111,7 @@ def test_older_files_of_the_embedded_database_are_brought_up_to_date(conn: Conn)
 
 
 @pytest.mark.usefixtures("configured")
-def test_older_files_of_a_database_are_its_owners_to_bring_up_to_date(conn: Conn) -> None:
+def test_a_database_of_older_files_is_not_upgraded_automatically(conn: Conn) -> None:
     set_hash(conn, None)
     with pytest.raises(UserError, match=r"older files of schema version \d.*: run `.* db apply`$"):
         schema.prepare(conn)
@@ -119,7 +119,7 @@ def test_older_files_of_a_database_are_its_owners_to_bring_up_to_date(conn: Conn
 
 
 @pytest.mark.parametrize("url", [None, "postgresql://db.example/bars"])
-def test_newer_files_of_the_same_version_are_refused(
+def test_a_database_of_newer_files_of_the_version_is_rejected(
     conn: Conn, url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if url is not None:
@@ -153,27 +153,27 @@ def test_every_command_rejects_a_newer_database(
     database: str, conn: Conn, arguments: tuple[str, ...]
 ) -> None:
     set_hash(conn, UNKNOWN)
-    line = refusal(run_on(database, *arguments))
+    line = rejection(run_on(database, *arguments))
     assert "schema version" in line
     assert "nstall a newer feature_platform" in line
     assert value(conn, HASH) == UNKNOWN
 
 
 @pytest.mark.usefixtures("configured")
-def test_a_record_without_a_version_is_not_set_up(conn: Conn) -> None:
+def test_a_database_without_a_version_counts_as_not_set_up(conn: Conn) -> None:
     set_version(conn, None)
     with pytest.raises(UserError, match=r"is not set up: run `feature-platform db apply`$"):
         schema.prepare(conn)
 
 
-def test_an_embedded_database_with_a_foreign_table_is_refused(empty: Conn) -> None:
+def test_an_embedded_database_with_a_foreign_table_is_rejected(empty: Conn) -> None:
     empty.execute("CREATE TABLE ohlcv_1m (x int)")
     with pytest.raises(UserError, match=r"public\.ohlcv_1m exists here and was not made by"):
         schema.prepare(empty)
     assert not value(empty, IS_SET_UP)
 
 
-def test_db_apply_may_be_done_again_at_any_time(empty_database: str, empty: Conn) -> None:
+def test_db_apply_can_be_repeated(empty_database: str, empty: Conn) -> None:
     for _ in range(2):
         done = run_on(empty_database, "db", "apply")
         assert (done.returncode, done.stderr) == (0, "")
@@ -181,14 +181,14 @@ def test_db_apply_may_be_done_again_at_any_time(empty_database: str, empty: Conn
     assert value(empty, VERSION) == schema.SCHEMA_VERSION
 
 
-def test_db_apply_refuses_in_one_line(empty_database: str, empty: Conn) -> None:
+def test_db_apply_rejects_a_database_with_one_line(empty_database: str, empty: Conn) -> None:
     empty.execute("CREATE TABLE features_1m (x int)")
-    line = refusal(run_on(empty_database, "db", "apply"))
+    line = rejection(run_on(empty_database, "db", "apply"))
     assert line.startswith("public.features_1m exists here and was not made by feature_platform")
     assert not value(empty, IS_SET_UP)
     empty.execute("DROP TABLE features_1m")
     schema.apply(empty)
     set_version(empty, schema.SCHEMA_VERSION + 1)
-    line = refusal(run_on(empty_database, "db", "apply"))
+    line = rejection(run_on(empty_database, "db", "apply"))
     assert "has schema version" in line
     assert line.endswith("The database was not changed. Install a newer feature_platform")

@@ -1,8 +1,8 @@
-"""Guards against work that grows with the history: each path touches as much at ten times of it.
+"""Guards against statements whose cost grows with the history.
 
-What a refresh touches is measured inside one transaction: rows by the server's counters, and pages
-by EXPLAIN, which counts all that functions and triggers do, index entries and planning included.
-On TimescaleDB the counters are those of the chunks, and of its catalogue.
+The rows and pages of a refresh are measured inside one transaction: rows by the server's counters,
+and pages by EXPLAIN, which includes functions, triggers, indexes and planning. On TimescaleDB the
+counters include the chunks and its catalogue.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REFRESH = """
     SELECT * FROM feature_platform.refresh_slice(
         '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
 """
-# Each symbol up to its newest bar, by a run that knew of no gap.
+# The watermark of each symbol after its newest bar, without any gap.
 ACCOUNTED = """
     INSERT INTO feature_platform.gap_watermark
     SELECT symbol, min(ts), max(ts) + interval '1 minute' FROM ohlcv_1m GROUP BY symbol
@@ -66,7 +66,7 @@ COUNTERS = """
 
 @dataclass(frozen=True)
 class Cost:
-    """How much a statement touched."""
+    """The sequential scans, rows and pages of a statement."""
 
     seq_scans: int
     rows: int
@@ -74,7 +74,7 @@ class Cost:
 
 
 def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
-    """Make a change, and measure the refresh that it takes; nothing is kept."""
+    """Make a change, measure its refresh, and roll both back."""
     for _ in range(2):  # the session's first call reads the catalogues, too
         with conn.transaction(force_rollback=True):
             assert conn.execute(change).rowcount > 0
@@ -90,7 +90,7 @@ def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
 @pytest.mark.parametrize(
     ("change", "most_rows"),
     [
-        # Of each symbol: the bars that enter and leave, its first and last, the row it replaces.
+        # Each symbol has bars that enter and leave, its first and last bar, and the old row.
         pytest.param(NEW_MINUTE, 15 * SYMBOLS, id="a new minute of each symbol"),
         pytest.param(CORRECTED, 20 * SYMBOLS, id="the newest bar of each symbol, corrected"),
         # The bars of two days and the rows of one, some of them twice.
@@ -140,7 +140,7 @@ def test_a_write_costs_the_same_at_ten_times_the_history(
         ("SELECT * FROM features_1m WHERE symbol = 'S3' ORDER BY bucket DESC LIMIT 60", 60),
     ],
 )
-def test_a_read_touches_what_it_returns(
+def test_a_read_scans_only_the_rows_that_it_returns(
     histories: tuple[psycopg.Connection, ...], query: LiteralString, most_rows: int
 ) -> None:
     pages = []
@@ -172,7 +172,7 @@ COLUMNS = SQL("volume_z, vwap_gap")
     ],
     ids=["frames_read", "frames_latest", "frames_unknown"],
 )
-def test_a_frame_touches_what_it_returns(
+def test_a_frame_scans_only_the_rows_that_it_returns(
     histories: tuple[psycopg.Connection, ...], query: LiteralString, most_rows: int
 ) -> None:
     pages = []
@@ -188,7 +188,7 @@ def test_a_frame_touches_what_it_returns(
         scans = [
             node
             for node in nodes(plan["Plan"])
-            if node.get("Relation Name", "known_symbol") != "known_symbol"  # which is small
+            if node.get("Relation Name", "known_symbol") != "known_symbol"  # a small table
         ]
         assert scans
         assert "Seq Scan" not in {node["Node Type"] for node in scans}
@@ -200,7 +200,7 @@ def test_a_frame_touches_what_it_returns(
     "query",
     ["SELECT * FROM feature_platform.bar_symbol", "SELECT * FROM feature_platform.feature_symbol"],
 )
-def test_symbols_cost_the_same_at_ten_times_the_history(
+def test_the_list_of_symbols_costs_the_same_at_ten_times_the_history(
     histories: tuple[psycopg.Connection, ...], query: LiteralString
 ) -> None:
     pages = []
@@ -213,12 +213,12 @@ def test_symbols_cost_the_same_at_ten_times_the_history(
 
 
 @pytest.mark.parametrize("change", [NEW_MINUTE, OLD_BAR, DELETED])
-def test_a_tick_of_the_accounting_costs_the_same_at_ten_times_the_history(
+def test_a_search_for_gaps_costs_the_same_at_ten_times_the_history(
     histories: tuple[psycopg.Connection, ...], change: LiteralString
 ) -> None:
     pages = []
     for conn in histories:
-        for _ in range(7):  # from the sixth on, a session plans no more
+        for _ in range(7):  # from the sixth run on, the session uses a stored plan
             with conn.transaction(force_rollback=True):
                 conn.execute(ACCOUNTED)
                 conn.execute(change)
@@ -228,7 +228,7 @@ def test_a_tick_of_the_accounting_costs_the_same_at_ten_times_the_history(
     assert about_as_many(pages)
 
 
-def test_the_policys_state_costs_the_same_at_ten_times_the_history(
+def test_the_state_of_the_policy_costs_the_same_at_ten_times_the_history(
     histories: tuple[psycopg.Connection, ...],
 ) -> None:
     pages = []
@@ -247,7 +247,7 @@ def test_a_recorded_minute_costs_the_same_at_ten_times_the_history(
     pages = []
     for conn in histories:
         newest = datetime.fromisoformat(value(conn, NEWEST))
-        # Half of them are new, half are there with other values.
+        # Half of the bars are new, half are stored with other values.
         bars = [
             StreamBar(f"S{symbol}", ts_of(newest + timedelta(minutes=late)), 10, 12, 9, 11, 2)
             for symbol in range(1, SYMBOLS + 1)
@@ -276,5 +276,5 @@ COMPILED = """
 """
 
 
-def test_no_function_that_disables_a_scan_is_compiled(conn: psycopg.Connection) -> None:
+def test_functions_that_disable_a_scan_are_not_compiled(conn: psycopg.Connection) -> None:
     assert conn.execute(COMPILED).fetchall() == []

@@ -1,4 +1,4 @@
-"""The examples of docs/reading.md run as they are, on a host without this package."""
+"""Guards against examples of docs/reading.md that fail on a host without this package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from feature_platform_tests.fix_service import ServedDatabase
 PAGE = (CHECKOUT / "docs" / "reading.md").read_text(encoding="utf-8")
 HTTP, SQL = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 END = datetime(2026, 2, 2, tzinfo=UTC)
-# Python rejects an import of a module that is None here, as if it were not installed.
+# Python rejects the import of a module that is None here, as if it were not installed.
 ABSENT = "import sys; sys.modules['feature_platform'] = None\n"
 
 

@@ -1,4 +1,4 @@
-"""Guards against a refresh that does less, or more, than the window and the marks ask for."""
+"""Guards against a refresh of fewer or more rows than the window and the marks require."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAYS = 3
 
 @pytest.fixture
 def whole_days(bench: Bench) -> Bench:
-    """Return a database with refreshed bars of every minute of some days, and another symbol."""
+    """Return a database with refreshed bars of some whole days of A, and some bars of B."""
     bench.empty()
     write(bench.conn, (bar("A", m, 10 + m % 3, 1 + m % 9) for m in range(DAYS * DAY)))
     write(bench.conn, (bar("B", m, 10 + m % 3, 1 + m % 9) for m in range(0, DAYS * DAY, 50)))
@@ -26,7 +26,7 @@ def whole_days(bench: Bench) -> Bench:
 
 
 def versions(conn: psycopg.Connection) -> dict[Key, str]:
-    """Return what tells each version of each feature row from every other."""
+    """Return the identity of the stored version of each feature row."""
     rows = conn.execute(
         """SELECT symbol, (extract(epoch FROM bucket) * 1000000)::bigint,
                   tableoid || ' ' || ctid || ' ' || xmin
@@ -36,7 +36,7 @@ def versions(conn: psycopg.Connection) -> dict[Key, str]:
 
 
 def rewritten(before: dict[Key, str], after: dict[Key, str]) -> set[tuple[str, int]]:
-    """Return the rows that were stored or deleted, their buckets in minutes of the time axis."""
+    """Return the symbols and minutes of the rows that were stored or deleted."""
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     return {(symbol, bucket // MINUTE - DAY_0) for symbol, bucket in changed}
 
@@ -49,7 +49,7 @@ def rewritten(before: dict[Key, str], after: dict[Key, str]) -> set[tuple[str, i
     ],
 )
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_a_repair_rewrites_a_day_of_one_symbol_at_most(
+def test_a_repair_rewrites_at_most_a_day_of_one_symbol(
     whole_days: Bench, change: str, forgotten: bool
 ) -> None:
     conn = whole_days.conn
@@ -59,12 +59,12 @@ def test_a_repair_rewrites_a_day_of_one_symbol_at_most(
         conn.execute("DELETE FROM feature_platform.symbol_state")
     whole_days.refresh()
     changed = rewritten(before, versions(conn))
-    assert len(changed) in (DAY - 1, DAY)  # a mean may by chance be the same
+    assert len(changed) in (DAY - 1, DAY)  # a mean may by chance be equal
     assert {symbol for symbol, _ in changed} == {"A"}
     assert (min(changed)[1], max(changed)[1]) == (1500, 1500 + DAY - 1)
 
 
-def test_the_next_row_after_a_gap_is_rewritten_too_and_no_other(bench: Bench) -> None:
+def test_a_changed_close_also_rewrites_the_next_row_after_a_gap(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", m) for m in (0, 1, 2, 20 * DAY, 20 * DAY + 1)])
     bench.refresh()
@@ -74,7 +74,7 @@ def test_the_next_row_after_a_gap_is_rewritten_too_and_no_other(bench: Bench) ->
     assert rewritten(before, versions(bench.conn)) == {("A", 2), ("A", 20 * DAY)}
 
 
-def test_a_wide_statement_repairs_only_what_it_touched(whole_days: Bench) -> None:
+def test_a_statement_on_distant_bars_rewrites_only_their_windows(whole_days: Bench) -> None:
     before = versions(whole_days.conn)
     write(whole_days.conn, [bar("A", m, vol=77) for m in (10, 2 * DAY)])
     whole_days.refresh()
@@ -97,7 +97,7 @@ def test_a_new_minute_stores_one_row(whole_days: Bench) -> None:
     assert rewritten(before, versions(whole_days.conn)) == {("A", DAYS * DAY)}
 
 
-def test_slices_are_cut_by_rows_whatever_the_time_zone(bench: Bench) -> None:
+def test_slices_are_cut_by_rows_in_every_time_zone(bench: Bench) -> None:
     bench.empty()
     # The older range spans the end of summer time in Berlin.
     write(bench.conn, [bar("A", m) for m in (4 * DAY + 720, 8 * DAY, 9 * DAY)])
@@ -109,7 +109,7 @@ def test_slices_are_cut_by_rows_whatever_the_time_zone(bench: Bench) -> None:
     bench.check()
 
 
-def test_what_is_clean_is_left_alone_unless_forced(whole_days: Bench) -> None:
+def test_clean_rows_are_not_rewritten(whole_days: Bench) -> None:
     conn = whole_days.conn
     before = versions(conn)
     whole_days.refresh()
@@ -118,7 +118,7 @@ def test_what_is_clean_is_left_alone_unless_forced(whole_days: Bench) -> None:
     assert not rewritten(before, versions(conn)), "a forced refresh stores only what differs"
 
 
-def test_force_heals_rows_that_somebody_changed(whole_days: Bench) -> None:
+def test_force_repairs_rows_that_were_changed_by_hand(whole_days: Bench) -> None:
     conn = whole_days.conn
     conn.execute("UPDATE features_1m SET vol = 0, log_return = NULL WHERE bucket = %s", [at(500)])
     conn.execute("DELETE FROM features_1m WHERE bucket = %s", [at(550)])
@@ -132,7 +132,7 @@ def test_force_heals_rows_that_somebody_changed(whole_days: Bench) -> None:
     whole_days.check()
 
 
-def test_a_window_holds_the_buckets_from_its_start_to_before_its_end(bench: Bench) -> None:
+def test_a_window_includes_its_start_and_excludes_its_end(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", m) for m in range(10)])
 
@@ -155,7 +155,7 @@ def test_a_window_holds_the_buckets_from_its_start_to_before_its_end(bench: Benc
 
 
 @pytest.mark.parametrize("window", [(at(5), at(5)), (at(6), at(5)), ("infinity", "-infinity")])
-def test_an_empty_window_is_refused(bench: Bench, window: tuple[datetime | str, ...]) -> None:
+def test_an_empty_window_is_rejected(bench: Bench, window: tuple[datetime | str, ...]) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 5)])
     with pytest.raises(psycopg.errors.RaiseException, match="the refresh window is empty"):
@@ -163,7 +163,7 @@ def test_an_empty_window_is_refused(bench: Bench, window: tuple[datetime | str, 
     assert not bench.features()
 
 
-def test_a_window_in_the_future_does_nothing(bench: Bench) -> None:
+def test_a_window_in_the_future_stores_no_row(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 5)])
     bench.refresh("2999-01-01", "2999-01-02", force=True)
@@ -171,9 +171,7 @@ def test_a_window_in_the_future_does_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_refresh_inside_a_transaction_fails_before_it_does_anything(
-    bench: Bench, force: bool
-) -> None:
+def test_a_refresh_inside_a_transaction_fails_without_a_change(bench: Bench, force: bool) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 5)])
     marks = "SELECT * FROM feature_platform.dirty_log"
@@ -189,7 +187,7 @@ def test_a_refresh_inside_a_transaction_fails_before_it_does_anything(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_snapshot_that_stands_still_is_refused(bench: Bench, isolation: str) -> None:
+def test_a_refresh_rejects_a_fixed_snapshot(bench: Bench, isolation: str) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 5)])
     bench.conn.execute("SELECT set_config('default_transaction_isolation', %s, false)", [isolation])
@@ -202,7 +200,7 @@ def test_a_snapshot_that_stands_still_is_refused(bench: Bench, isolation: str) -
 
 
 @pytest.mark.parametrize("minutes", [1, 7, 1000])
-def test_slices_are_bounded_and_go_from_new_to_old(bench: Bench, minutes: int) -> None:
+def test_slices_are_bounded_and_begin_with_the_newest(bench: Bench, minutes: int) -> None:
     bench.empty()
     write(bench.conn, (bar("A", m) for m in range(20)))
     done = 0
@@ -225,7 +223,7 @@ def test_slices_are_bounded_and_go_from_new_to_old(bench: Bench, minutes: int) -
     bench.check()
 
 
-def test_a_slice_takes_so_many_symbols(bench: Bench) -> None:
+def test_a_slice_refreshes_at_most_the_given_symbols(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar(s, 0) for s in "ABCDE"])
     taken = []
@@ -243,7 +241,7 @@ def test_a_slice_takes_so_many_symbols(bench: Bench) -> None:
     bench.check()
 
 
-def test_an_old_horizon_leaves_newer_marks_alone(bench: Bench) -> None:
+def test_a_refresh_ignores_marks_newer_than_its_horizon(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 0)])
     (horizon,) = bench.conn.execute("SELECT feature_platform.dirty_horizon()").fetchone() or (0,)
@@ -256,10 +254,10 @@ def test_an_old_horizon_leaves_newer_marks_alone(bench: Bench) -> None:
 
 @pytest.mark.parametrize("a_day_earlier", [True, False], ids=["bar a day earlier", "none"])
 @pytest.mark.parametrize("second", [0, 30], ids=["same bar", "row inside the minute"])
-def test_the_newest_minute_is_corrected_as_often_as_it_changes(
+def test_repeated_corrections_of_the_newest_minute_stay_exact(
     bench: Bench, a_day_earlier: bool, second: int
 ) -> None:
-    """Its sums are taken from the cache less its own part, with the minute that leaves."""
+    """The sums come from the cache, less the old row and the minute that leaves the window."""
     bench.empty()
     newest = DAY + 100
     minutes = [m for m in range(newest + 1) if a_day_earlier or m != newest - DAY]

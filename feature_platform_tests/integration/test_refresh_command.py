@@ -1,4 +1,4 @@
-"""Refreshing from Python and the command line: what it does, tells, and leaves when stopped."""
+"""Guards against a refresh command that reports wrong counts, or loses work when it is stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from feature_platform_tests.fix_processes import (
     COMMAND,
     insert_bars,
     only_line,
-    refusal,
+    rejection,
     run_on,
     value,
     wait_until,
@@ -46,7 +46,7 @@ def with_option(url: str, option: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}options={quote(f'-c {option}')}"
 
 
-def test_it_tells_what_it_did(conn: Conn) -> None:
+def test_a_refresh_reports_its_rows_and_slices(conn: Conn) -> None:
     insert_bars(conn, A, START, 300)
     insert_bars(conn, B, START, 200)
     calls: list[tuple[int, int]] = []
@@ -62,7 +62,7 @@ def test_it_tells_what_it_did(conn: Conn) -> None:
     assert refresh(conn).rows_written == 200
 
 
-def test_an_empty_database_has_nothing_to_do(conn: Conn) -> None:
+def test_a_refresh_of_an_empty_database_writes_no_row(conn: Conn) -> None:
     calls: list[tuple[int, int]] = []
     report = refresh(conn, force=True, progress=lambda done, total: calls.append((done, total)))
     assert (report.slices, report.rows_written) == (0, 0)
@@ -76,12 +76,12 @@ def test_an_empty_database_has_nothing_to_do(conn: Conn) -> None:
         (2, 5, 2, 3),
         (None, 5, 0, 5),
         (7, None, 7, 3),
-        (1.5, 4.5, 2, 3),  # whole minutes: both ends are rounded up
+        (1.5, 4.5, 2, 3),  # both ends are rounded up to whole minutes
         (-9, 99, 0, 10),
         (10, 99, 0, 0),
     ],
 )
-def test_a_window_holds_its_start_and_not_its_end(
+def test_the_refreshed_window_excludes_its_end(
     conn: Conn, start: float | None, end: float | None, first: int, count: int
 ) -> None:
     insert_bars(conn, A, START, 10)
@@ -99,19 +99,19 @@ def test_a_window_holds_its_start_and_not_its_end(
         (START.astimezone(), None),
     ],
 )
-def test_ends_may_lie_anywhere_in_time(conn: Conn, start: datetime, end: datetime | None) -> None:
+def test_a_window_may_end_at_any_time(conn: Conn, start: datetime, end: datetime | None) -> None:
     insert_bars(conn, A, START, 3)
     assert refresh(conn, start, end).rows_written == 3
 
 
 @on_postgres
 @pytest.mark.parametrize("end", [START, START - MINUTE])
-def test_an_empty_window_is_the_users_mistake(conn: Conn, end: datetime) -> None:
+def test_an_empty_window_is_an_error_of_the_user(conn: Conn, end: datetime) -> None:
     with pytest.raises(UserError, match=r"the refresh window is empty: start .* is not before end"):
         refresh(conn, START, end)
 
 
-def test_force_mends_what_somebody_else_wrote(conn: Conn) -> None:
+def test_force_repairs_rows_that_another_writer_changed(conn: Conn) -> None:
     insert_bars(conn, A, START, 10)
     refresh(conn)
     conn.execute("UPDATE features_1m SET vol = -1")
@@ -124,7 +124,7 @@ def test_force_mends_what_somebody_else_wrote(conn: Conn) -> None:
 
 @on_postgres
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_the_databases_own_isolation_does_not_matter(database: str, level: str) -> None:
+def test_a_refresh_sets_the_isolation_that_it_needs(database: str, level: str) -> None:
     url = with_option(
         database, f"default_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
     )
@@ -135,7 +135,7 @@ def test_the_databases_own_isolation_does_not_matter(database: str, level: str) 
         assert value(connection, "SHOW transaction_isolation") == "read committed"
 
 
-def test_the_command(database: str, conn: Conn) -> None:
+def test_the_command_prints_its_counts(database: str, conn: Conn) -> None:
     done = run_on(database, "refresh")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("refreshed: 0 rows written in 0 slices, ")
@@ -154,10 +154,10 @@ def test_the_command(database: str, conn: Conn) -> None:
 
 
 @on_postgres
-def test_mistakes_are_told_in_one_line(database: str) -> None:
-    line = refusal(run_on(database, "refresh", "--start", "2026-01-02", "--end", "2026-01-01"))
+def test_wrong_options_get_one_line(database: str) -> None:
+    line = rejection(run_on(database, "refresh", "--start", "2026-01-02", "--end", "2026-01-01"))
     assert line.startswith("the refresh window is empty: ")
-    line = refusal(run_on(database, "refresh", "--start", "foo"))
+    line = rejection(run_on(database, "refresh", "--start", "foo"))
     assert line == (
         "Invalid value for '--start': 'foo' is not an ISO-8601 time such as 2026-02-01T12:00Z"
         " (see feature-platform refresh --help)"
@@ -165,28 +165,28 @@ def test_mistakes_are_told_in_one_line(database: str) -> None:
 
 
 @on_postgres
-def test_a_database_that_is_not_set_up_is_one_line(empty_database: str) -> None:
+def test_a_database_without_the_schema_gets_one_line(empty_database: str) -> None:
     for command in ("refresh", "verify", "status"):
-        line = refusal(run_on(empty_database, command))
+        line = rejection(run_on(empty_database, command))
         assert line.endswith(" is not set up: run `feature-platform db apply`")
 
 
 @pytest.mark.parametrize("command", ["refresh", "verify", "status"])
-def test_a_database_out_of_reach_is_one_line(command: str) -> None:
-    line = refusal(run_on("postgresql://me:s3cr3t@localhost:1/db", command))
+def test_an_unreachable_database_gets_one_line(command: str) -> None:
+    line = rejection(run_on("postgresql://me:s3cr3t@localhost:1/db", command))
     assert line.startswith("cannot connect to postgresql://me:***@localhost:1/db: ")
 
 
 @on_postgres
-def test_a_failure_of_the_database_is_one_line(database: str, conn: Conn) -> None:
+def test_an_error_of_the_database_gets_one_line(database: str, conn: Conn) -> None:
     insert_bars(conn, A, START, 3)
     done = run_on(with_option(database, "default_transaction_read_only=on"), "refresh")
     assert (done.returncode, done.stdout) == (1, "")
     assert only_line(done.stderr).startswith("feature-platform: cannot execute ")
     conn.execute("""
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN RAISE EXCEPTION 'no room' USING HINT = 'Make some.'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON features_1m EXECUTE FUNCTION refuse();
+        CREATE TRIGGER reject BEFORE INSERT ON features_1m EXECUTE FUNCTION reject();
     """)
     done = run_on(database, "refresh")
     assert (done.returncode, done.stdout) == (1, "")
@@ -199,7 +199,7 @@ def test_a_failure_of_the_database_is_one_line(database: str, conn: Conn) -> Non
 
 @contextmanager
 def held_at_start(database: str, conn: Conn) -> Iterator[None]:
-    """Let no slice store the row of START while the body runs."""
+    """Block each slice that stores the row of START while the body runs."""
     conn.execute("""
         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF NEW.bucket = '2026-01-01 00:00Z' THEN
@@ -226,10 +226,10 @@ def a_slice_is_held(connection: Conn) -> bool:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-def test_a_refresh_that_is_stopped_keeps_its_slices_and_the_rest_stays_dirty(
+def test_a_stopped_refresh_keeps_its_slices_and_the_rest_stays_dirty(
     database: str, conn: Conn, number: signal.Signals, status: int
 ) -> None:
-    """The newest 50,000 rows are the first slice; the older ones, START with them, the second."""
+    """The first slice has the newest 50,000 rows; the second has the older ones, with START."""
     rows = 50_100
     insert_bars(conn, A, START, rows)
     with (
@@ -242,7 +242,7 @@ def test_a_refresh_that_is_stopped_keeps_its_slices_and_the_rest_stays_dirty(
         ) as process,
         held_at_start(database, conn),
     ):
-        wait_until(lambda: a_slice_is_held(conn), "the second slice in hand")
+        wait_until(lambda: a_slice_is_held(conn), "the second slice is blocked")
         kept = stored(conn)
         assert 0 < len(kept) < rows
         process.send_signal(number)
@@ -251,8 +251,8 @@ def test_a_refresh_that_is_stopped_keeps_its_slices_and_the_rest_stays_dirty(
         assert stored(conn) == kept
         report = verify(conn)
         assert (report.mismatches, report.pending) == (0, rows - len(kept))
-    # What the server had in hand when its client was killed, it may finish.
-    wait_until(lambda: not a_slice_is_held(conn), "the server has let go")
+    # The server may finish the slice of a client that was killed.
+    wait_until(lambda: not a_slice_is_held(conn), "the slice has ended")
     assert verify(conn).mismatches == 0
     refresh(conn)
     report = verify(conn)

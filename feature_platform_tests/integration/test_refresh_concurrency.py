@@ -1,6 +1,4 @@
-"""Guards against rows that are wrong, work that is repeated and sessions that wait or die when
-several write and refresh at once.
-"""
+"""Guards against wrong rows, repeated work and blocked sessions when several write and refresh."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ DAY = 1440
 
 
 def in_threads(url: str, *jobs: Callable[[psycopg.Connection], None]) -> None:
-    """Run each job in a thread and on a connection of its own, and raise what any of them does."""
+    """Run each job in its own thread and connection, and raise the first error."""
     raised: list[BaseException] = []
 
     def run(job: Callable[[psycopg.Connection], None]) -> None:
@@ -46,7 +44,7 @@ def in_threads(url: str, *jobs: Callable[[psycopg.Connection], None]) -> None:
 
 
 def writer(seed: int, commits: int) -> Callable[[psycopg.Connection], None]:
-    """Return a job that writes what a recorder, a backfill and a clean-up write."""
+    """Return a job that writes as a recorder, a backfill and a clean-up do."""
     rng = random.Random(seed)
 
     def job(conn: psycopg.Connection) -> None:
@@ -77,7 +75,7 @@ def writer(seed: int, commits: int) -> Callable[[psycopg.Connection], None]:
 
 
 def refresher(seed: int, done: threading.Event) -> Callable[[psycopg.Connection], None]:
-    """Return a job that refreshes random windows until it is told that the writers are done."""
+    """Return a job that refreshes random windows until `done` is set."""
     rng = random.Random(seed)
 
     def job(conn: psycopg.Connection) -> None:
@@ -98,7 +96,7 @@ def refresher(seed: int, done: threading.Event) -> Callable[[psycopg.Connection]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_writers_and_two_refreshers(bench: Bench, seed: int) -> None:
+def test_rows_are_exact_after_two_writers_and_two_refreshers(bench: Bench, seed: int) -> None:
     bench.empty()
     done = threading.Event()
 
@@ -121,7 +119,7 @@ SLICE = """
 
 
 def slices(conn: psycopg.Connection) -> Iterator[tuple[int, int]]:
-    """Refresh slice by slice, and yield how many symbols and rows each took."""
+    """Refresh slice by slice, and yield the numbers of symbols and rows of each."""
     more = True
     while more:
         row = conn.execute(SLICE).fetchone()
@@ -130,7 +128,7 @@ def slices(conn: psycopg.Connection) -> Iterator[tuple[int, int]]:
         yield symbols, rows
 
 
-def test_who_waited_repeats_nothing(bench: Bench) -> None:
+def test_a_refresh_that_waited_does_not_repeat_the_work(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar(s, m) for s in "AB" for m in range(10)))
     taken: list[tuple[int, int]] = []
@@ -149,7 +147,7 @@ def test_who_waited_repeats_nothing(bench: Bench) -> None:
     bench.check()
 
 
-def test_other_symbols_are_done_before_any_is_waited_for(bench: Bench) -> None:
+def test_other_symbols_are_refreshed_before_a_wait(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("B", 0)])
     taken: list[tuple[int, int]] = []
@@ -171,7 +169,7 @@ def test_other_symbols_are_done_before_any_is_waited_for(bench: Bench) -> None:
     bench.check()
 
 
-def test_many_symbols_leave_the_server_locks_for_others(bench: Bench) -> None:
+def test_a_slice_of_many_symbols_takes_few_locks(bench: Bench) -> None:
     bench.empty()
     symbols = 6000
     write(bench.conn, (bar(f"S{number}", 0) for number in range(symbols)))
@@ -190,8 +188,8 @@ def test_many_symbols_leave_the_server_locks_for_others(bench: Bench) -> None:
     assert locks[0] < 20
 
 
-def test_advisory_locks_stop_no_refresh(bench: Bench) -> None:
-    """Any user of the database can take them, a reader among them."""
+def test_advisory_locks_do_not_block_a_refresh(bench: Bench) -> None:
+    """Any user of the database can take such locks, also a reader."""
     bench.empty()
     write(bench.conn, [bar("A", 0)])
     bench.conn.execute("SET statement_timeout = '30s'")
@@ -203,7 +201,7 @@ def test_advisory_locks_stop_no_refresh(bench: Bench) -> None:
     bench.check()
 
 
-def test_a_slice_waits_for_another_refresh_no_longer_than_some_seconds(bench: Bench) -> None:
+def test_a_slice_waits_for_another_refresh_only_some_seconds(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 0)])
     with bench.holder.transaction():
@@ -214,7 +212,7 @@ def test_a_slice_waits_for_another_refresh_no_longer_than_some_seconds(bench: Be
     bench.check()
 
 
-def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
+def test_a_refresh_does_not_block_writers(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar("A", m) for m in range(100)))
     bench.refresh()
@@ -226,7 +224,7 @@ def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
             list(slices(bench.conn))
             write(writer, (bar("A", m, vol=3) for m in range(50, 150)))
             copy(writer, (bar("B", m) for m in range(50, 150)))
-            copy(writer, [bar("A", 40 * DAY)])  # for TimescaleDB a chunk of its own
+            copy(writer, [bar("A", 40 * DAY)])  # in another chunk of TimescaleDB
             writer.execute("DELETE FROM ohlcv_1m WHERE ts >= %s AND ts < %s", (at(60), at(70)))
             writer.execute("UPDATE ohlcv_1m SET close = low WHERE ts >= %s", [at(90)])
     finally:
@@ -235,11 +233,11 @@ def test_a_refresh_makes_no_writer_wait(bench: Bench) -> None:
     bench.check()
 
 
-def test_who_takes_locks_in_two_steps_fails_no_refresh(bench: Bench) -> None:
-    """As TimescaleDB does where it moves a chunk into the columnstore."""
+def test_a_refresh_survives_a_deadlock_with_a_maintenance_job(bench: Bench) -> None:
+    """TimescaleDB locks so when it moves a chunk into the columnstore."""
     bench.empty()
     write(bench.conn, [bar("A", m) for m in (0, 1)])
-    bench.holder.execute("SET deadlock_timeout = '1min'")  # so that the refresh is who gives way
+    bench.holder.execute("SET deadlock_timeout = '1min'")  # so that the refresh yields
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -260,7 +258,7 @@ def test_who_takes_locks_in_two_steps_fails_no_refresh(bench: Bench) -> None:
     bench.check()
 
 
-def test_a_writer_that_never_commits_makes_no_refresh_wait(bench: Bench) -> None:
+def test_an_open_transaction_of_a_writer_does_not_block_a_refresh(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar("A", m) for m in range(100)))
     with bench.holder.transaction():
@@ -286,9 +284,9 @@ with psycopg.connect(sys.argv[1], autocommit=True) as conn:
 """
 
 
-@pytest.mark.parametrize("death", ["the client's", "the session's"])
-@pytest.mark.parametrize("when", ["amid a slice", "after some slices"])
-def test_a_refresh_that_dies_leaves_its_work_dirty(bench: Bench, death: str, when: str) -> None:
+@pytest.mark.parametrize("killed", ["the client", "the session"])
+@pytest.mark.parametrize("when", ["during a slice", "after some slices"])
+def test_the_work_of_a_killed_refresh_stays_dirty(bench: Bench, killed: str, when: str) -> None:
     bench.empty()
     write(bench.conn, (bar(s, m, 10 + m % 3, 1 + m % 7) for s in "ABCD" for m in range(400)))
     write(bench.conn, (bar("A", DAY + m) for m in range(30)))
@@ -298,17 +296,17 @@ def test_a_refresh_that_dies_leaves_its_work_dirty(bench: Bench, death: str, whe
         assert process.stdout is not None
         backend = int(process.stdout.readline())
         wait_until(lambda: bool(bench.features()), "the first rows")
-        if when == "amid a slice":
+        if when == "during a slice":
             bench.holder.execute("BEGIN")
             bench.holder.execute("LOCK TABLE features_1m IN SHARE MODE")
-        if death == "the client's":
+        if killed == "the client":
             process.kill()
         else:
             bench.conn.execute("SELECT pg_terminate_backend(%s, 60000)", [backend])
         process.wait()
         bench.holder.execute("ROLLBACK")
     done = len(bench.features())
-    bench.refresh()  # may wait for a session that does not know yet that its client is dead
+    bench.refresh()  # may wait for the session of the client that was killed
     assert 0 < done < 1630
     bench.check()
     bench.check_build()

@@ -1,7 +1,6 @@
-"""Guards against a refresh that costs more than the rows that are dirty, in any shape of data.
+"""Guards against a refresh whose cost exceeds that of its dirty rows, in any shape of data.
 
-Each on tables with statistics and on tables that were never analysed: a plan must not depend on
-them.
+Each test runs on tables with and without statistics, because plans must not depend on them.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def analysed(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def conn(conn: psycopg.Connection) -> psycopg.Connection:
-    """Return a connection to a database whose tables autovacuum leaves alone."""
+    """Return a connection to a database without autovacuum of its tables."""
     for table in ("public.ohlcv_1m", "public.features_1m", "feature_platform.dirty_log"):
         conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)".encode())
     return conn
@@ -59,7 +58,7 @@ def conn(conn: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def crowds(databases: Databases, analysed: bool) -> Iterator[list[psycopg.Connection]]:
-    """Yield databases with few and with ten times as many dirty symbols, one of them live."""
+    """Yield two databases, the second with ten times as many dirty symbols; one is live."""
     with databases.fresh() as few, databases.fresh() as many:
         conns = []
         for url, symbols in ((few, FEW), (many, MANY)):
@@ -76,7 +75,7 @@ def crowds(databases: Databases, analysed: bool) -> Iterator[list[psycopg.Connec
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_slice_is_picked_from_any_number_of_marks_at_the_same_cost(
+def test_the_cost_of_picking_a_slice_does_not_depend_on_the_marks(
     crowds: list[psycopg.Connection], live: bool
 ) -> None:
     pick = PICK.format(LIVE_FROM if live else "'-infinity'", live)
@@ -92,9 +91,7 @@ def test_a_slice_is_picked_from_any_number_of_marks_at_the_same_cost(
     assert about_as_many(pages)
 
 
-def test_a_slice_counts_rows_and_not_the_minutes_between_them(
-    conn: psycopg.Connection, analysed: bool
-) -> None:
+def test_a_slice_is_sized_by_rows_not_by_minutes(conn: psycopg.Connection, analysed: bool) -> None:
     conn.execute(SPARSE, [FEW])
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
@@ -103,7 +100,7 @@ def test_a_slice_counts_rows_and_not_the_minutes_between_them(
     assert conn.execute(SLICE).fetchone() == (FEW, 2 * FEW, False)
 
 
-def test_a_new_minute_of_an_old_history_is_not_taken_for_a_day(
+def test_a_new_minute_counts_as_one_row_of_a_slice(
     conn: psycopg.Connection, analysed: bool
 ) -> None:
     symbols = 40
@@ -117,12 +114,12 @@ def test_a_new_minute_of_an_old_history_is_not_taken_for_a_day(
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
     conn.execute(minute, [symbols, 1501, 1501])
-    # The sums are remembered, so the bars of the day before are not read and do not count.
+    # The sums are cached, so the bars of the day before are not read and do not count.
     slice_ = SLICE.replace("())", "(), slice_rows => 10 * %s)")
     assert conn.execute(slice_, [symbols]).fetchone() == (symbols, symbols, False)
 
 
-def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analysed: bool) -> None:
+def test_the_cost_of_a_forced_refresh_is_linear(conn: psycopg.Connection, analysed: bool) -> None:
     seconds = []
     for minutes in (5000, 20000):
         conn.execute(
@@ -139,7 +136,9 @@ def test_a_forced_refresh_costs_what_its_rows_do(conn: psycopg.Connection, analy
     assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
 
 
-def test_rows_without_bars_cost_what_they_are(conn: psycopg.Connection, analysed: bool) -> None:
+def test_the_cost_of_deleting_rows_without_bars_is_linear(
+    conn: psycopg.Connection, analysed: bool
+) -> None:
     seconds = []
     for minutes in (5000, 20000):
         conn.execute(
@@ -160,7 +159,7 @@ def test_rows_without_bars_cost_what_they_are(conn: psycopg.Connection, analysed
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_rows_are_deleted_by_their_key(conn: psycopg.Connection, analysed: bool) -> None:
-    """The index on the bucket alone finds the rows of all symbols: n symbols would cost n²."""
+    """The index on the bucket finds the rows of all symbols, so n symbols would cost n²."""
     conn.execute(
         """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
            SELECT 'S' || s, ts, 10, 10, 10, 10, 1
@@ -189,7 +188,7 @@ def begun(conn: psycopg.Connection) -> tuple[int, int]:
     return row
 
 
-def test_the_newest_mark_is_refreshed_before_a_crowd(
+def test_the_newest_mark_is_refreshed_before_many_older_ones(
     conn: psycopg.Connection, analysed: bool
 ) -> None:
     conn.execute(
@@ -207,7 +206,7 @@ def test_the_newest_mark_is_refreshed_before_a_crowd(
     assert value(conn, "SELECT count(*) FROM features_1m") < 4001
 
 
-def test_a_step_of_the_policy_is_short_whatever_its_symbols_reach_back_to(
+def test_a_live_bar_is_refreshed_between_the_steps_of_many_windows(
     conn: psycopg.Connection, analysed: bool
 ) -> None:
     symbols = 40
@@ -238,7 +237,7 @@ def test_a_step_of_the_policy_is_short_whatever_its_symbols_reach_back_to(
 
 
 @pytest.mark.parametrize("query", ["frames_unknown", "service_symbol_is_known"])
-def test_an_unknown_symbol_is_not_looked_for_in_the_whole_table(
+def test_the_search_for_an_unknown_symbol_reads_few_pages(
     conn: psycopg.Connection, analysed: bool, query: LiteralString
 ) -> None:
     conn.execute(

@@ -1,8 +1,7 @@
-"""Guards against a refresh that mixes what it read before a writer's commit with what came after.
+"""Guards against a refresh that mixes data from before and after a writer's commit.
 
-Each test stops a refresh half-way, commits a change there, lets it go on, and refreshes once
-more. The
-rows must be right then, and neither refresh may fail.
+Each test stops a refresh half-way, commits a change, finishes the refresh, and refreshes once more.
+Then the rows must be right, and neither refresh may have failed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def saw(lo: int, hi: int) -> Iterator[Bar]:
 
 @contextmanager
 def overtaken(bench: Bench, stop: Stop) -> Iterator[None]:
-    """Refresh the hour after two days, and have the body overtake that."""
+    """Refresh the hour after two days, and run the body while the refresh is stopped."""
     bench.empty()
     write(bench.conn, saw(OLDEST, NEWEST))
     bench.refresh()
@@ -36,7 +35,7 @@ def overtaken(bench: Bench, stop: Stop) -> Iterator[None]:
         yield
     bench.refresh()
     bench.check()
-    # What is remembered of the newest row must be right, too.
+    # The cache of the newest row must be right, too.
     write(bench.conn, saw(NEWEST + 60, NEWEST + 90))
     bench.refresh()
     bench.check()
@@ -47,7 +46,7 @@ stopped_anywhere = pytest.mark.parametrize("stop", STOPS)
 
 @stopped_anywhere
 @pytest.mark.parametrize("vol", [0.0, 7.5, 1e12])
-def test_a_bar_that_is_leaving_the_window_is_corrected(
+def test_a_bar_that_leaves_the_window_is_corrected_during_a_refresh(
     bench: Bench, stop: Stop, vol: float
 ) -> None:
     with overtaken(bench, stop):
@@ -55,13 +54,13 @@ def test_a_bar_that_is_leaving_the_window_is_corrected(
 
 
 @stopped_anywhere
-def test_a_bar_that_is_leaving_the_window_is_deleted(bench: Bench, stop: Stop) -> None:
+def test_a_bar_that_leaves_the_window_is_deleted_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [at(NEWEST - DAY + 30)])
 
 
 @stopped_anywhere
-def test_bars_arrive_late_where_there_was_a_gap(bench: Bench, stop: Stop) -> None:
+def test_late_bars_fill_a_gap_during_a_refresh(bench: Bench, stop: Stop) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 0), bar("A", DAY)])
     bench.refresh()
@@ -77,13 +76,15 @@ def test_bars_arrive_late_where_there_was_a_gap(bench: Bench, stop: Stop) -> Non
 
 @stopped_anywhere
 @pytest.mark.parametrize("where", [NEWEST + 10, NEWEST - 10, NEWEST - DAY + 20])
-def test_the_first_row_inside_a_minute_arrives(bench: Bench, stop: Stop, where: int) -> None:
+def test_the_first_row_inside_a_minute_is_stored_during_a_refresh(
+    bench: Bench, stop: Stop, where: int
+) -> None:
     with overtaken(bench, stop):
         write(bench.conn, [bar("A", where + 0.5, close=99, vol=4)])
 
 
 @stopped_anywhere
-def test_the_first_row_inside_a_minute_is_all_of_it(bench: Bench, stop: Stop) -> None:
+def test_a_minute_of_one_inside_row_is_stored_during_a_refresh(bench: Bench, stop: Stop) -> None:
     bench.empty()
     write(bench.conn, [bar("A", 0), bar("A", 9)])
     with bench.refresh_stopped_at(stop):
@@ -93,24 +94,24 @@ def test_the_first_row_inside_a_minute_is_all_of_it(bench: Bench, stop: Stop) ->
 
 
 @stopped_anywhere
-def test_the_bar_before_the_range_is_corrected(bench: Bench, stop: Stop) -> None:
+def test_the_bar_before_the_range_is_corrected_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         write(bench.conn, [bar("A", NEWEST - 10, close=1234)])
 
 
 @stopped_anywhere
-def test_the_first_bar_is_deleted(bench: Bench, stop: Stop) -> None:
+def test_the_first_bars_are_deleted_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts < %s", [at(OLDEST + 700)])
 
 
 @stopped_anywhere
-def test_older_history_is_imported(bench: Bench, stop: Stop) -> None:
+def test_older_history_is_imported_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         write(bench.conn, [bar("A", OLDEST - 5 * DAY)])
 
 
 @stopped_anywhere
-def test_all_bars_are_deleted(bench: Bench, stop: Stop) -> None:
+def test_all_bars_are_deleted_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         bench.conn.execute("DELETE FROM ohlcv_1m")

@@ -1,4 +1,4 @@
-"""Guards against a retention that changes what it keeps: rows, their look-back, their account."""
+"""Guards against a retention that changes kept rows, their look-back, or their gaps."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def now(connection: Conn) -> datetime:
 
 
 def fill(connection: Conn) -> None:
-    """Write five days of markets that each try the end of what is kept in another way."""
+    """Write five days of symbols that differ around the end of the kept time."""
     end = now(connection)
     kept = end - 2 * DAY
     insert_bars(connection, "gapless", end - 5 * DAY, 5 * 1440)
     insert_bars(connection, "sparse", end - 5 * DAY, 5 * 1440 // 7, step=7)
-    insert_bars(connection, "hole", end - 5 * DAY, 1440)
-    insert_bars(connection, "hole", kept + timedelta(hours=3), 2000)
+    insert_bars(connection, "late", end - 5 * DAY, 1440)
+    insert_bars(connection, "late", kept + timedelta(hours=3), 2000)
     insert_bars(connection, "ended", end - 5 * DAY, 2000)
     insert_bars(connection, "young", kept - timedelta(hours=5), 2000)
     insert_bars(connection, "short", kept - timedelta(hours=30), 180)
@@ -83,11 +83,11 @@ def count(connection: Conn, query: LiteralString) -> int:
     return number
 
 
-def test_what_is_kept_stays_as_it_was_to_the_last_bit(conn: Conn) -> None:
+def test_kept_rows_stay_equal_to_the_last_bit(conn: Conn) -> None:
     fill(conn)
     before = read_features(conn)
     gaps = count(conn, OPEN)
-    conn.execute(APPLY)  # nothing was set, so all is kept
+    conn.execute(APPLY)  # without a setting all rows stay
     assert_same_bits(before, read_features(conn))
     conn.execute(SET)
     conn.execute(APPLY)
@@ -97,22 +97,22 @@ def test_what_is_kept_stays_as_it_was_to_the_last_bit(conn: Conn) -> None:
     assert {symbol for symbol, _ in before} - {symbol for symbol, _ in kept} == {"ended"}
     assert_same_bits(kept, read_features(conn))
     assert is_proven(conn) == len(kept)
-    # What the deleted bars had marked changes nothing, nor does a computation of all there is.
+    # Neither the marks of the deleted bars nor a forced refresh of all rows changes a row.
     for force in (False, True):
         refresh(conn, force=force)
         assert_same_bits(kept, read_features(conn))
     assert is_proven(conn) == len(kept)
     assert not value(conn, "SELECT count(*) FROM feature_platform.dirty_log")
 
-    # Of each the day before its first row stays, and what that row's look-back ends at.
+    # The day before the first row of each symbol stays, and the bar at which its look-back ends.
     firsts = dict(conn.execute("SELECT symbol, min(ts) FROM ohlcv_1m GROUP BY symbol").fetchall())
     assert firsts["gapless"] == start - DAY
     assert start - DAY - 7 * MINUTE < firsts["sparse"] <= start - DAY
-    for symbol in ("hole", "ended"):
+    for symbol in ("late", "ended"):
         old = "SELECT count(*) FROM ohlcv_1m WHERE symbol = %s AND ts < %s"
         assert value(conn, old, symbol, start) == 1
 
-    # Nor is a minute that has gone missing: nobody asks for it again.
+    # The minutes of deleted bars are no gaps, so that no backfill requests them.
     for recheck in (False, True):
         if recheck:
             conn.execute("SELECT feature_platform.recheck_gaps()")
@@ -121,12 +121,12 @@ def test_what_is_kept_stays_as_it_was_to_the_last_bit(conn: Conn) -> None:
         assert not value(conn, BEFORE_FIRST)
 
 
-def test_what_comes_later_is_exact_too(conn: Conn) -> None:
+def test_later_bars_have_exact_rows_after_a_retention(conn: Conn) -> None:
     fill(conn)
     conn.execute(SET)
     conn.execute(APPLY)
     start = value(conn, FEATURES_FROM)
-    # Older history, a correction in the look-back, and a market that goes on after its end.
+    # Older history, a correction in the look-back, and new bars of a symbol that had ended.
     insert_bars(conn, "gapless", start - 30 * DAY, 100)
     conn.execute(
         "UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = 'gapless' AND ts = %s",
@@ -142,7 +142,7 @@ def test_what_comes_later_is_exact_too(conn: Conn) -> None:
     assert is_proven(conn) <= rows
 
 
-def test_rows_that_are_to_be_kept_for_longer_come_back(conn: Conn) -> None:
+def test_a_longer_retention_restores_rows(conn: Conn) -> None:
     fill(conn)
     before = read_features(conn)
     conn.execute("SELECT set_features_1m_retention(features => '1 day')")
@@ -159,14 +159,14 @@ def test_rows_that_are_to_be_kept_for_longer_come_back(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_batches_are_bounded_and_may_be_interrupted(conn: Conn) -> None:
+def test_retention_deletes_in_bounded_batches(conn: Conn) -> None:
     fill(conn)
     conn.execute(SET)
     step = "SELECT feature_platform.retention_step(500)"
     sizes = [rows(conn)]
     while value(conn, step):
         sizes.append(rows(conn))
-        if len(sizes) % 10 == 0:  # whatever comes between: it is exact at any time
+        if len(sizes) % 10 == 0:  # the rows are exact between any two steps
             refresh(conn)
             is_proven(conn)
     steps = [before - after for before, after in pairwise(sizes)]
@@ -176,7 +176,7 @@ def test_batches_are_bounded_and_may_be_interrupted(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_history_of_gaps_and_runs(conn: Conn) -> None:
+def test_old_gaps_and_runs_are_deleted(conn: Conn) -> None:
     conn.execute(
         """INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state, changed_at)
            SELECT 'A', '2026-01-01Z', '2026-01-02Z', state, now() - age::interval
@@ -198,7 +198,7 @@ def test_history_of_gaps_and_runs(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (
             "bars => '2 days'",
@@ -210,10 +210,10 @@ def test_history_of_gaps_and_runs(conn: Conn) -> None:
     ],
 )
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_what_would_break_the_look_back_is_refused(
-    databases: Databases, arguments: str, complaint: str
+def test_a_retention_shorter_than_the_look_back_is_rejected(
+    databases: Databases, arguments: str, message: str
 ) -> None:
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
-        with pytest.raises(psycopg.errors.RaiseException, match=complaint):
+        with pytest.raises(psycopg.errors.RaiseException, match=message):
             connection.execute(f"SELECT set_features_1m_retention({arguments})".encode())
         assert not value(connection, "SELECT count(features) FROM feature_platform.retention")

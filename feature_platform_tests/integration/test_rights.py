@@ -1,4 +1,4 @@
-"""Guards against rights that nobody decided: what each role may do with what, and no more."""
+"""Guards against roles with missing or additional rights, by the complete list of rights."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ SERVICES = ROLES[1:]
 READ = "S"
 WRITE = "SIU"
 
-# Everything that is made, and who may do what with it: S select, I insert, U update, D delete, and
-# whatever else there is. Nobody but the owner where a role is not named.
+# All tables and views, and the rights of each role: S select, I insert, U update, D delete. A role
+# that is not listed has no right; the owner has all.
 READERS = {"refresher": READ, "orchestrator": READ, "reader": READ}
 RELATIONS: dict[str, dict[str, str]] = {
     "ohlcv_1m": {"recorder": WRITE, "refresher": READ, "orchestrator": WRITE, "reader": READ},
@@ -67,81 +67,81 @@ RELATIONS: dict[str, dict[str, str]] = {
     "feature_platform.symbol_state": READERS,
     "feature_platform.verification": READERS,
 }
-ANYBODY = {*SERVICES, "stranger"}
+EVERY_ROLE = {*SERVICES, "stranger"}
 ALL = set(SERVICES)
 RECORDERS = {"recorder", "orchestrator"}
 REFRESHERS = {"refresher", "orchestrator"}
 ORCHESTRATOR = {"orchestrator"}
-NOBODY: set[str] = set()
+NO_ROLE: set[str] = set()
 ROUTINES: dict[str, set[str]] = {
     "add_features_1m_policy": ORCHESTRATOR,
     "alter_features_1m_policy": ORCHESTRATOR,
     "refresh_features_1m": REFRESHERS,
     "remove_features_1m_policy": ORCHESTRATOR,
     "set_features_1m_retention": ORCHESTRATOR,
-    "feature_platform.account_minutes": NOBODY,
+    "feature_platform.account_minutes": NO_ROLE,
     "feature_platform.apply_retention": ORCHESTRATOR,
-    "feature_platform.begin_accounting": NOBODY,
-    "feature_platform.bucket_ends": NOBODY,
-    "feature_platform.bucket_from": ANYBODY,
-    "feature_platform.bucket_of": ANYBODY,
-    "feature_platform.check_policy": NOBODY,
+    "feature_platform.begin_accounting": NO_ROLE,
+    "feature_platform.bucket_ends": NO_ROLE,
+    "feature_platform.bucket_from": EVERY_ROLE,
+    "feature_platform.bucket_of": EVERY_ROLE,
+    "feature_platform.check_policy": NO_ROLE,
     "feature_platform.claim_exchange": RECORDERS,
     "feature_platform.claim_runner": REFRESHERS,
-    "feature_platform.clock": ANYBODY,
-    "feature_platform.clock_at": ANYBODY,
-    "feature_platform.compute_features": NOBODY,
-    "feature_platform.delete_rows_without_bars": NOBODY,
+    "feature_platform.clock": EVERY_ROLE,
+    "feature_platform.clock_at": EVERY_ROLE,
+    "feature_platform.compute_features": NO_ROLE,
+    "feature_platform.delete_rows_without_bars": NO_ROLE,
     "feature_platform.dirty_horizon": {"refresher", "orchestrator", "reader"},
     "feature_platform.due_until": ALL,
     "feature_platform.features_from": {"refresher", "orchestrator", "reader"},
-    "feature_platform.feed_in": NOBODY,
+    "feature_platform.feed_in": NO_ROLE,
     "feature_platform.find_gaps": RECORDERS,
-    "feature_platform.find_symbols": NOBODY,
-    "feature_platform.forget_minutes": NOBODY,
-    "feature_platform.forget_symbol": NOBODY,
+    "feature_platform.find_symbols": NO_ROLE,
+    "feature_platform.forget_minutes": NO_ROLE,
+    "feature_platform.forget_symbol": NO_ROLE,
     "feature_platform.due_gaps": RECORDERS,
     "feature_platform.gap_answered": RECORDERS,
     "feature_platform.gap_failed": RECORDERS,
-    "feature_platform.gaps_in": NOBODY,
+    "feature_platform.gaps_in": NO_ROLE,
     "feature_platform.gaps_between": {"refresher", "orchestrator", "reader"},
     "feature_platform.hazards": {"refresher", "orchestrator", "reader"},
-    "feature_platform.is_symbol": NOBODY,
-    "feature_platform.keep_origin": NOBODY,
-    "feature_platform.lock_symbols": NOBODY,
-    "feature_platform.mark_dirty": NOBODY,
-    "feature_platform.mark_dirty_row": NOBODY,
-    "feature_platform.mark_dirty_truncate": NOBODY,
-    "feature_platform.mark_minutes": NOBODY,
-    "feature_platform.mark_reach": NOBODY,
+    "feature_platform.is_symbol": NO_ROLE,
+    "feature_platform.keep_origin": NO_ROLE,
+    "feature_platform.lock_symbols": NO_ROLE,
+    "feature_platform.mark_dirty": NO_ROLE,
+    "feature_platform.mark_dirty_row": NO_ROLE,
+    "feature_platform.mark_dirty_truncate": NO_ROLE,
+    "feature_platform.mark_minutes": NO_ROLE,
+    "feature_platform.mark_reach": NO_ROLE,
     "feature_platform.mark_window": REFRESHERS,
     "feature_platform.minutes_to_account": ALL,
     "feature_platform.job_problem": {"refresher", "orchestrator", "reader"},
-    "feature_platform.newest_minute_is_awaited": NOBODY,
-    "feature_platform.newest_dirty": NOBODY,
-    "feature_platform.newest_minutes": NOBODY,
-    "feature_platform.newest_rows": NOBODY,
+    "feature_platform.newest_minute_is_awaited": NO_ROLE,
+    "feature_platform.newest_dirty": NO_ROLE,
+    "feature_platform.newest_minutes": NO_ROLE,
+    "feature_platform.newest_rows": NO_ROLE,
     "feature_platform.next_job_start": {"refresher", "orchestrator", "reader"},
-    "feature_platform.pick_symbols": NOBODY,
+    "feature_platform.pick_symbols": NO_ROLE,
     "feature_platform.policy_begin": REFRESHERS,
     "feature_platform.policy_end": REFRESHERS,
     "feature_platform.policy_step": REFRESHERS,
-    "feature_platform.range_base": NOBODY,
+    "feature_platform.range_base": NO_ROLE,
     "feature_platform.recheck_gaps": ORCHESTRATOR,
     "feature_platform.refresh_slice": REFRESHERS,
-    "feature_platform.refresh_symbols": NOBODY,
+    "feature_platform.refresh_symbols": NO_ROLE,
     "feature_platform.retention_step": ORCHESTRATOR,
-    "feature_platform.run_policy": NOBODY,
-    "feature_platform.schedule_job": NOBODY,
-    "feature_platform.session_clock": ANYBODY,
-    "feature_platform.simulated_clock": ANYBODY,
-    "feature_platform.split_gap": NOBODY,
-    "feature_platform.sums_from": NOBODY,
-    "feature_platform.stripe_of": NOBODY,
+    "feature_platform.run_policy": NO_ROLE,
+    "feature_platform.schedule_job": NO_ROLE,
+    "feature_platform.session_clock": EVERY_ROLE,
+    "feature_platform.simulated_clock": EVERY_ROLE,
+    "feature_platform.split_gap": NO_ROLE,
+    "feature_platform.sums_from": NO_ROLE,
+    "feature_platform.stripe_of": NO_ROLE,
     "feature_platform.symbol_span": {"refresher", "orchestrator", "reader"},
     "feature_platform.timescaledb": ALL,
     "feature_platform.timescaledb_schema": {"refresher", "orchestrator", "reader"},
-    "feature_platform.unschedule_job": NOBODY,
+    "feature_platform.unschedule_job": NO_ROLE,
     "feature_platform.verification_move": ORCHESTRATOR,
 }
 
@@ -173,7 +173,7 @@ _TABLE_RIGHTS = """
 """
 _MAY_EXECUTE = "SELECT has_function_privilege(%s, %s::oid, 'EXECUTE')"
 
-# A role of PostgreSQL's own, which nothing is granted to here: what PUBLIC may do, it may.
+# A predefined role of PostgreSQL without grants here: it has the rights of PUBLIC.
 STRANGER = "pg_signal_backend"
 
 
@@ -182,7 +182,7 @@ def in_database(who: str) -> str:
 
 
 def as_role(url: str, role: str) -> str:
-    """Return what connects to a database with the rights of a role alone."""
+    """Return the connection string for a session with the rights of a role only."""
     return make_conninfo(url, options=f"-c role={role_name(role)}")
 
 
@@ -203,11 +203,11 @@ def made(connection: Conn, what: str) -> dict[str, list[int]]:
     return found
 
 
-def test_every_table_and_view_has_the_rights_that_were_decided(conn: Conn) -> None:
+def test_every_table_and_view_has_the_listed_rights(conn: Conn) -> None:
     found = {
         name: {
             who: rights
-            for who in sorted(ANYBODY)
+            for who in sorted(EVERY_ROLE)
             for oid in oids
             if (rights := value(conn, _TABLE_RIGHTS, in_database(who), oid))
         }
@@ -218,11 +218,11 @@ def test_every_table_and_view_has_the_rights_that_were_decided(conn: Conn) -> No
     assert {name: rights for name, rights in found.items() if name not in sequences} == RELATIONS
 
 
-def test_every_function_and_procedure_has_the_rights_that_were_decided(conn: Conn) -> None:
+def test_every_function_and_procedure_has_the_listed_rights(conn: Conn) -> None:
     found = {
         name: {
             who
-            for who in ANYBODY
+            for who in EVERY_ROLE
             for oid in oids
             if value(conn, _MAY_EXECUTE, in_database(who), oid)
         }
@@ -231,7 +231,7 @@ def test_every_function_and_procedure_has_the_rights_that_were_decided(conn: Con
     assert found == ROUTINES
 
 
-def test_all_belongs_to_the_owner_who_is_no_superuser(conn: Conn) -> None:
+def test_the_owner_role_owns_all_objects_and_is_no_superuser(conn: Conn) -> None:
     owners = {owner for *_, owner in conn.execute(_MADE)}
     assert owners == {role_name("owner")}
     attributes = conn.execute(
@@ -242,8 +242,8 @@ def test_all_belongs_to_the_owner_who_is_no_superuser(conn: Conn) -> None:
     assert attributes == [(False, False, False, False, False)]
 
 
-def test_nobody_but_the_owner_may_make_anything(conn: Conn) -> None:
-    for who in ANYBODY:
+def test_only_the_owner_may_create_objects(conn: Conn) -> None:
+    for who in EVERY_ROLE:
         for place in ("public", "feature_platform"):
             may = "SELECT has_schema_privilege(%s, %s, 'CREATE')"
             assert not value(conn, may, in_database(who), place)
@@ -251,7 +251,7 @@ def test_nobody_but_the_owner_may_make_anything(conn: Conn) -> None:
         assert value(conn, usage, in_database(who)) == (who != "stranger")
 
 
-def test_what_runs_as_the_owner_looks_nothing_up_where_others_write(conn: Conn) -> None:
+def test_functions_of_the_owner_have_a_safe_search_path(conn: Conn) -> None:
     paths = conn.execute(
         """SELECT proname, proconfig FROM pg_proc
             WHERE prosecdef AND pronamespace IN ('public'::regnamespace,
@@ -262,12 +262,12 @@ def test_what_runs_as_the_owner_looks_nothing_up_where_others_write(conn: Conn) 
         assert "search_path=pg_catalog, pg_temp" in (settings or []), name
 
 
-def refused(connection: Conn, statement: str, *parameters: object) -> None:
+def check_rejected(connection: Conn, statement: str, *parameters: object) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(statement.encode(), parameters or None)
 
 
-REFUSED = {
+REJECTED = {
     "recorder": (
         "DELETE FROM ohlcv_1m",
         "TRUNCATE ohlcv_1m",
@@ -310,13 +310,13 @@ REFUSED = {
 }
 
 
-def test_each_is_refused_what_is_not_its_own(connections: dict[str, Conn]) -> None:
-    for role, statements in REFUSED.items():
+def test_each_role_is_rejected_outside_of_its_rights(connections: dict[str, Conn]) -> None:
+    for role, statements in REJECTED.items():
         for statement in statements:
-            refused(connections[role], statement)
+            check_rejected(connections[role], statement)
 
 
-def test_the_recorder_stores_bars_and_says_what_the_venue_said(
+def test_the_recorder_role_stores_bars_and_answers(
     database: str, conn: Conn, connections: dict[str, Conn], tmp_path: Path
 ) -> None:
     file = tmp_path / "bars.csv"
@@ -343,7 +343,9 @@ def moment(connection: Conn, text: str) -> Any:
     return value(connection, "SELECT %s::timestamptz", text)
 
 
-def test_the_refresher_refreshes_and_the_reader_proves_it(database: str, conn: Conn) -> None:
+def test_the_refresher_role_refreshes_and_the_reader_role_verifies(
+    database: str, conn: Conn
+) -> None:
     insert_recent(conn, "A", 20)
     refresher, reader = (as_role(database, role) for role in ("refresher", "reader"))
     done = run_on(refresher, "refresh", "--force")
@@ -360,7 +362,7 @@ def test_the_refresher_refreshes_and_the_reader_proves_it(database: str, conn: C
     assert value(conn, "SELECT count(*) FROM features_1m") == 25
 
 
-def test_notebooks_read_as_reader(
+def test_the_reader_role_reads_frames(
     database: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert_recent(conn, "A", 5)
@@ -372,18 +374,18 @@ def test_notebooks_read_as_reader(
     assert len(read_features("A", *window)) == len(read_bars("A", *window)) == 5
 
 
-def test_the_worker_works_as_refresher(database: str, conn: Conn) -> None:
+def test_the_worker_runs_as_refresher(database: str, conn: Conn) -> None:
     insert_recent(conn, "A", 5)
     with WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=as_role(database, "refresher")) as worker:
         worker.wait_for("at work")
         wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 5, "rows")
         insert_recent(conn, "B", 5)
         wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 10, "rows, woken")
-        assert "refused" not in worker.stop()
+        assert "failed" not in worker.stop()
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_dagster_works_as_orchestrator(
+def test_dagster_runs_as_orchestrator(
     platform_with_exchange: Platform, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", as_role(database, "orchestrator"))
@@ -411,7 +413,7 @@ def test_the_jobs_of_the_database_run_as_the_owner(conn: Conn) -> None:
     assert owners.fetchall() == [(role_name("owner"),)]
 
 
-def test_other_roles_keep_what_they_were_granted(databases: Databases) -> None:
+def test_a_set_up_keeps_the_grants_of_other_roles(databases: Databases) -> None:
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"GRANT SELECT ON features_1m TO {STRANGER}")
         connection.execute(f"GRANT DELETE ON ohlcv_1m TO {role_name('recorder')}")
@@ -426,7 +428,7 @@ USER = "fp_without_roles"
 
 @pytest.fixture
 def administered(empty_database: str) -> Iterator[str]:
-    """Yield what connects as a user who owns the database and may not create roles."""
+    """Yield the connection string of a user who owns the database and may not create roles."""
     with psycopg.connect(empty_database, autocommit=True) as connection:
         user, database = sql.Identifier(USER), sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(user))
@@ -446,7 +448,7 @@ def test_without_the_right_to_create_roles_the_user_owns_all(administered: str) 
         assert value(connection, "SELECT count(*) FROM features_1m") == 5
 
 
-def test_the_owner_alone_sets_up_a_database_of_its_own(empty_database: str) -> None:
+def test_the_owner_role_can_set_up_its_own_database(empty_database: str) -> None:
     owner = role_name("owner")
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute((sql_dir() / "005_roles.sql").read_text())

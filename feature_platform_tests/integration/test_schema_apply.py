@@ -1,4 +1,4 @@
-"""Guards against a set-up that differs by who runs it or how often, or that spoils a database."""
+"""Guards against a set-up that depends on its program or repetition, or damages a database."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def psql(url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def dump(url: str, *options: str) -> str:
-    """Return the whole schema as text, without what differs from one dump to the next."""
+    """Return the whole schema as text, without lines that differ between dumps."""
     done = subprocess.run(
         [bin_dir() / "pg_dump", "--schema-only", *options, "-d", url],
         capture_output=True,
         text=True,
         check=True,
     )
-    # `pg_attver`: an internal number of each column, which a server newer than pg_dump has.
+    # `pg_attver` is an internal number of each column of servers newer than pg_dump.
     others = re.compile(r"\\(un)?restrict|ALTER TABLE .* SET \(pg_attver=")
     return "\n".join(line for line in done.stdout.splitlines() if not others.match(line))
 
@@ -62,7 +62,7 @@ def test_a_second_set_up_changes_nothing(database: str) -> None:
     assert dump(database) == before
 
 
-def test_psql_sets_up_the_same(databases: Databases) -> None:
+def test_psql_sets_up_the_same_schema(databases: Databases) -> None:
     by_hand, by_code = databases.create_empty(), databases.create_empty()
     try:
         apply(by_code)
@@ -84,7 +84,7 @@ def test_psql_sets_up_the_same(databases: Databases) -> None:
         databases.drop(by_code)
 
 
-def test_two_set_ups_at_once(empty_database: str) -> None:
+def test_set_ups_at_once_all_succeed(empty_database: str) -> None:
     raised: list[Exception] = []
     barrier = threading.Barrier(3)
 
@@ -108,7 +108,7 @@ def test_two_set_ups_at_once(empty_database: str) -> None:
         assert version.fetchone() == (1,)
 
 
-def test_a_newer_database_is_refused_and_left_alone(database: str) -> None:
+def test_a_newer_database_is_rejected_and_not_changed(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("INSERT INTO feature_platform.schema_version (version) VALUES (999)")
         conn.execute("DROP FUNCTION feature_platform.policy_end")
@@ -131,7 +131,7 @@ def test_a_newer_database_is_refused_and_left_alone(database: str) -> None:
         "CREATE TABLE ohlcv_1m (x integer); CREATE SCHEMA feature_platform",
     ],
 )
-def test_a_foreign_table_is_refused_and_left_alone(empty_database: str, foreign: str) -> None:
+def test_a_foreign_table_is_rejected_and_not_changed(empty_database: str, foreign: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as conn:
         conn.execute(foreign.encode())
     before = dump(empty_database)
@@ -159,7 +159,7 @@ def test_an_altered_policy_stays_altered(database: str) -> None:
         assert conn.execute(POLICY).fetchall() == before
 
 
-def test_what_was_lost_comes_back(database: str) -> None:
+def test_a_set_up_restores_lost_objects(database: str) -> None:
     before = dump(database)
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("DROP TRIGGER ohlcv_1m_inserted ON ohlcv_1m")
@@ -173,9 +173,9 @@ def test_what_was_lost_comes_back(database: str) -> None:
         check(conn)
 
 
-def test_a_failed_set_up_leaves_nothing(empty_database: str) -> None:
+def test_a_failed_set_up_changes_no_object(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as conn:
-        # Takes a name that a file in the middle needs.
+        # The view has a name that one of the later files needs.
         conn.execute("CREATE SCHEMA feature_platform")
         conn.execute("CREATE VIEW feature_platform.policy AS SELECT 1 AS x")
         before = dump(empty_database)
@@ -184,7 +184,7 @@ def test_a_failed_set_up_leaves_nothing(empty_database: str) -> None:
     assert dump(empty_database) == before
 
 
-def test_every_object_says_what_it_is(database: str) -> None:
+def test_every_object_has_a_comment(database: str) -> None:
     with psycopg.connect(database) as conn:
         silent = conn.execute(
             """SELECT c.oid::regclass::text FROM pg_class c

@@ -1,4 +1,4 @@
-"""Guards against bars that cannot be: each is refused, by the constraint whose name says why."""
+"""Guards against impossible bars, each rejected by a constraint whose name shows the reason."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_possible_bar_is_stored(bench: Bench, changes: dict[str, object]) -> N
         ("source", {"source": ""}),
     ],
 )
-def test_an_impossible_bar_is_refused(
+def test_an_impossible_bar_is_rejected(
     bench: Bench, constraint: str, changes: dict[str, object]
 ) -> None:
     with pytest.raises(
@@ -90,18 +90,18 @@ def test_an_impossible_bar_is_refused(
     ) as caught:
         insert(bench, changes)
     if bench.engine == "timescaledb" and changes.get("ts") == "-infinity":
-        return  # there is no chunk for it, which is found before any constraint is looked at
+        return  # TimescaleDB rejects a time without a chunk before it checks constraints
     assert caught.value.diag.constraint_name == f"ohlcv_1m_{constraint}_check"
 
 
 @pytest.mark.parametrize("column", GOOD)
-def test_nothing_may_be_null(bench: Bench, column: str) -> None:
+def test_no_column_may_be_null(bench: Bench, column: str) -> None:
     with pytest.raises(psycopg.errors.NotNullViolation) as caught:
         insert(bench, {column: None})
     assert f'"{column}"' in str(caught.value)
 
 
-def test_a_bar_is_there_once(bench: Bench) -> None:
+def test_a_second_bar_of_a_time_is_rejected(bench: Bench) -> None:
     with bench.conn.transaction(force_rollback=True):
         insert_twice = """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
                           VALUES ('A', '2024-01-01Z', 1, 1, 1, 1, 1)"""
@@ -111,7 +111,7 @@ def test_a_bar_is_there_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bucket", ["2024-01-01 00:00:30Z", "2024-01-01 00:00:00.000001Z"])
-def test_a_feature_row_is_of_a_whole_minute(bench: Bench, bucket: str) -> None:
+def test_a_feature_row_must_begin_with_a_minute(bench: Bench, bucket: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
         bench.conn.execute("INSERT INTO features_1m (symbol, bucket) VALUES ('A', %s)", [bucket])
     assert caught.value.diag.constraint_name == "features_1m_bucket_check"

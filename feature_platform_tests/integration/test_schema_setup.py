@@ -1,4 +1,4 @@
-"""Guards against a set-up that harms: a foreign table, a newer version, two runs at once."""
+"""Guards against a set-up that damages a foreign table, a newer version, or another set-up."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_two_set_ups_at_once_wait_for_each_other(empty_database: str) -> None:
     assert raised == []
 
 
-def test_psql_sets_up_the_same(database: str, empty_database: str) -> None:
+def test_psql_sets_up_the_same_schema(database: str, empty_database: str) -> None:
     file = sql_dir() / "feature_ca.sql"
     command = [str(bin_dir() / "psql"), "-X", "-d", empty_database, "-f", str(file)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -82,7 +82,7 @@ def test_psql_sets_up_the_same(database: str, empty_database: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["ohlcv_1m", "features_1m", "ohlcv_1m_gaps"])
-def test_a_foreign_table_is_refused_and_left_alone(empty_database: str, table: str) -> None:
+def test_a_foreign_table_is_rejected_and_not_changed(empty_database: str, table: str) -> None:
     create = psycopg.sql.SQL("CREATE TABLE {} (a integer)").format(psycopg.sql.Identifier(table))
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute(create)
@@ -92,7 +92,7 @@ def test_a_foreign_table_is_refused_and_left_alone(empty_database: str, table: s
     assert objects(empty_database) == before
 
 
-def test_a_newer_database_is_refused_and_left_alone(database: str) -> None:
+def test_a_newer_database_is_rejected_and_not_changed(database: str) -> None:
     send(database, "INSERT INTO feature_platform.schema_version (version) VALUES (1000)")
     send(database, "DROP VIEW feature_platform.policy_status")
     before = objects(database)
@@ -101,7 +101,7 @@ def test_a_newer_database_is_refused_and_left_alone(database: str) -> None:
     assert objects(database) == before
 
 
-def test_a_policy_that_was_removed_or_altered_stays_so(database: str) -> None:
+def test_a_removed_or_altered_policy_is_not_changed(database: str) -> None:
     send(database, "SELECT alter_features_1m_policy(start_offset => '3 hours')")
     apply(database)
     with psycopg.connect(database, autocommit=True) as connection:
@@ -138,7 +138,7 @@ GOOD = {"symbol": "A", "ts": "2026-01-01Z", "o": 2, "h": 3, "l": 1, "c": 2, "v":
         ({"s": "rumour"}, "ohlcv_1m_source_check"),
     ],
 )
-def test_what_cannot_be_a_bar_is_refused(
+def test_each_constraint_rejects_impossible_bars(
     conn: psycopg.Connection, change: dict[str, Any], constraint: str
 ) -> None:
     insert = (

@@ -1,4 +1,4 @@
-"""Guards against passwords that anybody else can read: in logs, process lists, errors, the UI."""
+"""Guards against passwords in logs, process lists, errors and the UI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from feature_platform.roles import ROLES, role_name, set_logins
 from feature_platform.settings import Settings
 from feature_platform_tests.fix_processes import WorkerProcess, only_line, run, value
 
-# Characters that a URL, a shell, SQL or libpq's quoting would each do something to.
+# Characters that are special in a URL, a shell, SQL or libpq's quoting.
 PASSWORDS = {role: f"s3cr3t'{role}\\ $@:/%41é" for role in ROLES if role != "owner"}
 IN_ENVIRONMENT = {
     f"FEATURE_PLATFORM_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()
@@ -29,9 +29,9 @@ IN_ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[EmbeddedServer]:
-    """Yield a server that asks all but the superuser for a password, and logs what it is sent.
+    """Yield a server that requires passwords except from the superuser, and logs all statements.
 
-    Its logins have been set as an administrator does.
+    `db logins` has set its logins.
     """
     home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     home.chmod(0o755)
@@ -61,7 +61,7 @@ def logs(server: EmbeddedServer) -> str:
     return "".join(path.read_text() for path in server.home.rglob("*.log"))
 
 
-def test_each_role_enters_with_its_own_password_alone(guarded: EmbeddedServer) -> None:
+def test_each_role_logs_in_only_with_its_password(guarded: EmbeddedServer) -> None:
     for role, password in PASSWORDS.items():
         with psycopg.connect(login(guarded, role)) as connection:
             assert connection.info.user == role_name(role)
@@ -72,7 +72,7 @@ def test_each_role_enters_with_its_own_password_alone(guarded: EmbeddedServer) -
         psycopg.connect(make_conninfo(guarded.url(), user=role_name("owner"), password="x"))
 
 
-def test_a_password_that_is_changed_and_one_that_is_not_given(guarded: EmbeddedServer) -> None:
+def test_only_the_given_passwords_are_changed(guarded: EmbeddedServer) -> None:
     changed = Settings(reader_password=SecretStr("another"))
     with psycopg.connect(guarded.url(), autocommit=True) as connection:
         assert set_logins(connection, changed) == (role_name("reader"),)
@@ -84,7 +84,7 @@ def test_a_password_that_is_changed_and_one_that_is_not_given(guarded: EmbeddedS
     assert "set some of FEATURE_PLATFORM_OWNER_PASSWORD, " in only_line(done.stderr)
 
 
-def test_a_user_who_may_not_is_told_so(guarded: EmbeddedServer) -> None:
+def test_a_user_without_rights_cannot_set_logins(guarded: EmbeddedServer) -> None:
     reader = login(guarded, "reader")
     done = run("db", "logins", FEATURE_PLATFORM_DATABASE_URL=reader, **IN_ENVIRONMENT)
     assert (done.returncode, done.stdout) == (2, "")
@@ -92,7 +92,7 @@ def test_a_user_who_may_not_is_told_so(guarded: EmbeddedServer) -> None:
     assert "s3cr3t" not in done.stderr
 
 
-def test_dagster_keeps_its_events_in_a_database_of_the_orchestrators(
+def test_dagster_uses_a_database_of_the_orchestrator(
     guarded: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = login(guarded, "orchestrator")
@@ -101,7 +101,7 @@ def test_dagster_keeps_its_events_in_a_database_of_the_orchestrators(
         monkeypatch.setenv(name, text)
     with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
         assert instance.get_runs_count() == 0
-        assert "s3cr3t" not in instance.info_str()  # what the UI shows of the deployment
+        assert "s3cr3t" not in instance.info_str()  # the UI shows this text
     assert "s3cr3t" not in (tmp_path / "dagster" / "dagster.yaml").read_text()
 
 
@@ -121,8 +121,8 @@ def test_no_process_shows_a_password(guarded: EmbeddedServer) -> None:
         assert done.returncode == 0, done.stderr
         assert role_name("reader") in done.stdout
         assert "worker" in done.stdout  # the list has our processes
-        said = worker.stop()
-    assert "s3cr3t" not in done.stdout + done.stderr + said
+        log = worker.stop()
+    assert "s3cr3t" not in done.stdout + done.stderr + log
 
 
 def test_no_error_shows_a_password(guarded: EmbeddedServer) -> None:

@@ -1,4 +1,4 @@
-"""The examples of docs/service.md run as they stand there, and the least rights are enough."""
+"""Guards against examples of docs/service.md that fail, or that need more rights than a reader."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ END = datetime(2026, 2, 2, tzinfo=UTC)
 
 @pytest.fixture(scope="module", autouse=True)
 def examples(served: ServedDatabase) -> None:
-    """Store the bars of the symbols and the day that the examples ask for."""
+    """Store the bars of the symbols and the day of the examples."""
     for symbol in ("BTC/USDT", "ETH/USDT"):
         insert_bars(served.conn, symbol, END - timedelta(days=2), 2880)
     refresh(served.conn)
 
 
-def test_the_examples_run(served: ServedDatabase) -> None:
+def test_the_examples_of_the_page_run(served: ServedDatabase) -> None:
     service, _ = served.serve(stale_after=1e9)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     done = subprocess.run(
@@ -51,7 +51,7 @@ def test_the_examples_run(served: ServedDatabase) -> None:
         "/v1/features?symbol=BTC/USDT&start=2020-02-01&end=2020-02-02",
     ],
 )
-def test_a_reader_has_the_rights_that_it_takes(served: ServedDatabase, path: str) -> None:
+def test_the_reader_role_has_enough_rights(served: ServedDatabase, path: str) -> None:
     _, http = served.serve(role="feature_platform_reader")
     assert http.get(path).status_code == 200
     assert "feature_platform_database_up 1.0" in http.get("/metrics").text

@@ -1,4 +1,4 @@
-"""Rows over time, as pages and streams: all of them, once, exact, in any format."""
+"""Guards against rows of a range that are missing, repeated or not exact, in any format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stored(served: ServedDatabase) -> Stored:
 
 
 def window(stored: Stored, **more: Any) -> dict[str, Any]:
-    """Return the parameters that ask for all of the stored rows."""
+    """Return the parameters of a request for all stored rows."""
     end = stored[-1][1] + timedelta(minutes=1)
     return {
         "symbol": STRANGE,
@@ -51,7 +51,9 @@ def window(stored: Stored, **more: Any) -> dict[str, Any]:
     }
 
 
-def ask(served: ServedDatabase, parameters: dict[str, Any], accept: str = "*/*") -> httpx.Response:
+def fetch(
+    served: ServedDatabase, parameters: dict[str, Any], accept: str = "*/*"
+) -> httpx.Response:
     answer = served.http.get(FEATURES, params=parameters, headers={"Accept": accept})
     assert answer.status_code == 200, answer.text
     return answer
@@ -70,12 +72,12 @@ def parsed(line: list[str]) -> tuple[Any, ...]:
 
 
 def exact(rows: Any) -> list[str]:
-    """Return rows as texts that tell every last bit; times in UTC."""
+    """Return rows as texts that are exact to the last bit, with times in UTC."""
     return [repr((row[0], row[1].astimezone(UTC), *row[2:])) for row in rows]
 
 
 def test_json_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
-    answer = ask(served, window(stored))
+    answer = fetch(served, window(stored))
     assert answer.headers["content-type"] == "application/json"
     page = answer.json()
     assert exact(map(values, page["rows"])) == exact(stored)
@@ -84,7 +86,7 @@ def test_json_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
 
 
 def test_arrow_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
-    answer = ask(served, window(stored), "application/vnd.apache.arrow.stream")
+    answer = fetch(served, window(stored), "application/vnd.apache.arrow.stream")
     with pa.ipc.open_stream(answer.content) as stream:
         batches = list(stream)
     assert len(batches) == 3
@@ -96,7 +98,7 @@ def test_arrow_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
 
 
 def test_csv_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
-    answer = ask(served, window(stored), "text/csv")
+    answer = fetch(served, window(stored), "text/csv")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     names, *lines = csv.reader(io.StringIO(answer.text, newline=""))
     assert names == list(COLUMNS)
@@ -104,10 +106,10 @@ def test_csv_has_all_rows(served: ServedDatabase, stored: Stored) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "arrow"])
-def test_what_is_asked_for_by_name_counts_more(
+def test_the_format_parameter_overrides_the_accept_header(
     served: ServedDatabase, stored: Stored, form: str
 ) -> None:
-    answer = ask(served, window(stored, format=form, limit=1), "text/nonsense")
+    answer = fetch(served, window(stored, format=form, limit=1), "text/nonsense")
     assert {"json": "json", "csv": "csv", "arrow": "arrow"}[form] in answer.headers["content-type"]
 
 
@@ -116,7 +118,7 @@ def test_pages_follow_each_other_to_the_end(
     served: ServedDatabase, stored: Stored, limit: int
 ) -> None:
     start = stored[0][1] if limit > 1 else stored[-5][1]
-    page = ask(served, window(stored, limit=limit, start=start.isoformat())).json()
+    page = fetch(served, window(stored, limit=limit, start=start.isoformat())).json()
     rows, pages = page["rows"], 1
     while page["next"]:
         answer = served.http.get(page["next"])
@@ -128,28 +130,28 @@ def test_pages_follow_each_other_to_the_end(
     assert pages == -(-len(expected) // limit)
 
 
-def test_every_format_says_where_the_next_page_is(served: ServedDatabase, stored: Stored) -> None:
+def test_every_format_links_to_the_next_page(served: ServedDatabase, stored: Stored) -> None:
     for form in ("csv", "arrow", "json"):
-        answer = ask(served, window(stored, limit=1000, format=form))
+        answer = fetch(served, window(stored, limit=1000, format=form))
         link = answer.links["next"]["url"]
-        asked = parse_qs(urlsplit(link).query)
-        assert asked["format"] == [form]
-        assert asked["symbol"] == [STRANGE]
-        assert datetime.fromisoformat(asked["start"][0]) == stored[1000][1]
+        query = parse_qs(urlsplit(link).query)
+        assert query["format"] == [form]
+        assert query["symbol"] == [STRANGE]
+        assert datetime.fromisoformat(query["start"][0]) == stored[1000][1]
 
 
 @pytest.mark.usefixtures("stored")
 def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
     empty = {"symbol": STRANGE, "start": "1970-01-01", "end": "1970-01-02"}
-    assert ask(served, empty).json() == {"rows": [], "next": None}
-    csv = ask(served, {**empty, "format": "csv"}).text
+    assert fetch(served, empty).json() == {"rows": [], "next": None}
+    csv = fetch(served, {**empty, "format": "csv"}).text
     assert csv == ",".join(f'"{name}"' for name in COLUMNS) + "\n"
-    with pa.ipc.open_stream(ask(served, {**empty, "format": "arrow"}).content) as stream:
+    with pa.ipc.open_stream(fetch(served, {**empty, "format": "arrow"}).content) as stream:
         assert stream.read_all().num_rows == 0
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "complaint"),
+    ("change", "status", "message"),
     [
         ({"symbol": "none"}, 404, "no features of 'none'"),
         ({"start": "2026-02-02", "end": "2026-02-01"}, 400, "start is not before end"),
@@ -173,16 +175,18 @@ def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
     ],
     ids=str,
 )
-def test_a_mistake_is_named(
-    served: ServedDatabase, change: dict[str, Any], status: int, complaint: str
+def test_a_wrong_parameter_is_named(
+    served: ServedDatabase, change: dict[str, Any], status: int, message: str
 ) -> None:
     parameters = {"symbol": "X", "start": "2026-02-01", "end": "2026-02-02", **change}
     answer = served.http.get(FEATURES, params=parameters)
     assert answer.status_code == status
-    assert answer.json()["detail"].startswith(complaint)
+    assert answer.json()["detail"].startswith(message)
 
 
-def test_no_format_that_is_accepted_is_an_error(served: ServedDatabase, stored: Stored) -> None:
+def test_an_accept_header_without_a_known_format_is_an_error(
+    served: ServedDatabase, stored: Stored
+) -> None:
     answer = served.http.get(
         FEATURES, params=window(stored), headers={"Accept": "text/html, image/*"}
     )
@@ -205,17 +209,19 @@ def test_no_format_that_is_accepted_is_an_error(served: ServedDatabase, stored: 
         (",;,q=;", None),
     ],
 )
-def test_accept_is_understood(accept: str, form: str | None) -> None:
+def test_the_accept_header_selects_the_format(accept: str, form: str | None) -> None:
     assert choose(accept) == form
 
 
-def test_symbols_say_what_there_is(served: ServedDatabase, stored: Stored) -> None:
+def test_the_list_of_symbols_has_their_range_and_age(
+    served: ServedDatabase, stored: Stored
+) -> None:
     served.add("STALE", 3, minutes_ago=9)
     answer = served.http.get("/v1/symbols")
-    told = {one["symbol"]: one for one in answer.json()["symbols"]}
-    assert list(told) == sorted(told)
-    assert datetime.fromisoformat(told[STRANGE]["first_bucket"]) == stored[0][1]
-    assert datetime.fromisoformat(told[STRANGE]["last_bucket"]) == stored[-1][1]
-    assert told[STRANGE]["stale"] is False
-    assert told["STALE"]["stale"] is True
-    assert 540 <= told["STALE"]["age_seconds"] < 660
+    found = {one["symbol"]: one for one in answer.json()["symbols"]}
+    assert list(found) == sorted(found)
+    assert datetime.fromisoformat(found[STRANGE]["first_bucket"]) == stored[0][1]
+    assert datetime.fromisoformat(found[STRANGE]["last_bucket"]) == stored[-1][1]
+    assert found[STRANGE]["stale"] is False
+    assert found["STALE"]["stale"] is True
+    assert 540 <= found["STALE"]["age_seconds"] < 660

@@ -1,4 +1,4 @@
-"""The newest rows, as a model gets them: exact, with their age, and all or an error."""
+"""Guards against newest rows that are not exact, or silently old or incomplete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows_of(served: ServedDatabase, *symbols: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("minutes", [1, 10, 1500])
-def test_it_is_the_stored_row_bit_for_bit(served: ServedDatabase, minutes: int) -> None:
+def test_the_newest_row_is_exact_to_the_last_bit(served: ServedDatabase, minutes: int) -> None:
     symbol = f"EXACT{minutes}"
     served.add(symbol, minutes)
     (row,) = rows_of(served, symbol)
@@ -36,20 +36,20 @@ def test_it_is_the_stored_row_bit_for_bit(served: ServedDatabase, minutes: int) 
     assert row["symbol"] == symbol
     assert datetime.fromisoformat(row["bucket"]) == stored[0]
     assert row["bucket"].endswith("Z")
-    # repr tells -0.0 and every last bit; None is null.
+    # repr shows -0.0 and the last bit; None is null.
     assert [repr(row[name]) for name in COLUMNS[2:]] == [repr(value) for value in stored[1:]]
     assert (row["log_return"] is None) == (minutes == 1)
     assert (row["volume_z"] is None) == (minutes < 1440)
 
 
-def test_many_symbols_come_in_the_order_of_the_question(served: ServedDatabase) -> None:
+def test_rows_have_the_order_of_the_requested_symbols(served: ServedDatabase) -> None:
     for symbol in ("B/1", "a", STRANGE):
         served.add(symbol, 3)
-    asked = (STRANGE, "a", "B/1", "a")
-    assert [row["symbol"] for row in rows_of(served, *asked)] == [STRANGE, "a", "B/1"]
+    requested = (STRANGE, "a", "B/1", "a")
+    assert [row["symbol"] for row in rows_of(served, *requested)] == [STRANGE, "a", "B/1"]
 
 
-def test_a_row_says_how_old_it_is_and_whether_that_is_too_old(served: ServedDatabase) -> None:
+def test_a_row_has_its_age_and_staleness(served: ServedDatabase) -> None:
     served.add("NEW", 3)
     served.add("OLD", 3, minutes_ago=7)
     new, old = rows_of(served, "NEW", "OLD")
@@ -67,15 +67,15 @@ def test_the_limit_of_staleness_is_a_setting(served: ServedDatabase) -> None:
     assert row["stale"] is False
 
 
-def test_a_symbol_without_features_fails_the_question(served: ServedDatabase) -> None:
+def test_a_symbol_without_features_fails_the_request(served: ServedDatabase) -> None:
     served.add("KNOWN", 3)
     answer = served.http.get(LATEST, params={"symbol": ["KNOWN", "zz", "z'z"]})
     assert answer.status_code == 404
     assert answer.json() == {"detail": "no features of 'zz', \"z'z\""}
 
 
-def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
-    """Nobody but a refresh writes there; but who does must not break the readers' JSON."""
+def test_values_that_are_not_finite_are_null(served: ServedDatabase) -> None:
+    """Values that another writer stored must not break the JSON of readers."""
     served.add("NAN", 3)
     served.conn.execute(
         "UPDATE features_1m SET volume_z = 'NaN', vwap_gap = 'Infinity', vol = '-0',"
@@ -88,7 +88,7 @@ def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "complaint"),
+    ("query", "message"),
     [
         ("", "symbol: Field required"),
         ("symbol=", "symbol.0: String should have at least 1 character"),
@@ -99,29 +99,29 @@ def test_what_is_no_number_is_null(served: ServedDatabase) -> None:
         ("&".join(f"symbol={i}" for i in range(101)), "symbol: List should have at most 100 items"),
     ],
 )
-def test_a_mistake_is_named(served: ServedDatabase, query: str, complaint: str) -> None:
+def test_a_wrong_parameter_is_named(served: ServedDatabase, query: str, message: str) -> None:
     answer = served.http.get(f"{LATEST}?{query}")
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith(complaint)
+    assert answer.json()["detail"].startswith(message)
 
 
-def test_an_unknown_symbol_is_told_with_the_nearest(served: ServedDatabase) -> None:
+def test_an_unknown_symbol_gets_the_nearest_name(served: ServedDatabase) -> None:
     served.add("NEAR/USDT", 3)
-    for asked in ("NEAR", "near-usdt", "NAER/USDT"):
-        answer = served.http.get(LATEST, params={"symbol": asked})
+    for symbol in ("NEAR", "near-usdt", "NAER/USDT"):
+        answer = served.http.get(LATEST, params={"symbol": symbol})
         assert answer.status_code == 404
-        told = f"no features of {asked!r} (did you mean 'NEAR/USDT'?)"
-        assert answer.json() == {"detail": told}
-        window = {"symbol": asked, "start": "2026-01-01", "end": "2026-01-02"}
-        assert served.http.get("/v1/features", params=window).json() == {"detail": told}
+        detail = f"no features of {symbol!r} (did you mean 'NEAR/USDT'?)"
+        assert answer.json() == {"detail": detail}
+        window = {"symbol": symbol, "start": "2026-01-01", "end": "2026-01-02"}
+        assert served.http.get("/v1/features", params=window).json() == {"detail": detail}
 
 
 def test_the_index_lists_every_request(served: ServedDatabase) -> None:
-    told = served.http.get("/").json()
-    assert set(told["requests"]) == {*served.http.get("/openapi.json").json()["paths"]} | {
+    index = served.http.get("/").json()
+    assert set(index["requests"]) == {*served.http.get("/openapi.json").json()["paths"]} | {
         "/openapi.json"
     }
-    assert all(told["requests"].values())
+    assert all(index["requests"].values())
     answer = served.http.get("/v1/nothing")
     assert answer.status_code == 404
     assert answer.json() == {"detail": "no such path: / lists the requests"}

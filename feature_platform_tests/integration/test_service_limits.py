@@ -1,4 +1,4 @@
-"""No client holds the model service: not by open connections, slow requests, or wrong keys."""
+"""Guards against clients that block the model service by connections, slowness or wrong keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def limited(served: ServedDatabase, **options: float) -> Iterator[Service]:
 
 
 def line_to(service: Service, stack: ExitStack, sent: bytes = b"") -> socket.socket:
-    """Open a connection, and send what is to be sent at first."""
+    """Open a connection, and send the first bytes."""
     address = urlsplit(service.url)
     line = stack.enter_context(socket.create_connection((address.hostname, address.port), PATIENCE))
     line.sendall(sent)
@@ -54,7 +54,7 @@ def line_to(service: Service, stack: ExitStack, sent: bytes = b"") -> socket.soc
 
 
 def all_of(line: socket.socket) -> bytes:
-    """Return everything that comes until the service closes the connection."""
+    """Return all bytes until the service closes the connection."""
     received = b""
     try:
         while part := line.recv(65536):
@@ -65,15 +65,15 @@ def all_of(line: socket.socket) -> bytes:
 
 
 def seconds_of_health(service: Service) -> float:
-    """Return how long a new client waits for its answer."""
+    """Return the seconds that a new client waits for its answer."""
     began = time.monotonic()
     assert httpx.get(f"{service.url}/healthz", trust_env=False, timeout=PATIENCE).status_code == 200
     return time.monotonic() - began
 
 
 @pytest.mark.timing
-def test_half_sent_requests_do_not_keep_others_out(served: ServedDatabase) -> None:
-    """The usual limits: 1,200 connections of one peer, each with half a request."""
+def test_half_sent_requests_do_not_block_other_clients(served: ServedDatabase) -> None:
+    """Open 1,200 connections of one peer, each with half a request, at the default limits."""
     with ExitStack() as stack:
         lines = [line_to(served.service, stack, HALF) for _ in range(1200)]
         assert max(seconds_of_health(served.service) for _ in range(5)) < 2
@@ -81,7 +81,7 @@ def test_half_sent_requests_do_not_keep_others_out(served: ServedDatabase) -> No
 
 
 @pytest.mark.timing
-def test_half_a_request_is_closed_after_a_while(served: ServedDatabase) -> None:
+def test_half_a_request_is_closed_at_its_deadline(served: ServedDatabase) -> None:
     with limited(served, header_seconds=0.5) as service, ExitStack() as stack:
         silent, half = line_to(service, stack), line_to(service, stack, HALF)
         second = line_to(service, stack, WHOLE)
@@ -97,24 +97,24 @@ def test_half_a_request_is_closed_after_a_while(served: ServedDatabase) -> None:
 
 
 def readable(line: socket.socket) -> bool:
-    """Wait for a tenth of a second; return whether there is something to read."""
+    """Wait for at most a tenth of a second; return whether there are bytes to read."""
     return bool(select.select([line], [], [], 0.1)[0])
 
 
 @pytest.mark.timing
-def test_a_drip_of_headers_has_one_deadline(served: ServedDatabase) -> None:
+def test_slow_headers_have_one_deadline(served: ServedDatabase) -> None:
     with limited(served, header_seconds=1.0) as service, ExitStack() as stack:
         line = line_to(service, stack, HALF)
         began = time.monotonic()
         line.setblocking(False)
         with suppress(ConnectionError):
-            while not readable(line):  # until it answers, or hangs up
+            while not readable(line):  # until the service answers or closes
                 assert time.monotonic() - began < 20
                 line.sendall(b"X: x\r\n")
         assert time.monotonic() - began < 5
 
 
-def test_requests_that_come_in_parts_are_answered(served: ServedDatabase) -> None:
+def test_requests_in_parts_are_answered(served: ServedDatabase) -> None:
     with limited(served, header_seconds=5.0) as service, ExitStack() as stack:
         line = line_to(service, stack)
         for _ in range(3):
@@ -123,7 +123,7 @@ def test_requests_that_come_in_parts_are_answered(served: ServedDatabase) -> Non
             assert b'{"status":"alive"}' in line.recv(65536)
 
 
-def test_the_longest_waiting_makes_room(served: ServedDatabase) -> None:
+def test_the_oldest_waiting_connection_is_closed_at_the_limit(served: ServedDatabase) -> None:
     for limit in ("of_a_peer", "total"):
         with limited(served, **{limit: 2}) as service, ExitStack() as stack:
             first, second = line_to(service, stack, HALF), line_to(service, stack, HALF)
@@ -133,10 +133,10 @@ def test_the_longest_waiting_makes_room(served: ServedDatabase) -> None:
             assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def asked_for_much(service: Service, stack: ExitStack, buffer: int = 4096) -> socket.socket:
-    """Ask for an answer of megabytes, and read none of it.
+def request_of_megabytes(service: Service, stack: ExitStack, buffer: int = 4096) -> socket.socket:
+    """Send a request for an answer of megabytes, and do not read the answer.
 
-    buffer: bytes that the system takes for the reader.
+    buffer: bytes that the system stores for the reader.
     """
     line = line_to(service, stack)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -147,9 +147,9 @@ def asked_for_much(service: Service, stack: ExitStack, buffer: int = 4096) -> so
     return line
 
 
-def test_while_all_are_being_answered_a_new_one_is_rejected(served: ServedDatabase) -> None:
+def test_a_new_connection_is_rejected_while_all_are_answered(served: ServedDatabase) -> None:
     with limited(served, of_a_peer=2) as service, ExitStack() as stack:
-        lines = [asked_for_much(service, stack) for _ in range(2)]
+        lines = [request_of_megabytes(service, stack) for _ in range(2)]
         answer = all_of(line_to(service, stack))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1\r\n" in answer
@@ -165,15 +165,15 @@ def is_served(service: Service) -> bool:
 @pytest.mark.timing
 def test_an_answer_that_is_not_read_is_aborted(served: ServedDatabase) -> None:
     with limited(served, of_a_peer=1, read_seconds=0.5) as service, ExitStack() as stack:
-        asked_for_much(service, stack)
+        request_of_megabytes(service, stack)
         assert not is_served(service)
         wait_until(lambda: is_served(service), "the connection has been aborted", 10)
 
 
 @pytest.mark.timing
-def test_a_slow_reader_gets_all(served: ServedDatabase) -> None:
+def test_a_slow_reader_gets_the_whole_answer(served: ServedDatabase) -> None:
     with limited(served, read_seconds=3.0) as service, ExitStack() as stack:
-        line = asked_for_much(service, stack, buffer=1 << 16)
+        line = request_of_megabytes(service, stack, buffer=1 << 16)
         received = 0
         while part := line.recv(1 << 17):
             received += len(part)
@@ -183,15 +183,17 @@ def test_a_slow_reader_gets_all(served: ServedDatabase) -> None:
         assert received > 3_000_000
 
 
-def ask(http: httpx.Client, key: str) -> httpx.Response:
+def list_symbols(http: httpx.Client, key: str) -> httpx.Response:
     return http.get("/v1/symbols", headers={"Authorization": f"Bearer {key}"})
 
 
-def test_key_guesses_are_limited_by_peer(served: ServedDatabase) -> None:
+def test_wrong_keys_of_a_peer_are_limited(served: ServedDatabase) -> None:
     _, http = served.serve(api_key=KEY)
-    statuses = [ask(http, f"wrong-{guess}").status_code for guess in range(MOST_GUESSES + 5)]
+    statuses = [
+        list_symbols(http, f"wrong-{guess}").status_code for guess in range(MOST_GUESSES + 5)
+    ]
     assert statuses == [401] * MOST_GUESSES + [429] * 5
-    late = ask(http, KEY)  # or it would tell that it is the right one
+    late = list_symbols(http, KEY)  # a 200 would confirm the key
     assert late.status_code == 429
     assert 1 <= int(late.headers["retry-after"]) <= math.ceil(GUESS_SECONDS)
     assert "wait" in late.json()["detail"]
@@ -199,25 +201,25 @@ def test_key_guesses_are_limited_by_peer(served: ServedDatabase) -> None:
     assert http.get("/v1/symbols").status_code == 401
 
 
-def test_behind_a_proxy_each_client_is_a_peer(served: ServedDatabase) -> None:
+def test_each_client_of_a_proxy_is_a_peer(served: ServedDatabase) -> None:
     _, http = served.serve(api_key=KEY, proxies=("127.0.0.1",))
     for guess in range(MOST_GUESSES + 1):
         http.headers["X-Forwarded-For"] = "192.0.2.7"
-        last = ask(http, f"wrong-{guess}")
+        last = list_symbols(http, f"wrong-{guess}")
     assert last.status_code == 429
     http.headers["X-Forwarded-For"] = "192.0.2.8"
-    assert ask(http, KEY).status_code == 200
+    assert list_symbols(http, KEY).status_code == 200
 
 
-def test_without_a_proxy_the_header_means_nothing(served: ServedDatabase) -> None:
+def test_the_forwarded_header_is_ignored_without_a_proxy(served: ServedDatabase) -> None:
     _, http = served.serve(api_key=KEY)
     for guess in range(MOST_GUESSES + 1):
         http.headers["X-Forwarded-For"] = f"192.0.2.{guess}"
-        last = ask(http, f"wrong-{guess}")
+        last = list_symbols(http, f"wrong-{guess}")
     assert last.status_code == 429
 
 
-def test_guesses_are_forgotten_and_bounded() -> None:
+def test_stored_guesses_expire_and_are_bounded() -> None:
     now = 1000.0
     guesses = Guesses(lambda: now)
     for _ in range(MOST_GUESSES):

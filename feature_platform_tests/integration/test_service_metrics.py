@@ -1,4 +1,4 @@
-"""Metrics say how the service is asked and how the platform does, and cost little."""
+"""Guards against metrics that are wrong, missing in the documentation, or slow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 
 @pytest.fixture
 def served(databases: Databases) -> Iterator[ServedDatabase]:
-    """Yield a served database of the test's own, whose metrics nobody has read yet."""
+    """Yield a served database of one test, whose metrics are not cached yet."""
     with databases.fresh() as url, ExitStack() as stack:
         yield ServedDatabase(url, stack)
 
@@ -40,12 +40,12 @@ def samples(served: ServedDatabase) -> Samples:
     }
 
 
-def test_they_say_how_the_platform_does(served: ServedDatabase) -> None:
+def test_metrics_show_the_state_of_the_platform(served: ServedDatabase) -> None:
     first = served.add(STRANGE, 30, minutes_ago=10)
     served.conn.execute(
         "INSERT INTO feature_platform.gap_watermark VALUES (%s, %s, now())", [STRANGE, first]
     )
-    # A gap that began before the day, of which two hours count; one in it; and one before it.
+    # Of the first gap two hours are in the last day; the last gap is before it.
     served.conn.execute(
         """
         INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state)
@@ -65,45 +65,45 @@ def test_they_say_how_the_platform_does(served: ServedDatabase) -> None:
         " VALUES ('worker', now() - interval '9 s', now() - interval '8 s', 5, 'no'),"
         " ('worker', now() - interval '7 s', now() - interval '4 s', 77, NULL)"
     )
-    told = samples(served)
-    assert told["database_up", ()] == 1
-    assert 600 <= told["lag_seconds", (STRANGE,)] < 720
-    assert told["dirty_rows", ()] == 30
-    assert 0 <= told["dirty_age_seconds", ()] < 60
-    assert told["missing_minutes", ("quiet",)] == pytest.approx(120, abs=1)
-    assert told["missing_minutes", ("open",)] == pytest.approx(10)
-    assert told["missing_minutes", ("unavailable",)] == 0
-    assert told["policy_present", ()] == 1
-    assert told["policy_runs", ("ok",)] == 1
-    assert told["policy_runs", ("failed",)] == 1
-    assert told["policy_runs", ("unfinished",)] == 0
-    assert told["policy_last_rows_written", ()] == 77
-    assert told["policy_last_run_seconds", ()] == pytest.approx(3)
-    assert told["process_resident_memory_bytes", ()] > 0
+    found = samples(served)
+    assert found["database_up", ()] == 1
+    assert 600 <= found["lag_seconds", (STRANGE,)] < 720
+    assert found["dirty_rows", ()] == 30
+    assert 0 <= found["dirty_age_seconds", ()] < 60
+    assert found["missing_minutes", ("quiet",)] == pytest.approx(120, abs=1)
+    assert found["missing_minutes", ("open",)] == pytest.approx(10)
+    assert found["missing_minutes", ("unavailable",)] == 0
+    assert found["policy_present", ()] == 1
+    assert found["policy_runs", ("ok",)] == 1
+    assert found["policy_runs", ("failed",)] == 1
+    assert found["policy_runs", ("unfinished",)] == 0
+    assert found["policy_last_rows_written", ()] == 77
+    assert found["policy_last_run_seconds", ()] == pytest.approx(3)
+    assert found["process_resident_memory_bytes", ()] > 0
 
 
-def test_nothing_is_no_error(served: ServedDatabase) -> None:
+def test_metrics_without_data_and_policy_are_no_error(served: ServedDatabase) -> None:
     served.conn.execute("SELECT remove_features_1m_policy()")
-    told = samples(served)
-    assert told["database_up", ()] == 1
-    assert told["policy_present", ()] == 0
-    assert ("policy_last_run_seconds", ()) not in told
+    found = samples(served)
+    assert found["database_up", ()] == 1
+    assert found["policy_present", ()] == 0
+    assert ("policy_last_run_seconds", ()) not in found
 
 
 def test_requests_are_counted_by_route_and_status(served: ServedDatabase) -> None:
     served.add("X", 3)
     for path in (*["/v1/features/latest?symbol=X"] * 3, "/v1/features/latest", "/a", "/b"):
         served.http.get(path)
-    told = samples(served)
+    found = samples(served)
     count = "http_request_seconds_count"
-    assert told[count, ("/v1/features/latest", "200")] == 3
-    assert told[count, ("/v1/features/latest", "422")] == 1
-    assert told[count, ("none", "404")] == 2
-    assert 0 < told["http_request_seconds_sum", ("/v1/features/latest", "200")] < 60
+    assert found[count, ("/v1/features/latest", "200")] == 3
+    assert found[count, ("/v1/features/latest", "422")] == 1
+    assert found[count, ("none", "404")] == 2
+    assert 0 < found["http_request_seconds_sum", ("/v1/features/latest", "200")] < 60
 
 
-def test_the_database_is_not_asked_each_time(served: ServedDatabase) -> None:
-    """However often they are asked for: a cache of seconds, so that few reads reach it."""
+def test_the_metrics_of_the_database_are_cached(served: ServedDatabase) -> None:
+    """A cache of seconds bounds the reads, so that many requests cost few statements."""
     calls = "SELECT sum(numbackends + xact_commit) FROM pg_stat_database WHERE datname = %s"
     samples(served)
     name = served.conn.info.dbname
@@ -115,7 +115,7 @@ def test_the_database_is_not_asked_each_time(served: ServedDatabase) -> None:
     assert value(served.conn, calls, name) - before < 50
 
 
-def test_they_say_how_the_recorder_does(served: ServedDatabase) -> None:
+def test_metrics_show_the_state_of_the_recorder(served: ServedDatabase) -> None:
     served.conn.execute(
         """
         INSERT INTO feature_platform.heartbeat
@@ -125,16 +125,16 @@ def test_they_say_how_the_recorder_does(served: ServedDatabase) -> None:
         """,
         [STRANGE],
     )
-    told = samples(served)
-    states = {key: value for key, value in told.items() if key[0] == "recorder_state"}
+    found = samples(served)
+    states = {key: value for key, value in found.items() if key[0] == "recorder_state"}
     assert states == {
         ("recorder_state", ("live", STRANGE)): 1,
         ("recorder_state", ("down", "B")): 1,
     }
-    assert 3 <= told["recorder_silent_seconds", ("B",)] < 60
-    assert 5 <= told["recorder_unheard_seconds", (STRANGE,)] < 60
-    assert ("recorder_unheard_seconds", ("B",)) not in told
-    assert told["recorder_refused_rows", (STRANGE,)] == 2
+    assert 3 <= found["recorder_silent_seconds", ("B",)] < 60
+    assert 5 <= found["recorder_unheard_seconds", (STRANGE,)] < 60
+    assert ("recorder_unheard_seconds", ("B",)) not in found
+    assert found["recorder_refused_rows", (STRANGE,)] == 2
 
 
 def test_every_metric_is_documented(served: ServedDatabase) -> None:

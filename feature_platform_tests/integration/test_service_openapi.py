@@ -1,4 +1,4 @@
-"""What OpenAPI says of the service is what it does: schemathesis tries to find where it is not."""
+"""Guards against an OpenAPI description that differs from the service, by schemathesis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feature_platform_tests.fix_processes import PATIENCE, insert_bars
 from feature_platform_tests.fix_service import ServedDatabase
 
 KEY = "a-key-of-the-tests"
-# Start and end may each be fine, and the one not before the other; symbols, and not stored.
+# Valid parameters can be rejected: start may not be before end, and a symbol may not be stored.
 CONFIGURATION = f"""
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "404"]
@@ -26,13 +26,13 @@ bearer = "{KEY}"
 
 @pytest.fixture(scope="module", autouse=True)
 def examples(served: ServedDatabase) -> None:
-    """Store rows of the symbol and the day that the description has as examples."""
+    """Store rows of the symbol and the day of the description's examples."""
     insert_bars(served.conn, "BTC/USDT", datetime(2026, 2, 1, 12, tzinfo=UTC), 3)
     refresh(served.conn)
 
 
-def test_schemathesis_finds_nothing(served: ServedDatabase, tmp_path: Path) -> None:
-    """With a key, so that it tries without one, too."""
+def test_schemathesis_finds_no_difference(served: ServedDatabase, tmp_path: Path) -> None:
+    """The service has a key, so that schemathesis also tries without the key."""
     service, _ = served.serve(api_key=KEY)
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
@@ -55,7 +55,7 @@ def test_schemathesis_finds_nothing(served: ServedDatabase, tmp_path: Path) -> N
         timeout=2 * PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # It did look, and got rows to look at.
+    # It tested all operations, and received rows.
     assert "Tested: 7" in done.stdout
     assert "Missing test data" not in done.stdout
 

@@ -1,4 +1,4 @@
-"""What the service asks of the database costs the same at ten times the history."""
+"""Guards against statements of the service whose cost grows with the history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Histories = tuple[psycopg.Connection, ...]
 
 
 def explain(conn: psycopg.Connection, query: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Run a query of the service as it does, prepared and with a plan for any parameters."""
+    """Run a query as the service does: prepared, with a plan for any parameters."""
     statement = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + queries[query]
     for _ in range(2):  # the first call of a session reads the catalogues, too
         row = conn.execute(statement, parameters, prepare=True).fetchone()
@@ -35,7 +35,7 @@ def explain(conn: psycopg.Connection, query: str, parameters: dict[str, Any]) ->
 
 @pytest.fixture
 def any_plan(histories: Histories) -> Iterator[Histories]:
-    """Have the server plan without a look at the parameters, as it does for what comes often."""
+    """Yield the histories with generic plans, as the server uses for frequent statements."""
     for conn in histories:
         conn.execute("SET plan_cache_mode = force_generic_plan")
     yield histories
@@ -50,7 +50,7 @@ def scans(plan: dict[str, Any], table: str) -> list[dict[str, Any]]:
 
 
 def reads_a_table(node: dict[str, Any]) -> bool:
-    """Tell whether a node reads a table itself; TimescaleDB's append passes on its chunks' rows."""
+    """Return whether a node reads a table itself; TimescaleDB's append passes rows of chunks."""
     return "Relation Name" in node and not any(map(reads_a_table, node.get("Plans", ())))
 
 
@@ -74,7 +74,7 @@ def test_the_newest_row_is_one_step_of_the_primary_key(
 @pytest.mark.parametrize(
     ("query", "rows"), [("service_rows", 1000), ("service_next_start", 60), ("service_rows", 1)]
 )
-def test_a_part_of_a_page_reads_what_it_gives(any_plan: Histories, query: str, rows: int) -> None:
+def test_a_part_of_a_page_reads_only_its_rows(any_plan: Histories, query: str, rows: int) -> None:
     now = datetime.now(UTC)
     window = {"symbol": "S3", "start": now - timedelta(days=2), "end": now, "rows": rows}
     pages = []
@@ -88,18 +88,20 @@ def test_a_part_of_a_page_reads_what_it_gives(any_plan: Histories, query: str, r
 
 
 @pytest.mark.parametrize("query", ["service_symbols", "service_symbol_is_known"])
-def test_symbols_are_found_by_steps(any_plan: Histories, query: str) -> None:
+def test_the_cost_of_the_list_of_symbols_does_not_grow(any_plan: Histories, query: str) -> None:
     short, long = (pages_of(explain(conn, query, {"symbol": "none"})) for conn in any_plan)
     assert about_as_many([short, long])
 
 
 @pytest.mark.parametrize("query", ["service_dirty", "service_policy", "service_policy_runs"])
-def test_metrics_do_not_read_history(any_plan: Histories, query: str) -> None:
+def test_the_cost_of_metrics_does_not_grow_with_the_history(
+    any_plan: Histories, query: str
+) -> None:
     pages = [pages_of(explain(conn, query, {})) for conn in any_plan]
     assert about_as_many(pages)
 
 
-def test_the_metric_of_gaps_reads_a_day_of_them(any_plan: Histories) -> None:
+def test_the_metric_of_gaps_reads_one_day(any_plan: Histories) -> None:
     pages = []
     for conn in any_plan:
         with conn.transaction(force_rollback=True):
@@ -110,7 +112,7 @@ def test_the_metric_of_gaps_reads_a_day_of_them(any_plan: Histories) -> None:
     assert about_as_many(pages)
 
 
-def test_the_metric_of_runs_reads_a_thousand_of_them(any_plan: Histories) -> None:
+def test_the_metric_of_runs_reads_a_thousand_runs(any_plan: Histories) -> None:
     pages = []
     for conn, runs in zip(any_plan, (2000, 20_000), strict=True):
         with conn.transaction(force_rollback=True):

@@ -1,4 +1,4 @@
-"""Who may ask the service, and what it does with what nobody should send."""
+"""Guards against requests without the key, and against hostile requests that have an effect."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LATEST = "/v1/features/latest?symbol=KEY"
 
 @pytest.fixture(scope="module", autouse=True)
 def known(served: ServedDatabase) -> None:
-    """Have symbols to ask for."""
+    """Store the symbols of the requests."""
     served.add("H", 3)
     served.add("KEY", 3)
 
 
 @pytest.fixture
 def locked(served: ServedDatabase) -> httpx.Client:
-    """Return a client, without the key, of a service that has one, and no guess against it yet."""
+    """Return a client without the key, of a new service with a key."""
     _, http = served.serve(api_key=KEY)
     return http
 
@@ -40,7 +40,7 @@ def locked(served: ServedDatabase) -> httpx.Client:
     "header",
     [None, "", KEY, "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}"],
 )
-def test_without_the_key_nothing_is_told(locked: httpx.Client, header: str | None) -> None:
+def test_requests_without_the_key_are_rejected(locked: httpx.Client, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for path in (LATEST, "/openapi.json", "/nothing"):
         answer = locked.get(path, headers=headers)
@@ -50,7 +50,7 @@ def test_without_the_key_nothing_is_told(locked: httpx.Client, header: str | Non
 
 
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer  {KEY}"])
-def test_with_the_key_it_is(locked: httpx.Client, header: str) -> None:
+def test_requests_with_the_key_are_answered(locked: httpx.Client, header: str) -> None:
     assert locked.get(LATEST, headers={"Authorization": header}).status_code == 200
 
 
@@ -59,17 +59,17 @@ def test_health_needs_no_key(locked: httpx.Client) -> None:
     assert locked.get("/readyz").json() == {"status": "ready"}
 
 
-def test_openapi_tells_of_the_key_where_there_is_one(
+def test_openapi_describes_the_key_if_there_is_one(
     served: ServedDatabase, locked: httpx.Client
 ) -> None:
-    told = locked.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
-    assert told["paths"]["/v1/features/latest"]["get"]["security"] == [{"key": []}]
-    assert told["paths"]["/healthz"]["get"]["security"] == []
+    description = locked.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert description["paths"]["/v1/features/latest"]["get"]["security"] == [{"key": []}]
+    assert description["paths"]["/healthz"]["get"]["security"] == []
     assert "securitySchemes" not in served.http.get("/openapi.json").json()["components"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_without_a_key_it_serves_this_machine_alone(host: str) -> None:
+def test_without_a_key_the_service_listens_on_loopback_only(host: str) -> None:
     with pytest.raises(UserError) as caught:
         Service(host=host)
     assert str(caught.value) == (
@@ -78,7 +78,7 @@ def test_without_a_key_it_serves_this_machine_alone(host: str) -> None:
     )
 
 
-def test_with_a_key_it_serves_every_machine() -> None:
+def test_with_a_key_the_service_listens_on_any_address() -> None:
     with Service(Settings(api_key=SecretStr(KEY)), host="0.0.0.0") as service:
         assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
 
@@ -93,8 +93,8 @@ def test_a_weak_key_is_rejected_and_not_shown(key: str, monkeypatch: pytest.Monk
     )
 
 
-def exchange(served: ServedDatabase, sent: bytes) -> bytes:
-    """Send bytes, and return all that comes back until the service hangs up."""
+def send(served: ServedDatabase, sent: bytes) -> bytes:
+    """Send bytes, and return all bytes until the service closes the connection."""
     address = urlsplit(served.service.url)
     with socket.create_connection((address.hostname, address.port), PATIENCE) as line:
         received = b""
@@ -102,7 +102,7 @@ def exchange(served: ServedDatabase, sent: bytes) -> bytes:
             line.sendall(sent)
             while part := line.recv(65536):
                 received += part
-        except ConnectionError:  # it hung up before it had all
+        except ConnectionError:  # the service closed before it received all
             pass
         return received
 
@@ -118,8 +118,8 @@ def exchange(served: ServedDatabase, sent: bytes) -> bytes:
         pytest.param(b"GET http://[::1 HTTP/1.1\r\n\r\n", id="a URL that is none"),
     ],
 )
-def test_what_is_no_request_is_cut_off(served: ServedDatabase, sent: bytes) -> None:
-    answer = exchange(served, sent)
+def test_bytes_that_are_no_request_are_cut_off(served: ServedDatabase, sent: bytes) -> None:
+    answer = send(served, sent)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
     assert served.http.get("/healthz").status_code == 200
 
@@ -129,7 +129,7 @@ def test_what_is_no_request_is_cut_off(served: ServedDatabase, sent: bytes) -> N
     [
         {"content": b"x"},
         {"json": {"symbol": "KEY"}},
-        {"content": iter([b"x" * 1000] * 1000)},  # in chunks: its length is not told
+        {"content": iter([b"x" * 1000] * 1000)},  # in chunks, without a length
     ],
     ids=["bytes", "JSON", "chunks"],
 )
@@ -139,7 +139,7 @@ def test_a_body_is_rejected(served: ServedDatabase, options: dict[str, Any]) -> 
     assert answer.json() == {"detail": "a body has no use here"}
 
 
-# What breaks programs that put input into SQL, paths, headers, logs and terminals.
+# Input that breaks programs that insert it into SQL, paths, headers, logs and terminals.
 HOSTILE = (
     "'; DROP TABLE features_1m; --",
     "' OR '1'='1",
@@ -163,38 +163,42 @@ HOSTILE = (
 PARAMETERS = ("symbol", "start", "end", "limit", "format", "cursor")
 
 
-def harmless(served: ServedDatabase, answer: httpx.Response) -> None:
-    """Fail where an answer is not that of a service that knows what it does."""
+def check_harmless(served: ServedDatabase, answer: httpx.Response) -> None:
+    """Fail unless the answer is a known one, without internal errors, and the rows still exist."""
     assert answer.status_code in (200, 400, 404, 406, 422), answer.text
     assert "set-cookie" not in answer.headers
     if answer.status_code != 200:
-        told = answer.json()["detail"]
-        assert told.isprintable()
-        assert not any(word in told for word in ("psycopg", "Traceback", "syntax"))
+        detail = answer.json()["detail"]
+        assert detail.isprintable()
+        assert not any(word in detail for word in ("psycopg", "Traceback", "syntax"))
     assert served.conn.execute("SELECT count(*) > 0 FROM features_1m").fetchone() == (True,)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda text: repr(text[:20]))
-def test_hostile_parameters_are_values_and_no_more(served: ServedDatabase, hostile: str) -> None:
-    harmless(served, served.http.get("/v1/features/latest", params={"symbol": ["H", hostile]}))
+def test_hostile_parameters_are_only_values(served: ServedDatabase, hostile: str) -> None:
+    check_harmless(
+        served, served.http.get("/v1/features/latest", params={"symbol": ["H", hostile]})
+    )
     window = {"symbol": "H", "start": "2026-02-01", "end": "2026-02-02"}
     for name in PARAMETERS:
-        harmless(served, served.http.get("/v1/features", params={**window, name: hostile}))
+        check_harmless(served, served.http.get("/v1/features", params={**window, name: hostile}))
     header = hostile.encode("utf-8").translate(None, b"\0\r\n\x1b").strip()
-    harmless(served, served.http.get("/v1/features", params=window, headers={b"Accept": header}))
-    harmless(served, served.http.get(f"/v1/{quote(hostile, safe='')}"))
+    check_harmless(
+        served, served.http.get("/v1/features", params=window, headers={b"Accept": header})
+    )
+    check_harmless(served, served.http.get(f"/v1/{quote(hostile, safe='')}"))
 
 
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(texts=st.lists(st.text(max_size=300), min_size=3, max_size=3))
-def test_any_text_is_a_value_and_no_more(served: ServedDatabase, texts: list[str]) -> None:
+def test_any_text_is_only_a_value(served: ServedDatabase, texts: list[str]) -> None:
     symbol, start, end = texts
-    harmless(served, served.http.get("/v1/features/latest", params={"symbol": symbol}))
+    check_harmless(served, served.http.get("/v1/features/latest", params={"symbol": symbol}))
     window = {"symbol": symbol, "start": start, "end": end}
-    harmless(served, served.http.get("/v1/features", params=window))
-    harmless(
+    check_harmless(served, served.http.get("/v1/features", params=window))
+    check_harmless(
         served,
         served.http.get(
             "/v1/features", params={**window, "start": "1970-01-01", "end": "1970-01-02"}

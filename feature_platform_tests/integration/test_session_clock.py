@@ -1,4 +1,4 @@
-"""Guards against a forgotten clock: a database of real bars follows no session's clock."""
+"""Guards against a session's clock that changes a database of real bars."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def set_clock(connection: Conn) -> None:
         "INSERT INTO ohlcv_1m VALUES ('A', now(), 1, 1, 1, 1, 1)",
     ],
 )
-def test_no_function_believes_a_session(conn: Conn, statement: LiteralString) -> None:
+def test_functions_reject_the_clock_of_a_session(conn: Conn, statement: LiteralString) -> None:
     insert_recent(conn, "A", 200)
     conn.execute("SELECT set_features_1m_retention(bars => '3 days', features => '1 day')")
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
@@ -62,7 +62,7 @@ def test_no_function_believes_a_session(conn: Conn, statement: LiteralString) ->
 
 
 def contents(connection: Conn) -> list[Any]:
-    """Return the counts of bars and rows, and how far the minutes are accounted for."""
+    """Return the counts of bars and rows, and the newest watermark of gaps."""
     return [
         value(connection, "SELECT count(*) FROM ohlcv_1m"),
         value(connection, "SELECT count(*) FROM features_1m"),
@@ -102,7 +102,7 @@ def test_a_process_with_a_clock_rejects_a_real_database(
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 class TestOrigin:
-    """What decides whether a database is simulated, and until when."""
+    """The choice between a real and a simulated database, and its end."""
 
     @pytest.fixture
     def empty(self, empty_database: str) -> Any:
@@ -113,18 +113,18 @@ class TestOrigin:
         assert value(conn, IS_SIMULATED) is False
 
     @pytest.mark.usefixtures("future")
-    def test_a_process_with_a_clock_sets_up_a_simulated_one(self, empty: Conn) -> None:
+    def test_a_process_with_a_clock_sets_up_a_simulated_database(self, empty: Conn) -> None:
         schema.apply(empty)
         assert value(empty, IS_SIMULATED) is True
         schema.prepare(empty)
 
     @pytest.mark.usefixtures("future")
-    def test_a_process_with_a_clock_turns_no_real_one(self, conn: Conn) -> None:
+    def test_a_process_with_a_clock_does_not_change_a_real_database(self, conn: Conn) -> None:
         with pytest.raises(UserError, match=NOT_SIMULATED):
             schema.apply(conn)
         assert value(conn, IS_SIMULATED) is False
 
-    def test_the_command_line_decides_while_there_are_no_bars(self, database: str) -> None:
+    def test_the_origin_can_be_changed_while_there_are_no_bars(self, database: str) -> None:
         with psycopg.connect(database, autocommit=True) as connection:
             for option, simulated in (("--simulated", True), ("--real", False)):
                 assert run_on(database, "db", "apply", option).returncode == 0
@@ -143,12 +143,14 @@ class TestOrigin:
             "DELETE FROM feature_platform.database_origin",
         ],
     )
-    def test_it_is_final_once_there_are_bars(self, conn: Conn, statement: LiteralString) -> None:
+    def test_the_origin_is_final_once_there_are_bars(
+        self, conn: Conn, statement: LiteralString
+    ) -> None:
         insert_recent(conn, "A", 1)
         with pytest.raises(psycopg.errors.RaiseException, match="and it has bars"):
             conn.execute(statement)
 
-    def test_simulated_bars_are_for_simulated_databases(
+    def test_simulated_bars_need_a_simulated_database(
         self, database: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
@@ -158,16 +160,16 @@ class TestOrigin:
         make_simulated(database)
         schema.prepare(conn, simulated=True)
 
-    def test_the_embedded_one_becomes_simulated_on_the_spot(self, conn: Conn) -> None:
+    def test_an_empty_embedded_database_becomes_simulated(self, conn: Conn) -> None:
         schema.prepare(conn, simulated=True)
         assert value(conn, IS_SIMULATED) is True
 
-    def test_the_embedded_one_stays_real_with_bars(self, conn: Conn) -> None:
+    def test_an_embedded_database_with_bars_stays_real(self, conn: Conn) -> None:
         insert_recent(conn, "A", 1)
         with pytest.raises(UserError, match="simulated and real bars are never mixed"):
             schema.prepare(conn, simulated=True)
 
-    def test_psql_sets_up_a_simulated_one(self, empty_database: str, empty: Conn) -> None:
+    def test_psql_can_set_up_a_simulated_database(self, empty_database: str, empty: Conn) -> None:
         file = str(sql_dir() / "feature_ca.sql")
         there = {
             "FEATURE_PLATFORM_DATABASE_URL": empty_database,

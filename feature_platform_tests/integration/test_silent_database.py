@@ -1,4 +1,4 @@
-"""`status` and `health` answer within three seconds, whatever state the database is in."""
+"""Guards against `status` and `health` that hang while the database does not answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from feature_platform_tests.fix_processes import COMMAND, only_line, run, run_on, wait_until
 from feature_platform_tests.fix_service import ServiceProcess
 
-# The promise is three seconds; Python's start on a busy machine is not the command's.
+# The documented time is three seconds, without Python's start.
 PROMISED = 3.0
 COMMANDS = (("status",), ("health", "recorder"), ("health", "worker"))
 
@@ -44,7 +44,7 @@ def within(began: float, start_seconds: float) -> bool:
 
 
 @each_command
-def test_a_server_that_accepts_and_says_nothing(
+def test_a_server_without_an_answer_is_reported_in_time(
     words: tuple[str, ...], start_seconds: float
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -58,7 +58,7 @@ def test_a_server_that_accepts_and_says_nothing(
 
 @each_command
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_table_that_is_locked(
+def test_a_locked_table_is_reported_in_time(
     words: tuple[str, ...], database: str, start_seconds: float
 ) -> None:
     with psycopg.connect(database) as other:
@@ -75,7 +75,7 @@ def test_a_table_that_is_locked(
 
 @pytest.fixture
 def stopped(home: Path) -> Iterator[Path]:
-    """Yield the home of an embedded server, in use, whose every process is stopped."""
+    """Yield the home of an embedded server in use, all of whose processes are suspended."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service:
         service.client().close()
         postmaster = psutil.Process(
@@ -92,13 +92,15 @@ def stopped(home: Path) -> Iterator[Path]:
             service.stop()
 
 
-def test_an_embedded_server_that_is_stopped(stopped: Path, start_seconds: float) -> None:
+def test_a_suspended_embedded_server_is_reported_in_time(
+    stopped: Path, start_seconds: float
+) -> None:
     for words in COMMANDS:
         began = time.monotonic()
         done = run(*words, FEATURE_PLATFORM_HOME=str(stopped))
         assert within(began, start_seconds)
         assert f"the database in {stopped} runs, but does not answer" in answer(done)
-    # So it does while another process, which waits longer, holds the lock of those who start it.
+    # The same holds while another process holds the start lock and waits longer.
     with subprocess.Popen(
         [*COMMAND, "refresh"],
         env={**os.environ, "FEATURE_PLATFORM_HOME": str(stopped)},

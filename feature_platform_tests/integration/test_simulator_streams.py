@@ -33,7 +33,7 @@ TRADES = "btcusdt@trade"
 
 
 @pytest.fixture
-def venue_clock() -> ManualClock:
+def exchange_clock() -> ManualClock:
     return ManualClock(NOW)
 
 
@@ -140,12 +140,12 @@ async def ccxt_client(url: str) -> AsyncIterator[Any]:
 
 
 def test_ccxt_watches_bars_and_trades(
-    simulator: SimulatedExchange, venue_clock: ManualClock, venue_truth: Truth
+    simulator: SimulatedExchange, exchange_clock: ManualClock, exchange_truth: Truth
 ) -> None:
     async def next_of(watched: Awaitable[Any]) -> Any:
         update = asyncio.ensure_future(watched)
         while not update.done():
-            venue_clock.advance(1)
+            exchange_clock.advance(1)
             await asyncio.sleep(0.01)
         return await update
 
@@ -165,7 +165,7 @@ def test_ccxt_watches_bars_and_trades(
     bars, trades = within_patience(work)
     for symbol in SYMBOLS:
         (over,) = (bar for bar in bars[symbol] if bar[0] == ms(OPEN))
-        assert over[1:] == true_bars(venue_truth, OPEN, OPEN + MINUTE, symbol)[0]
+        assert over[1:] == true_bars(exchange_truth, OPEN, OPEN + MINUTE, symbol)[0]
     assert {trade["symbol"] for trade in trades} == {"BTC/USDT"}
 
 
@@ -175,14 +175,14 @@ def test_trades_aggregate_to_the_bar(
     symbol: str,
     kind: str,
     simulator: SimulatedExchange,
-    venue_clock: ManualClock,
-    venue_truth: Truth,
+    exchange_clock: ManualClock,
+    exchange_truth: Truth,
 ) -> None:
     name = symbol.replace("/", "").lower()
 
     async def work() -> list[dict[str, Any]]:
         streams = (f"{name}@kline_1m", f"{name}@{kind}")
-        async with watching(simulator, venue_clock, *streams) as watcher:
+        async with watching(simulator, exchange_clock, *streams) as watcher:
             return await watcher.until(OPEN + 5 * MINUTE)
 
     events = within_patience(work)
@@ -205,15 +205,15 @@ def test_trades_aggregate_to_the_bar(
             ]
             assert all(Decimal(trade["q"]) > 0 for trade in trades)
     assert [values(bar) for bar in bars] == true_bars(
-        venue_truth, OPEN + MINUTE, OPEN + 5 * MINUTE, symbol
+        exchange_truth, OPEN + MINUTE, OPEN + 5 * MINUTE, symbol
     )
 
 
 def test_a_bar_grows_while_it_is_open(
-    simulator: SimulatedExchange, venue_clock: ManualClock
+    simulator: SimulatedExchange, exchange_clock: ManualClock
 ) -> None:
     async def work() -> list[dict[str, Any]]:
-        async with watching(simulator, venue_clock, BARS) as watcher:
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             return await watcher.until(OPEN + 2 * MINUTE)
 
     bars = [event["k"] for event in within_patience(work)]
@@ -230,7 +230,7 @@ def test_a_bar_grows_while_it_is_open(
 # ---- subscriptions ----
 
 
-def test_subscriptions(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_subscriptions(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     async def work() -> None:
         url = simulator.url.replace("http://", "ws://") + f"/stream?streams={TRADES}"
         async with connect_websocket(url) as socket:
@@ -248,7 +248,7 @@ def test_subscriptions(simulator: SimulatedExchange, venue_clock: ManualClock) -
             assert await ask("SUBSCRIBE", names) == {"result": None}
             assert await ask("UNSUBSCRIBE", [TRADES]) == {"result": None}
             assert await ask("LIST_SUBSCRIPTIONS") == {"result": names}
-            venue_clock.advance(60)
+            exchange_clock.advance(60)
             event = json.loads(await socket.recv())
             assert event["stream"] == names[0]
             assert event["data"]["s"] == "LINKUSDT"
@@ -262,9 +262,9 @@ def test_subscriptions(simulator: SimulatedExchange, venue_clock: ManualClock) -
     within_patience(work)
 
 
-def test_limits_of_a_connection(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_limits_of_a_connection(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     async def work() -> None:
-        async with watching(simulator, venue_clock, BARS) as watcher:
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             many = [f"s{number}@trade" for number in range(1024)]
             await watcher.socket.send(json.dumps({"method": "SUBSCRIBE", "params": many, "id": 1}))
             await watcher.settle()
@@ -295,9 +295,9 @@ def watch(
     return events
 
 
-def test_duplicates(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_duplicates(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     simulator.set_faults({"kind": "duplicated"})
-    events = watch(simulator, venue_clock, 2, BARS, TRADES)
+    events = watch(simulator, exchange_clock, 2, BARS, TRADES)
     bars, trades = closed(events), [event for event in events if event["e"] == "trade"]
     assert starts(bars) == [0, 0, 1, 1]
     assert bars[0::2] == bars[1::2]
@@ -305,9 +305,9 @@ def test_duplicates(simulator: SimulatedExchange, venue_clock: ManualClock) -> N
     assert trades
 
 
-def test_disorder(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_disorder(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     simulator.set_faults({"kind": "reordered"})
-    events = watch(simulator, venue_clock, 5, BARS, TRADES)
+    events = watch(simulator, exchange_clock, 5, BARS, TRADES)
     assert starts(closed(events)) == [1, 0, 3, 2]
     numbers = [event["t"] for event in events if event["e"] == "trade"]
     assert numbers != sorted(numbers)
@@ -320,9 +320,9 @@ def test_disorder(simulator: SimulatedExchange, venue_clock: ManualClock) -> Non
     assert bars[at + 1]["n"] == bars[at]["n"] - 1
 
 
-def test_lost_events(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_lost_events(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     simulator.set_faults({"kind": "lost", "start": "2026-03-01T12:01Z", "end": "2026-03-01T12:03Z"})
-    events = watch(simulator, venue_clock, 4, BARS, TRADES)
+    events = watch(simulator, exchange_clock, 4, BARS, TRADES)
     assert starts(closed(events)) == [0, 3]
     there = {(event["T"] - ms(OPEN)) // 60_000 for event in events if event["e"] == "trade"}
     assert there == {0, 3}
@@ -334,14 +334,14 @@ def rest_bar(simulator: SimulatedExchange, minute: datetime) -> list[float]:
 
 
 def test_bars_revised_after_close(
-    simulator: SimulatedExchange, venue_clock: ManualClock, venue_truth: Truth
+    simulator: SimulatedExchange, exchange_clock: ManualClock, exchange_truth: Truth
 ) -> None:
     simulator.set_faults({"kind": "corrected", "seconds": 90})
-    events = watch(simulator, venue_clock, 4)
+    events = watch(simulator, exchange_clock, 4)
     bars = closed(events)
     # Two minutes closed before the subscription were corrected later.
     assert starts(bars) == [-2, 0, -1, 1, 0, 2, 1, 3]
-    right = true_bars(venue_truth, OPEN, OPEN + 2 * MINUTE)
+    right = true_bars(exchange_truth, OPEN, OPEN + 2 * MINUTE)
     assert [values(bars[at]) for at in (4, 6)] == right
     assert values(bars[1]) != right[0]
     # The first minute is put right over REST by now, the last is not.
@@ -350,23 +350,23 @@ def test_bars_revised_after_close(
 
 
 def test_bars_late_by_minutes(
-    simulator: SimulatedExchange, venue_clock: ManualClock, venue_truth: Truth
+    simulator: SimulatedExchange, exchange_clock: ManualClock, exchange_truth: Truth
 ) -> None:
     simulator.set_faults({"kind": "late", "seconds": 150})
-    events = watch(simulator, venue_clock, 4)
+    events = watch(simulator, exchange_clock, 4)
     # Events that were sent before the request arrive, too.
     assert starts(closed(events)) == [-3, -2, -1, 0]
-    assert values(closed(events)[3]) == true_bars(venue_truth, OPEN, OPEN + MINUTE)[0]
+    assert values(closed(events)[3]) == true_bars(exchange_truth, OPEN, OPEN + MINUTE)[0]
     assert [event["E"] - ms(OPEN) for event in events] == [30_000, 90_000, 150_000, 210_000]
 
 
 def test_an_outage_is_one_of_streams_too(
-    simulator: SimulatedExchange, venue_clock: ManualClock
+    simulator: SimulatedExchange, exchange_clock: ManualClock
 ) -> None:
     simulator.set_faults(
         {"kind": "outage", "start": "2026-03-01T12:01Z", "end": "2026-03-01T12:02Z"}
     )
-    events = watch(simulator, venue_clock, 3, BARS, TRADES)
+    events = watch(simulator, exchange_clock, 3, BARS, TRADES)
     assert starts(closed(events)) == [0, 2]
     assert not [
         e for e in events if e["e"] == "trade" and e["T"] // 60_000 == ms(OPEN) // 60_000 + 1
@@ -374,25 +374,25 @@ def test_an_outage_is_one_of_streams_too(
 
 
 def test_minutes_without_trades_may_have_no_bar(
-    simulator: SimulatedExchange, venue_clock: ManualClock, venue_truth: Truth
+    simulator: SimulatedExchange, exchange_clock: ManualClock, exchange_truth: Truth
 ) -> None:
     simulator.set_faults({"kind": "quiet_left_out"})
-    events = watch(simulator, venue_clock, 8, "xrpeth@kline_1m")
-    trades = venue_truth.bars("XRP/ETH", OPEN, OPEN + 8 * MINUTE)["trades"]
+    events = watch(simulator, exchange_clock, 8, "xrpeth@kline_1m")
+    trades = exchange_truth.bars("XRP/ETH", OPEN, OPEN + 8 * MINUTE)["trades"]
     assert starts(closed(events)) == [at for at, count in enumerate(trades) if count]
     assert 0 < len(closed(events)) < 8
 
 
-def test_bars_that_cannot_be(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_bars_that_cannot_be(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     simulator.set_faults({"kind": "impossible", "damages": ["high_below_low", "short_row"]})
-    bars = closed(watch(simulator, venue_clock, 2))
+    bars = closed(watch(simulator, exchange_clock, 2))
     by_minute = {bar["t"] // 60_000 % 2: bar for bar in bars}
     assert float(by_minute[0]["h"]) < float(by_minute[0]["l"])
     assert "v" not in by_minute[1]
     simulator.set_faults({"kind": "impossible", "damages": ["not_a_row"]})
     (event,) = (
         event
-        for event in watch(simulator, venue_clock, 3)
+        for event in watch(simulator, exchange_clock, 3)
         if event["k"] == "oops" or event["k"]["x"]
     )
     assert event["k"] == "oops"
@@ -400,17 +400,17 @@ def test_bars_that_cannot_be(simulator: SimulatedExchange, venue_clock: ManualCl
 
 @pytest.mark.parametrize("code", [None, 1001])
 def test_connections_dropped(
-    code: int | None, simulator: SimulatedExchange, venue_clock: ManualClock
+    code: int | None, simulator: SimulatedExchange, exchange_clock: ManualClock
 ) -> None:
     simulator.set_faults({"kind": "dropped", "second": 30, "code": code, "count": 1})
 
     async def work() -> None:
-        async with watching(simulator, venue_clock, BARS) as watcher:
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             with pytest.raises(ConnectionClosed) as ended:
                 await watcher.until(OPEN + MINUTE)
             assert code == (None if ended.value.rcvd is None else ended.value.rcvd.code)
-            assert venue_clock.now() < OPEN + MINUTE
-        async with watching(simulator, venue_clock, BARS) as watcher:
+            assert exchange_clock.now() < OPEN + MINUTE
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             assert starts(closed(await watcher.until(OPEN + 2 * MINUTE))) == [0, 1]
 
     within_patience(work)
@@ -418,23 +418,23 @@ def test_connections_dropped(
 
 
 def test_only_connections_with_that_market_are_dropped(
-    simulator: SimulatedExchange, venue_clock: ManualClock
+    simulator: SimulatedExchange, exchange_clock: ManualClock
 ) -> None:
     simulator.set_faults({"kind": "dropped", "symbol": "LINK/USDT"})
-    assert starts(closed(watch(simulator, venue_clock, 2))) == [0, 1]
+    assert starts(closed(watch(simulator, exchange_clock, 2))) == [0, 1]
     with pytest.raises(ConnectionClosed):
-        watch(simulator, venue_clock, 4, "linkusdt@trade")
+        watch(simulator, exchange_clock, 4, "linkusdt@trade")
 
 
 @pytest.mark.parametrize("pongs", [True, False])
 def test_stalls_without_close(
-    pongs: bool, simulator: SimulatedExchange, venue_clock: ManualClock
+    pongs: bool, simulator: SimulatedExchange, exchange_clock: ManualClock
 ) -> None:
     fault = {"kind": "stalled", "second": 30, "seconds": 60, "pongs": pongs, "count": 1}
     simulator.set_faults(fault)
 
     async def work() -> list[dict[str, Any]]:
-        async with watching(simulator, venue_clock, BARS) as watcher:
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             await watcher.until(OPEN + timedelta(seconds=30))
             there = len(watcher.seen)
             await watcher.move(15)
@@ -450,7 +450,7 @@ def test_stalls_without_close(
     assert starts(closed(within_patience(work))) == [1, 2]
 
 
-def test_connections_refused(simulator: SimulatedExchange, venue_clock: ManualClock) -> None:
+def test_connections_refused(simulator: SimulatedExchange, exchange_clock: ManualClock) -> None:
     simulator.set_faults(
         {"kind": "server_error", "endpoint": "stream", "count": 1},
         {"kind": "too_many_requests", "endpoint": "stream", "retry_after": 9, "count": 1},
@@ -458,39 +458,39 @@ def test_connections_refused(simulator: SimulatedExchange, venue_clock: ManualCl
     )
 
     async def refused() -> InvalidStatus:
-        with pytest.raises(InvalidStatus) as refusal:
-            async with watching(simulator, venue_clock, BARS):
+        with pytest.raises(InvalidStatus) as rejection:
+            async with watching(simulator, exchange_clock, BARS):
                 pass
-        return refusal.value
+        return rejection.value
 
     async def work() -> None:
         assert (await refused()).response.status_code == 503
         limited = (await refused()).response
         assert (limited.status_code, limited.headers["retry-after"]) == (429, "9")
         with pytest.raises((InvalidMessage, ConnectionResetError)):
-            async with watching(simulator, venue_clock, BARS):
+            async with watching(simulator, exchange_clock, BARS):
                 pass
-        async with watching(simulator, venue_clock, BARS) as watcher:
+        async with watching(simulator, exchange_clock, BARS) as watcher:
             await watcher.settle()
 
     within_patience(work)
 
 
 @pytest.fixture
-def two_exchanges(venue_truth: Truth) -> Iterator[list[tuple[SimulatedExchange, ManualClock]]]:
+def two_exchanges(exchange_truth: Truth) -> Iterator[list[tuple[SimulatedExchange, ManualClock]]]:
     faults = [{"kind": kind, "probability": 0.5} for kind in ("lost", "duplicated", "corrected")]
     faults[2]["seconds"] = 70
     running = []
     for _ in range(2):
         clock = ManualClock(NOW)
-        exchange = SimulatedExchange(venue_truth, seed=3, clock=clock)
+        exchange = SimulatedExchange(exchange_truth, seed=3, clock=clock)
         exchange.set_faults(*faults)
         running.append((exchange, clock))
     with running[0][0], running[1][0]:
         yield running
 
 
-def test_accidents_follow_from_the_seed(
+def test_faults_follow_from_the_seed(
     two_exchanges: list[tuple[SimulatedExchange, ManualClock]],
 ) -> None:
     first, second = (closed(watch(exchange, clock, 12)) for exchange, clock in two_exchanges)
@@ -499,7 +499,7 @@ def test_accidents_follow_from_the_seed(
     assert len(set(starts(first))) < 12
 
 
-def test_it_stops_in_order_while_others_are_leaving(venue_truth: Truth) -> None:
+def test_it_stops_in_order_while_others_are_leaving(exchange_truth: Truth) -> None:
     async def leave(exchange: SimulatedExchange) -> None:
         async with aiohttp.ClientSession() as session:
             url = exchange.url.replace("http", "ws") + "/ws/0"
@@ -511,5 +511,5 @@ def test_it_stops_in_order_while_others_are_leaving(venue_truth: Truth) -> None:
 
     # An error in the server's thread is a warning here, and so a failure.
     for _ in range(5):
-        with SimulatedExchange(venue_truth) as exchange:
+        with SimulatedExchange(exchange_truth) as exchange:
             asyncio.run(leave(exchange))

@@ -1,4 +1,4 @@
-"""What the platform says of its state is so, and is told whole."""
+"""Guards against a wrong or incomplete status."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_each_symbol_has_its_own_line(conn: Conn) -> None:
     assert row_counts(conn) == {A: Counts(4, 3), B: Counts(5, 5)}
 
 
-def test_a_symbol_may_have_bars_or_rows_only(conn: Conn) -> None:
+def test_a_symbol_may_have_only_bars_or_only_rows(conn: Conn) -> None:
     insert_bars(conn, "only rows", START, 1)
     refresh(conn)
     conn.execute("DELETE FROM ohlcv_1m")
@@ -83,14 +83,14 @@ def test_lag_is_the_age_of_the_newest_row(conn: Conn) -> None:
     assert a.last_bar == a.last_feature
 
 
-def test_a_minute_that_is_not_over_is_not_dirty_yet(conn: Conn) -> None:
+def test_bars_of_open_minutes_are_not_dirty(conn: Conn) -> None:
     tomorrow = value(conn, "SELECT feature_platform.clock() + interval '1 day'")
     insert_bars(conn, A, tomorrow, 1)
     (a,) = symbol_status(conn)
     assert (a.last_bar, a.rows_dirty) == (tomorrow, 0)
 
 
-def test_the_policy_and_its_absence(conn: Conn, engine: Engine) -> None:
+def test_the_policy_is_shown_until_it_is_removed(conn: Conn, engine: Engine) -> None:
     policy = policy_status(conn)
     assert policy is not None
     assert (policy.start_offset, policy.end_offset) == (timedelta(hours=1), MINUTE)
@@ -102,7 +102,9 @@ def test_the_policy_and_its_absence(conn: Conn, engine: Engine) -> None:
     assert policy_status(conn) is None
 
 
-def test_the_command(database: str, conn: Conn, engine: Engine) -> None:
+def test_the_command_shows_policy_runs_and_symbols(
+    database: str, conn: Conn, engine: Engine
+) -> None:
     done = run_on(database, "status")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -131,7 +133,7 @@ def test_the_command(database: str, conn: Conn, engine: Engine) -> None:
 
 
 @on_postgres
-def test_the_command_tells_of_a_run_and_of_an_error(
+def test_the_command_shows_a_run_and_an_error(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     insert_bars(conn, A, START, 3)
@@ -145,7 +147,7 @@ def test_the_command_tells_of_a_run_and_of_an_error(
         "INSERT INTO feature_platform.policy_run (runner, error) VALUES ('worker', E'a\nb')"
     )
     lines = run_on(database, "status").stdout.splitlines()
-    assert " UTC, interrupted, " in lines[2]  # as nobody holds the worker's lock
+    assert " UTC, interrupted, " in lines[2]  # because no process holds the worker's lock
     conn.execute(queries["worker_claim"])
     lines = run_on(database, "status").stdout.splitlines()
     assert " UTC, running for " in lines[2]
@@ -169,7 +171,7 @@ def test_the_command_shows_no_password(database: str, conn: Conn) -> None:
     assert "s3cr3t" not in done.stdout + done.stderr
 
 
-def test_the_embedded_database_is_set_up_on_the_spot(home: Path) -> None:
+def test_status_sets_up_the_embedded_database(home: Path) -> None:
     done = run("status", FEATURE_PLATFORM_HOME=str(home))
     assert (done.returncode, done.stderr) == (0, "")
     assert "database feature_platform at " in done.stdout
@@ -178,14 +180,12 @@ def test_the_embedded_database_is_set_up_on_the_spot(home: Path) -> None:
 
 @on_postgres
 @pytest.mark.parametrize("command", [("status",), ("status", "--no-counts")])
-def test_a_reader_that_leaves_is_no_error(
-    database: str, conn: Conn, command: tuple[str, ...]
-) -> None:
+def test_a_closed_pipe_is_no_error(database: str, conn: Conn, command: tuple[str, ...]) -> None:
     conn.execute("""
         INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
         SELECT 'S' || lpad(i::text, 60, '0'), '2026-01-01', 1, 1, 1, 1, 1
         FROM generate_series(1, 2000) AS i
-    """)  # more than a pipe holds
+    """)  # more output than fits into a pipe
     with subprocess.Popen(
         [*COMMAND, *command],
         env={**os.environ, "FEATURE_PLATFORM_DATABASE_URL": database},
@@ -202,7 +202,7 @@ def test_a_reader_that_leaves_is_no_error(
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_job_that_a_dump_brought_is_the_workers(conn: Conn) -> None:
+def test_a_job_of_a_restored_dump_is_replaced_by_the_worker(conn: Conn) -> None:
     """A dump of TimescaleDB Community names a job, and plain PostgreSQL has none."""
     conn.execute("UPDATE feature_platform.policy SET job_id = 1000")
     policy = policy_status(conn)

@@ -29,7 +29,7 @@ MESSAGE = json.dumps({"e": "kline", "E": 1, "s": "BTCUSDT", "k": {**BAR, **PRICE
 
 
 class Handler:
-    """A handler that waits for the first update."""
+    """A handler with an event of the first update."""
 
     def __init__(self) -> None:
         self.updated = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What runs under the supervisor stays up, ends with it, and never holds a Ctrl-C up."""
+"""Guards against processes that the supervisor does not restart, or does not end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Self
 import psutil
 import pytest
 
-from feature_platform_tests.fix_processes import PATIENCE, refusal, run, wait_until
+from feature_platform_tests.fix_processes import PATIENCE, rejection, run, wait_until
 
 SUPERVISE = """
 import os, sys
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     sys.exit(supervisor.run())
 """
 WAITS = "import os, time; print('pid', os.getpid()); time.sleep(1000)"
-# As Dagster's: it starts another process, and stops it when it is asked to stop.
+# A process that, as Dagster's, starts a child, and ends the child when it is terminated.
 HAS_A_CHILD = """
 import os, signal, subprocess, sys
 child = subprocess.Popen(['sleep', '1000'])
@@ -45,7 +45,7 @@ NEEDS_HELP = "print('no such exchange'); raise SystemExit(2)"
 
 
 class Supervised:
-    """A supervisor, and what it says. processes: name and code of each."""
+    """A supervisor, and its output. processes: name and code of each."""
 
     def __init__(self, **processes: str) -> None:
         arguments = [word for pair in processes.items() for word in pair]
@@ -61,14 +61,14 @@ class Supervised:
         self._reader.start()
 
     def pids(self, name: str, times: int = 1) -> list[int]:
-        """Return the process ids that a process has told, once it has told so many times."""
+        """Wait until a process has printed its ids `times` times; return the last ids."""
 
-        def told() -> list[str]:
+        def printed() -> list[str]:
             pattern = re.compile(rf"\d\d:\d\d:\d\d {name} *\| pid (.*)")
             return [found[1] for found in map(pattern.search, list(self.lines)) if found]
 
-        wait_until(lambda: len(told()) >= times, f"{name} has been started {times} times")
-        return [int(word) for word in told()[times - 1].split()]
+        wait_until(lambda: len(printed()) >= times, f"{name} has been started {times} times")
+        return [int(word) for word in printed()[times - 1].split()]
 
     def wait(self) -> int:
         """Wait until it has ended; return its exit status."""
@@ -77,7 +77,7 @@ class Supervised:
         return status
 
     def close(self) -> None:
-        """Leave nothing of it."""
+        """End the supervisor, and close its output."""
         with closing(self.process.stdout):  # type: ignore[type-var]
             if self.process.poll() is None:
                 self.process.terminate()
@@ -96,7 +96,7 @@ class Supervised:
 
 @pytest.fixture
 def both() -> Iterator[Supervised]:
-    """Yield a supervisor of two processes, of which `parent` has a child."""
+    """Yield a supervisor of two processes; `parent` has a child."""
     with ExitStack() as stack:
         yield stack.enter_context(Supervised(waits=WAITS, parent=HAS_A_CHILD))
 
@@ -108,17 +108,17 @@ def gone(*pids: int) -> bool:
     )
 
 
-def test_one_that_is_killed_is_started_again_and_the_other_goes_on(both: Supervised) -> None:
+def test_a_killed_process_is_restarted_and_others_run_on(both: Supervised) -> None:
     (waiting,), (parent, child) = both.pids("waits"), both.pids("parent")
     os.kill(parent, signal.SIGKILL)
     again = both.pids("parent", times=2)
-    assert gone(parent, child)  # what it left behind would hold its port
+    assert gone(parent, child)  # a child that is left would use the port
     assert not gone(waiting, *again)
     assert any("parent is started again in 1 s" in line for line in both.lines)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_it_stops_everything_in_order(
+def test_a_signal_stops_all_processes_in_order(
     both: Supervised, number: signal.Signals, status: int
 ) -> None:
     pids = (*both.pids("waits"), *both.pids("parent"))
@@ -129,13 +129,13 @@ def test_it_stops_everything_in_order(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_nothing_outlives_its_kill(both: Supervised) -> None:
+def test_a_kill_of_the_supervisor_ends_all_processes(both: Supervised) -> None:
     pids = (*both.pids("waits"), *both.pids("parent"))
     both.process.kill()
     wait_until(lambda: gone(*pids), "all processes are gone")
 
 
-IGNORES_THE_WISH = """
+IGNORES_SIGTERM = """
 import os, signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen(['sleep', '1000'])
@@ -145,8 +145,8 @@ time.sleep(1000)
 
 
 @pytest.mark.timing
-def test_one_that_does_not_stop_is_killed_when_its_patience_is_over() -> None:
-    with Supervised(waits=WAITS, stays=IGNORES_THE_WISH) as supervised:
+def test_a_process_that_does_not_stop_in_time_is_killed() -> None:
+    with Supervised(waits=WAITS, stays=IGNORES_SIGTERM) as supervised:
         pids = (*supervised.pids("waits"), *supervised.pids("stays"))
         began = time.monotonic()
         supervised.process.send_signal(signal.SIGINT)
@@ -157,32 +157,32 @@ def test_one_that_does_not_stop_is_killed_when_its_patience_is_over() -> None:
     assert not any("SIGKILL" in line for line in supervised.lines)
 
 
-def test_a_second_one_is_told_of_the_first(tmp_path: Path) -> None:
+def test_a_second_dev_in_one_home_names_the_first(tmp_path: Path) -> None:
     with (tmp_path / "dev.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711 http://127.0.0.1:3000")
         lock.flush()
-        line = refusal(run("dev", "--port", "1", FEATURE_PLATFORM_HOME=str(tmp_path)))
+        line = rejection(run("dev", "--port", "1", FEATURE_PLATFORM_HOME=str(tmp_path)))
     assert line == (
         f"one runs here already: open http://127.0.0.1:3000 (process 4711, in {tmp_path}); end it"
         " with Ctrl-C, or set FEATURE_PLATFORM_HOME and other ports for a second one"
     )
 
 
-def test_a_mistake_at_the_start_ends_everything() -> None:
+def test_a_process_that_cannot_start_ends_all() -> None:
     with Supervised(waits=WAITS, wrong=NEEDS_HELP) as supervised:
         assert supervised.wait() == 2
-        said = "".join(supervised.lines)
-    assert "wrong  | no such exchange" in said
-    assert "wrong cannot start: stopping everything" in said
+        output = "".join(supervised.lines)
+    assert "wrong  | no such exchange" in output
+    assert "wrong cannot start: stopping everything" in output
 
 
 @pytest.mark.parametrize("option", ["--port", "--exchange-port"])
-def test_a_port_that_is_taken_is_one_line_at_once(option: str) -> None:
+def test_dev_names_a_port_in_use_at_once(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         other = "--exchange-port" if option == "--port" else "--port"
-        line = refusal(run("dev", option, str(port), other, "0"))
+        line = rejection(run("dev", option, str(port), other, "0"))
     assert line == (
         f"port {port} of 127.0.0.1 cannot be used, Address already in use: name another"
         f" with {option}"

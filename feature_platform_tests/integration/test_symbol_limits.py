@@ -1,4 +1,4 @@
-"""Guards the limits of symbols: the same in the database and in Python, and one line for each."""
+"""Guards against symbols that the database and Python do not both accept or reject."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_the_database_rejects_a_symbol_out_of_limits(conn: Conn, name: str) -> N
 
 
 @pytest.mark.parametrize("symbol", GOOD)
-def test_the_database_takes_every_other_symbol(conn: Conn, symbol: str) -> None:
+def test_the_database_accepts_every_other_symbol(conn: Conn, symbol: str) -> None:
     conn.execute(INSERT, (symbol, TS))
     assert fault_of(symbol) is None
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_python_and_the_database_agree(conn: Conn) -> None:
+def test_python_and_the_database_accept_the_same_symbols(conn: Conn) -> None:
     edges = st.sampled_from(
         " \t\x1c\x7f\x85\xa0\u1680\u180e\u2007\u200b\u2028\u202f\u205f\u3000\ufeff"
     )
@@ -73,7 +73,7 @@ def test_python_and_the_database_agree(conn: Conn) -> None:
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_an_upgrade_names_symbols_out_of_limits(database: str, conn: Conn) -> None:
-    """A database of before the limits: its owner has to rename, and nothing is changed."""
+    """A database from before the limits is not changed until its owner renames the symbols."""
     conn.execute("ALTER TABLE feature_platform.known_symbol DROP CONSTRAINT known_symbol_check")
     conn.execute(INSERT, (" BTC ", TS))
     done = run_on(database, "db", "apply")
@@ -104,7 +104,7 @@ def test_a_bad_symbol_gets_one_line(
     database: str, arguments: tuple[str, ...], symbol: bytes
 ) -> None:
     if arguments[0] == "simulate" and symbol in (b" BTC", b""):
-        return  # a list is trimmed, and an empty one is the settings'
+        return  # a list is trimmed, and an empty list stands for the settings
     done = run_raw(database, [*(one.encode() for one in arguments), symbol])
     assert_one_line(done)
 

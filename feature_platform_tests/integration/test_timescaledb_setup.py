@@ -1,4 +1,4 @@
-"""Guards against a set-up that TimescaleDB's edition, or the schema of its extension, breaks."""
+"""Guards against a set-up that fails for an edition or a schema of TimescaleDB."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ POLICIES = """
     SELECT hypertable_name::text FROM timescaledb_information.jobs
     WHERE proc_name = 'policy_compression' ORDER BY 1 DESC
 """
-# The Apache edition's state. A server has one edition, so the difference to it is made by hand.
-AS_APACHE_LEFT_IT = """
+# The state of the Apache edition, made by statements because a server has only one edition.
+AS_APACHE = """
     CALL remove_columnstore_policy('ohlcv_1m');
     CALL remove_columnstore_policy('features_1m');
     ALTER TABLE ohlcv_1m SET (timescaledb.enable_columnstore = false);
@@ -56,9 +56,9 @@ def assert_works(conn: Conn) -> None:
     assert policy.problem is None
 
 
-def test_apache_becomes_community(conn: Conn) -> None:
+def test_a_set_up_upgrades_apache_to_community(conn: Conn) -> None:
     insert_recent(conn, "B")
-    conn.execute(AS_APACHE_LEFT_IT)
+    conn.execute(AS_APACHE)
     schema.apply(conn)
     conn.execute("DELETE FROM ohlcv_1m")
     refresh(conn)
@@ -73,7 +73,7 @@ def test_a_columnstore_policy_that_was_removed_stays_removed(conn: Conn) -> None
 
 @pytest.fixture
 def elsewhere(empty_database: str) -> Iterator[Conn]:
-    """Yield a connection to a database whose extension has a schema of its own."""
+    """Yield a connection to a database whose extension has its own schema."""
     with psycopg.connect(empty_database, autocommit=True) as conn:
         conn.execute("DROP EXTENSION timescaledb")
     with psycopg.connect(empty_database, autocommit=True) as conn:
@@ -83,7 +83,7 @@ def elsewhere(empty_database: str) -> Iterator[Conn]:
         yield conn
 
 
-def test_the_extension_may_have_a_schema_of_its_own(elsewhere: Conn) -> None:
+def test_the_extension_may_have_its_own_schema(elsewhere: Conn) -> None:
     schema.apply(elsewhere)
     assert_works(elsewhere)
     elsewhere.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")

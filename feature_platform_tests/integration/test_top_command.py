@@ -1,4 +1,4 @@
-"""`top` shows what the database has, cheaply, and outlives a restart of it."""
+"""Guards against a `top` that shows wrong numbers, is slow, or ends with the database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Conn = psycopg.Connection[Any]
 on_postgres = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
 
-def test_one_frame_goes_into_a_pipe(database: str, conn: Conn) -> None:
+def test_once_prints_one_frame_without_control_codes(database: str, conn: Conn) -> None:
     insert_recent(conn, "OLD")
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     insert_recent(conn, "NEW")
@@ -47,17 +47,17 @@ def test_one_frame_goes_into_a_pipe(database: str, conn: Conn) -> None:
 
 
 @on_postgres
-def test_it_goes_on_when_the_database_is_back(database: str, conn: Conn) -> None:
+def test_top_shows_new_data_after_a_lost_connection(database: str, conn: Conn) -> None:
     insert_recent(conn, "A")
     terminal, line = pty.openpty()
-    said = bytearray()
+    output = bytearray()
 
     def read() -> None:
         try:
             while part := os.read(terminal, 65536):
-                said.extend(part)
+                output.extend(part)
         except OSError:
-            pass  # it has gone
+            pass  # the process has ended
 
     with subprocess.Popen(
         [*COMMAND, "top", "--interval", "0.1"],
@@ -71,31 +71,31 @@ def test_it_goes_on_when_the_database_is_back(database: str, conn: Conn) -> None
         reader = threading.Thread(target=read)
         reader.start()
         try:
-            wait_until(lambda: b"1 symbols" in said, "the first frame")
+            wait_until(lambda: b"1 symbols" in output, "the first frame")
             conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            wait_until(lambda: b"no connection, these are the last figures" in said, "the error")
+            wait_until(lambda: b"no connection, these are the last figures" in output, "the error")
             insert_recent(conn, "B")
-            wait_until(lambda: b"2 symbols" in said, "a frame of the database that is back")
+            wait_until(lambda: b"2 symbols" in output, "a frame after the restart")
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
             reader.join(PATIENCE)
     os.close(terminal)
-    assert b"Traceback" not in said
+    assert b"Traceback" not in output
 
 
 @pytest.mark.parametrize("name", ["status_symbols", "top_open_minutes", "heartbeat_list"])
-def test_a_look_costs_the_same_at_ten_times_the_history(
+def test_the_statements_of_top_cost_the_same_at_ten_times_the_history(
     histories: tuple[Conn, ...], name: str
 ) -> None:
     pages = []
     for conn in histories:
         with conn.transaction(force_rollback=True):
-            # Gaps of the past, which nobody looks at any more.
+            # Filled gaps of the past, which the query must not read.
             conn.execute(
                 "INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state)"
                 " SELECT symbol, ts - interval '5 minutes', ts, 'filled' FROM ohlcv_1m"

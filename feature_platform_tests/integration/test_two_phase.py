@@ -22,7 +22,7 @@ from feature_platform_tests.integration.test_worker_wakes import (
 
 @pytest.fixture
 def two_phase() -> Iterator[str]:
-    """Yield a database of a server that takes prepared transactions."""
+    """Yield a database of a server with prepared transactions."""
     home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     conf = {"fsync": "off", "max_prepared_transactions": "2"}
     try:
@@ -36,13 +36,15 @@ def two_phase() -> Iterator[str]:
         shutil.rmtree(home)
 
 
-def test_a_prepared_transaction_is_found(two_phase: str, start_worker: StartWorker) -> None:
+def test_the_worker_refreshes_the_rows_of_a_prepared_transaction(
+    two_phase: str, start_worker: StartWorker
+) -> None:
     with psycopg.connect(two_phase, autocommit=True) as conn:
         conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 year')")
         worker = start_worker(two_phase)
         wait_for_runs(conn, 1)
         conn.execute("BEGIN")
-        conn.execute(MINUTE_BAR, ("A", -1))  # NOTIFY made this impossible
+        conn.execute(MINUTE_BAR, ("A", -1))  # a trigger with NOTIFY would fail here
         conn.execute("PREPARE TRANSACTION 'bar'")
         insert_recent(conn, "B", 3)
         wait_for_features(conn, 3)

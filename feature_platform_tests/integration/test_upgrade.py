@@ -1,4 +1,4 @@
-"""Guards against a set-up that cannot follow an older one: a database of an old version goes on."""
+"""Guards against an upgrade of an older database that fails, loses rows or stores wrong ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def kept(connection: Conn) -> list[list[tuple[Any, ...]]]:
     return [connection.execute(select.encode()).fetchall() for select in KEPT.split(";")]
 
 
-def test_an_old_version_is_brought_up_to_date_and_goes_on(old: str, old_version: int) -> None:
+def test_an_upgraded_database_keeps_its_rows_and_stays_exact(old: str, old_version: int) -> None:
     with psycopg.connect(old, autocommit=True) as connection:
         before = kept(connection)
         assert [len(rows) for rows in before] == [1803, 1803, 8, 1, 1, 2, 3]
@@ -97,7 +97,7 @@ def test_an_old_version_is_brought_up_to_date_and_goes_on(old: str, old_version:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_an_upgrade_makes_what_a_new_set_up_makes(old: str, databases: Databases) -> None:
+def test_an_upgrade_creates_the_same_schema_as_a_new_set_up(old: str, databases: Databases) -> None:
     with psycopg.connect(old, autocommit=True) as connection:
         owner = value(
             connection,
@@ -117,6 +117,6 @@ def test_an_upgrade_makes_what_a_new_set_up_makes(old: str, databases: Databases
 
 
 def statements(url: str) -> list[str]:
-    """Return what a database is made of, whoever owns it and in whatever order it came."""
+    """Return the lines of a database's schema without owners, sorted."""
     text = dump(url, "--no-owner", "--no-privileges")
     return sorted(line.strip().rstrip(",") for line in text.splitlines())

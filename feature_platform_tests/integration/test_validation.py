@@ -1,4 +1,4 @@
-"""The checks: each passes with live data, and fails with a finding where data are wrong."""
+"""Guards against checks that pass with wrong data, or fail with right data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def result(connection: psycopg.Connection[Any], name: str) -> CheckResult:
 
 
 def test_without_data_the_checks_pass_and_give_the_reason(conn: psycopg.Connection[Any]) -> None:
-    # As after a set-up: the template of the tests' databases is as old as the session.
+    # The policy is as new as after a set-up; the template of the tests' databases is older.
     conn.execute("UPDATE feature_platform.policy SET changed_at = clock_timestamp()")
     for one in evaluate(conn):
         assert one.passed, one
@@ -228,7 +228,7 @@ def test_a_bar_of_the_open_minute_is_no_future_bar(live: psycopg.Connection[Any]
 def test_a_recorded_symbol_without_any_row_is_an_error(
     live: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Its bars are 15 minutes old, and no refresh has written a row for them."""
+    """The bars of the symbol are 15 minutes old, and no refresh has stored a row for them."""
     monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT,ETH/USDT")
     get_settings.cache_clear()
     assert result(live, name).passed
@@ -268,7 +268,7 @@ def test_findings_change_with_the_symbols_and_not_with_time(
 
     one = without("BTC/USDT", 10)
     assert one is not None
-    assert without("BTC/USDT", 20) == one  # older, and the same symbol
+    assert without("BTC/USDT", 20) == one  # older bars of the same symbol
     assert without("ETH/USDT", 10) not in (one, None)
 
 
@@ -287,7 +287,7 @@ def test_unavailable_minutes_are_findings(live: psycopg.Connection[Any]) -> None
     assert "away" in str(found.rows)
 
 
-def test_a_statement_that_fails_fails_that_check_only(
+def test_a_failed_statement_fails_only_its_check(
     live: psycopg.Connection[Any],
 ) -> None:
     live.execute("DROP TABLE feature_platform.gap_watermark CASCADE")
@@ -296,8 +296,8 @@ def test_a_statement_that_fails_fails_that_check_only(
     assert "gap_watermark" in result(live, "minute_gaps").summary
 
 
-def test_the_cost_does_not_grow_with_history(live: psycopg.Connection[Any]) -> None:
-    """Each check touches as many rows with ten times the history."""
+def test_the_cost_of_checks_does_not_grow_with_the_history(live: psycopg.Connection[Any]) -> None:
+    """Each check reads as many rows with ten times the history."""
     with_little = {check.name: _rows_touched(live, check.name) for check in CHECKS}
     for symbol in ("ADA/USDT", "BTC/USDT", "ETH/USDT"):
         live.execute(
@@ -314,7 +314,7 @@ def test_the_cost_does_not_grow_with_history(live: psycopg.Connection[Any]) -> N
 
 
 def _rows_touched(connection: psycopg.Connection[Any], name: str) -> int:
-    """Return how many rows of tables a check read, by the server's own count."""
+    """Return the number of table rows that a check read, by the server's statistics."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     before = _read(connection)
     evaluate(connection, {name})

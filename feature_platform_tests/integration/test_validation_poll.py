@@ -1,4 +1,4 @@
-"""The poll of users' validation queries: passes with live data, names rows that are wrong."""
+"""Guards against a poll of users' validation queries that misses wrong rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepared(conn: Conn) -> None:
 def test_live_rows_without_nulls_pass(conn: Conn) -> None:
     prepared(conn)
     found = poll(conn, 0.2, every=0.1)
-    assert (found.polls, found.offences) == (2, [])
+    assert (found.polls, found.findings) == (2, [])
     assert found.fewest_rows in (None, 9, 10)  # none in a minute's first seconds
 
 
@@ -40,10 +40,10 @@ def test_missing_rows_and_nulls_are_named(conn: Conn, monkeypatch: pytest.Monkey
     )
     found = poll(conn, 0)
     assert found.polls == 1
-    (rows, null) = found.offences
+    (rows, null) = found.findings
     assert "A has " in rows
     assert "has a NULL" in null
 
 
-def test_no_data_is_no_success(conn: Conn) -> None:
-    assert poll(conn, 0).offences == ["there are no features of the last hour"]
+def test_a_poll_without_data_fails(conn: Conn) -> None:
+    assert poll(conn, 0).findings == ["there are no features of the last hour"]

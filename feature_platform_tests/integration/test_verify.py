@@ -1,4 +1,4 @@
-"""Verify finds every kind of damage, tells it from work that is still to be done, and does none."""
+"""Guards against a verification that misses damage, reports pending rows as damage, or writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from feature_platform.errors import UserError
 from feature_platform.refresh import refresh
 from feature_platform.verify import EXAMPLES, Mismatch, verify
 from feature_platform_tests.fix_database import Databases
-from feature_platform_tests.fix_processes import insert_bars, refusal, run_on, value
+from feature_platform_tests.fix_processes import insert_bars, rejection, run_on, value
 
 Conn = psycopg.Connection[Any]
 
@@ -44,7 +44,7 @@ ROWS = ROWS_A + ROWS_B
 
 @pytest.fixture(scope="module")
 def built(databases: Databases) -> Iterator[str]:
-    """Yield a database with two symbols, up to date: gapless with rows inside minutes, and thin."""
+    """Yield a refreshed database: A is gapless with rows inside minutes, B has gaps."""
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
         insert_bars(connection, A, START, ROWS_A)
         insert_bars(connection, A, START + timedelta(hours=30, seconds=20), 60)
@@ -55,7 +55,7 @@ def built(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def damaged(built: str) -> Iterator[Conn]:
-    """Yield a connection to that database, whose changes are undone after the test."""
+    """Yield a connection to that database in a transaction that is rolled back."""
     with (
         psycopg.connect(built, autocommit=True) as connection,
         connection.transaction(force_rollback=True),
@@ -84,13 +84,13 @@ def add_row(connection: Conn, bucket: datetime, symbol: str = A, close: float = 
 
 
 def now(connection: Conn) -> datetime:
-    """Return the start of the minute that is not over, seen by the database."""
+    """Return the start of the open minute by the database's clock."""
     moment = value(connection, "SELECT feature_platform.bucket_of(feature_platform.clock())")
     assert isinstance(moment, datetime)
     return moment
 
 
-def test_nothing_is_wrong_after_a_refresh(built: str) -> None:
+def test_a_refreshed_database_has_no_mismatch(built: str) -> None:
     with psycopg.connect(built, autocommit=True) as connection:
         report = verify(connection)
     assert (report.symbols, report.rows) == (2, ROWS)
@@ -98,7 +98,7 @@ def test_nothing_is_wrong_after_a_refresh(built: str) -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_the_last_bit_of_every_column_counts(damaged: Conn, column: str) -> None:
+def test_a_wrong_last_bit_of_any_column_is_found(damaged: Conn, column: str) -> None:
     right = stored(damaged, column)
     wrong = right + 1 if column == "n_1d" else math.nextafter(right, math.inf)
     store(damaged, column, wrong)
@@ -108,19 +108,19 @@ def test_the_last_bit_of_every_column_counts(damaged: Conn, column: str) -> None
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_value_that_is_gone_is_found(damaged: Conn, column: str) -> None:
+def test_a_missing_value_is_found(damaged: Conn, column: str) -> None:
     right = stored(damaged, column)
     store(damaged, column, None)
     assert verify(damaged).examples == [Mismatch(A, BUCKET_TEXT, column, None, right)]
 
 
 @pytest.mark.parametrize("column", ["log_return", "ma_vol_1d", "std_vol_1d", "volume_z"])
-def test_a_value_where_there_should_be_none_is_found(damaged: Conn, column: str) -> None:
+def test_a_value_instead_of_null_is_found(damaged: Conn, column: str) -> None:
     store(damaged, column, 0.0, START)
     assert verify(damaged).examples == [Mismatch(A, "2026-01-01T00:00:00Z", column, 0.0, None)]
 
 
-def test_a_value_that_is_no_number_is_found(damaged: Conn) -> None:
+def test_a_value_that_is_not_finite_is_found(damaged: Conn) -> None:
     store(damaged, "volume_z", math.nan)
     store(damaged, "vwap_gap", math.inf)
     gap, score = verify(damaged).examples[::-1]
@@ -131,14 +131,14 @@ def test_a_value_that_is_no_number_is_found(damaged: Conn) -> None:
 
 
 @pytest.mark.parametrize("number", [1e300, -1e-300, 5e-324, 12345678901234567890.0])
-def test_huge_and_tiny_values_are_told_as_they_are(damaged: Conn, number: float) -> None:
+def test_huge_and_tiny_values_are_reported_exactly(damaged: Conn, number: float) -> None:
     store(damaged, "vwap_gap", number)
     (example,) = verify(damaged).examples
     assert isinstance(example.stored, float)
     assert example.stored == number
 
 
-def test_a_row_that_is_gone_is_found(damaged: Conn) -> None:
+def test_a_missing_row_is_found(damaged: Conn) -> None:
     close = stored(damaged, "last_close")
     damaged.execute("DELETE FROM features_1m WHERE symbol = %s AND bucket = %s", [A, BUCKET])
     report = verify(damaged)
@@ -164,7 +164,7 @@ def test_a_row_without_bars_is_found(
     assert report.examples == [Mismatch(symbol, text, "row", 1.5, None)]
 
 
-def test_a_row_of_a_minute_that_is_not_over_is_found(damaged: Conn) -> None:
+def test_a_row_of_an_open_minute_is_found(damaged: Conn) -> None:
     for bucket in (now(damaged), START.replace(year=9998)):
         add_row(damaged, bucket)
     report = verify(damaged)
@@ -172,17 +172,17 @@ def test_a_row_of_a_minute_that_is_not_over_is_found(damaged: Conn) -> None:
     assert [one.column for one in report.examples] == ["row", "row"]
 
 
-def test_a_row_of_a_minute_that_is_not_over_is_wrong_even_where_its_bar_is_known(
+def test_a_row_of_an_open_minute_is_wrong_also_if_its_bar_is_stored(
     damaged: Conn,
 ) -> None:
-    bucket = now(damaged) + MINUTE  # as the minute may end while this test runs
+    bucket = now(damaged) + MINUTE  # because the minute may end while this test runs
     insert_bars(damaged, A, bucket, 1)
     assert verify(damaged).mismatches == 0
     add_row(damaged, bucket)
     assert verify(damaged).mismatches == 1
 
 
-def test_the_first_mismatches_are_told_and_all_are_counted(damaged: Conn) -> None:
+def test_the_first_mismatches_are_listed_and_all_are_counted(damaged: Conn) -> None:
     damaged.execute("UPDATE features_1m SET vol = vol + 1, n_1d = -1")
     report = verify(damaged)
     assert report.mismatches == ROWS
@@ -192,14 +192,14 @@ def test_the_first_mismatches_are_told_and_all_are_counted(damaged: Conn) -> Non
     }
 
 
-def test_what_is_dirty_is_pending(damaged: Conn) -> None:
+def test_dirty_rows_are_pending(damaged: Conn) -> None:
     damaged.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = %s AND ts = %s", [A, BUCKET])
     report = verify(damaged)
-    behind = START + timedelta(days=2) - BUCKET  # all whose window holds the bar
+    behind = START + timedelta(days=2) - BUCKET  # all rows whose window contains the bar
     assert (report.mismatches, report.pending) == (0, behind // MINUTE)
 
 
-def test_what_is_dirty_hides_nothing_of_another_symbol_or_before_it(damaged: Conn) -> None:
+def test_dirty_rows_do_not_hide_mismatches_of_other_rows(damaged: Conn) -> None:
     damaged.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = %s AND ts = %s", [A, BUCKET])
     store(damaged, "vol", -1.0, BUCKET - MINUTE)
     damaged.execute("DELETE FROM features_1m WHERE symbol = %s AND bucket = %s", [B, START])
@@ -208,7 +208,7 @@ def test_what_is_dirty_hides_nothing_of_another_symbol_or_before_it(damaged: Con
     assert [(one.symbol, one.column) for one in report.examples] == [(A, "vol"), (B, "row")]
 
 
-def test_one_symbol_only(damaged: Conn) -> None:
+def test_a_verification_can_be_limited_to_one_symbol(damaged: Conn) -> None:
     store(damaged, "vol", -1.0)
     assert verify(damaged, symbol=A).rows == ROWS_A
     assert verify(damaged, symbol=A).mismatches == 1
@@ -228,7 +228,7 @@ def test_one_symbol_only(damaged: Conn) -> None:
         (BUCKET.astimezone(), BUCKET + MINUTE, 1),
     ],
 )
-def test_a_window_holds_its_start_and_not_its_end(
+def test_the_verified_window_excludes_its_end(
     damaged: Conn, start: datetime | None, end: datetime | None, found: int
 ) -> None:
     store(damaged, "vol", -1.0)
@@ -252,13 +252,13 @@ def test_a_window_may_begin_and_end_inside_a_minute(built: str) -> None:
         (datetime.max.replace(tzinfo=UTC), None),
     ],
 )
-def test_a_window_may_hold_no_rows(built: str, window: tuple[datetime, datetime | None]) -> None:
+def test_a_window_may_have_no_rows(built: str, window: tuple[datetime, datetime | None]) -> None:
     with psycopg.connect(built, autocommit=True) as connection:
         report = verify(connection, start=window[0], end=window[1])
     assert (report.symbols, report.rows, report.mismatches) == (0, 0, 0)
 
 
-def test_a_window_of_all_time_is_none(built: str) -> None:
+def test_a_window_of_all_time_includes_all_rows(built: str) -> None:
     with psycopg.connect(built, autocommit=True) as connection:
         report = verify(
             connection,
@@ -269,7 +269,7 @@ def test_a_window_of_all_time_is_none(built: str) -> None:
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kathmandu"])
-def test_the_time_zone_of_a_session_changes_nothing(damaged: Conn, zone: str) -> None:
+def test_the_time_zone_of_a_session_has_no_effect(damaged: Conn, zone: str) -> None:
     damaged.execute("SELECT set_config('TimeZone', %s, true)", [zone])
     assert verify(damaged).mismatches == 0
     store(damaged, "vol", -1.0)
@@ -277,16 +277,16 @@ def test_the_time_zone_of_a_session_changes_nothing(damaged: Conn, zone: str) ->
     assert example.bucket == BUCKET_TEXT
 
 
-def test_an_unknown_symbol_is_the_users_mistake(built: str) -> None:
+def test_an_unknown_symbol_to_verify_is_rejected(built: str) -> None:
     with (
         psycopg.connect(built, autocommit=True) as connection,
-        pytest.raises(UserError, match=r"no bars and no features of 'nobody'"),
+        pytest.raises(UserError, match=r"no bars and no features of 'unknown'"),
     ):
-        verify(connection, symbol="nobody")
+        verify(connection, symbol="unknown")
 
 
 @pytest.mark.parametrize("end", [START, START - MINUTE])
-def test_an_empty_window_is_the_users_mistake(built: str, end: datetime) -> None:
+def test_an_empty_window_to_verify_is_rejected(built: str, end: datetime) -> None:
     with (
         psycopg.connect(built, autocommit=True) as connection,
         pytest.raises(UserError, match=r"window to verify is empty"),
@@ -294,14 +294,14 @@ def test_an_empty_window_is_the_users_mistake(built: str, end: datetime) -> None
         verify(connection, start=START, end=end)
 
 
-def test_nothing_is_written(built: str) -> None:
+def test_a_verification_writes_no_row(built: str) -> None:
     with psycopg.connect(built, autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = on")
         assert verify(connection).rows == ROWS
 
 
-def test_windows_reach_across_the_border_of_slices(conn: Conn) -> None:
-    """Bars half an hour apart for 65 days, then one 45 days later: what it needs is far behind."""
+def test_windows_may_need_bars_of_earlier_slices(conn: Conn) -> None:
+    """The last bar is 45 days after 65 days of bars, so its features need distant bars."""
     insert_bars(conn, A, START, 65 * 48, step=30)
     late = START + timedelta(days=110)
     insert_bars(conn, A, late, 2)
@@ -320,7 +320,7 @@ def test_windows_reach_across_the_border_of_slices(conn: Conn) -> None:
             store(conn, column, right, bucket)
 
 
-def test_work_that_goes_on_meanwhile_is_never_a_mismatch(database: str) -> None:
+def test_writes_during_a_verification_are_no_mismatch(database: str) -> None:
     over = threading.Event()
 
     def write(connection: Conn) -> None:
@@ -350,7 +350,7 @@ def test_work_that_goes_on_meanwhile_is_never_a_mismatch(database: str) -> None:
     assert seen > 0
 
 
-def test_the_command_tells_and_exits_with_1_on_a_mismatch(database: str) -> None:
+def test_the_command_shows_a_mismatch_and_exits_with_1(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         insert_bars(connection, A, START, ROWS_A)
         refresh(connection)
@@ -361,9 +361,9 @@ def test_the_command_tells_and_exits_with_1_on_a_mismatch(database: str) -> None
         store(connection, "volume_z", math.nextafter(right, math.inf))
     done = run_on(database, "verify", "--symbol", A, "--start", BUCKET_TEXT, "--end", "2026-01-03")
     assert (done.returncode, done.stderr) == (1, "")
-    told, heading, line = done.stdout.splitlines()
+    summary, heading, line = done.stdout.splitlines()
     assert re.fullmatch(
-        rf"verified: 1 of [\d,]+ rows is wrong: {re.escape(A)} {BUCKET_TEXT} volume_z", told
+        rf"verified: 1 of [\d,]+ rows is wrong: {re.escape(A)} {BUCKET_TEXT} volume_z", summary
     )
     assert heading.split() == ["symbol", "bucket", "column", "stored", "recomputed"]
     assert line.split() == [
@@ -396,16 +396,16 @@ NO_SYMBOLS = ["a\nb\tc", "\x1b[31mred\x07", " ", "x" * 2000, ""]
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_hostile_symbols_are_names_and_nothing_else(database: str) -> None:
+def test_hostile_symbols_are_only_values(database: str) -> None:
     for name in HOSTILE:
-        line = refusal(run_on(database, "verify", "--symbol", name))
+        line = rejection(run_on(database, "verify", "--symbol", name))
         assert line.startswith("there are no bars and no features of ")
         assert line.isprintable()
     for name in NO_SYMBOLS:
-        line = refusal(run_on(database, "verify", "--symbol", name))
+        line = rejection(run_on(database, "verify", "--symbol", name))
         assert " is no symbol: " in line
         assert line.isprintable()
-    assert "is not valid UTF-8" in refusal(run_on(database, "verify", "--symbol", "\udcff"))
+    assert "is not valid UTF-8" in rejection(run_on(database, "verify", "--symbol", "\udcff"))
     with psycopg.connect(database, autocommit=True) as connection:
         for name in HOSTILE:
             insert_bars(connection, name, START, 3)
@@ -421,9 +421,9 @@ def test_hostile_symbols_are_names_and_nothing_else(database: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_mistakes_are_told_in_one_line(database: str) -> None:
-    line = refusal(run_on(database, "verify", "--start", "2026-01-02", "--end", "2026-01-01"))
+def test_wrong_windows_get_one_line(database: str) -> None:
+    line = rejection(run_on(database, "verify", "--start", "2026-01-02", "--end", "2026-01-01"))
     assert line.startswith("the window to verify is empty")
-    line = refusal(run_on(database, "verify", "--start", "yesterday"))
+    line = rejection(run_on(database, "verify", "--start", "yesterday"))
     assert "'yesterday' is not an ISO-8601 time" in line
     assert line.endswith("(see feature-platform verify --help)")

@@ -1,4 +1,4 @@
-"""A wrong hour anywhere in all history is found within seven days, whatever the sample takes."""
+"""Guards against a wrong hour anywhere in the history that is not found within seven days."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYMBOLS = ("A", "B", "C")
 
 @pytest.fixture
 def stored(conn: Conn) -> Conn:
-    """Return a database with four days of three symbols, refreshed and accounted for."""
+    """Return a database with four days of three symbols, refreshed and without gaps."""
     now: datetime = value(conn, "SELECT feature_platform.due_until()")
     for symbol in SYMBOLS:
         insert_bars(conn, symbol, now - DAYS * 1440 * MINUTE, DAYS * 1440)
@@ -41,9 +41,9 @@ def check(conn: Conn) -> CheckResult:
     return result
 
 
-def test_a_pass_compares_every_row_in_seven_days_and_begins_again(stored: Conn) -> None:
+def test_a_pass_verifies_every_row_within_seven_days_and_restarts(stored: Conn) -> None:
     rows = verify_rolling(stored, seconds=None).rows
-    assert rows <= 1440  # a slice at most is due at first
+    assert rows <= 1440  # at first at most one slice is due
     for day in range(PASS.days):
         days_pass(stored, 1)
         report = verify_rolling(stored, seconds=None)
@@ -58,7 +58,7 @@ def test_a_pass_compares_every_row_in_seven_days_and_begins_again(stored: Conn) 
     assert verify_rolling(stored, seconds=None).rows <= 1440
 
 
-def test_a_pass_goes_on_where_another_process_stopped(stored: Conn, database: str) -> None:
+def test_a_pass_continues_after_another_process_stopped(stored: Conn, database: str) -> None:
     days_pass(stored, PASS.days - 0.5)
     rows, looks = 0, 0
     while value(stored, "SELECT finished_at IS NULL FROM feature_platform.verification"):
@@ -70,7 +70,7 @@ def test_a_pass_goes_on_where_another_process_stopped(stored: Conn, database: st
 
 
 @pytest.mark.parametrize("change", ["a wrong value", "a row is missing", "the last day is missing"])
-def test_a_wrong_hour_is_found_and_reported_until_it_is_mended(stored: Conn, change: str) -> None:
+def test_a_wrong_hour_is_found_and_reported_until_its_repair(stored: Conn, change: str) -> None:
     match change:
         case "a wrong value":
             stored.execute(
@@ -101,7 +101,7 @@ def test_a_wrong_hour_is_found_and_reported_until_it_is_mended(stored: Conn, cha
     assert check(stored).passed
 
 
-def test_a_symbol_with_bars_and_no_rows_fails_the_check(stored: Conn) -> None:
+def test_a_symbol_with_bars_but_no_rows_fails_the_check(stored: Conn) -> None:
     stored.execute("DELETE FROM features_1m")
     stored.execute("DELETE FROM features_1m; DELETE FROM feature_platform.dirty_log")
     result = check(stored)
@@ -109,7 +109,7 @@ def test_a_symbol_with_bars_and_no_rows_fails_the_check(stored: Conn) -> None:
     assert result.wrong >= 3 * 60
 
 
-def test_a_pass_that_takes_longer_than_it_may_fails_the_check(stored: Conn) -> None:
+def test_a_pass_of_more_than_seven_days_fails_the_check(stored: Conn) -> None:
     days_pass(stored, 1)
     verify_rolling(stored, seconds=None)
     stored.execute(

@@ -1,4 +1,4 @@
-"""A built wheel has all it needs, and works where there is no checkout."""
+"""Guards against a wheel that lacks files, or that works only beside a checkout."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return `feature-platform` of an environment that has the wheel, and not the checkout."""
+    """Return `feature-platform` of an environment with the wheel and without the checkout."""
     place = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(place)
     python = place / "bin" / "python"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
     run(*pip, "install", "--disable-pip-version-check", "--no-index", "--no-deps", wheel)
-    # Dependencies come from the tests' own environment. Only its directory is added: the
-    # line that an editable install leaves there for the checkout is not followed.
+    # Dependencies come from the tests' environment. Only its directory is added, so that the
+    # path file of an editable install of the checkout is not read.
     here = sysconfig.get_path("purelib", vars={"base": str(place)})
     (Path(here) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     found = run(python, "-c", "import feature_platform; print(feature_platform.__file__)")
@@ -43,7 +43,7 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str | Path, cwd: Path = Path("/"), **environment: str) -> str:
-    """Run a command and return what it printed."""
+    """Run a command and return its output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         command,
@@ -57,7 +57,7 @@ def run(*command: str | Path, cwd: Path = Path("/"), **environment: str) -> str:
     return done.stdout
 
 
-def test_it_carries_the_sql(wheel: Path) -> None:
+def test_the_wheel_contains_the_sql_files(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     expected = {
@@ -70,8 +70,8 @@ def test_it_carries_the_sql(wheel: Path) -> None:
     assert "feature_platform/py.typed" in names
 
 
-def test_it_sets_up_the_embedded_database(program: Path, home: Path) -> None:
-    """pytest closes its own temporary directory to other users whenever a session begins."""
+def test_the_wheel_sets_up_the_embedded_database(program: Path, home: Path) -> None:
+    """The home is not in pytest's directory, which other OS users cannot enter."""
     url = run(program, "db", "url", cwd=home.parent, FEATURE_PLATFORM_HOME=home.name)
     assert url.startswith("postgresql://postgres@/feature_platform?host=")
     assert (home / "postgres" / "PG_VERSION").exists()
@@ -83,7 +83,9 @@ def test_it_sets_up_the_embedded_database(program: Path, home: Path) -> None:
     )
 
 
-def test_it_sets_up_any_database(program: Path, empty_database: str, tmp_path: Path) -> None:
+def test_the_wheel_sets_up_a_configured_database(
+    program: Path, empty_database: str, tmp_path: Path
+) -> None:
     for _ in range(2):
         run(program, "db", "apply", cwd=tmp_path, FEATURE_PLATFORM_DATABASE_URL=empty_database)
     with psycopg.connect(empty_database) as connection:

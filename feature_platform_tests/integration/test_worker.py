@@ -1,4 +1,4 @@
-"""The worker keeps to its schedule, finishes what it has in hand, and outlives what goes wrong."""
+"""Guards against a worker that misses its schedule, loses a slice, or ends after an error."""
 
 from __future__ import annotations
 
@@ -61,15 +61,17 @@ def run_column(connection: Conn, column: str) -> list[Any]:
 
 @contextmanager
 def slices_held(url: str, connection: Conn) -> Iterator[None]:
-    """Let no slice store its rows while the body runs; wait until a worker has one in hand."""
+    """Block each slice that stores rows while the body runs, once a worker waits."""
     with psycopg.connect(url) as holder:
         holder.execute("LOCK TABLE features_1m IN SHARE MODE")
         insert_recent(connection, A)
-        wait_until(lambda: a_worker_waits(connection), "a slice in hand")
+        wait_until(lambda: a_worker_waits(connection), "a slice is blocked")
         yield
 
 
-def test_it_refreshes_on_its_schedule(database: str, conn: Conn, start_worker: StartWorker) -> None:
+def test_the_worker_refreshes_on_its_schedule(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
     every_second(conn)
     insert_recent(conn, A)
     worker = start_worker(database)
@@ -91,17 +93,17 @@ def test_it_refreshes_on_its_schedule(database: str, conn: Conn, start_worker: S
 
 
 def a_worker_is_busy(connection: Conn) -> bool:
-    """Tell whether a worker stores rows, and a trigger takes its time."""
+    """Return whether a worker stores rows, delayed by a trigger."""
     sought = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     return bool(value(connection, sought))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_finishes_the_slice_in_hand_and_stops(
+def test_a_signal_stops_the_worker_after_its_current_slice(
     database: str, conn: Conn, start_worker: StartWorker, number: signal.Signals
 ) -> None:
     every_second(conn)
-    insert_bars(conn, A, datetime(2026, 1, 1, tzinfo=UTC), 5)  # what comes after the live slice
+    insert_bars(conn, A, datetime(2026, 1, 1, tzinfo=UTC), 5)  # for the slice after the live one
     conn.execute("DELETE FROM feature_platform.policy_run")
     conn.execute("""
         CREATE FUNCTION be_busy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -116,7 +118,7 @@ def test_it_finishes_the_slice_in_hand_and_stops(
         holder.execute("SELECT pg_advisory_xact_lock(42)")
         insert_recent(conn, A)
         worker = start_worker(database)
-        wait_until(lambda: a_worker_is_busy(conn), "a slice in hand")
+        wait_until(lambda: a_worker_is_busy(conn), "a slice is in progress")
         worker.process.send_signal(number)
         worker.wait_for("stopping after the current slice")
         assert worker.process.poll() is None
@@ -134,7 +136,7 @@ def test_it_finishes_the_slice_in_hand_and_stops(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_while_it_waits_for_a_lock(
+def test_a_signal_stops_a_worker_that_waits_for_a_lock(
     database: str, conn: Conn, start_worker: StartWorker, number: signal.Signals
 ) -> None:
     every_second(conn)
@@ -151,7 +153,7 @@ def test_it_stops_while_it_waits_for_a_lock(
     assert_right(conn)
 
 
-def test_a_lock_delays_it_and_fails_no_run(
+def test_a_lock_delays_the_worker_and_fails_no_run(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)
@@ -165,7 +167,7 @@ def test_a_lock_delays_it_and_fails_no_run(
 
 
 @on_postgres
-def test_a_second_one_stands_by_and_takes_over(
+def test_a_second_worker_stands_by_and_takes_over(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)
@@ -187,7 +189,9 @@ def test_a_second_one_stands_by_and_takes_over(
 
 
 @on_postgres
-def test_it_waits_for_a_policy(database: str, conn: Conn, start_worker: StartWorker) -> None:
+def test_the_worker_waits_for_a_policy(
+    database: str, conn: Conn, start_worker: StartWorker
+) -> None:
     conn.execute("SELECT remove_features_1m_policy()")
     insert_recent(conn, A)
     worker = start_worker(database)
@@ -217,29 +221,29 @@ def test_a_changed_schedule_is_followed_at_once(
 
 
 @on_postgres
-def test_runs_are_due_at_each_interval_and_late_ones_at_once(conn: Conn) -> None:
+def test_a_run_is_due_at_each_interval_and_a_late_run_at_once(conn: Conn) -> None:
     def seconds(began: str) -> float:
         moment = value(conn, "SELECT feature_platform.clock() - %s::interval", began)
         return float(value(conn, queries["worker_next_run"].replace("%(began)s", "%s"), moment))
 
     assert 0 < seconds("0 s") <= 60
-    assert -60 < seconds("61 s") <= 0  # the run was longer than the interval
+    assert -60 < seconds("61 s") <= 0  # after a run longer than the interval
     assert -3600 <= seconds("1 h") < -3500
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 hour')")
     due = value(conn, "SELECT feature_platform.clock()") + timedelta(seconds=seconds("0 s"))
     late = (due + timedelta(seconds=0.5)).replace(microsecond=0)
-    assert (late.minute, late.second) == (0, 5)  # when the last bars of the hour have come
+    assert (late.minute, late.second) == (0, 5)  # after the last bars of the hour are stored
 
 
 @on_postgres
-def test_an_error_is_recorded_and_it_goes_on(
+def test_the_worker_records_an_error_and_continues(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)
     conn.execute("""
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN RAISE EXCEPTION E'no room\\nfor this'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON features_1m EXECUTE FUNCTION refuse();
+        CREATE TRIGGER reject BEFORE INSERT ON features_1m EXECUTE FUNCTION reject();
     """)
     insert_recent(conn, A)
     worker = start_worker(database)
@@ -250,19 +254,19 @@ def test_an_error_is_recorded_and_it_goes_on(
     assert status.last_error.startswith("no room for this")
     assert status.rows_dirty == 10
     assert features(conn) == 0
-    conn.execute("DROP TRIGGER refuse ON features_1m")
+    conn.execute("DROP TRIGGER reject ON features_1m")
     wait_for_features(conn, 10)
     assert_right(conn)
     log = worker.stop()
     assert all(line.startswith("feature-platform: ") for line in log.splitlines())
     status = policy_status(conn)
     assert status is not None
-    assert status.last_error is not None  # the last one there was, and when
+    assert status.last_error is not None  # the last error stays visible
     assert status.rows_dirty == 0
 
 
 @on_postgres
-def test_it_outlives_a_database_that_refuses_its_own_statements(
+def test_the_worker_survives_errors_of_its_own_statements(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)
@@ -279,7 +283,7 @@ def test_it_outlives_a_database_that_refuses_its_own_statements(
 
 
 @on_postgres
-def test_it_outlives_the_end_of_its_connection(
+def test_the_worker_survives_a_lost_connection(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)
@@ -300,7 +304,7 @@ def test_it_outlives_the_end_of_its_connection(
 
 @on_postgres
 @pytest.mark.parametrize("reconnects", [False, True])
-def test_it_leaves_when_the_database_was_upgraded(
+def test_the_worker_ends_when_the_database_is_newer(
     database: str, conn: Conn, start_worker: StartWorker, reconnects: bool
 ) -> None:
     every_second(conn)
@@ -319,7 +323,7 @@ def test_it_leaves_when_the_database_was_upgraded(
 
 
 @on_postgres
-def test_a_database_that_is_not_set_up_is_one_line(
+def test_a_worker_without_the_schema_ends_with_one_line(
     empty_database: str, start_worker: StartWorker
 ) -> None:
     worker = start_worker(empty_database)
@@ -327,7 +331,7 @@ def test_a_database_that_is_not_set_up_is_one_line(
     assert "is not set up: run `feature-platform db apply`" in only_line(worker.log)
 
 
-def test_a_database_out_of_reach_at_the_start_is_one_line(start_worker: StartWorker) -> None:
+def test_a_worker_without_a_database_ends_with_one_line(start_worker: StartWorker) -> None:
     worker = start_worker("postgresql://me:s3cr3t@localhost:1/db")
     assert worker.wait() == 2
     assert only_line(worker.log).startswith("feature-platform: cannot connect to ")
@@ -335,7 +339,7 @@ def test_a_database_out_of_reach_at_the_start_is_one_line(start_worker: StartWor
 
 
 @on_postgres
-def test_a_user_without_rights_is_told_in_one_line(
+def test_a_user_without_rights_gets_one_line(
     databases: Databases, start_worker: StartWorker
 ) -> None:
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as connection:
@@ -351,11 +355,11 @@ def test_a_user_without_rights_is_told_in_one_line(
 
 
 @on_timescaledb
-def test_beside_a_job_neither_waits_longer_than_a_slice(
+def test_the_worker_and_the_job_block_each_other_at_most_for_a_slice(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
-    """The job has a slice in hand that does not end; the worker goes on with other symbols."""
-    insert_recent(conn, "the chunks are there", 20)  # who makes one keeps others waiting
+    """A slice of the job is blocked; the worker refreshes other symbols."""
+    insert_recent(conn, "creates the chunks", 20)  # a writer that creates one blocks others
     conn.execute("CALL refresh_features_1m(NULL, NULL)")
     conn.execute("""
         CREATE FUNCTION wait_with_a() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -381,11 +385,11 @@ def test_beside_a_job_neither_waits_longer_than_a_slice(
             " AND objid = 42 AND database ="
             " (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
-        wait_until(lambda: value(conn, stuck) == 1, "the job has its slice in hand")
+        wait_until(lambda: value(conn, stuck) == 1, "the slice of the job is blocked")
         insert_recent(conn, "B")
         worker = start_worker(database)
         wait_for_features(conn, 10, "B")
-        # It has nothing left to do but what the job does, and waits for that one slice.
+        # Only the slice of the job is left, and the worker waits for it.
         wait_until(lambda: a_worker_waits(conn), "the worker waits for the job")
         insert_recent(conn, "C")
         assert features(conn, "A") == 0
@@ -401,7 +405,7 @@ def test_beside_a_job_neither_waits_longer_than_a_slice(
 
 
 @on_timescaledb
-def test_two_workers_and_the_job_are_all_on(
+def test_two_workers_and_the_job_can_run_at_once(
     database: str, conn: Conn, start_worker: StartWorker
 ) -> None:
     every_second(conn)

@@ -1,4 +1,4 @@
-"""The worker finds each commit of due rows at once, whatever order transactions commit in."""
+"""Guards against commits of due rows that the worker does not find at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MINUTE_BAR = """
 
 @pytest.fixture
 def worker(database: str, conn: Conn, start_worker: StartWorker) -> WorkerProcess:
-    """Return a worker that has nothing to do, and will not by its schedule for long."""
+    """Return a worker without pending rows, whose schedule has no run in this test."""
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 year')")
     worker = start_worker(database)
     wait_for_runs(conn, 1)
@@ -46,7 +46,7 @@ def wait_for_features(conn: Conn, count: int) -> None:
     wait_until(lambda: value(conn, counted) == count, f"{count} feature rows")
 
 
-def test_a_commit_wakes_it_before_its_schedule(conn: Conn, worker: WorkerProcess) -> None:
+def test_a_commit_wakes_the_worker_before_its_schedule(conn: Conn, worker: WorkerProcess) -> None:
     insert_recent(conn, "A")
     wait_for_features(conn, 10)
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
@@ -74,11 +74,11 @@ def test_many_commits_are_refreshed_by_few_wakes(
     worker.stop()
 
 
-def test_a_commit_is_found_after_later_ones(
+def test_a_late_commit_of_an_older_transaction_is_found(
     database: str, conn: Conn, worker: WorkerProcess
 ) -> None:
-    """The marks of a long transaction are less than those that are long refreshed."""
-    # On TimescaleDB a transaction that makes a chunk lets others wait that write to it.
+    """The marks of a long transaction have lower ids than marks that are already refreshed."""
+    # On TimescaleDB a transaction that creates a chunk blocks other writers of the chunk.
     insert_recent(conn, "makes the chunk", 1)
     wait_for_features(conn, 1)
     with psycopg.connect(database) as slow:
@@ -108,11 +108,11 @@ def test_a_bar_of_the_open_minute_is_refreshed_when_it_comes_due(
     late = value(
         conn, "SELECT extract(second FROM feature_platform.clock())::float8 FROM features_1m"
     )
-    assert late < 50  # not before the minute was over
+    assert late < 50  # not before the minute closed
     worker.stop()
 
 
-def test_it_finds_commits_after_its_connection_was_lost(conn: Conn, worker: WorkerProcess) -> None:
+def test_commits_are_found_after_a_lost_connection(conn: Conn, worker: WorkerProcess) -> None:
     conn.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -125,7 +125,7 @@ def test_it_finds_commits_after_its_connection_was_lost(conn: Conn, worker: Work
     worker.stop()
 
 
-def test_a_wake_that_fails_is_recorded_and_tried_on_schedule(
+def test_a_failed_wake_up_is_recorded_and_retried_on_schedule(
     conn: Conn, worker: WorkerProcess
 ) -> None:
     conn.execute("""
@@ -153,23 +153,23 @@ def test_a_wake_that_fails_is_recorded_and_tried_on_schedule(
         ("INSERT INTO ohlcv_1m SELECT 'B', feature_platform.due_until(), 1, 1, 1, 1, 1", 0),
     ],
 )
-def test_only_commits_of_due_rows_wake_it(
+def test_only_commits_of_due_rows_wake_the_worker(
     conn: Conn, worker: WorkerProcess, change: LiteralString, wakes: int
 ) -> None:
     insert_recent(conn, "A", 3)
     wait_for_features(conn, 3)
     conn.execute(change)
-    # A later commit is found at a later look.
+    # The worker finds a later commit at a later look.
     insert_recent(conn, "last", 1)
     seen = "SELECT count(*) FROM features_1m WHERE symbol = 'last'"
     wait_until(lambda: value(conn, seen) == 1, "the last commit's row")
     counted = value(conn, "SELECT sum(wakes) FROM feature_platform.policy_run")
-    assert 2 <= counted <= 2 + wakes  # commits that come together may be found together
+    assert 2 <= counted <= 2 + wakes  # one wake-up may find both commits
     worker.stop()
 
 
-def test_writers_notify_nobody(conn: Conn) -> None:
-    """The queue of notifications is the server's: a reader could fill it, and stop all writers."""
+def test_triggers_send_no_notifications(conn: Conn) -> None:
+    """A reader could fill the server's queue of notifications and so block all writers."""
     triggers = conn.execute(
         "SELECT p.oid::regprocedure::text FROM pg_proc p"
         " WHERE p.pronamespace IN ('public'::regnamespace, 'feature_platform'::regnamespace)"

@@ -27,7 +27,7 @@ def builder() -> BarBuilder:
     return BarBuilder(GRACE, 2_000_000)
 
 
-def test_a_minute_is_emitted_once_its_grace_is_over(builder: BarBuilder) -> None:
+def test_a_minute_is_emitted_after_its_grace(builder: BarBuilder) -> None:
     builder.add([Update("A/B", EARLY, T), Update("A/B", FINAL, END), Update("C/D", EARLY, END)])
     assert builder.next_due() == OVER
     assert builder.poll(OVER - 1, OVER).bars == []
@@ -66,7 +66,7 @@ def test_a_stream_without_closed_bars_is_detected_after_three_minutes(
     assert unconfirmed == [T, T + MINUTE, T + 2 * MINUTE]
 
 
-def test_a_stale_message_changes_nothing(builder: BarBuilder) -> None:
+def test_a_stale_message_has_no_effect(builder: BarBuilder) -> None:
     builder.add([Update("A/B", FINAL, END), Update("A/B", EARLY, END)])
     assert builder.poll(OVER, OVER).bars == [BAR]
 
@@ -88,7 +88,7 @@ def test_after_the_end_a_smaller_bar_is_unconfirmed_and_a_larger_one_is_a_correc
 
 
 def test_the_mark_of_a_message_decides_whether_a_bar_is_closed(builder: BarBuilder) -> None:
-    """Its time of arrival does not: a message sent within a minute may arrive after the end."""
+    """The time of arrival does not: a message of an open minute may arrive after its end."""
     builder.add([Update("A/B", EARLY, END, final=False), Update("C/D", FINAL, END, final=True)])
     ready = builder.poll(OVER, OVER)
     assert (ready.bars, ready.unconfirmed) == ([BAR._replace(symbol="C/D")], [])
@@ -118,7 +118,7 @@ def test_a_bar_that_arrives_minutes_late_is_emitted_at_once(builder: BarBuilder)
         ([T // 1000, 10.0], "not five numbers"),
     ],
 )
-def test_an_invalid_update_is_reported_and_costs_no_other(
+def test_an_invalid_update_is_rejected_and_others_are_emitted(
     builder: BarBuilder, row: list[Any], reason: str
 ) -> None:
     rows = [("A/B", FINAL), ("C/D", row), ("A/B", row), ("C/D", FINAL)]
@@ -142,7 +142,7 @@ def trade(trade_id: str, second: float, price: float, amount: float) -> dict[str
     return {"id": trade_id, "timestamp": time, "price": price, "amount": amount}
 
 
-def test_trades_make_bars_exactly_in_any_order_and_once_each() -> None:
+def test_trades_in_any_order_make_exact_bars() -> None:
     sums = TradeSums(T)
     trades = [trade("1", 1, 10.0, 0.1), trade("2", 20, 12.0, 0.2), trade("3", 59.9, 11.0, 0.3)]
     for order in (trades, trades[::-1], [trades[1], *trades, trades[0]]):
@@ -151,13 +151,13 @@ def test_trades_make_bars_exactly_in_any_order_and_once_each() -> None:
         sums = TradeSums(T)
 
 
-def test_trades_of_an_incomplete_minute_make_no_bar() -> None:
+def test_trades_of_the_first_incomplete_minute_make_no_bar() -> None:
     sums = TradeSums(T + MINUTE)
     assert sums.add("A/B", trade("1", 59, 10.0, 1.0)) is None
     assert sums.add("A/B", trade("2", 60, 10.0, 1.0)) is not None
 
 
-def test_a_trade_that_cannot_be_read_spoils_its_minute_only() -> None:
+def test_an_invalid_trade_rejects_only_its_minute() -> None:
     sums = TradeSums(T)
     assert sums.add("A/B", trade("1", 1, 10.0, 1.0)) is not None
     assert sums.add("A/B", {**trade("2", 2, 10.0, 1.0), "price": None}) is None

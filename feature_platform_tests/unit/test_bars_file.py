@@ -90,17 +90,17 @@ Write = Callable[..., Path]
 # ---- forms of CSV ----
 
 
-def test_six_columns_with_a_header(write: Write) -> None:
+def test_six_columns_with_a_header_are_read(write: Write) -> None:
     result = read(write(HEADER, row(0), row(1)))
     assert result == Read([bar(0), bar(1)], [2, 3], [])
 
 
-def test_six_columns_without_a_header(write: Write) -> None:
+def test_six_columns_without_a_header_are_read(write: Write) -> None:
     assert read(write(row(0), row(1))) == Read([bar(0), bar(1)], [1, 2], [])
 
 
 @pytest.mark.parametrize("header", [True, False])
-def test_binance_klines_of_twelve_columns(write: Write, header: bool) -> None:
+def test_binance_klines_of_twelve_columns_are_read(write: Write, header: bool) -> None:
     tail = f",{T0 + 59_999},50.5,7,2.5,25.25,0"
     lines = [row(0) + tail, row(1) + tail]
     result = read(write(*([KLINES_HEADER] if header else []), *lines))
@@ -128,16 +128,16 @@ def test_delimiters_are_detected(write: Write, delimiter: str, header: bool) -> 
         "\ufeffts,open,high,low,close,vol",
     ],
 )
-def test_headers_that_are_recognised(write: Write, header: str) -> None:
+def test_usual_headers_are_recognised(write: Write, header: str) -> None:
     assert read(write(header, row())).bars == [bar()]
 
 
-def test_columns_may_stand_in_any_order_among_others(write: Write) -> None:
+def test_columns_may_have_any_order_among_others(write: Write) -> None:
     path = write("vol,note,close,low,high,open,ts", f"5.5,Grüße,11,9,12,10,{T0}")
     assert read(path).bars == [bar()]
 
 
-def test_a_column_of_symbols(write: Write) -> None:
+def test_a_column_of_symbols_is_read(write: Write) -> None:
     path = write(HEADER + ",symbol", row(0) + ",B/USDT", row(0) + ", A/USDT ", row(1) + ",B/USDT")
     result = read(path, symbol=None)
     assert result.bars == [bar(0, "B/USDT"), bar(0, "A/USDT"), bar(1, "B/USDT")]
@@ -155,13 +155,13 @@ def test_an_option_renames_the_one_symbol_of_a_column(write: Write) -> None:
     }
 
 
-def test_columns_named_by_options(write: Write) -> None:
+def test_options_name_columns(write: Write) -> None:
     path = write("when,who,o,h,l,c,v,time", f"{T0},X,10,12,9,11,5.5,noon")
     columns = ColumnMap(ts="when", open="o", high="h", low="l", close="c", vol="v", symbol="who")
     assert read(path, symbol=None, columns=columns).bars == [bar(0, "X")]
 
 
-def test_an_option_decides_between_two_columns(write: Write) -> None:
+def test_an_option_selects_one_of_two_columns(write: Write) -> None:
     path = write("time,date,open,high,low,close,vol", f"{T0},x,10,12,9,11,5.5")
     assert read(path, columns=ColumnMap(ts="time")).bars == [bar()]
 
@@ -172,7 +172,7 @@ def test_one_column_may_be_named_for_several_fields(write: Write) -> None:
     assert read(path, columns=columns).bars == [("A", T0 * 1000, 10.0, 10.0, 10.0, 10.0, 5.5)]
 
 
-def test_columns_given_by_position_where_there_is_no_header(write: Write) -> None:
+def test_options_give_positions_of_columns_without_a_header(write: Write) -> None:
     path = write(f"X,{T0},10,12,9,11,5.5")
     columns = ColumnMap(ts="2", open="3", high="4", low="5", close="6", vol="7", symbol="1")
     assert read(path, symbol=None, columns=columns).bars == [bar(0, "X")]
@@ -186,7 +186,9 @@ def test_numbers_may_name_columns_in_a_header(write: Write) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", ["", "\n", "\r\n", "\n\n  \n\r\n"])
-def test_line_ends_and_blank_lines(tmp_path: Path, end: str, last: str) -> None:
+def test_line_ends_and_blank_lines_keep_line_numbers_right(
+    tmp_path: Path, end: str, last: str
+) -> None:
     path = tmp_path / "bars.csv"
     lines = ["", HEADER, "", row(0), " ", row(1), "", "", row(2, "0,0,0,0,0"), row(3)]
     path.write_bytes((end.join(lines) + last).encode())
@@ -201,7 +203,7 @@ def test_blank_lines_count_in_line_numbers(write: Write) -> None:
     assert (result.lines, list(result.reasons)) == ([3, 6], [7])
 
 
-def test_quoted_fields(write: Write) -> None:
+def test_quoted_fields_are_read(write: Write) -> None:
     quoted = ",".join(f'"{field}"' for field in row().split(","))
     path = write(HEADER + ",note", quoted + ',"a ""b"", c"', quoted + ",plain", row(2) + ',""')
     result = read(path)
@@ -209,7 +211,7 @@ def test_quoted_fields(write: Write) -> None:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 100_000])
-def test_line_ends_inside_quotes(write: Write, batch_rows: int) -> None:
+def test_line_ends_inside_quotes_are_part_of_the_field(write: Write, batch_rows: int) -> None:
     path = write(
         HEADER + ",note", row(0) + ',"two\nlines"', row(1) + ',"\n\n"', row(2) + ",x", "bad"
     )
@@ -228,13 +230,13 @@ def test_an_unclosed_quote_rejects_one_line_only(write: Write) -> None:
         assert result.lines == [2, *range(4, 3002)]
 
 
-def test_an_unclosed_quote_at_the_end(write: Write) -> None:
+def test_an_unclosed_quote_at_the_end_of_a_line_rejects_that_line(write: Write) -> None:
     result = read(write(HEADER, row(0), row(1) + '"', row(2)))
     assert result.reasons == {3: "a quote is not closed"}
     assert result.bars == [bar(0), bar(2)]
 
 
-def test_quotes_in_the_middle_of_a_field_are_not_read_away(write: Write) -> None:
+def test_quotes_in_the_middle_of_a_field_are_rejected(write: Write) -> None:
     # A lenient parser reads "1"0 as 10.
     result = read(write(HEADER, f'{T0},"1"0,12,9,11,5.5', row(1)))
     assert list(result.reasons) == [2]
@@ -258,11 +260,11 @@ def test_a_large_file_is_read_in_many_pieces(write: Write) -> None:
     assert len(result.bars) == 4998
 
 
-def test_a_file_with_a_header_alone_has_no_bars(write: Write) -> None:
+def test_a_file_of_a_header_only_has_no_bars(write: Write) -> None:
     assert read(write(HEADER)) == Read([], [], [])
 
 
-def test_text_of_a_row(write: Write) -> None:
+def test_a_batch_gives_the_text_of_each_row(write: Write) -> None:
     path = write(HEADER, "", row(0), row(1, "0,0,0,0,0"), row(2), end="\r\n")
     (batch,) = read_file(path, symbol="A")
     assert [batch.text(at) for at in range(len(batch.line))] == [row(0), row(2)]
@@ -299,13 +301,13 @@ def test_text_of_a_row(write: Write) -> None:
 def test_times_are_read_in_every_form(write: Write, text: str) -> None:
     assert read(write(HEADER, f"{text},10,12,9,11,5.5")).bars == [bar()]
     assert read(write(f"{text},10,12,9,11,5.5")).bars == [bar()]
-    # In a block with something odd in it, values are looked at one by one.
+    # In a block with an invalid value, values are parsed one by one.
     result = read(write(HEADER, f"{text},10,12,9,11,5.5", "x,10,12,9,11,5.5"))
     assert result.bars == [bar()]
     assert result.reasons == {3: "time 'x' is neither a whole number nor a known form of date"}
 
 
-def test_times_of_every_form_in_one_file(write: Write) -> None:
+def test_one_file_may_have_times_of_every_form(write: Write) -> None:
     times = ["1769904000", "1769904000000", "2026-02-01", "1769904000000000", "2026-02-01T01:00+01"]
     path = write(HEADER, *(f"{text},10,12,9,11,5.5" for text in times))
     for batch_rows in (1, 100):
@@ -358,28 +360,28 @@ INSIDE = "is not the start of a minute (--time close, --ticks)"
         ),
     ],
 )
-def test_bad_times(write: Write, text: str, reason: str) -> None:
+def test_bad_times_are_rejected_with_a_reason(write: Write, text: str, reason: str) -> None:
     line = f"{text},10,12,9,11,5.5"
     result = read(write(HEADER, row(0), line, row(2)))
     assert result.bad[0].reason == reason
     assert (result.lines, [b.line for b in result.bad]) == ([2, 4], [3])
     assert result.bad[0].text == line
-    # Alone in its block, the time is read the fast way.
+    # Alone in its block, the time is parsed as a column.
     assert read(write(HEADER, line), batch_rows=1).reasons == {2: reason}
 
 
-def test_the_years_are_inclusive(write: Write) -> None:
+def test_the_first_and_the_last_valid_time_are_accepted(write: Write) -> None:
     times = ["315532800", "4102444799", "4102444799999", "315532800000", "1980-01-01"]
     path = write(HEADER, *(f"{text},10,12,9,11,5.5" for text in times))
     assert read(path, rule=TimeRule(ticks=True)).bad == []
 
 
 @pytest.mark.parametrize("text", ["12", "12.0", " 12 ", "1.2e1", "+12", "0012", "12.", "120E-1"])
-def test_forms_of_numbers(write: Write, text: str) -> None:
+def test_numbers_are_read_in_every_form(write: Write, text: str) -> None:
     assert read(write(HEADER, row(0, f"10,{text},9,11,5.5"))).bars == [bar()]
 
 
-def test_digits_are_kept_bit_for_bit(write: Write) -> None:
+def test_numbers_are_read_exact_to_the_last_bit(write: Write) -> None:
     texts = ["0.1", "0.30000000000000004", "4.35", "123456789.123456789", "1e-100", "1e100"]
     path = write(HEADER, *(row(n, f"{t},{t},{t},{t},{t}") for n, t in enumerate(texts)))
     assert [values[2:] for values in read(path).bars] == [(float(t),) * 5 for t in texts]
@@ -423,7 +425,7 @@ BOUNDS = "is outside of 1e-100 to 1e+100"
         ("10,12,9,11,5.5,7", "7 fields where 6 are expected"),
     ],
 )
-def test_bad_values(write: Write, values: str, reason: str) -> None:
+def test_bad_values_are_rejected_with_a_reason(write: Write, values: str, reason: str) -> None:
     result = read(write(HEADER, row(0), row(1, values), row(2)))
     assert result == Read(
         [bar(0), bar(2)],
@@ -432,7 +434,7 @@ def test_bad_values(write: Write, values: str, reason: str) -> None:
     )
 
 
-def test_a_volume_of_zero_is_a_bar(write: Write) -> None:
+def test_a_bar_may_have_a_volume_of_zero(write: Write) -> None:
     path = write(HEADER, row(0, "10,12,9,11,0"), row(1, "10,12,9,11,0e-5"))
     assert [values[-1] for values in read(path).bars] == [0.0, 0.0]
 
@@ -445,7 +447,7 @@ def test_the_first_fault_of_a_row_is_reported(write: Write) -> None:
     }
 
 
-def test_missing_symbols(write: Write) -> None:
+def test_missing_and_invalid_symbols_are_rejected(write: Write) -> None:
     path = write(HEADER + ",symbol", row(0) + ",", row(1) + ",A", row(2) + ",  ", row(3) + ",B\0")
     result = read(path, symbol=None)
     assert result.bars == [bar(1)]
@@ -456,7 +458,7 @@ def test_missing_symbols(write: Write) -> None:
     }
 
 
-def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_row_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "bars.csv"
     lines = [HEADER + ",note", row(0) + ",ok", row(1) + ",\xff", row(2) + ",ok"]
     path.write_bytes("\n".join(lines).encode("latin-1"))
@@ -471,7 +473,7 @@ def test_a_carriage_return_inside_a_line_is_no_line_end(write: Write) -> None:
     assert list(result.reasons) == [3]
 
 
-def test_every_row_bad(write: Write) -> None:
+def test_a_file_of_bad_rows_has_every_row_rejected(write: Write) -> None:
     path = write(HEADER, *("x,x,x,x,x,x" for _ in range(2000)))
     result = read(path)
     assert result.bars == []
@@ -508,7 +510,7 @@ def test_the_compression_is_detected_by_content(tmp_path: Path, kind: str, name:
     assert (result.bad[0].file, result.bad[0].line) == (str(path), 4)
 
 
-def test_a_zip_of_several_files(tmp_path: Path) -> None:
+def test_a_zip_of_several_files_is_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "bars.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("one.csv", "\n".join([HEADER, row(0), row(1, "x,1,1,1,1")]))
@@ -522,7 +524,7 @@ def test_a_zip_of_several_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zip"])
-def test_damaged_archives(tmp_path: Path, kind: str) -> None:
+def test_damaged_archives_are_reported(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bars"
     packed(path, "\n".join([HEADER, *(row(minute) for minute in range(5000))]), kind)
     whole = path.read_bytes()
@@ -537,11 +539,11 @@ def test_damaged_archives(tmp_path: Path, kind: str) -> None:
         read(path)
 
 
-def test_an_encrypted_zip(tmp_path: Path) -> None:
+def test_an_encrypted_zip_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "bars.zip"
     packed(path, HEADER, "zip")
     content = bytearray(path.read_bytes())
-    # The flag of encryption stands in the local headers and in the central directory.
+    # The flag of encryption is in the local headers and in the central directory.
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         start = -1
         while (start := content.find(signature, start + 1)) >= 0:
@@ -610,7 +612,7 @@ def test_a_file_without_bars_is_rejected(tmp_path: Path, content: bytes, message
         (ColumnMap(ts="2"), [row()], "column 2 is open in Binance's order and ts by --column-ts"),
     ],
 )
-def test_bad_names_of_columns(
+def test_wrong_names_of_columns_are_rejected(
     write: Write, columns: ColumnMap, lines: Sequence[str], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -636,7 +638,7 @@ def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_something_without_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
+def test_a_line_without_an_end_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "bars.csv"
     path.write_bytes(b"x," * LONGEST_LINE)
     with pytest.raises(
@@ -684,12 +686,14 @@ NOON = datetime(2026, 2, 1, 0, 0, tzinfo=UTC)
     ids=lambda times: str(times.type),
 )
 @pytest.mark.parametrize("batch_rows", [1, 100_000])
-def test_parquet_times(tmp_path: Path, times: pa.Array, batch_rows: int) -> None:
+def test_parquet_times_of_every_type_are_read(
+    tmp_path: Path, times: pa.Array, batch_rows: int
+) -> None:
     path = parquet(tmp_path / "bars", {"time": times, **PRICES})
     assert read(path, batch_rows=batch_rows) == Read([bar(0), bar(1)], [1, 2], [])
 
 
-def test_parquet_dates(tmp_path: Path) -> None:
+def test_parquet_dates_are_read(tmp_path: Path) -> None:
     days = pa.array([date(2026, 2, 1), date(2026, 2, 1)])
     assert read(parquet(tmp_path / "bars", {"date": days, **PRICES})).bars == [bar(), bar()]
 
@@ -697,7 +701,7 @@ def test_parquet_dates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind", [pa.float64(), pa.float32(), pa.int64(), pa.decimal128(18, 4), pa.string()]
 )
-def test_parquet_prices(tmp_path: Path, kind: pa.DataType) -> None:
+def test_parquet_prices_of_every_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     whole = {name: [float(int(value)) for value in values] for name, values in PRICES.items()}
     prices = {name: pa.array(values).cast(kind) for name, values in whole.items()}
     path = parquet(tmp_path / "bars", {"ts": [T0, T0 + MINUTE], **prices})
@@ -711,13 +715,13 @@ def test_parquet_decimals_are_rounded_once(tmp_path: Path) -> None:
     assert read(parquet(tmp_path / "bars", columns)).bars[0][2] == float(text)
 
 
-def test_parquet_with_symbols(tmp_path: Path) -> None:
+def test_parquet_symbols_are_read(tmp_path: Path) -> None:
     symbols = pa.array(["B", "A"]).dictionary_encode()
     path = parquet(tmp_path / "bars", {"ts": [T0, T0], **PRICES, "symbol": symbols})
     assert read(path, symbol=None).bars == [bar(0, "B"), bar(0, "A")]
 
 
-def test_bad_rows_of_parquet(tmp_path: Path) -> None:
+def test_bad_rows_of_parquet_are_rejected_with_a_reason(tmp_path: Path) -> None:
     columns = {
         "note": ["a", "b", "c", "d", "e", "f"],
         "ts": pa.array([T0, None, T0, T0, 0, T0]),
@@ -741,7 +745,7 @@ def test_bad_rows_of_parquet(tmp_path: Path) -> None:
         assert result.bad[2].text == f"{T0},10.0,9.5,9.0,9.0,5.5"
 
 
-def test_parquet_times_finer_than_a_microsecond(tmp_path: Path) -> None:
+def test_parquet_times_finer_than_a_microsecond_are_rejected(tmp_path: Path) -> None:
     times = pa.array([T0 * 10**6, T0 * 10**6 + 1], pa.timestamp("ns"))
     result = read(parquet(tmp_path / "bars", {"ts": times, **PRICES}))
     assert result.reasons == {2: f"time {T0 * 10**6 + 1} is finer than a microsecond"}
@@ -765,7 +769,7 @@ def test_parquet_times_finer_than_a_microsecond(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_parquet_that_is_no_file_of_bars(
+def test_parquet_without_columns_of_bars_is_rejected(
     tmp_path: Path, columns: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -773,14 +777,14 @@ def test_parquet_that_is_no_file_of_bars(
     assert message in str(caught.value)
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
+def test_damaged_parquet_is_reported(tmp_path: Path) -> None:
     path = parquet(tmp_path / "bars", {"ts": [T0, T0], **PRICES})
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"bars: the Parquet file cannot be read: "):
         read(path)
 
 
-# ---- anything at all, against Python's own parser ----
+# ---- any text, compared with Python's own parser ----
 
 NUMBERS = st.floats(1e-3, 1e6).map(repr)
 GOOD = st.builds(
@@ -888,7 +892,7 @@ def test_every_line_is_a_bar_or_a_reported_bad_row(
     result = read(path, batch_rows=batch_rows)
     found = sorted([*result.lines, *(b.line for b in result.bad)])
     assert len(found) == len(set(found))
-    # Every other line is blank, or within a quoted field that began above.
+    # Every other line is blank, or part of a quoted field that began above.
     texts = {b.line: b.text for b in result.bad}
     covered = set(found) | {
         below for at, text in texts.items() for below in range(at, at + text.count("\n") + 1)

@@ -1,4 +1,4 @@
-"""The figures in the docs are those that were kept, and those were measured at full scale."""
+"""Guards against figures in the docs that differ from the stored results, or are of small runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RESULT = Result(
 )
 
 
-def test_the_tables_in_the_readme_are_made_of_the_kept_results() -> None:
+def test_the_tables_of_the_readme_are_those_of_the_stored_results() -> None:
     text = README.read_text(encoding="utf-8")
     assert text[text.index(BEGIN) + len(BEGIN) + 1 : text.index(END) - 1] == report(BENCHMARKS)
 
 
-def test_only_full_runs_of_known_benchmarks_are_kept() -> None:
+def test_only_full_runs_of_known_benchmarks_are_stored() -> None:
     kept = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
     assert kept.keys() <= BENCHMARKS.keys()
     assert all(result["scale"] == 1 for result in kept.values())
@@ -43,7 +43,7 @@ def test_the_readme_describes_each_benchmark() -> None:
     assert all(f"\n| `{name}` | " in text[: text.index(BEGIN)] for name in BENCHMARKS)
 
 
-def test_a_report_shows_measured_beside_promised(tmp_path: Path) -> None:
+def test_a_report_shows_measured_and_promised_values(tmp_path: Path) -> None:
     keep(tmp_path, "build", 1.0, MACHINE, RESULT)
     tables = report(["build", "other"], tmp_path).splitlines()
     assert (
@@ -74,7 +74,7 @@ def test_many_times_are_stored_as_percentiles(tmp_path: Path) -> None:
     )
 
 
-def test_a_report_is_written_between_its_marks_and_twice_the_same(tmp_path: Path) -> None:
+def test_a_report_replaces_the_text_between_its_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     keep(tmp_path, "build", 1.0, MACHINE, RESULT)

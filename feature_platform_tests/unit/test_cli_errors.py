@@ -1,4 +1,4 @@
-"""Every mistake in a command line gives one line of error and the exit status 2."""
+"""Guards against a wrong command line without one clear line and the exit status 2."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from typer.main import get_command
 
 from feature_platform.cli.app import app, main
-from feature_platform_tests.fix_processes import COMMAND, only_line, refusal, run
+from feature_platform_tests.fix_processes import COMMAND, only_line, rejection, run
 
 
 def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the words that name each command, groups not among them."""
+    """Yield the words of each command, without groups."""
     subcommands = getattr(command, "commands", None)
     if subcommands is None:
         yield path
@@ -36,14 +36,14 @@ Call = Callable[..., tuple[object, str, str]]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """Yield a function that calls the command line in this process: status, stdout and stderr."""
+    """Yield a function that runs a command in this process; it returns status, stdout, stderr."""
 
     def call_main(*words: str) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["feature-platform", *words])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as raised:
             main()
-        told = capsys.readouterr()
-        return left.value.code, told.out, told.err
+        printed = capsys.readouterr()
+        return raised.value.code, printed.out, printed.err
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield call_main
@@ -54,7 +54,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     "words", [words for words in [(), *GROUPS, *COMMANDS] if words != ("db", "psql")], ids=" ".join
 )
-def test_an_unknown_option_is_one_line(words: tuple[str, ...], call: Call) -> None:
+def test_an_unknown_option_gets_one_line(words: tuple[str, ...], call: Call) -> None:
     status, output, errors = call(*words, "--no-such-option")
     assert (status, output) == (2, "")
     line = only_line(errors)
@@ -77,14 +77,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line(words: str) -> None:
-    assert refusal(run(*words.split())) == MISTAKES[words]
+def test_a_wrong_command_line_gets_one_line(words: str) -> None:
+    assert rejection(run(*words.split())) == MISTAKES[words]
 
 
 @pytest.mark.parametrize(
     "moment", ["", " ", "2026-13-01", "now", "'; DROP TABLE x", "%s", "a\nb", "12:00", "\udcff"]
 )
-def test_an_invalid_time_is_one_line(moment: str, call: Call) -> None:
+def test_an_invalid_time_gets_one_line(moment: str, call: Call) -> None:
     status, output, errors = call("refresh", "--start", moment)
     assert (status, output) == (2, "")
     line = only_line(errors)
@@ -94,26 +94,26 @@ def test_an_invalid_time_is_one_line(moment: str, call: Call) -> None:
 
 
 @pytest.mark.parametrize("word", ["a\nb", "\x1b[31m", "%s", "[/]", "\udcff"])
-def test_an_unknown_word_is_one_line(word: str) -> None:
-    assert refusal(run(word)).isprintable()
+def test_an_unknown_command_gets_one_line(word: str) -> None:
+    assert rejection(run(word)).isprintable()
 
 
 def test_a_missing_file_is_named() -> None:
-    line = refusal(run("demo", "/no/such/file.csv"))
+    line = rejection(run("demo", "/no/such/file.csv"))
     assert line == "/no/such/file.csv: no such file"
 
 
 def test_a_bad_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    line = refusal(run("status", FEATURE_PLATFORM_HOME=str(tmp_path / "file")))
+    line = rejection(run("status", FEATURE_PLATFORM_HOME=str(tmp_path / "file")))
     assert line == f"FEATURE_PLATFORM_HOME: {tmp_path}/file is not a directory"
-    line = refusal(run("refresh", FEATURE_PLATFORM_DATABASE_URL="mysql://me:s3cr3t@host/db"))
+    line = rejection(run("refresh", FEATURE_PLATFORM_DATABASE_URL="mysql://me:s3cr3t@host/db"))
     assert line.startswith("FEATURE_PLATFORM_DATABASE_URL: not a PostgreSQL URL")
     assert "s3cr3t" not in line
 
 
 @pytest.mark.parametrize("words", [(), *GROUPS], ids=" ".join)
-def test_a_command_alone_shows_its_help(words: tuple[str, ...]) -> None:
+def test_a_command_group_without_a_command_shows_its_help(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert (done.returncode, done.stderr) == (2, "")
     assert f"Usage: {' '.join(('feature-platform', *words))} [OPTIONS] COMMAND" in done.stdout
@@ -137,11 +137,11 @@ def test_help_into_a_closed_pipe_is_no_error() -> None:
         assert process.wait(timeout=60) == 1
 
 
-def test_the_installed_program_prints_the_same() -> None:
+def test_the_installed_program_prints_the_same_error() -> None:
     program = Path(sys.executable).with_name("feature-platform")
     if not program.exists():
         pytest.skip(f"{program} is not installed")
     done = subprocess.run(
         [program, "nonsense"], env=os.environ, capture_output=True, text=True, check=False
     )
-    assert refusal(done) == "No such command 'nonsense' (see feature-platform --help)"
+    assert rejection(done) == "No such command 'nonsense' (see feature-platform --help)"

@@ -20,8 +20,8 @@ SINCE = datetime(2026, 11, 25, 13, 30, tzinfo=UTC)
 def test_the_wall_clock_is_the_default() -> None:
     assert get_settings().clock == WallClock()
     before = datetime.now(UTC)
-    told = WallClock().now()
-    assert before - timedelta(milliseconds=1) <= told <= datetime.now(UTC)
+    found = WallClock().now()
+    assert before - timedelta(milliseconds=1) <= found <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_setting_is_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None
         "x60",
         "now@nowx60",
         "2026-03-01T00:00Z",
-        "2026-03-01T00:00@2026-11-25T13:30Zx60",  # of which zone?
+        "2026-03-01T00:00@2026-11-25T13:30Zx60",  # without a zone
         "2026-03-01T00:00Z@2026-11-25T13:30Z",
         "2026-03-01T00:00Z@2026-11-25T13:30Zx-1",
         "2026-03-01T00:00Z@2026-11-25T13:30Zx1e3",
@@ -69,18 +69,18 @@ def test_a_clock_is_read_back_from_its_text(start: datetime, since: datetime, sp
     assert " " not in str(clock)
 
 
-def test_it_runs_at_its_speed() -> None:
+def test_a_simulated_clock_runs_at_its_speed() -> None:
     since = datetime.now(UTC)
     clock = SimulatedClock(START, since, 3600.0)
     before = datetime.now(UTC)
-    told = clock.now()
+    found = clock.now()
     after = datetime.now(UTC)
     tick = timedelta(milliseconds=1)
-    assert START + (before - since) * 3600 - tick <= told <= START + (after - since) * 3600 + tick
+    assert START + (before - since) * 3600 - tick <= found <= START + (after - since) * 3600 + tick
 
 
 @pytest.mark.parametrize("clock", [WallClock(), SimulatedClock.parse(CLOCK)])
-def test_waiting_for_a_minute_ends_in_it(clock: Clock) -> None:
+def test_a_wait_for_a_minute_ends_in_that_minute(clock: Clock) -> None:
     began = clock.milliseconds()
     wait = clock.wall_seconds_to_minute(1.0)
     there = clock.milliseconds() + wait * clock.speed * 1000
@@ -89,7 +89,7 @@ def test_waiting_for_a_minute_ends_in_it(clock: Clock) -> None:
     assert began < there
 
 
-def test_waiting_for_a_past_minute_returns_at_once() -> None:
+def test_a_wait_for_a_past_minute_takes_no_time() -> None:
     for clock in (WallClock(), SimulatedClock.parse(CLOCK), ManualClock(START)):
         assert clock.wall_seconds(-3.0) == 0
     assert WallClock().wall_seconds(3.0) == 3.0

@@ -1,4 +1,4 @@
-"""Guards the compose file and the image: well-formed, no password of its own, nothing published."""
+"""Guards against a compose file that is invalid, has passwords, or publishes ports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def docker_compose(
 ) -> subprocess.CompletedProcess[str]:
     program = shutil.which("docker-compose")
     if program is None:
-        pytest.skip("there is no docker-compose, which Debian has a package of")
+        pytest.skip("docker-compose is not installed (Debian: apt-get install docker-compose)")
     env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
     return subprocess.run(
         [program, "--env-file", env_file, "-f", COMPOSE, *arguments],
@@ -48,18 +48,18 @@ def docker_compose(
     )
 
 
-def test_it_keeps_to_the_compose_specification() -> None:
+def test_the_file_follows_the_compose_specification() -> None:
     tool = Path(sys.executable).with_name("check-jsonschema")
     subprocess.run([tool, "--builtin-schema", "vendor.compose-spec", COMPOSE], check=True)
 
 
-def test_docker_compose_accepts_it_with_every_password(tmp_path: Path) -> None:
+def test_docker_compose_accepts_the_file_with_every_password(tmp_path: Path) -> None:
     done = docker_compose(tmp_path / "env", FILLED, "config", "--services")
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == set(SERVICES)
 
 
-def test_docker_compose_rejects_it_without_a_password(tmp_path: Path) -> None:
+def test_docker_compose_rejects_the_file_without_a_password(tmp_path: Path) -> None:
     without = FILLED | {"FEATURE_PLATFORM_READER_PASSWORD": ""}
     done = docker_compose(tmp_path / "env", without, "config")
     assert done.returncode != 0
@@ -74,11 +74,11 @@ def test_no_secret_has_a_default() -> None:
 
 
 @each_service
-def test_only_loopback_is_published(name: str) -> None:
+def test_ports_are_published_on_loopback_only(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:")
     if name == "code":
-        assert "ports" not in SERVICES[name], "who reaches Dagster's gRPC port runs code"
+        assert "ports" not in SERVICES[name], "a client of Dagster's gRPC port can run code"
 
 
 @each_service
@@ -96,7 +96,7 @@ def test_images_are_pinned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OURS, "grafana"])
-def test_containers_can_write_only_where_they_must(name: str) -> None:
+def test_containers_have_read_only_file_systems(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -114,7 +114,7 @@ def test_each_service_starts_after_its_dependencies(name: str) -> None:
         assert ends or "healthcheck" in SERVICES[other]
 
 
-def test_each_connects_as_its_own_role() -> None:
+def test_each_service_connects_as_its_own_role() -> None:
     roles = {
         name: re.search(r"//(\w+)@db:", service["environment"]["FEATURE_PLATFORM_DATABASE_URL"])
         for name, service in SERVICES.items()
@@ -141,7 +141,7 @@ def test_the_image_runs_as_an_unprivileged_user() -> None:
     assert user == "10001:10001"
 
 
-def test_grafana_finds_its_files() -> None:
+def test_grafana_has_its_provisioning_files() -> None:
     mounts = dict(
         mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"] if mount[0] == "."
     )
@@ -152,5 +152,5 @@ def test_grafana_finds_its_files() -> None:
     (provider,) = provisioned("dashboards")["providers"]
     assert provider["options"]["path"] in mounts.values()
     (source,) = provisioned("datasources")["datasources"]
-    asked = set(re.findall(r"\$(\w+)", str(source)))
-    assert asked <= SERVICES["grafana"]["environment"].keys()
+    needed = set(re.findall(r"\$(\w+)", str(source)))
+    assert needed <= SERVICES["grafana"]["environment"].keys()

@@ -1,4 +1,4 @@
-"""Moments, durations, tables and lines as a reader sees them."""
+"""Guards against times, durations, tables and lines that a terminal shows wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shown(table: Table) -> list[str]:
         (MOMENT.astimezone(timezone(timedelta(hours=-5))), "2026-02-01 12:30"),
     ],
 )
-def test_moments_are_in_utc(value: datetime | None, text: str) -> None:
+def test_times_are_shown_in_utc(value: datetime | None, text: str) -> None:
     assert console.moment(value) == text
 
 
@@ -57,7 +57,7 @@ def test_moments_are_in_utc(value: datetime | None, text: str) -> None:
         (-90, "-1.5 min"),
     ],
 )
-def test_durations_have_their_largest_unit(seconds: float, text: str) -> None:
+def test_durations_are_shown_in_their_largest_unit(seconds: float, text: str) -> None:
     assert console.duration(timedelta(seconds=seconds)) == text
 
 
@@ -65,7 +65,7 @@ def symbol(name: str) -> SymbolStatus:
     return SymbolStatus(name, MOMENT, MOMENT, MOMENT, 1234, MOMENT, timedelta(seconds=30))
 
 
-def test_symbols_with_and_without_counts() -> None:
+def test_the_table_of_symbols_may_omit_counts() -> None:
     heading, line = shown(console.symbols_table([symbol("A")], {"A": Counts(56_789, 9)}))
     assert heading.split() == [
         *("symbol", "first", "bar", "(UTC)", "last", "bar", "(UTC)"),
@@ -77,7 +77,7 @@ def test_symbols_with_and_without_counts() -> None:
     assert line.split()[5:] == ["1,234", "30", "s"]
 
 
-def test_a_symbol_without_counts_among_others_has_none() -> None:
+def test_a_symbol_without_counts_is_shown_with_zero() -> None:
     _, a, b = shown(console.symbols_table([symbol("A"), symbol("B")], {"A": Counts(1, 2)}))
     assert a.split()[5:7] == ["1", "2"]
     assert b.split()[5:7] == ["0", "0"]
@@ -86,12 +86,12 @@ def test_a_symbol_without_counts_among_others_has_none() -> None:
 @pytest.mark.parametrize(
     "name", ["[bold]X[/]", "[/]", ":smile:", "BTC/USDT:USDT", "中文", "X" * 500]
 )
-def test_symbols_are_shown_as_they_are_and_whole(name: str) -> None:
+def test_symbols_are_shown_unchanged_and_uncut(name: str) -> None:
     assert shown(console.symbols_table([symbol(name)], {}))[1].startswith(name)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a\tb", "\u202eevil"])
-def test_symbols_that_would_disturb_the_terminal_are_spelt_out(name: str) -> None:
+def test_symbols_with_control_characters_are_escaped(name: str) -> None:
     _, line = shown(console.symbols_table([symbol(name)], {}))
     assert line.startswith(repr(name))
 
@@ -131,7 +131,7 @@ def policy(**changed: object) -> PolicyStatus:
     return PolicyStatus(**{**values, **changed})  # type: ignore[arg-type]
 
 
-def test_a_policy_that_never_ran() -> None:
+def test_a_policy_without_a_run_names_its_runner() -> None:
     rule = "policy: every 1 min, rows as old as 1 min, the last 1 h first; "
     assert console.policy_lines(policy(), ["worker"]) == [
         rule + "run by a worker",
@@ -146,7 +146,7 @@ def test_a_policy_that_never_ran() -> None:
     assert lines[1] == "last run: none yet"
 
 
-def test_a_policy_that_ran() -> None:
+def test_a_policy_shows_its_last_run() -> None:
     ran = policy(
         last_start=MOMENT, last_duration=timedelta(milliseconds=38), last_rows_written=1440
     )
@@ -157,7 +157,7 @@ def test_a_policy_that_ran() -> None:
     assert console.policy_lines(ran)[1].endswith(", 7 rows written; 2 refreshes after writes")
 
 
-def test_a_policy_with_troubles() -> None:
+def test_a_policy_shows_its_backlog_and_last_error() -> None:
     lines = console.policy_lines(
         policy(
             last_start=MOMENT,
@@ -188,7 +188,7 @@ def test_a_verification_names_the_first_wrong_value() -> None:
     assert console.verify_line(report).endswith(", all equal; 5 more wait for refresh")
 
 
-def test_no_policy() -> None:
+def test_a_missing_policy_is_stated() -> None:
     assert console.policy_lines(None) == [
         "policy: none, features change only by `feature-platform refresh`"
     ]
@@ -204,7 +204,7 @@ print("done")
 """
 
 
-def test_progress_is_for_terminals() -> None:
+def test_progress_is_shown_only_on_a_terminal() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
@@ -232,7 +232,7 @@ def feed(state: FeedState, error: str | None) -> StoredHeartbeat:
     return StoredHeartbeat("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
 
 
-def test_the_recorder_has_a_line_and_its_newest_error_another() -> None:
+def test_the_recorder_and_its_newest_error_have_one_line_each() -> None:
     assert console.feed_lines([]) == []
     live = feed("live", "an error that is over")
     assert console.feed_lines([live, live]) == [

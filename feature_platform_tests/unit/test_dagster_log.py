@@ -1,4 +1,4 @@
-"""Dagster's log in a terminal: no record twice, no traceback, and nothing else is lost."""
+"""Guards against repeated records, tracebacks and lost lines in Dagster's log of a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shown(*lines: str) -> list[str]:
     return [text for line in lines if (text := log.show(line)) is not None]
 
 
-def test_a_record_is_a_line() -> None:
+def test_a_record_is_shown_as_one_line() -> None:
     assert shown(record("Launching Dagster services..."), record("slow", "warning")) == [
         "Launching Dagster services...",
         "WARNING slow",
@@ -33,7 +33,7 @@ def test_a_repeated_record_is_omitted() -> None:
     ]
 
 
-def test_a_traceback_is_its_first_line() -> None:
+def test_a_traceback_is_reduced_to_its_first_line() -> None:
     error = (
         "Sensor daemon caught an error for sensor validation\n"
         "dagster.DagsterUserCodeUnreachableError: Could not reach user code server\n\n"
@@ -66,7 +66,7 @@ def test_a_crash_is_logged_with_its_reason() -> None:
     assert shown(*lines, "and more") == ["E: why", "and more"]
 
 
-def test_a_database_that_is_away_is_one_line() -> None:
+def test_a_lost_database_gets_one_line() -> None:
     lines = (
         "WARNING:root:Retrying failed database connection: connection refused",
         "\tIs the server running locally?",

@@ -1,4 +1,4 @@
-"""The pages name every setting, command and check, and none that does not exist."""
+"""Guards against undocumented settings, commands and checks, and against pages of removed ones."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_every_fault_is_documented(kind: str) -> None:
 
 def test_every_command_that_is_named_exists() -> None:
     known = {word for command in COMMANDS for word in (command, command.split()[0])}
-    # Also those that follow in one list: `feature-platform record`, `worker`.
+    # Commands may follow in one list: `feature-platform record`, `worker`.
     lists = re.findall(r"`feature-platform [a-z]+`((?:,? (?:and |or )?`[a-z]+`)+)", ALL)
     listed = {name for one in lists for name in re.findall(r"`([a-z]+)`", one)}
     named = set(re.findall(r"\bfeature-platform ((?:db )?[a-z]+)", ALL))
@@ -120,7 +120,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+def test_every_link_of_a_page_has_its_target(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if target.startswith(("https://", "http://")):
             continue
@@ -138,7 +138,7 @@ def _anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_a_page_points_to_sections_by_links(page: str) -> None:
-    """A link is tested; "see below" was left behind when its section moved."""
+    """A test checks links; a "see below" stays when its section moves."""
     assert not re.search(r"\bsee (?:below|above)\b", PAGES[page])
 
 
@@ -155,7 +155,7 @@ def test_the_readme_lists_the_pages_in_a_table() -> None:
 
 
 def test_a_page_names_a_default_only_by_its_setting() -> None:
-    """The number of attempts is a setting: its default in a page of prose became wrong."""
+    """The number of attempts is a setting, so its default in a page can become wrong."""
     attempts = re.compile(r"\b(?:ten|10) attempts\b")
     assert [page for page, text in PAGES.items() if attempts.search(text)] == []
     assert f"{PREFIX}GAP_ATTEMPTS" in CHECKS_PAGE
@@ -171,7 +171,7 @@ def test_the_page_of_checks_names_symbols_that_a_check_ignores(check: Check) -> 
     assert "not recorded" in body or "recorded symbol" in body
 
 
-def test_every_check_has_its_section_and_no_other_has() -> None:
+def test_the_sections_of_the_page_of_checks_are_the_checks() -> None:
     sections = re.findall(r"^## `(\w+)`$", CHECKS_PAGE, re.MULTILINE)
     assert sorted(sections) == sorted(check.name for check in CHECKS)
     bodies = re.split(r"^## .*$", CHECKS_PAGE, flags=re.MULTILINE)[1:]

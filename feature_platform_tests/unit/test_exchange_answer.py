@@ -51,22 +51,22 @@ rows = st.lists(
 
 
 @given(rows)
-def test_every_row_is_accounted_for(given_rows: list[list[Any]]) -> None:
+def test_every_row_is_a_bar_or_rejected_or_out_of_the_range(given_rows: list[list[Any]]) -> None:
     answer = read_answer(given_rows, START, END, CLOSED)
     bars = minutes(answer.bars.ts)
     assert bars == sorted(set(bars))
     assert all(0 <= minute < 20 for minute in bars)
-    told = {minutes([ts_of(one.minute)])[0] for one in answer.rejected if one.minute is not None}
-    assert set(minutes(answer.known)) == told | set(bars)
+    named = {minutes([ts_of(one.minute)])[0] for one in answer.rejected if one.minute is not None}
+    assert set(minutes(answer.known)) == named | set(bars)
     without_time = sum(one.minute is None for one in answer.rejected)
     assert without_time == answer.without_time
     # A valid row can only be rejected because another row of its minute contradicts it.
     assert set(bars) <= {(one[0] * 1000 - START) // MINUTE_US for one in given_rows if bar(one)}
     good = {one[0] for one in given_rows if one in PLAIN}
-    assert {ms(minute) for minute in {*bars, *told}} >= good
+    assert {ms(minute) for minute in {*bars, *named}} >= good
 
 
-def test_bars_come_in_order_and_once() -> None:
+def test_bars_are_in_order_without_duplicates() -> None:
     answer = read_answer([row(3), row(1), row(3), row(-1), row(25), row(30)], START, END, CLOSED)
     assert minutes(answer.bars.ts) == [1, 3]
     assert answer.rejected == ()
@@ -97,7 +97,9 @@ def test_an_empty_answer_is_valid() -> None:
         ([], "ts is missing", None),
     ],
 )
-def test_a_bad_row_has_its_reason(bad: list[Any], reason: str, minute: int | None) -> None:
+def test_a_bad_row_is_rejected_with_its_reason(
+    bad: list[Any], reason: str, minute: int | None
+) -> None:
     answer = read_answer([row(0), bad], START, END, CLOSED)
     assert minutes(answer.bars.ts) == [0]
     (rejected,) = answer.rejected
@@ -112,7 +114,7 @@ def test_a_time_may_be_a_float() -> None:
     assert minutes(read_answer([[float(ms(2)), *row(2)[1:]]], START, END, CLOSED).bars.ts) == [2]
 
 
-def test_the_row_is_shown_as_the_exchange_wrote_it_but_not_all_of_a_long_one() -> None:
+def test_a_rejected_row_is_shown_unchanged_up_to_a_limit() -> None:
     bad = [None, 1.0, 1.0, 1.0, 1.0, 1.0, "x" * 500]
     (rejected,) = read_answer([bad], START, END, CLOSED).rejected
     assert rejected.text == "x" * 200 + "…"

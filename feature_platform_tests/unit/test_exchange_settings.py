@@ -6,7 +6,7 @@ from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 
 
-def test_defaults() -> None:
+def test_the_defaults_are_binance_and_its_symbols() -> None:
     settings = get_settings()
     assert settings.exchange == "binance"
     assert "BTC/USDT" in settings.symbols
@@ -33,7 +33,7 @@ def test_an_empty_list_of_symbols_is_rejected(monkeypatch: pytest.MonkeyPatch) -
         "http://localhost",
     ],
 )
-def test_exchange_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_exchange_url_is_accepted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_EXCHANGE_URL", url)
     assert get_settings().exchange_url == url
 

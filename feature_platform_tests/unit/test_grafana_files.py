@@ -1,4 +1,4 @@
-"""Grafana's dashboards keep to its schema and name the provisioned data source."""
+"""Guards against dashboards outside of Grafana's schema or with another data source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def provisioned(kind: str) -> dict[str, Any]:
 
 
 def unknown_to(schema: Any, written: Any, path: str = "") -> list[str]:
-    """Return the paths of the fields that the schema does not know."""
+    """Return the paths of the fields that the schema does not have."""
     if isinstance(written, dict) and isinstance(schema, dict):
         return [
             lost
@@ -47,17 +47,17 @@ def unknown_to(schema: Any, written: Any, path: str = "") -> list[str]:
 
 
 @each_dashboard
-def test_grafanas_own_types_know_every_field(name: str) -> None:
+def test_every_field_is_in_grafanas_types(name: str) -> None:
     register_default_plugins()
     read = Dashboard.from_json(DASHBOARDS[name])
     kept = json.loads(json.dumps(read, cls=JSONEncoder))
-    # Its type of an annotation's query is that of its own store, not that of a data source.
+    # Grafana's type of an annotation's query describes its own store, not a data source.
     unknown = [path for path in unknown_to(kept, DASHBOARDS[name]) if "].target." not in path]
     assert unknown == []
 
 
 @each_dashboard
-def test_panels_have_their_own_ids_and_places(name: str) -> None:
+def test_panels_have_unique_ids_and_do_not_overlap(name: str) -> None:
     panels = DASHBOARDS[name]["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [panel["gridPos"] for panel in panels]
@@ -73,15 +73,15 @@ def test_panels_have_their_own_ids_and_places(name: str) -> None:
 
 
 @each_dashboard
-def test_all_queries_go_to_the_provisioned_data_source(name: str) -> None:
+def test_all_queries_use_the_provisioned_data_source(name: str) -> None:
     (source,) = provisioned("datasources")["datasources"]
     known = {"type": source["type"], "uid": source["uid"]}
     board = DASHBOARDS[name]
-    asked = [panel["datasource"] for panel in board["panels"]]
-    asked += [target["datasource"] for panel in board["panels"] for target in panel["targets"]]
-    asked += [variable["datasource"] for variable in board["templating"]["list"]]
-    asked += [note["datasource"] for note in board["annotations"]["list"] if "target" in note]
-    assert all(one == known for one in asked)
+    used = [panel["datasource"] for panel in board["panels"]]
+    used += [target["datasource"] for panel in board["panels"] for target in panel["targets"]]
+    used += [variable["datasource"] for variable in board["templating"]["list"]]
+    used += [note["datasource"] for note in board["annotations"]["list"] if "target" in note]
+    assert all(one == known for one in used)
 
 
 @each_dashboard
@@ -90,21 +90,21 @@ def test_no_line_is_drawn_across_missing_points(name: str) -> None:
         if panel["type"] in ("timeseries", "candlestick"):
             assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] is False
             (target,) = panel["targets"]
-            assert "$__timeGroupAlias(" in target["rawSql"], "nothing puts a NULL into the hole"
-            assert panel["interval"] == "1m", "shorter intervals would all be holes"
+            assert "$__timeGroupAlias(" in target["rawSql"], "missing minutes need a NULL"
+            assert panel["interval"] == "1m", "shorter intervals have no rows"
 
 
 @each_dashboard
 def test_every_panel_has_a_description(name: str) -> None:
     board = DASHBOARDS[name]
     assert board["uid"] == f"feature-platform-{name}"
-    assert "id" not in board, "an id is another server's"
+    assert "id" not in board, "an id belongs to one server"
     for panel in board["panels"]:
         assert panel["title"]
         assert panel["description"].endswith(".")
 
 
-def test_no_password_is_written_down() -> None:
+def test_the_data_source_has_no_password_of_its_own() -> None:
     (source,) = provisioned("datasources")["datasources"]
     assert source["secureJsonData"]["password"].startswith("$")
     assert source["editable"] is False

@@ -1,4 +1,4 @@
-"""Each layout is read right without options, and an ambiguous file is rejected."""
+"""Guards against a layout that is read wrong, or an ambiguous file that is not rejected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T0 = 1_704_067_200  # 2024-01-01 00:00 UTC, in seconds
 Bar = tuple[int, float, float, float, float, float]
 Write = Callable[..., Path]
 
-# All examples hold these bars: seconds after T0, open, high, low, close, volume.
+# The bars of all examples: seconds after T0, open, high, low, close, volume.
 BARS = [
     (0, 42000.5, 42004.25, 41993.75, 41995.5, 3.5),
     (60, 41995.5, 41997.75, 41988.25, 41990.5, 3.25),
@@ -34,7 +34,7 @@ BARS = [
     (180, 42007.5, 42010.0, 42001.25, 42003.75, 1.5),
 ]
 
-# The layout that the summary names, and the time zone where the file needs it.
+# The layout that the summary names, and the time zone if the file needs one.
 EXAMPLES = {
     "alpha_vantage.csv": ("columns by name", "America/New_York"),
     "backtrader.csv": ("backtrader", None),
@@ -103,7 +103,7 @@ def bars_as(form: Callable[..., str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_of_each_layout(name: str) -> None:
+def test_an_example_of_each_layout_is_read(name: str) -> None:
     layout, zone = EXAMPLES[name]
     symbol = "X:BTCUSDT" if name == "polygon.csv" else "BTC/USDT"
     found = Findings()
@@ -111,7 +111,7 @@ def test_an_example_of_each_layout(name: str) -> None:
     assert {one.name for one in found.layouts} == {layout}
 
 
-def test_every_example_and_every_layout_is_tried() -> None:
+def test_every_example_and_layout_is_tested() -> None:
     assert {path.name for path in DATA.iterdir()} == set(EXAMPLES)
     assert {order.name for order in LAYOUTS} <= {layout for layout, _ in EXAMPLES.values()}
 
@@ -123,14 +123,14 @@ def test_every_example_and_every_layout_is_tried() -> None:
     "name",
     ["symbol", "pair", "Ticker", "instrument_name", "Asset", "<TICKER>", "product_id", "market"],
 )
-def test_usual_names_of_a_column_of_symbols(write: Write, name: str) -> None:
+def test_usual_names_of_a_symbol_column_are_recognised(write: Write, name: str) -> None:
     rows = [f"{T0},1,1,1,1,1,BTC/USDT", f"{T0},2,2,2,2,2, ETH/USDT "]
     path = write(f"time,open,high,low,close,volume,{name}", *rows)
     (batch,) = read_file(path)
     names = [batch.symbols[code] for code in batch.symbol.tolist()]
     assert names == ["BTC/USDT", "ETH/USDT"]
     assert list(reasons(path, "ETH/USDT")) == [2]
-    # One symbol can be renamed, several never become one.
+    # One symbol can be renamed; several are never merged.
     assert "began with 'BTC/USDT'" in reasons(path, "X", columns=ColumnMap(symbol="none"))[3]
     path = write(f"time,open,high,low,close,volume,{name}", rows[0])
     assert len(read(path, "X", columns=ColumnMap(symbol="none"))) == 1
@@ -173,7 +173,7 @@ def test_symbols_are_trimmed_and_limited(write: Write) -> None:
         "2024-01-01 12:00:00 am",
     ],
 )
-def test_forms_of_times(write: Write, text: str) -> None:
+def test_times_of_every_usual_form_are_read(write: Write, text: str) -> None:
     assert read(write("time,open,high,low,close,volume", f"{text},1,1,1,1,1"))[0][0] == 0
     assert read(write(f"{text},1,1,1,1,1"))[0][0] == 0
 
@@ -191,7 +191,7 @@ def test_forms_of_times(write: Write, text: str) -> None:
         ("1704067.2", "is not in the years 1980 to 2099"),
     ],
 )
-def test_texts_that_are_no_times(write: Write, text: str, reason: str) -> None:
+def test_texts_that_are_no_times_are_rejected(write: Write, text: str, reason: str) -> None:
     found = reasons(write("time,open,high,low,close,volume", f"{text},1,1,1,1,1"))
     assert reason in found[2]
 
@@ -208,7 +208,7 @@ def test_local_times_become_utc(write: Write) -> None:
     ]
 
 
-def test_an_hour_that_happens_twice_or_never_is_bad(write: Write) -> None:
+def test_a_local_time_that_happens_twice_or_never_is_rejected(write: Write) -> None:
     lines = ["2024-03-10 02:30:00", "2024-11-03 01:30:00", "2024-11-03 02:00:00"]
     path = write("time,open,high,low,close,volume", *(f"{text},1,1,1,1,1" for text in lines))
     assert reasons(path, rule=TimeRule("America/New_York")) == {
@@ -226,21 +226,21 @@ def test_an_unknown_time_zone_is_rejected() -> None:
     ("text", "seconds"),
     [("2024-01-01 00:01:00", 0), ("2024-01-01 00:00:59.999", 0), ("1704067259", 0)],
 )
-def test_times_of_the_end(write: Write, text: str, seconds: int) -> None:
+def test_times_of_the_end_are_moved_to_the_start(write: Write, text: str, seconds: int) -> None:
     path = write("time,open,high,low,close,volume", f"{text},1,1,1,1,1")
     assert read(path, rule=TimeRule(stamp="close"))[0][0] == seconds
     path = write("time,open,high,low,close,volume", "2024-01-01 00:00:30,1,1,1,1,1")
     assert "is not the start of a minute" in reasons(path, rule=TimeRule(stamp="close"))[2]
 
 
-def test_only_the_time_of_the_end_is_there(write: Write) -> None:
+def test_a_file_of_close_times_needs_the_option(write: Write) -> None:
     path = write("close_time,open,high,low,close,volume", f"{T0 + 59},1,1,1,1,1")
     with pytest.raises(UserError, match=r"--column-ts close_time --time close"):
         read(path)
     assert read(path, rule=TimeRule(stamp="close"))[0][0] == 0
 
 
-def test_a_time_of_day_in_a_column_of_its_own(write: Write) -> None:
+def test_a_time_of_day_may_have_its_own_column(write: Write) -> None:
     header = "Date,Time,Open,High,Low,Close,Volume"
     for date, clock in (
         ("2024-01-01", "00:02"),
@@ -251,7 +251,7 @@ def test_a_time_of_day_in_a_column_of_its_own(write: Write) -> None:
     ):
         path = write(header, f"{date},{clock},1,1,1,1,1")
         assert read(path)[0][0] == 120
-        # The time of day counts even where the column of dates is named.
+        # The time of day also counts if an option names the column of dates.
         assert read(path, columns=ColumnMap(ts="Date"))[0][0] == 120
 
 
@@ -259,7 +259,7 @@ def test_a_time_of_day_in_a_column_of_its_own(write: Write) -> None:
     ("dates", "first"),
     [(["31/01/2024", "01/02/2024"], 30), (["01/31/2024", "02/01/2024"], 30)],
 )
-def test_one_clear_date_decides_the_order_of_day_and_month(
+def test_one_unambiguous_date_sets_the_order_of_day_and_month(
     write: Write, dates: list[str], first: int
 ) -> None:
     rows = [f"{date} 00:00,1,1,1,1,1" for date in dates]
@@ -267,7 +267,7 @@ def test_one_clear_date_decides_the_order_of_day_and_month(
     assert days == [first, first + 1]
 
 
-def test_a_doubtful_order_of_day_and_month_is_rejected(write: Write) -> None:
+def test_an_ambiguous_order_of_day_and_month_is_rejected(write: Write) -> None:
     path = write("time,open,high,low,close,volume", "03/04/2024 00:00,1,1,1,1,1")
     with pytest.raises(
         UserError, match=r"bars\.csv:1: the date .* may have the day or the month first"
@@ -300,7 +300,7 @@ def test_swapped_open_and_close_are_rejected(write: Write) -> None:
         lambda t, o, h, low, c, v: f"{t},{o},{h},{low},{c},{v},{v},{v},{v},{v}",
     ],
 )
-def test_columns_of_doubtful_order_are_rejected(write: Write, form: Callable[..., str]) -> None:
+def test_columns_of_ambiguous_order_are_rejected(write: Write, form: Callable[..., str]) -> None:
     with pytest.raises(UserError, match=r"bars\.csv:1: a line of \d+ columns and no header"):
         read(write(*bars_as(form)))
 
@@ -319,7 +319,7 @@ def test_an_option_states_that_there_is_no_volume(write: Write) -> None:
     assert read(path, columns=ColumnMap(vol="none")) == [(0, 1, 1, 1, 1, 0)]
 
 
-def test_rows_without_values_are_counted(write: Write) -> None:
+def test_rows_without_values_are_counted_as_empty(write: Write) -> None:
     header = "time,open,high,low,close,volume"
     empty = [f"{T0 + 60},,,,,", f"{T0 + 120},nan,NaN,null,NaN,0"]
     path = write(header, f"{T0},1,1,1,1,1", *empty, f"{T0 + 180},1,1,,1,1")
@@ -328,7 +328,7 @@ def test_rows_without_values_are_counted(write: Write) -> None:
     assert {bad.line: bad.reason for bad in batch.bad} == {5: "low is missing"}
 
 
-def test_lines_before_the_header_and_comments(write: Write) -> None:
+def test_lines_before_the_header_and_comments_are_skipped(write: Write) -> None:
     rows = bars_as(lambda *values: ",".join(map(str, values)))
     header = "time,open,high,low,close,volume"
     path = write("Export of BTC/USDT", "", "# made by hand", header, rows[0], "# a day", *rows[1:])
@@ -341,7 +341,7 @@ def test_lines_before_the_header_and_comments(write: Write) -> None:
     ]
 
 
-def test_a_symbol_may_begin_as_a_comment_does(write: Write) -> None:
+def test_a_symbol_may_begin_like_a_comment(write: Write) -> None:
     path = write("symbol,ts,open,high,low,close,vol", f"#1,{T0},1,1,1,1,1", "# a comment")
     (batch,) = read_file(path)
     assert (batch.symbols, batch.line.tolist(), batch.rows) == (("#1",), [2], 1)
@@ -370,13 +370,13 @@ def test_a_decimal_comma_is_not_mixed_with_points(write: Write) -> None:
         ("[1, 2]", "the elements of the JSON are neither"),
     ],
 )
-def test_json_that_holds_no_bars(write: Write, text: str, message: str) -> None:
+def test_json_without_bars_is_rejected(write: Write, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read(write(text, name="bars.json"))
     assert "\n" not in str(caught.value)
 
 
-def test_bad_rows_of_json(write: Write) -> None:
+def test_bad_rows_of_json_are_rejected_with_a_reason(write: Write) -> None:
     rows = [[T0, 1, 1, 1, 1, 1], [T0, 1, 1], "x", [T0 + 60, "1", "1", "2", "1", "1"], [None] * 6]
     assert reasons(write(json.dumps(rows), name="bars.json")) == {
         2: "3 fields where 6 are expected",
@@ -386,7 +386,7 @@ def test_bad_rows_of_json(write: Write) -> None:
     }
 
 
-def test_lines_of_json(write: Write) -> None:
+def test_json_lines_are_read(write: Write) -> None:
     lines = [
         json.dumps({"t": T0 + seconds} | dict(zip("ohlcv", values, strict=True)))
         for seconds, *values in BARS
@@ -394,7 +394,7 @@ def test_lines_of_json(write: Write) -> None:
     assert read(write(*lines, name="bars.jsonl")) == BARS
 
 
-def test_json_in_columns(write: Write) -> None:
+def test_json_of_columns_is_read(write: Write) -> None:
     columns = dict(zip("tohlcv", map(list, zip(*BARS, strict=True)), strict=True))
     columns["t"] = [T0 + int(t) for t in columns["t"]]
     assert read(write(json.dumps({"s": "ok", **columns}), name="bars.json")) == BARS
@@ -403,7 +403,7 @@ def test_json_in_columns(write: Write) -> None:
 # ---- containers ----
 
 
-def test_archives_and_compression(tmp_path: Path) -> None:
+def test_archives_and_compressed_files_are_read(tmp_path: Path) -> None:
     text = "\n".join(
         ["time,open,high,low,close,volume", *bars_as(lambda *v: ",".join(map(str, v)))]
     )
@@ -430,12 +430,12 @@ def _zip(files: dict[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-# ---- anything, in any layout ----
+# ---- any bars, in any layout ----
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[Bar]:
-    """Draw bars that follow each other, as trade makes them."""
+    """Draw consecutive bars, each opening at the close before."""
     price = draw(st.floats(0.001, 1e5))
     bars: list[Bar] = []
     minute = 0
@@ -515,7 +515,7 @@ def test_bars_in_any_layout_are_read_equal_or_rejected(
     try:
         batches = list(read_file(path, symbol="A"))
     except UserError:
-        assert not header  # with one, every layout of these is known
+        assert not header  # with a header, every layout of these is known
         return
     bad = sum(len(batch.bad) for batch in batches)
     found = sorted(
@@ -551,7 +551,7 @@ TEXTS = st.text('0123456789,.;-:TZ \n\r"[]{}eE#', max_size=200).map(str.encode)
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200) | TEXTS)
-def test_no_bytes_end_in_a_traceback(tmp_path: Path, start: bytes, rest: bytes) -> None:
+def test_any_bytes_give_bars_or_one_line(tmp_path: Path, start: bytes, rest: bytes) -> None:
     path = tmp_path / "bars"
     path.write_bytes(start + rest)
     message = ""

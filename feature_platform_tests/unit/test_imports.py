@@ -1,4 +1,4 @@
-"""A library that one part needs is imported by that part only, so that the others start quickly."""
+"""Guards against slow starts by libraries that another part needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import feature_platform
 
 PACKAGE = Path(feature_platform.__file__).parent
-# The files, or packages, that may import a library, also when they are imported themselves.
+# The files or packages that may import a library, also at their own import.
 OWNERS = {
     "ccxt": ("exchange/", "symbols.py"),
     "websockets": ("simulator/",),
@@ -21,7 +21,7 @@ OWNERS = {
     "PIL": ("plot.py",),
     "dagster": ("orchestration/", "definitions.py"),
 }
-# Modules of a host that only reads, or of a command that a user waits for.
+# The modules of a host that only reads, and of commands that must start quickly.
 READERS = [
     "feature_platform.frames",
     "feature_platform.cli.app",
@@ -41,12 +41,12 @@ def _modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", READERS)
-def test_a_reader_imports_no_library_of_another_part(module: str) -> None:
+def test_a_reading_module_imports_no_library_of_another_part(module: str) -> None:
     assert not _modules_after(f"import {module}") & set(OWNERS)
 
 
 def test_read_features_is_imported_without_a_slow_library() -> None:
-    """It costs some 0.2 s of a processor; pandas, pyarrow and ADBC came to 0.8 s."""
+    """The import takes some 0.2 s of a processor; with pandas, pyarrow and ADBC it took 0.8 s."""
     code = """
 import time
 from feature_platform import read_features
@@ -57,7 +57,7 @@ assert time.process_time() < 2, time.process_time()
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
-def test_only_its_part_imports_a_library(library: str) -> None:
+def test_a_library_is_imported_by_its_part_only(library: str) -> None:
     importers = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""No mark is missed, in whatever order transactions take their marks and commit them."""
+"""Guards against marks that the worker misses, in any order of transactions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from feature_platform._mark_watch import MarkWatch
 
 @dataclass
 class Log:
-    """A dirty log, its sequence, and the snapshots that a worker takes of it.
+    """A dirty log, its sequence, and its running transactions.
 
-    marks: each with the transaction that wrote it.
+    marks: the transaction of each mark.
     """
 
     last: int = 0
@@ -59,7 +59,7 @@ def test_each_committed_mark_is_seen_by_the_next_look(
         for step in steps_before:
             take(*step)
         snapshot, committed = set(log.running), log.visible()
-        for step in steps_within:  # others go on until the sequence is read
+        for step in steps_within:  # other transactions, until the sequence is read
             take(*step)
         after = watch.look(log.last, snapshot)
         if after is not None:
@@ -70,9 +70,9 @@ def test_each_committed_mark_is_seen_by_the_next_look(
 def test_a_quiet_log_is_not_read() -> None:
     watch = MarkWatch()
     assert [watch.look(mark, {7}) for mark in (5, 5, 5, 5)] == [0, 0, None, None]
-    assert watch.look(5, {8}) == 0  # transaction 7 has ended, and had begun before the first look
+    assert watch.look(5, {8}) == 0  # transaction 7, older than the first look, has ended
     assert watch.look(5, {8}) is None
-    assert watch.look(5, {9}) is None  # transaction 8 began when the sequence was there already
+    assert watch.look(5, {9}) is None  # transaction 8 began after the sequence had this value
 
 
 def test_a_long_transaction_costs_one_long_read() -> None:

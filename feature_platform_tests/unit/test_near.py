@@ -1,4 +1,4 @@
-"""A name that is not known is answered with the nearest that is, in bounded time."""
+"""Guards against unknown names without a hint, and against a slow search for the nearest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ KNOWN = ["BTC/USDT", "ETH/USDT", "LINK/USDT", "volume_z"]
         ("", ""),
     ],
 )
-def test_the_nearest_is_named(name: str, hint: str) -> None:
+def test_the_nearest_name_is_suggested(name: str, hint: str) -> None:
     assert near_names(name, KNOWN) == hint
     assert near_names(name, []) == ""
 
 
-def test_the_nearest_of_many_is_found_fast() -> None:
+def test_the_nearest_of_many_names_is_found_fast() -> None:
     known = [f"S{number:06d}/USDT" for number in range(100_000)]
     began = time.process_time()
     near_names("S12X456/USDT", known)

@@ -1,4 +1,4 @@
-"""The platform reads the time from its own clock, with a few listed exceptions."""
+"""Guards against code that reads the wall clock instead of the platform's clock."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _WALL = re.compile(
     re.IGNORECASE,
 )
 
-# The lines that may read the wall clock, by a text that they hold, and the reason.
+# The lines that may read the wall clock, by a part of their text, with the reason.
 ALLOWED = {
     "feature_platform/clock.py": "time.time_ns",  # the source of the platform's clock
     "sql/010_guard.sql": "",  # when a version of the schema was set up, and how long locks take
     "sql/012_clock.sql": "",  # the source of the platform's clock
     "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
     "sql/upgrade/002.sql": "pg_get_expr",  # an older database has no other
-    "sql/070_timescaledb.sql": "",  # a job of the database has no other clock
+    "sql/070_timescaledb.sql": "",  # jobs of the database use the wall clock
     "sql/queries/status.sql": "h.timestamp",  # Dagster's own heartbeats
-    "feature_platform/orchestration/cursors.py": "time.time()",  # it ticks by the wall clock
+    "feature_platform/orchestration/cursors.py": "time.time()",  # Dagster uses the wall clock
     "feature_platform/orchestration/sensors.py": "heartbeat",
     "feature_platform/orchestration/purge.py": "before = ",  # the age of Dagster's records
     "feature_platform/exchange/retry.py": "(when - ",  # a date of HTTP
@@ -39,5 +39,5 @@ FILES = sorted(
 @pytest.mark.parametrize("file", FILES)
 def test_only_the_listed_lines_read_the_wall_clock(file: str) -> None:
     lines = (CHECKOUT / file).read_text(encoding="utf-8").splitlines()
-    asked = [line for line in lines if _WALL.search(re.split("--|#", line)[0])]
-    assert [line for line in asked if ALLOWED.get(file, line + "?") not in line] == []
+    found = [line for line in lines if _WALL.search(re.split("--|#", line)[0])]
+    assert [line for line in found if ALLOWED.get(file, line + "?") not in line] == []

@@ -9,7 +9,7 @@ import feature_platform
 from feature_platform.queries import parse_queries, queries, query_files
 
 
-def test_parse() -> None:
+def test_a_file_is_parsed_into_named_queries() -> None:
     text = """-- A file of queries.
 
 -- first --
@@ -32,14 +32,16 @@ SELECT x  -- why
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("-- twice --\nSELECT 1;\n-- twice --\nSELECT 2;\n", "the query twice is defined twice"),
         ("-- none --\n-- Nothing.\n", "the query none has no statement"),
     ],
 )
-def test_a_bad_file_is_rejected(text: str, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_a_file_without_a_statement_or_with_a_repeated_name_is_rejected(
+    text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_queries(text)
 
 

@@ -9,7 +9,7 @@ import pytest
 from feature_platform.importer.read_ahead import read_ahead
 
 
-def test_items_come_in_order_from_another_thread() -> None:
+def test_items_are_read_in_order_by_another_thread() -> None:
     def items() -> Generator[tuple[int, int], None, None]:
         for number in range(5):
             yield number, threading.get_ident()
@@ -43,7 +43,7 @@ def test_an_error_of_the_thread_is_raised_to_the_reader() -> None:
         next(ahead)
 
 
-def test_closing_it_closes_its_source() -> None:
+def test_closing_the_reader_closes_its_source() -> None:
     closed: list[bool] = []
 
     def items() -> Generator[int, None, None]:

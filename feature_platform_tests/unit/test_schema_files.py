@@ -75,7 +75,9 @@ def test_a_version_file_without_a_number_or_a_hash_is_rejected(text: str) -> Non
         (schema.SCHEMA_VERSION + 1, schema.SCHEMA_HASH, "this code knows only up to"),
     ],
 )
-def test_a_difference_is_named(version: int, hash_: str | None, fault: str | None) -> None:
+def test_a_difference_of_versions_is_named(
+    version: int, hash_: str | None, fault: str | None
+) -> None:
     found = schema.version_fault(version, hash_)
     assert found is None if fault is None else fault in (found or "")
 
@@ -86,7 +88,7 @@ def test_no_line_of_sql_is_too_long(file: Path) -> None:
     assert [(number, line) for number, line in lines if len(line) > LONGEST_LINE] == []
 
 
-def test_a_known_hash_is_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_hash_counts_as_older(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_KNOWN_HASHES", ("a" * 64, schema.SCHEMA_HASH))
     assert not schema.is_newer(schema.SCHEMA_VERSION, "a" * 64)
     assert schema.is_newer(schema.SCHEMA_VERSION, "b" * 64)

@@ -19,7 +19,7 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     get_settings.cache_clear()
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_the_defaults_are_the_embedded_server_and_a_local_home(tmp_path: Path) -> None:
     settings = get_settings()
     assert settings.database_url is None
     assert settings.home == tmp_path / ".feature_platform"
@@ -31,7 +31,7 @@ def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_settings() is before
 
 
-def test_home_stays_where_it_was_when_the_process_moves(
+def test_the_home_does_not_change_with_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURE_PLATFORM_HOME", "here")
@@ -40,7 +40,9 @@ def test_home_stays_where_it_was_when_the_process_moves(
     assert settings.home == tmp_path / "here"
 
 
-def test_tilde_is_the_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_stands_for_the_users_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FEATURE_PLATFORM_HOME", "~/platform")
     assert get_settings().home == tmp_path / "platform"
@@ -118,7 +120,7 @@ def test_a_file_cannot_be_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("host=h sslpassword=s", "host=h sslpassword=***"),
     ],
 )
-def test_redact(url: str, shown: str) -> None:
+def test_redact_hides_the_password_of_each_form(url: str, shown: str) -> None:
     assert redact(url) == shown
 
 

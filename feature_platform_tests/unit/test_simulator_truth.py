@@ -1,4 +1,4 @@
-"""The simulated exchange's bars: the same in each request, and with realistic prices."""
+"""Guards against simulated bars that differ between requests, or are not realistic."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def same(one: MinuteBars, other: MinuteBars) -> bool:
     minutes=st.integers(0, 1500),
     behind=st.integers(0, 500),
 )
-def test_a_range_is_a_part_of_every_longer_one(
+def test_a_range_equals_its_part_of_a_longer_range(
     symbol: str, first: int, before: int, minutes: int, behind: int
 ) -> None:
     first += MINUTE
@@ -69,7 +69,7 @@ def test_seed_and_symbol_determine_the_bars() -> None:
     assert abs(np.corrcoef(*returns.values())[0, 1]) < 0.05
 
 
-def test_bars_stay_what_they_were_in_earlier_versions() -> None:
+def test_bars_equal_those_of_earlier_versions() -> None:
     bars = GeneratedTruth(["BTC/USDT"], seed=0).bars(
         "BTC/USDT", START, START + timedelta(minutes=2)
     )
@@ -127,20 +127,20 @@ def test_volume_has_a_season_and_spikes(symbol: str) -> None:
     assert 5 < (bars["vol"] > 20 * max(usual, 1e-9)).sum() < MONTH / 50
 
 
-def test_the_share_of_quiet_minutes_is_the_given_one() -> None:
+def test_the_share_of_quiet_minutes_is_as_configured() -> None:
     for symbol in SYMBOLS:
         share = (month(symbol)["trades"] == 0).mean()
         assert share == pytest.approx(market_of(symbol).quiet, abs=0.02)
 
 
-def test_there_is_a_first_bar() -> None:
+def test_there_are_no_bars_before_the_first_minute() -> None:
     bars = TRUTH.minutes("BTC/USDT", FIRST_MINUTE - 10, FIRST_MINUTE + 3)
     assert bars.minute.tolist() == [FIRST_MINUTE, FIRST_MINUTE + 1, FIRST_MINUTE + 2]
     assert len(TRUTH.minutes("BTC/USDT", 0, 10)) == 0
 
 
 @pytest.mark.parametrize("symbol", ["", "BTCUSDT", "btc/usdt", "BTC/USDT:USDT", "A/B/C"])
-def test_a_symbol_that_is_not_of_a_spot_market_is_rejected(symbol: str) -> None:
+def test_a_symbol_that_is_no_spot_symbol_is_rejected(symbol: str) -> None:
     with pytest.raises(UserError, match="is no symbol of a spot market"):
         GeneratedTruth([symbol])
 
@@ -150,7 +150,7 @@ def test_an_exchange_without_symbols_is_rejected() -> None:
         GeneratedTruth([])
 
 
-def test_recorded_bars_are_those_of_the_file(tmp_path: Path) -> None:
+def test_recorded_bars_equal_the_file(tmp_path: Path) -> None:
     bars = TRUTH.bars("XRP/ETH", START, START + timedelta(minutes=50))
     bars = bars[bars["trades"] > 0]
     path = tmp_path / "bars.csv.gz"
@@ -165,22 +165,22 @@ def test_recorded_bars_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "complaint"),
+    ("rows", "message"),
     [
         (["1772323200000,1,1,1,1,1", "1772323260000,1,0.5,1,1,1"], ":3: high 0.5 is below"),
         (["1772323260000,1,1,1,1,1", "1772323200000,1,1,1,1,1"], "ascending order"),
         (["1772323200001,1,1,1,1,1"], "is not the start of a minute"),
     ],
 )
-def test_a_file_that_cannot_be_served(tmp_path: Path, rows: list[str], complaint: str) -> None:
+def test_a_file_with_wrong_rows_is_rejected(tmp_path: Path, rows: list[str], message: str) -> None:
     path = tmp_path / "bars.csv"
     path.write_text("\n".join(["open_time,open,high,low,close,volume", *rows]))
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         RecordedTruth("A/B", path)
 
 
-@pytest.mark.skipif(not THIN_FILE.exists(), reason="../shared/data is not there")
-def test_a_real_thin_market() -> None:
+@pytest.mark.skipif(not THIN_FILE.exists(), reason="../shared/data does not exist")
+def test_a_real_file_with_quiet_minutes_is_served() -> None:
     with gzip.open(THIN_FILE, "rt") as lines:
         rows = len(lines.readlines()) - 1
     recorded = RecordedTruth("XRP/ETH", THIN_FILE)

@@ -38,7 +38,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def test_batches_come_back_in_order_and_to_the_last_bit(spool: Spool) -> None:
+def test_batches_are_read_in_order_exact_to_the_last_bit(spool: Spool) -> None:
     spool.append(FIRST)
     spool.append(SECOND)
     assert spool.bars == 4
@@ -50,7 +50,7 @@ def test_batches_come_back_in_order_and_to_the_last_bit(spool: Spool) -> None:
     assert list(spool.batches()) == [SECOND]
 
 
-def test_it_outlives_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_bars_survive_a_kill_of_the_process(tmp_path: Path) -> None:
     path = tmp_path / "spool"
     done = subprocess.run([sys.executable, "-c", APPEND_AND_DIE, path], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -58,7 +58,7 @@ def test_it_outlives_a_process_that_is_killed(tmp_path: Path) -> None:
     assert bars == [StreamBar("BTC/USDT", 60_000_000, 1.0, 2.0, 0.5, 1.5, 3.0)]
 
 
-def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(spool: Spool) -> None:
+def test_an_incomplete_last_line_is_cut_off(spool: Spool) -> None:
     spool.append(FIRST)
     whole = spool.path.stat().st_size
     spool.append(SECOND)
@@ -82,7 +82,7 @@ def test_a_damaged_line_loses_no_other_line(spool: Spool, caplog: pytest.LogCapt
     assert "cannot be read" in caplog.text
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(spool: Spool) -> None:
+def test_a_full_disk_is_an_error_and_loses_no_bar(spool: Spool) -> None:
     spool.append(FIRST)
     size = spool.path.stat().st_size
     with files_up_to(size + 10), pytest.raises(OSError, match="File too large"):
@@ -92,5 +92,5 @@ def test_a_full_disk_is_an_error_and_loses_nothing(spool: Spool) -> None:
     assert list(Spool(spool.path).batches()) == [FIRST, SECOND]
 
 
-def test_only_its_owner_can_read_it(spool: Spool) -> None:
+def test_only_the_owner_can_read_the_spool(spool: Spool) -> None:
     assert spool.path.stat().st_mode & 0o077 == 0

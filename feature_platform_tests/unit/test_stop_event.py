@@ -1,4 +1,4 @@
-"""A wait ends when a signal handler or a thread sets the stop event, whenever that happens."""
+"""Guards against a wait that does not end when a signal handler or a thread sets its event."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_wait_without_an_event_lasts_its_timeout() -> None:
 
 def test_every_wait_after_the_event_returns_at_once() -> None:
     event = StopEvent()
-    for _ in range(100_000):  # more than a pipe holds
+    for _ in range(100_000):  # more bytes than fit into a pipe
         event.set()
     assert event.is_set()
     began = time.monotonic()
@@ -45,7 +45,7 @@ def test_another_thread_can_set_the_event() -> None:
 def test_an_unused_event_closes_its_descriptors() -> None:
     folder = Path("/proc/self/fd")
     if not folder.exists():
-        pytest.skip("this system has no /proc to count descriptors in")
+        pytest.skip("this system has no /proc")
     before = len(list(folder.iterdir()))
     for _ in range(10):
         StopEvent().wait(0)
@@ -98,6 +98,6 @@ def test_a_wait_ends_in_a_process_that_was_suspended_beyond_its_timeout() -> Non
         process.send_signal(signal.SIGSTOP)
         status = psutil.Process(process.pid).status
         wait_until(lambda: status() == psutil.STATUS_STOPPED, "the process is suspended")
-        time.sleep(0.3)  # longer than its wait
+        time.sleep(0.3)  # longer than the timeout of the wait
         process.send_signal(signal.SIGCONT)
         assert process.communicate(timeout=PATIENCE)[0] == "False\n"

@@ -1,4 +1,4 @@
-"""Guards against lists of columns that differ."""
+"""Guards against lists of columns that differ from the schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def columns_of(file: str, table: str) -> list[str]:
     return re.findall(r"^    (\w+) +\S", body, re.MULTILINE)
 
 
-def test_the_lists_are_those_of_the_schema() -> None:
+def test_the_lists_of_columns_equal_the_schema() -> None:
     assert columns_of("020_bars.sql", "ohlcv_1m") == list(BAR_COLUMNS)
     assert columns_of("030_features.sql", "features_1m") == list(FEATURE_COLUMNS)
 

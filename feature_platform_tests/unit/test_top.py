@@ -1,4 +1,4 @@
-"""A frame of `top` fits its terminal, and lists the worst symbols first."""
+"""Guards against frames of `top` that do not fit the terminal, or hide the worst symbols."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_frame_shows_every_figure_of_each_symbol() -> None:
     ]
 
 
-def test_the_worst_come_first_and_one_without_rows_before_all() -> None:
+def test_symbols_without_rows_and_with_the_longest_lag_are_first() -> None:
     new = SymbolStatus("NEW", NOW, NOW, None, 1, NOW, None)
     lines = shown(frame(symbol("A"), symbol("B", 5), symbol("C", dirty=2), new, symbol("D")))
     assert [line.split()[0] for line in lines[-5:]] == ["NEW", "B", "C", "A", "D"]
@@ -100,14 +100,14 @@ def test_no_cell_is_cut_at_any_usual_width(width: int) -> None:
     assert lines[-1].endswith("live")
 
 
-def test_a_recorder_that_was_killed_is_silent_within_half_a_minute() -> None:
+def test_a_killed_recorder_is_shown_as_silent_within_half_a_minute() -> None:
     assert feed("A", "live", 12).shown_state == "live"
     assert feed("A", "live", 26).shown_state == "silent"
     assert feed("A", "stopped", 1000).shown_state == "stopped"
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 24), (60, 8), (20, 5)])
-def test_it_fits_any_terminal(width: int, height: int) -> None:
+def test_a_frame_fits_any_terminal(width: int, height: int) -> None:
     many = frame(*(symbol(f"S{number:03d}/USDT", number) for number in range(200)))
     lines = shown(many, width, height)
     assert len(lines) <= max(height, 8)
@@ -121,7 +121,7 @@ def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) 
     return StoredHeartbeat(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
 
 
-def test_the_recorder_is_shown_symbol_by_symbol() -> None:
+def test_the_state_of_the_recorder_is_shown_by_symbol() -> None:
     one = replace(
         frame(symbol("A"), symbol("B", 1), symbol("C", 2), symbol("D", 3)),
         feeds=[feed("A", "live"), feed("B", "down", error="no\nroute"), feed("C", "live", 99)],
@@ -139,7 +139,7 @@ def test_without_a_database_the_last_frame_and_the_error_are_shown() -> None:
     assert lines[-1].startswith("A ")
 
 
-def test_a_frame_without_symbols_or_policy() -> None:
+def test_a_frame_without_symbols_and_policy_states_both() -> None:
     lines = shown(frame(policy=None))
     assert "policy: none, features change only by `feature-platform refresh`" in lines
     assert lines[-1].startswith("no bars yet")

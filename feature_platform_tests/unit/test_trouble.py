@@ -1,4 +1,4 @@
-"""Trouble that lasts does not fill the log, and a full disk is called so."""
+"""Guards against a lasting error that fills the log, and a full disk that is not named."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from feature_platform.trouble_log import REPEAT_SECONDS, Repeats, TroubleLog, is
 FULL = psycopg.errors.DiskFull('could not extend file "base/5/16384": No space left on device')
 
 
-def test_a_kind_is_shown_once_then_every_thirty_seconds_with_a_count() -> None:
+def test_a_repeated_error_is_logged_every_thirty_seconds_with_a_count() -> None:
     now = 0.0
     repeats = Repeats(lambda: now)
     shown = []
     for _ in range(1200):  # two minutes
         shown.append(repeats.take("full", "full"))
         now += 0.1
-    told = [text for text in shown if text is not None]
-    assert len(told) == 4
-    assert told[0] == "full"
-    assert told[1].startswith("full (3")
-    assert told[1].endswith(f" times in {REPEAT_SECONDS:.0f} s)")
+    texts = [text for text in shown if text is not None]
+    assert len(texts) == 4
+    assert texts[0] == "full"
+    assert texts[1].startswith("full (3")
+    assert texts[1].endswith(f" times in {REPEAT_SECONDS:.0f} s)")
     now += REPEAT_SECONDS
     assert repeats.take("other", "other") == "other"
 
 
-def test_the_first_attempts_are_shown_each() -> None:
+def test_each_of_the_first_attempts_is_logged() -> None:
     repeats = Repeats(lambda: 0.0)
     assert [repeats.take("away", "away", 3) for _ in range(5)] == ["away"] * 3 + [None] * 2
 
 
-def test_kinds_that_are_remembered_are_bounded() -> None:
+def test_the_number_of_stored_errors_is_bounded() -> None:
     repeats = Repeats(lambda: 0.0)
     for number in range(5000):
         repeats.take(str(number), "x")
@@ -56,7 +56,7 @@ def test_a_full_disk_is_recognised(error: Exception, full: bool) -> None:
     assert is_disk_full(error) is full
 
 
-def test_a_full_disk_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
     trouble = TroubleLog(logging.getLogger("feature_platform.test"))
     for _ in range(100):
         trouble.warn(FULL, "the database is away", ", 3 bars are in memory")

@@ -1,4 +1,4 @@
-"""The list of checks."""
+"""Guards against a check without its query."""
 
 from __future__ import annotations
 

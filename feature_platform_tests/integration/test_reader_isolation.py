@@ -1,6 +1,6 @@
-"""Guards against a reader that stops others: by locks, notifications or open transactions.
+"""Guards against a reader that blocks other sessions by locks, notifications or transactions.
 
-A reader has the role feature_platform_reader, as notebooks and Grafana have.
+A reader has the role feature_platform_reader, as notebooks and Grafana do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Conn = psycopg.Connection[Any]
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
-# Longer than a writer may have to wait for a set-up.
+# The longest time that a set-up may block a writer.
 STALL_SECONDS = 2.0
-SLACK_SECONDS = 3.0  # a busy machine
+SLACK_SECONDS = 3.0  # for a busy machine
 
 UPDATE = "UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = %s"
 LOCKS = ("worker", "job", "gaps", "schema")
@@ -55,20 +55,20 @@ def as_reader(url: str) -> Iterator[Conn]:
         yield session
 
 
-def takes_advisory_locks(reader: Conn) -> None:
-    """Take all advisory locks that the platform ever had."""
+def take_advisory_locks(reader: Conn) -> None:
+    """Take all advisory locks of this and earlier versions of the platform."""
     for name in LOCKS:
         reader.execute(
             "SELECT pg_advisory_lock(hashtextextended('feature_platform.' || %s::text, 0))", [name]
         )
 
 
-def takes_refresh_locks(reader: Conn) -> None:
+def take_refresh_locks(reader: Conn) -> None:
     reader.execute("SELECT count(pg_advisory_lock(7521, n)) FROM generate_series(0, 4095) AS n")
 
 
-def reads_and_idles(reader: Conn) -> None:
-    """Leave a transaction open that has read every table."""
+def read_and_idle(reader: Conn) -> None:
+    """Read every table in a transaction, and leave it open."""
     reader.execute("BEGIN")
     tables = reader.execute(
         "SELECT c.oid::regclass::text FROM pg_class c WHERE c.relkind IN ('r', 'v')"
@@ -80,7 +80,7 @@ def reads_and_idles(reader: Conn) -> None:
         reader.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.SQL(table)))
 
 
-def listens_and_notifies(reader: Conn) -> None:
+def listen_and_notify(reader: Conn) -> None:
     reader.execute("LISTEN feature_platform_dirty")
     reader.execute("BEGIN")
     reader.execute(
@@ -89,11 +89,11 @@ def listens_and_notifies(reader: Conn) -> None:
     )
 
 
-ATTACKS = [takes_advisory_locks, takes_refresh_locks, reads_and_idles, listens_and_notifies]
+ATTACKS = [take_advisory_locks, take_refresh_locks, read_and_idle, listen_and_notify]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_everything_goes_on(
+def test_all_processes_work_despite_a_hostile_reader(
     database: str, conn: Conn, reader: Conn, start_worker: StartWorker, attack: Any
 ) -> None:
     conn.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")
@@ -114,7 +114,7 @@ def test_everything_goes_on(
 
 
 def test_a_reader_cannot_pose_as_the_worker(conn: Conn, reader: Conn) -> None:
-    takes_advisory_locks(reader)
+    take_advisory_locks(reader)
     conn.execute("INSERT INTO feature_platform.policy_run (runner) VALUES ('worker')")
     running = "SELECT running FROM feature_platform.policy_status"
     assert value(conn, running) is False
@@ -143,12 +143,14 @@ def test_a_reader_cannot_pose_as_the_worker(conn: Conn, reader: Conn) -> None:
         "UPDATE feature_platform.database_origin SET simulated = true",
     ],
 )
-def test_a_reader_takes_no_lock_of_the_engine(reader: Conn, statement: LiteralString) -> None:
+def test_a_reader_cannot_lock_or_write_the_tables_of_the_engine(
+    reader: Conn, statement: LiteralString
+) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         reader.execute(statement)
 
 
-def test_readers_leave_connections_to_others(conn: Conn) -> None:
+def test_the_connections_of_readers_are_limited(conn: Conn) -> None:
     limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'feature_platform_reader'"
     allowed = value(conn, "SELECT current_setting('max_connections')::integer")
     assert 0 < value(conn, limit) < allowed
@@ -157,14 +159,14 @@ def test_readers_leave_connections_to_others(conn: Conn) -> None:
 # ---- the set-up beside sessions that use its tables
 
 
-def test_a_set_up_goes_on_beside_readers_of_bars_and_features(database: str, reader: Conn) -> None:
+def test_a_set_up_ends_while_a_reader_uses_bars_and_features(database: str, reader: Conn) -> None:
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM ohlcv_1m, features_1m")
     assert run_on(database, "db", "apply").returncode == 0
 
 
 @pytest.mark.timing
-def test_a_set_up_waits_for_an_idle_reader_and_stalls_no_writer(
+def test_a_set_up_that_waits_for_a_reader_does_not_block_writers(
     database: str, conn: Conn, reader: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader.execute("BEGIN")
@@ -197,7 +199,7 @@ def test_a_set_up_waits_for_an_idle_reader_and_stalls_no_writer(
     assert failed == []
 
 
-def test_a_set_up_gives_up_and_says_why(
+def test_a_set_up_that_gives_up_names_the_session(
     database: str, reader: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "_GIVE_UP_SECONDS", 1.0)
@@ -248,7 +250,7 @@ def test_a_set_up_beside_writers_and_refreshers_ends_without_a_deadlock(database
     assert failed == []
 
 
-def test_a_set_up_of_a_stranger_is_one_line(database: str, conn: Conn) -> None:
+def test_a_set_up_by_another_role_gets_one_line(database: str, conn: Conn) -> None:
     conn.execute("ALTER ROLE feature_platform_reader LOGIN")
     try:
         url = make_conninfo(database, user="feature_platform_reader")
