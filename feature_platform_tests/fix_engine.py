@@ -153,7 +153,7 @@ def read_features(conn: psycopg.Connection) -> dict[Key, Features]:
 
 
 def check(conn: psycopg.Connection) -> None:
-    """Fail unless the stored rows are those that the bars give, all of whose minutes are closed."""
+    """Fail unless the stored rows equal the features of the stored bars, all minutes closed."""
     wrong = mismatches(read_features(conn), expected_features(stored_bars(conn)))
     assert not wrong, "\n".join(wrong)
 

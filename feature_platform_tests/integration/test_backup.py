@@ -77,8 +77,8 @@ def fill(connection: Conn) -> None:
     connection.execute("DELETE FROM ohlcv_1m WHERE symbol = 'B' AND ts = %s", [first])
 
 
-def goes_on(connection: Conn, dumped: Conn) -> None:
-    """Fail unless a database has all of another, takes on from there, and stays exact."""
+def check_restored(connection: Conn, dumped: Conn) -> None:
+    """Fail unless a database equals the dumped one, and stays exact after further writes."""
     assert sorted(stored_bars(connection)) == sorted(stored_bars(dumped))
     assert_same_bits(read_features(connection), read_features(dumped))
     gaps = "SELECT * FROM ohlcv_1m_gaps ORDER BY id"

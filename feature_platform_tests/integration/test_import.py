@@ -298,7 +298,7 @@ def test_a_file_that_changes_during_the_import_is_rejected(conn: Connection, wri
 def test_contradictions_in_a_large_file_are_all_listed(
     conn: Connection, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text of each is found again, in whichever piece of the file it stands."""
+    """The message has the text of each row, also from other pieces of the file."""
     monkeypatch.setattr(importer, "read_file", partial(reader.read_file, batch_rows=50))
     wrong = range(0, 2000, 7)
     path = write(HEADER, *(row(n) for n in range(2000)), "", *(row(n, "1,1,1,1,1") for n in wrong))
