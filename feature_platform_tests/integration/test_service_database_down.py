@@ -140,6 +140,10 @@ def test_requests_are_rejected_until_the_database_is_set_up(databases: Databases
             answer = bare.http.get("/readyz")
             assert answer.status_code == 503
             assert answer.json()["detail"].startswith("the database has schema version 1, ")
+            bare.conn.execute("UPDATE feature_platform.schema_version SET version = 1000")
+            answer = bare.http.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json()["detail"].endswith(": install a newer feature_platform")
     finally:
         databases.drop(url)
 
