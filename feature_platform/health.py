@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from feature_platform.database import BRIEF_SECONDS, connect_briefly, database_url
 from feature_platform.errors import UserError, one_line
 from feature_platform.queries import queries
-from feature_platform.schema import require_clock
+from feature_platform.schema import WrongClockError, require_clock
 from feature_platform.settings import get_settings
 
 Service = Literal["recorder", "worker", "daemon"]
@@ -25,33 +25,22 @@ def problem_of(service: Service) -> str | None:
     The daemon's heartbeat is in Dagster's own database: that of DAGSTER_POSTGRES_URL, or else that
     of the Dagster that runs in the platform's home. A database that cannot be reached, or does not
     answer within three seconds, is a fault, too.
-    Raises UserError where DAGSTER_POSTGRES_URL is not set and the home has no Dagster, or the
-    clock of the settings is not that of the database.
+    Raises UserError where DAGSTER_POSTGRES_URL is not set and the home has no Dagster, and
+    WrongClockError where the clock of the settings is not that of the database.
     """
     if service == "daemon":
         _require_dagster()
-    wrong_clock: UserError | None = None
     try:
         url = _dagster_url() if service == "daemon" else None
         with connect_briefly(url, application_name="feature_platform health") as brief:
             if url is None:
-                wrong_clock = _wrong_clock(brief.connection)
-            if wrong_clock is not None:
-                raise wrong_clock
+                require_clock(brief.connection)
             row = brief.connection.execute(queries[f"health_{service}"]).fetchone()
+    except WrongClockError:
+        raise
     except (psycopg.OperationalError, UserError) as error:
-        if error is wrong_clock:
-            raise
         return one_line(error)
     return None if row is None else row[0]
-
-
-def _wrong_clock(connection: psycopg.Connection[Any]) -> UserError | None:
-    try:
-        require_clock(connection)
-    except UserError as error:
-        return error
-    return None
 
 
 def _require_dagster() -> None:

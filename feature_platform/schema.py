@@ -35,6 +35,10 @@ _HASH = re.compile(r"^[0-9a-f]{64}\n", re.MULTILINE)
 _END_OF_HASHES = re.compile(r"^';$", re.MULTILINE)
 
 
+class WrongClockError(UserError):
+    """A simulated clock in the settings, and a database of real bars."""
+
+
 def schema_files() -> list[Path]:
     """Return the schema's files in the order in which they are applied."""
     text = (sql_dir() / "feature_ca.sql").read_text(encoding="utf-8")
@@ -148,9 +152,9 @@ def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> 
 
 
 def require_clock(connection: psycopg.Connection[Any]) -> None:
-    """Raise UserError where this process has a simulated clock and the database is a real one."""
+    """Raise WrongClockError where this process has a simulated clock and the database is real."""
     if isinstance(get_settings().clock, SimulatedClock) and not is_simulated(connection):
-        raise UserError(
+        raise WrongClockError(
             f"{PREFIX}CLOCK is set, and database {connection.info.dbname} was not set up as a"
             f" simulated one: unset {PREFIX}CLOCK, or use another database"
         )
