@@ -5,7 +5,8 @@ import gzip
 import struct
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -484,25 +485,30 @@ def test_bars_of_a_writer_at_the_same_time_are_counted(
     with psycopg.connect(database) as other:
         other.execute("INSERT INTO ohlcv_1m VALUES ('A', %s, 10, 12, 9, 11, 5.5)", (minute(7),))
         other.execute("INSERT INTO ohlcv_1m VALUES ('A', %s, 1, 1, 1, 1, 1)", (minute(8),))
-        waiting = threading.Event()
-        reports: list[FileReport] = []
-
-        def note_phase(progress: Progress) -> None:
-            if progress.phase == "storing":
-                waiting.set()
-
-        thread = threading.Thread(
-            target=lambda: reports.append(import_one(conn, path, progress=note_phase))
-        )
-        thread.start()
-        assert waiting.wait(60)
         # The import sees neither bar, and waits for this transaction at the first one.
-        wait_for_a_waiter(database)
-        other.commit()
-        thread.join(60)
+        with an_import_waits(conn, database, path) as reports:
+            other.commit()
     assert counts(reports[0]) == (98, 1, 1, 0, 0)
     assert len(stored(conn)) == 100
     assert stored(conn)[8][2:] == BAR
+
+
+@contextmanager
+def an_import_waits(conn: Connection, database: str, path: Path) -> Iterator[list[FileReport]]:
+    """Run the body while an import waits for a lock; yield the list that gets its report."""
+    waiting = threading.Event()
+    reports: list[FileReport] = []
+
+    def note(progress: Progress) -> None:
+        if progress.phase == "storing":
+            waiting.set()
+
+    thread = threading.Thread(target=lambda: reports.append(import_one(conn, path, progress=note)))
+    thread.start()
+    assert waiting.wait(60)
+    wait_for_a_waiter(database)
+    yield reports
+    thread.join(60)
 
 
 def wait_for_a_waiter(database: str) -> None:
@@ -520,22 +526,9 @@ def test_a_deadlock_is_retried(conn: Connection, database: str, write: Write) ->
     # The import detects the deadlock, a second after it began to wait.
     with psycopg.connect(database, options="-c deadlock_timeout=1min") as other:
         other.execute(insert, (minute(9),))
-        waiting = threading.Event()
-        reports: list[FileReport] = []
-
-        def note_phase(progress: Progress) -> None:
-            if progress.phase == "storing":
-                waiting.set()
-
-        thread = threading.Thread(
-            target=lambda: reports.append(import_one(conn, path, progress=note_phase))
-        )
-        thread.start()
-        assert waiting.wait(60)
-        wait_for_a_waiter(database)
-        other.execute(insert, (minute(0),))  # the import has locked it, and waits for the other
-        other.commit()
-        thread.join(60)
+        with an_import_waits(conn, database, path) as reports:
+            other.execute(insert, (minute(0),))  # the import has locked it, and waits for the other
+            other.commit()
     assert counts(reports[0]) == (8, 0, 2, 0, 0)
 
 

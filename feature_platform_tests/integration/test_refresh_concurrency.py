@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -128,21 +129,30 @@ def slices(conn: psycopg.Connection) -> Iterator[tuple[int, int]]:
         yield symbols, rows
 
 
+@contextmanager
+def another_refresher(bench: Bench) -> Iterator[tuple[list[tuple[int, int]], Callable[[], None]]]:
+    """Yield the slices that another session takes, and a function that starts it.
+
+    That function returns when the session waits for a lock. At the end the session is over.
+    """
+    taken: list[tuple[int, int]] = []
+    with psycopg.connect(bench.url, autocommit=True) as waiter:
+        thread = threading.Thread(target=lambda: taken.extend(slices(waiter)))
+
+        def start() -> None:
+            thread.start()
+            wait_until(lambda: waits_for_a_lock(bench.holder, waiter), "it waits for a lock")
+
+        yield taken, start
+        thread.join()
+
+
 def test_a_refresh_that_waited_does_not_repeat_the_work(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, (bar(s, m) for s in "AB" for m in range(10)))
-    taken: list[tuple[int, int]] = []
-
-    def wait(conn: psycopg.Connection) -> None:
-        taken.extend(slices(conn))
-
-    with psycopg.connect(bench.url, autocommit=True) as waiter:
-        thread = threading.Thread(target=wait, args=[waiter])
-        with bench.conn.transaction():
-            assert list(slices(bench.conn)) == [(2, 20)]
-            thread.start()
-            wait_until(lambda: waits_for_a_lock(bench.holder, waiter), "it waits for a lock")
-        thread.join()
+    with another_refresher(bench) as (taken, start), bench.conn.transaction():
+        assert list(slices(bench.conn)) == [(2, 20)]
+        start()
     assert sum(rows for _, rows in taken) == 0
     bench.check()
 
@@ -150,21 +160,12 @@ def test_a_refresh_that_waited_does_not_repeat_the_work(bench: Bench) -> None:
 def test_other_symbols_are_refreshed_before_a_wait(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("B", 0)])
-    taken: list[tuple[int, int]] = []
-
-    def wait(conn: psycopg.Connection) -> None:
-        taken.extend(slices(conn))
-
-    with psycopg.connect(bench.url, autocommit=True) as waiter:
-        thread = threading.Thread(target=wait, args=[waiter])
-        with bench.conn.transaction():
-            assert list(slices(bench.conn)) == [(1, 1)]
-            write(bench.holder, [bar(s, 1) for s in "ABC"])
-            thread.start()
-            wait_until(lambda: waits_for_a_lock(bench.holder, waiter), "it waits for a lock")
-            assert {symbol for symbol, _ in read_features(bench.holder)} == {"A", "C"}
-            assert taken == [(2, 2)]
-        thread.join()
+    with another_refresher(bench) as (taken, start), bench.conn.transaction():
+        assert list(slices(bench.conn)) == [(1, 1)]
+        write(bench.holder, [bar(s, 1) for s in "ABC"])
+        start()
+        assert {symbol for symbol, _ in read_features(bench.holder)} == {"A", "C"}
+        assert taken == [(2, 2)]
     assert sum(rows for _, rows in taken) == 3
     bench.check()
 

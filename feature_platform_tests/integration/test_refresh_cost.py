@@ -39,6 +39,7 @@ SLICE = """
     SELECT symbols, rows_written, more FROM feature_platform.refresh_slice(
         '-infinity', feature_platform.due_until(), feature_platform.dirty_horizon())
 """
+REFRESH = "CALL refresh_features_1m(NULL, NULL)"
 ENTIRE = "CALL refresh_features_1m(NULL, NULL, true)"
 
 
@@ -72,6 +73,20 @@ def crowds(databases: Databases, analysed: bool) -> Iterator[list[psycopg.Connec
         yield conns
         for conn in conns:
             conn.close()
+
+
+def store_minutes(conn: psycopg.Connection, minutes: int, analysed: bool) -> None:
+    """Store bars of a symbol S up to this minute of 2026, and refresh their rows."""
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute',
+                  10, 10, 10, 10, m
+           FROM generate_series(1, %s) AS m ON CONFLICT DO NOTHING""",
+        [minutes],
+    )
+    conn.execute(REFRESH)
+    if analysed:
+        conn.execute("VACUUM (ANALYZE)")
 
 
 @pytest.mark.parametrize("live", [True, False])
@@ -110,7 +125,7 @@ def test_a_new_minute_counts_as_one_row_of_a_slice(
                10, 10, 10, 10, 1
         FROM generate_series(1, %s) AS s, generate_series(%s::integer, %s) AS m"""
     conn.execute(minute, [symbols, 1, 1500])
-    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(REFRESH)
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
     conn.execute(minute, [symbols, 1501, 1501])
@@ -122,16 +137,7 @@ def test_a_new_minute_counts_as_one_row_of_a_slice(
 def test_the_cost_of_a_forced_refresh_is_linear(conn: psycopg.Connection, analysed: bool) -> None:
     seconds = []
     for minutes in (5000, 20000):
-        conn.execute(
-            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
-               SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute',
-                      10, 10, 10, 10, m
-               FROM generate_series(1, %s) AS m ON CONFLICT DO NOTHING""",
-            [minutes],
-        )
-        conn.execute("CALL refresh_features_1m(NULL, NULL)")
-        if analysed:
-            conn.execute("VACUUM (ANALYZE)")
+        store_minutes(conn, minutes, analysed)
         seconds.append(min(processor_seconds(conn, ENTIRE) for _ in range(2)))
     assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
 
@@ -141,18 +147,9 @@ def test_the_cost_of_deleting_rows_without_bars_is_linear(
 ) -> None:
     seconds = []
     for minutes in (5000, 20000):
-        conn.execute(
-            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
-               SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute',
-                      10, 10, 10, 10, m
-               FROM generate_series(1, %s) AS m ON CONFLICT DO NOTHING""",
-            [minutes],
-        )
-        conn.execute("CALL refresh_features_1m(NULL, NULL)")
-        if analysed:
-            conn.execute("VACUUM (ANALYZE)")
+        store_minutes(conn, minutes, analysed)
         conn.execute("DELETE FROM ohlcv_1m WHERE ts > '2026-01-01 12:00Z'")
-        seconds.append(processor_seconds(conn, "CALL refresh_features_1m(NULL, NULL)"))
+        seconds.append(processor_seconds(conn, REFRESH))
         assert value(conn, "SELECT count(*) FROM features_1m") == 720
     assert seconds[1] < 8 * seconds[0] + 0.05, "four times the rows cost far more than four times"
 
@@ -166,11 +163,11 @@ def test_rows_are_deleted_by_their_key(conn: psycopg.Connection, analysed: bool)
            FROM generate_series(1, 2000) AS s,
                 unnest('{2025-06-01 00:00Z,2026-04-01 00:00Z}'::timestamptz[]) AS ts"""
     )
-    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(REFRESH)
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
     conn.execute("TRUNCATE ohlcv_1m")
-    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(REFRESH)
     assert value(conn, "SELECT count(*) FROM features_1m") == 0
     conn.execute("SELECT pg_stat_force_next_flush()")
     read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = %s"
@@ -217,7 +214,7 @@ def test_a_live_bar_is_refreshed_between_the_steps_of_many_windows(
            FROM generate_series(1, %s) AS s, generate_series(1, 1500) AS m""",
         [symbols],
     )
-    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(REFRESH)
     if analysed:
         conn.execute("VACUUM (ANALYZE)")
     conn.execute(
@@ -240,14 +237,7 @@ def test_a_live_bar_is_refreshed_between_the_steps_of_many_windows(
 def test_the_search_for_an_unknown_symbol_reads_few_pages(
     conn: psycopg.Connection, analysed: bool, query: LiteralString
 ) -> None:
-    conn.execute(
-        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
-           SELECT 'S', '2026-01-01 00:00Z'::timestamptz + m * interval '1 minute', 9, 9, 9, 9, 1
-           FROM generate_series(1, 20000) AS m"""
-    )
-    conn.execute("CALL refresh_features_1m(NULL, NULL)")
-    if analysed:
-        conn.execute("VACUUM (ANALYZE)")
+    store_minutes(conn, 20000, analysed)
     if query == "frames_unknown":
         names = psycopg.sql.Identifier("public", "features_1m"), psycopg.sql.Identifier("bucket")
         statement = text_of(query, table=names[0], time=names[1]).replace(

@@ -20,6 +20,7 @@ OWNERS = {
     "matplotlib": ("plot.py",),
     "PIL": ("plot.py",),
     "dagster": ("orchestration/", "definitions.py"),
+    "duckdb": ("importer/",),
 }
 # The modules of a host that only reads, and of commands that must start quickly.
 READERS = [
@@ -47,11 +48,13 @@ def test_a_reading_module_imports_no_library_of_another_part(module: str) -> Non
 
 def test_read_features_is_imported_without_a_slow_library() -> None:
     """The import takes some 0.2 s of a processor; with pandas, pyarrow and ADBC it took 0.8 s."""
-    code = """
-import time
-from feature_platform import read_features
-assert time.process_time() < 2, time.process_time()
-"""
+    code = "from feature_platform import read_features"
+    seconds = []
+    for _ in range(3):
+        timed = f"{code}; import time; print(time.process_time())"
+        done = subprocess.run([sys.executable, "-c", timed], capture_output=True, check=True)
+        seconds.append(float(done.stdout))
+    assert min(seconds) <= 0.5, seconds
     slow = {"pandas", "numpy", "pyarrow", "polars", "adbc_driver_manager", "pydantic", "fastapi"}
     assert not _modules_after(code) & (slow | set(OWNERS))
 
