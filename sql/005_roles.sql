@@ -9,19 +9,23 @@ DECLARE
 BEGIN
     FOREACH role IN ARRAY '{owner,recorder,refresher,orchestrator,reader}'::text[] LOOP
         role := 'feature_platform_' || role;
-        CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role);
         BEGIN
             -- A role without a password cannot log in. TimescaleDB runs its jobs only as roles with LOGIN.
-            EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN'
-                           ELSE 'NOLOGIN' END);
+            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+                EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN'
+                               ELSE 'NOLOGIN' END);
+            END IF;
             -- Readers leave connections for the other roles: the server's usual limit is 100. An administrator may
-            -- change it.
-            IF role = 'feature_platform_reader' THEN
+            -- set another limit. A reader of an older version has none.
+            IF EXISTS (SELECT FROM pg_roles WHERE rolname = role AND role = 'feature_platform_reader'
+                                                  AND rolconnlimit = -1) THEN
                 ALTER ROLE feature_platform_reader CONNECTION LIMIT 40;
             END IF;
         EXCEPTION
-            WHEN insufficient_privilege OR duplicate_object OR unique_violation THEN
-                NULL;   -- the right is missing, or the set-up of another database has just created the role
+            -- The right is missing, or the set-up of another database has just created or changed the role
+            -- ("tuple concurrently updated" is an internal error).
+            WHEN insufficient_privilege OR duplicate_object OR unique_violation OR internal_error THEN
+                NULL;
         END;
     END LOOP;
 END

@@ -150,10 +150,15 @@ def test_a_reader_cannot_lock_or_write_the_tables_of_the_engine(
         reader.execute(statement)
 
 
-def test_the_connections_of_readers_are_limited(conn: Conn) -> None:
+@pytest.mark.parametrize("given", [-1, 39], ids=["a role of an older version", "a chosen limit"])
+def test_the_connections_of_readers_are_limited(conn: Conn, given: int) -> None:
     limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'feature_platform_reader'"
     allowed = value(conn, "SELECT current_setting('max_connections')::integer")
+    conn.execute(f"ALTER ROLE feature_platform_reader CONNECTION LIMIT {given}".encode())
+    schema.apply(conn)
     assert 0 < value(conn, limit) < allowed
+    assert given in (-1, value(conn, limit))
+    conn.execute("ALTER ROLE feature_platform_reader CONNECTION LIMIT 40")
 
 
 # ---- the set-up beside sessions that use its tables
