@@ -378,7 +378,9 @@ def test_the_open_candle_is_never_stored(
     start = OPEN - 5 * MINUTE
     for seconds in (0, 29.9, 0.1, 59):
         exchange_clock.advance(seconds)
-        fetch(conn, make_exchange(), FULL, start, OPEN + 60 * MINUTE)
+        # By the exchange's clock alone, which stands still: 0.1 s before the minute closes.
+        exchange = make_exchange(clock=exchange_clock)
+        fetch(conn, exchange, FULL, start, OPEN + 60 * MINUTE)
         closed = time_of(exchange_clock.milliseconds() * 1000).replace(second=0, microsecond=0)
         assert stored(conn, FULL) == traded(exchange_truth, FULL, start, closed)
 
