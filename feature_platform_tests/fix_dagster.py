@@ -20,13 +20,14 @@ from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.orchestration.storage import pool_of
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
+from feature_platform_tests.fix_database import copy_of
 
 
 @pytest.fixture(scope="session")
 def storage_template(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the name of a database with Dagster's tables, all empty."""
     name = f"dagster_template_{uuid4().hex[:12]}"
-    _send(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    _send(server_url, copy_of("template0", name))
     home = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch, _instance(patch, home, server_url, name):
         pass
@@ -40,12 +41,7 @@ def instance(
 ) -> Iterator[dg.DagsterInstance]:
     """Yield an instance of dagster.yaml's configuration, with a database of its own."""
     name = f"dagster_{uuid4().hex[:12]}"
-    _send(
-        server_url,
-        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(storage_template)
-        ),
-    )
+    _send(server_url, copy_of(storage_template, name))
     home = tmp_path / "dagster"
     home.mkdir()
     with _instance(monkeypatch, home, server_url, name) as made:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 import feature_platform
 from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.embedded.system_user import SystemUser, run_as
+from feature_platform_tests.fix_environment import passable_directory
 
 CHECKOUT = Path(feature_platform.__file__).parents[1]
 
@@ -152,14 +151,10 @@ def normal_user() -> User:
 @pytest.fixture
 def home(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Yield a home that does not exist yet, in a directory where the test's user may create it."""
-    parent = Path(tempfile.mkdtemp(prefix="fp-"))
-    try:
-        parent.chmod(0o711)  # otherwise root's server does it, with a warning
+    with passable_directory() as parent:
         if "user" in request.fixturenames:
             give(parent, request.getfixturevalue("user"))
         yield parent / "home"
-    finally:
-        shutil.rmtree(parent)
 
 
 def give(path: Path, user: User) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -14,19 +15,26 @@ import pytest
 from feature_platform.settings import get_settings
 
 
+@contextmanager
+def passable_directory() -> Iterator[Path]:
+    """Make a temporary directory that other users can pass through, and remove it afterwards.
+
+    It is for the homes of embedded servers. pytest sets its own directories to 0700 whenever a
+    session begins, and the system user of a server could not reach its data from then on.
+    """
+    made = Path(tempfile.mkdtemp(prefix="fp-"))
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def homes() -> Iterator[Path]:
-    """Yield the directory of the tests' homes, which other users can pass through.
-
-    Not pytest's own: pytest sets that to 0700 whenever a session begins, and the system user of an
-    embedded server could not reach its data while another session of tests starts.
-    """
-    parent = Path(tempfile.mkdtemp(prefix="fp-"))
-    parent.chmod(0o711)
-    try:
-        yield parent
-    finally:
-        shutil.rmtree(parent)
+    """Yield the directory of the tests' homes."""
+    with passable_directory() as made:
+        yield made
 
 
 _numbers = count()
