@@ -73,6 +73,10 @@ class ExchangeRecorder:
         self._warned_at: dict[str, float] = {}
         self._last_message_at = 0
         self._connected_at = 0
+        # Since the connection began: whether any valid update arrived, and the symbols without
+        # missing minutes.
+        self._updating = False
+        self._caught_up: set[str] = set()
         self._first_minute: int | None = None
         self._down_since: int | None = None
         self._down_reason = ""
@@ -170,6 +174,8 @@ class ExchangeRecorder:
         now = self._now()
         self._last_message_at = self._connected_at = now
         self._first_minute = now - now % MINUTE_US
+        self._updating = False
+        self._caught_up.clear()
         self._sums = TradeSums(-(-now // MINUTE_US) * MINUTE_US)
         if self._down_since is None:
             self._catch_up.fetch_since_newest(self._beats, time_of(now - now % MINUTE_US))
@@ -239,6 +245,8 @@ class ExchangeRecorder:
         ready = self._builder.poll(self._now() + grace, self._last_message_at)
         for rejected in ready.rejected:
             self._reject(rejected)
+        if len(updates) > len(ready.rejected):
+            self._note_valid_update()
         if ready.bars:
             self._note_newest(ready.bars)
             self._writer.put(ready.bars)
@@ -298,22 +306,42 @@ class ExchangeRecorder:
     def _on_fetched(self, symbol: str, error: str | None) -> None:
         """Set a symbol's state by the result of a fetch of its missed minutes."""
         beat = self._beats[symbol]
-        now = self._clock.now()
-        if error is None and self._stream.kind == "minutes":
-            self._note_update(symbol)
         if error is not None:
-            beat.last_error, beat.last_error_at = error, now
+            beat.last_error, beat.last_error_at = error, self._clock.now()
+            self._caught_up.discard(symbol)
             if beat.state == "live":
-                beat.state, beat.state_at = "catching_up", now
-        elif beat.state == "catching_up":
-            beat.state, beat.state_at = "live", now
-            known = [one for one in self._beats.values() if one.symbol not in self._unknown]
-            if all(one.state == "live" for one in known):
-                _log.info("%s: live: %d symbols, and no minute is missing", self.name, len(known))
-                self._beat()
+                beat.state, beat.state_at = "catching_up", self._clock.now()
+            return
+        self._caught_up.add(symbol)
+        if self._stream.kind == "minutes":
+            self._note_update(symbol)
+            self._note_valid_update()
+        if self._updating:
+            self._set_live()
+
+    def _set_live(self) -> None:
+        """Set the state of the symbols without missing minutes to `live`.
+
+        Not before the first valid update of the connection: an exchange may send only messages
+        that cannot be used.
+        """
+        ready = [self._beats[one] for one in self._caught_up]
+        if not (now_live := [beat for beat in ready if beat.state == "catching_up"]):
+            return
+        for beat in now_live:
+            beat.state, beat.state_at = "live", self._clock.now()
+        known = [one for one in self._beats.values() if one.symbol not in self._unknown]
+        if all(one.state == "live" for one in known):
+            _log.info("%s: live: %d symbols, and no minute is missing", self.name, len(known))
+            self._beat()
 
     def _note_update(self, symbol: str) -> None:
         self._last_message_at = self._updated_at[symbol] = self._now()
+
+    def _note_valid_update(self) -> None:
+        if not self._updating:
+            self._updating = True
+            self._set_live()
 
     def _now(self) -> int:
         return self._clock.milliseconds() * 1000

@@ -344,9 +344,13 @@ class Reordered(StreamFault):
 
 
 class Lost(StreamFault):
-    """Send neither trades nor the closed bar."""
+    """Send neither trades nor the closed bar.
+
+    updates: nor updates of the open bar.
+    """
 
     kind: Literal["lost"] = "lost"
+    updates: bool = False
 
 
 class Impossible(StreamFault):

@@ -228,7 +228,8 @@ class EventFeed:
                 for at in _in_order(self._faults_of(state), range(state.sent, until)):
                     self._send(stream, event(state.market, trades, at, end))
         state.sent = until
-        if end % MINUTE_MS != 0 and state.shown:
+        lost = any(isinstance(one, Lost) and one.updates for one in self._faults_of(state))
+        if end % MINUTE_MS != 0 and state.shown and not lost:
             stream = _stream(state.market, "kline_1m")
             if self._subscribers.get(stream):
                 so_far = bar_so_far(bar, trades, until)

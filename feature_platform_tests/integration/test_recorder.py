@@ -150,6 +150,25 @@ def test_a_frame_that_cannot_be_decoded_costs_no_bar(live: Live, binary: bool) -
     assert any("a frame that cannot be decoded" in reason for reason in reasons), reasons
 
 
+def test_a_connection_without_valid_updates_is_not_live(live: Live) -> None:
+    live.venue.set_faults({"kind": "lost", "updates": True})
+    seen: set[str] = set()
+    with RecorderThread() as recorder, connect(live.database.url) as connection:
+        wait_until(lambda: live.value("SELECT count(*) FROM ohlcv_1m") > 0, "bars over REST")
+        end = live.clock.now() + timedelta(minutes=3)
+
+        def is_over() -> bool:
+            seen.update(feed.state for feed in list_heartbeats(connection))
+            return live.clock.now() > end
+
+        wait_until(is_over, "three minutes")
+        assert "catching_up" in seen
+        assert "live" not in seen
+        live.venue.set_faults()
+        live.wait_for_states("live")
+        recorder.stop()
+
+
 def test_bars_of_the_future_or_of_long_ago_are_not_stored(live: Live) -> None:
     live.venue.set_faults({"kind": "impossible", "damages": ["future_time", "old_time"]})
     with RecorderThread() as recorder:
