@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
 
-from feature_platform.errors import one_line
+from feature_platform.disk import DISK_FULL, NO_SPACE, is_full
+from feature_platform.errors import UserError, one_line
 from feature_platform.settings import get_settings
 
 REPEAT_SECONDS = 30.0
-DISK_FULL = "the disk is full"
 
 _AT_FIRST = 5  # lines, for the first attempts of a back-off
 _MOST_KINDS = 1000  # of errors that are remembered
-_LEAST_FREE = 1 << 20  # bytes; with less, PostgreSQL cannot write
 
 
 class Repeats:
@@ -89,14 +87,11 @@ def is_disk_full(error: BaseException) -> bool:
     A server that cannot write its WAL ends, and its clients only get a lost connection. For the
     embedded server, the free space of the disk decides.
     """
-    if isinstance(error, psycopg.errors.DiskFull) or "No space left on device" in str(error):
+    if isinstance(error, psycopg.errors.DiskFull) or NO_SPACE in str(error):
         return True
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     settings = get_settings()
-    if settings.database_url is not None or not isinstance(error, psycopg.OperationalError):
+    if settings.database_url is not None:
         return False
-    try:
-        return shutil.disk_usage(settings.home).free < _LEAST_FREE
-    except OSError:
-        return False
+    return isinstance(error, psycopg.OperationalError | UserError) and is_full(settings.home)

@@ -119,6 +119,9 @@ class Worker:
         self._refreshed = RefreshLog()
         self._clock = get_settings().clock
         self._due = _LONG_AGO
+        # Since an error of a full disk, until a run succeeds: a server that cannot write may be
+        # restarted every few seconds, and is worth no line each time.
+        self._disk_full = False
 
     def stop(self) -> None:
         """Stop the worker after the current slice; safe in a signal handler."""
@@ -154,7 +157,7 @@ class Worker:
             connection = retrying(connect)
         except UserError:
             return None
-        _log.info("connected again")
+        self._log_progress("connected again")
         return connection
 
     def _work(self, connection: psycopg.Connection[TupleRow], first: bool) -> None:
@@ -178,18 +181,18 @@ class Worker:
             if first and not ready:
                 raise
             kind = "the database went away" if connection.broken else "the database failed"
-            self._trouble.warn(error, kind)
-            if is_disk_full(error):
+            self._warn(error, kind)
+            if self._disk_full:
                 self._stop.wait(_DISK_FULL_SECONDS)
 
     def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
         logged = False
         while not self._row(connection, "worker_claim")[0]:
             if not logged:
-                _log.info("another worker is at work: standing by")
+                self._log_progress("another worker is at work: standing by")
                 logged = True
             self._sleep(_LOOK_SECONDS)
-        _log.info("at work")
+        self._log_progress("at work")
 
     def _wait_until_due(
         self, connection: psycopg.Connection[TupleRow], run: PolicyRun, marks: MarkWatch
@@ -261,9 +264,11 @@ class Worker:
         require_version(connection)  # a newer schema may have been set up since the last run
         run = run_policy(connection, "worker", self._stop.wait)
         if run.error is not None:
-            trouble = "the refresh failed, its rows wait for the next one"
-            self._trouble.warn(run.error, trouble)
+            self._warn(run.error, "the refresh failed, its rows wait for the next one")
         self._refreshed.add_run(run.rows_written, run.slices, run.took)
+        if self._disk_full and run.error is None:
+            self._disk_full = False
+            _log.info("at work again: the disk has space")
         if self._stop.is_set():
             raise _Stopped
         return run
@@ -276,7 +281,15 @@ class Worker:
 
     def _log_retry(self, state: RetryCallState) -> None:
         if state.outcome is not None and (error := state.outcome.exception()) is not None:
-            self._trouble.warn(error, "no connection; trying again")
+            self._warn(error, "no connection; trying again")
+
+    def _warn(self, error: BaseException, kind: str) -> None:
+        self._disk_full = self._disk_full or is_disk_full(error)
+        self._trouble.warn(error, kind)
+
+    def _log_progress(self, text: str) -> None:
+        if not self._disk_full:
+            _log.info(text)
 
     def _row(
         self,

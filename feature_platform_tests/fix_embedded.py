@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -207,3 +209,38 @@ def wait_until_dead(home: Path) -> None:
     """Wait until all processes of the server are gone."""
     with (home / "postgres.server.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@contextmanager
+def small_file_system(megabytes: int) -> Iterator[Path]:
+    """Mount a file system of this size while the body runs; skip the test where that is forbidden.
+
+    Its path is short, so that the server's socket is on it, too.
+    """
+    mounted = Path(tempfile.mkdtemp(prefix="fp-"))
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=711", "tmpfs", mounted],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+        mounted.rmdir()
+
+
+def fill(disk: Path, left: int) -> None:
+    """Fill a file system with the file `filling`, except for so many bytes."""
+    with (disk / "filling").open("ab", buffering=0) as file:
+        free = shutil.disk_usage(disk).free - left
+        if free > 0:
+            os.posix_fallocate(file.fileno(), file.tell(), free)
+        if left == 0:  # the free space is not exact
+            file.seek(0, os.SEEK_END)
+            with suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass

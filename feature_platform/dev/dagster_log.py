@@ -7,6 +7,7 @@ import re
 from collections import deque
 from typing import Any
 
+from feature_platform.disk import DISK_FULL, NO_SPACE
 from feature_platform.trouble_log import Repeats
 
 # The format of `logging` without a configuration: once any library has logged to the root logger,
@@ -18,6 +19,7 @@ _TRACE = re.compile(r"Stack Trace:|Traceback \(most recent call last\):")
 # A wrong warning about the project's dagster.yaml: `prepare_instance` has copied it to its place.
 _WRONG_WARNING = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
 _REPEATED_LINES = 200
+_CAUSE = "The above exception was caused by the following exception:"
 
 
 class DagsterLog:
@@ -58,13 +60,15 @@ class DagsterLog:
         parts = [part.strip() for part in before_trace.splitlines() if part.strip()][:2]
         cause = record.get("exc_info")
         if isinstance(cause, list) and len(cause) > 1:
-            parts.append(str(cause[1]))
+            parts.append(_without_trace(str(cause[1])))
         text = ": ".join(part.rstrip(":") for part in parts)
         return text if level in ("INFO", "DEBUG") else self._show_trouble(level, text)
 
     def _show_trouble(self, level: str, text: str) -> str | None:
         shown = f"{level} {text}"
-        return self._repeats.take(shown, shown)
+        # Each process and sensor has another text for it.
+        kind = DISK_FULL if DISK_FULL in text or NO_SPACE in text else shown
+        return self._repeats.take(kind, shown if kind == shown else f"{level} {DISK_FULL}: {text}")
 
     def _show_bare_line(self, line: str) -> str | None:
         if not line or line.startswith(_BACKGROUND):
@@ -81,3 +85,16 @@ class DagsterLog:
             return None
         self._after_bare = False
         return line
+
+
+def _without_trace(exception: str) -> str:
+    """Return the first line of an exception's text, and that of the exception that caused it."""
+    lines = exception.replace("\\n", "\n")
+    first, *traces = _TRACE.split(lines)
+    if not traces:
+        return exception
+    found = [first.strip()]
+    causes = lines.split(_CAUSE)[1:]
+    if causes:
+        found.append(causes[-1].strip().splitlines()[0])
+    return ": caused by ".join(found)

@@ -29,6 +29,7 @@ import psutil
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from feature_platform.disk import is_full
 from feature_platform.embedded.system_user import (
     RunAs,
     SystemUser,
@@ -150,7 +151,9 @@ class Cluster:
         self._remove_old_logs()
         conf = self.home / "postgres.conf"
         _write(conf, self._conf_text())
-        _logger.info("starting PostgreSQL in %s", self.data)
+        # On a full disk it may end at once, again and again; the caller logs that.
+        level = logging.DEBUG if is_full(self.home) else logging.INFO
+        _logger.log(level, "starting PostgreSQL in %s", self.data)
         # The shell exits at once, so that the server is no child of this process, nor in its
         # terminal's session: it must outlive both, and their Ctrl-C.
         command: list[str | Path] = ["/bin/sh", "-c", '"$0" "$@" &', binaries / "postgres"]

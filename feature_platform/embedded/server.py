@@ -21,7 +21,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import threading
 import time
 import weakref
@@ -35,6 +34,7 @@ from typing import Self
 import psycopg
 from psycopg import pq, sql
 
+from feature_platform.disk import DISK_FULL, is_full
 from feature_platform.embedded.cluster import Cluster, bin_dir
 from feature_platform.embedded.system_user import give_to_owner
 from feature_platform.errors import UserError
@@ -310,15 +310,13 @@ class EmbeddedServer:
         os.close(descriptor)
 
     def _why_not_started(self) -> str:
-        if shutil.disk_usage(self.home).free < 1 << 20:
-            why = "the disk is full"
-        else:
-            why = self._cluster.last_error() or "its log is empty"
+        reason = self._cluster.last_error() or "its log is empty"
+        why = DISK_FULL if is_full(self.home) else reason
         return f"the database in {self.home} did not start: {why} (log: {self._cluster.logs})"
 
     def _explain(self, error: OSError) -> str:
         if error.errno == errno.ENOSPC:
-            return f"the database in {self.home} cannot be used: the disk is full"
+            return f"the database in {self.home} cannot be used: {DISK_FULL}"
         where = error.filename or self.home
         return (
             f"the database in {self.home} cannot be used: {where}: {error.strerror}: set"

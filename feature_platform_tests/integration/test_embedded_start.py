@@ -8,12 +8,9 @@ import pwd
 import shutil
 import signal
 import stat
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -29,9 +26,11 @@ from feature_platform_tests.fix_embedded import (
     Hold,
     Holder,
     User,
+    fill,
     give,
     is_running,
     postmaster_pid,
+    small_file_system,
     wait_until_dead,
 )
 
@@ -305,22 +304,9 @@ def test_the_error_of_a_failed_recovery_has_the_reason(server: EmbeddedServer) -
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """Yield a file system of 60 MB, less than a new database and its first writes need.
-
-    Its path is short, so that the server's socket is on it, too.
-    """
-    mounted = Path(tempfile.mkdtemp(prefix="fp-"))
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=60m,mode=711", "tmpfs", mounted],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
-    yield mounted
-    subprocess.run(["umount", mounted], check=True)
-    mounted.rmdir()
+    """Yield a file system of 60 MB, less than a new database and its first writes need."""
+    with small_file_system(60) as disk:
+        yield disk
 
 
 @root_only
@@ -342,16 +328,6 @@ def test_a_start_after_a_full_disk_succeeds_once_there_is_space(small_disk: Path
     (small_disk / "filling").unlink()
     server.start()
     server.release()
-
-
-def fill(disk: Path, left: int) -> None:
-    with (disk / "filling").open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - left))
-        if left == 0:  # the reported free space is not exact
-            file.seek(0, os.SEEK_END)
-            with suppress(OSError):
-                while file.write(bytes(4096)):
-                    pass
 
 
 @pytest.mark.timing

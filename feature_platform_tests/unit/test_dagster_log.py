@@ -81,3 +81,26 @@ def test_a_lost_database_gets_one_line() -> None:
 
 def test_plain_lines_pass_unchanged() -> None:
     assert shown("plain", "  indented", "{no json") == ["plain", "  indented", "{no json"]
+
+
+def test_an_exception_of_a_record_has_no_trace_but_its_cause() -> None:
+    trace = '\\n\\nStack Trace:\\n  File "a.py", line 1, in f\\n    g()\\n'
+    caused = "\\nThe above exception was caused by the following exception:\\n"
+    error = (
+        f"SensorError('evaluation_fn{trace}{caused}UserError: away{trace}{caused}Root: why{trace}')"
+    )
+    (line,) = shown(record("it failed", "error", exc_info=["<class>", error, "<trace>"]))
+    assert line == "ERROR it failed: SensorError('evaluation_fn: caused by Root: why"
+
+
+def test_a_full_disk_is_one_line_whatever_fails() -> None:
+    lines = shown(
+        record("Sensor a: DiskFull: No space left on device", "error"),
+        record("Sensor b: DiskFull: No space left on device", "error"),
+        record("Retrying: FATAL: the disk is full", "warning"),
+        record("another", "error"),
+    )
+    assert lines == [
+        "ERROR the disk is full: Sensor a: DiskFull: No space left on device",
+        "ERROR another",
+    ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from feature_platform.errors import UserError
+from feature_platform.settings import get_settings
 from feature_platform.trouble_log import REPEAT_SECONDS, Repeats, TroubleLog, is_disk_full
 
 FULL = psycopg.errors.DiskFull('could not extend file "base/5/16384": No space left on device')
@@ -62,3 +66,19 @@ def test_a_full_disk_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
         trouble.warn(FULL, "the database is away", ", 3 bars are in memory")
     (line,) = caplog.messages
     assert line.startswith("the disk is full, 3 bars are in memory: could not extend file")
+
+
+def test_a_lost_server_on_a_full_disk_is_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The embedded server removes the WAL file that it could not write, and ends."""
+    monkeypatch.delenv("FEATURE_PLATFORM_DATABASE_URL", raising=False)
+    monkeypatch.setenv("FEATURE_PLATFORM_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    lost = psycopg.OperationalError("the connection is lost")
+    for error in (lost, UserError("cannot connect to the database")):
+        assert not is_disk_full(error)
+        with monkeypatch.context() as patch:
+            usage = shutil.disk_usage(tmp_path)._replace(free=16 << 20)
+            patch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
+            assert is_disk_full(error)
