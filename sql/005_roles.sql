@@ -21,6 +21,16 @@ BEGIN
                                                   AND rolconnlimit = -1) THEN
                 ALTER ROLE feature_platform_reader CONNECTION LIMIT 40;
             END IF;
+            -- No session of a reader stays in a transaction for long, because the refresh reads past the dead rows
+            -- that a transaction keeps. An administrator may set other times, or 0 for no limit.
+            IF EXISTS (SELECT FROM pg_roles WHERE rolname = role AND role = 'feature_platform_reader'
+                                                  AND coalesce(array_to_string(rolconfig, ','), '')
+                                                      NOT LIKE '%idle_in_transaction_session_timeout%') THEN
+                ALTER ROLE feature_platform_reader SET idle_in_transaction_session_timeout = '10min';
+                IF current_setting('server_version_num')::integer >= 170000 THEN
+                    ALTER ROLE feature_platform_reader SET transaction_timeout = '1h';
+                END IF;
+            END IF;
         EXCEPTION
             -- The right is missing, or the set-up of another database has just created or changed the role
             -- ("tuple concurrently updated" is an internal error).

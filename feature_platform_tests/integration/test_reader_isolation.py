@@ -161,6 +161,16 @@ def test_the_connections_of_readers_are_limited(conn: Conn, given: int) -> None:
     conn.execute("ALTER ROLE feature_platform_reader CONNECTION LIMIT 40")
 
 
+def test_a_reader_that_idles_in_a_transaction_is_disconnected(conn: Conn) -> None:
+    """A transaction keeps dead rows, which the refresh reads past."""
+    settings = value(
+        conn, "SELECT rolconfig FROM pg_roles WHERE rolname = 'feature_platform_reader'"
+    )
+    assert "idle_in_transaction_session_timeout=10min" in settings
+    is_new = value(conn, "SELECT current_setting('server_version_num')::integer >= 170000")
+    assert ("transaction_timeout=1h" in settings) is is_new
+
+
 # ---- the set-up beside sessions that use its tables
 
 
