@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +23,8 @@ from feature_platform.orchestration.storage import pool_of
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.fix_database import copy_of
+
+_LONGEST_TEST = timedelta(minutes=1)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +106,17 @@ class Platform:
 
 
 @pytest.fixture
+def one_day() -> None:
+    """Wait for midnight if it is near: a test that spans it would find another partition."""
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if midnight - now < _LONGEST_TEST:
+        time.sleep((midnight - now).total_seconds())
+
+
+@pytest.fixture
 def platform(
+    one_day: None,  # noqa: ARG001
     instance: dg.DagsterInstance,
     database: str,
     conn: psycopg.Connection[Any],

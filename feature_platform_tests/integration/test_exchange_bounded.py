@@ -97,7 +97,7 @@ def test_a_stop_ends_a_waiting_request(
     thread.start()
     assert dripping.wait(PATIENCE)
     exchange.interrupt()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert errors
     # No request goes on in the background, and none begins after a stop.
     wait_until(lambda: all(one.name != "request" for one in threading.enumerate()), "no request")

@@ -28,6 +28,7 @@ from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.simulator.truth import GeneratedTruth, Truth
 from feature_platform.simulator.weights import Weights
+from feature_platform_tests.fix_processes import PATIENCE
 
 NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 OPEN = NOW.replace(second=0)
@@ -603,7 +604,7 @@ def test_the_command_serves_until_a_signal(number: signal.Signals) -> None:
         assert values(rows) == truth(seen, START, START + 2 * MINUTE, "NEW/EUR")
         # An open connection must not delay the stop.
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     request, *_, last = errors.splitlines()
     assert " path=/api/v3/klines query=symbol=NEWEUR" in request
@@ -623,7 +624,7 @@ def test_the_command_serves_the_bars_of_a_file(tmp_path: Path, exchange_truth: T
             rows = klines(http, symbol="XRPETH", startTime=0)
             assert error(get_klines(http))[1] == -1121
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     assert values(rows) == bars[COLUMNS].to_numpy().tolist()
     assert [pd.Timestamp(at, unit="ms", tz="UTC") for at in times(rows)] == bars["ts"].tolist()
 

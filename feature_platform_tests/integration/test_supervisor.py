@@ -33,12 +33,15 @@ if __name__ == "__main__":
     sys.exit(supervisor.run())
 """
 WAITS = "import os, time; print('pid', os.getpid()); time.sleep(1000)"
-# A process that, as Dagster's, starts a child, and ends the child when it is terminated.
+# Like Dagster, it starts another process, and ends it after a SIGTERM. A handler of Python could
+# miss a signal that arrives just before a blocking call.
 HAS_A_CHILD = """
-import os, signal, subprocess, sys
+import os, signal, subprocess
 child = subprocess.Popen(['sleep', '1000'])
-signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 print('pid', os.getpid(), child.pid)
+signal.sigwait([signal.SIGTERM])
+child.kill()
 child.wait()
 """
 NEEDS_HELP = "print('no such exchange'); raise SystemExit(2)"
