@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from feature_platform.errors import UserError
 from feature_platform.plot import plot_features
 from feature_platform.refresh import refresh
 from feature_platform_tests.fix_embedded import CHECKOUT, is_running
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import insert_bars, only_line, run
 from feature_platform_tests.integration.test_verify import START
 
@@ -41,13 +40,11 @@ VERIFIED = r"verified: ([\d,]+) rows of \d+ symbols? checked, all equal"
 @pytest.fixture(scope="module")
 def running() -> Iterator[EmbeddedServer]:
     """Yield a running server of a home, because its start takes longer than a small demo."""
-    parent = Path(tempfile.mkdtemp(prefix="fp-"))
-    parent.chmod(0o711)
-    try:
-        with EmbeddedServer(parent / "home", conf={"fsync": "off"}) as server:
-            yield server
-    finally:
-        shutil.rmtree(parent)
+    with (
+        passable_directory() as parent,
+        EmbeddedServer(parent / "home", conf={"fsync": "off"}) as server,
+    ):
+        yield server
 
 
 def demo(home: Path, *files: Path, **environment: str) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
-import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from feature_platform_tests.fix_embedded import CHECKOUT, is_running
+from feature_platform_tests.fix_environment import passable_directory
 
 EXAMPLES = CHECKOUT / "examples"
 NOTEBOOKS = sorted(path.stem for path in EXAMPLES.glob("*.ipynb"))
@@ -28,10 +27,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def common_home() -> Iterator[Path]:
     """Yield a home without a database; the first notebook makes one, the next finds it."""
-    parent = Path(tempfile.mkdtemp(prefix="fp-"))
-    parent.chmod(0o711)
-    yield parent / "home"
-    shutil.rmtree(parent)
+    with passable_directory() as parent:
+        yield parent / "home"
 
 
 def run(name: str) -> Any:

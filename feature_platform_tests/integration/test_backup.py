@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from feature_platform_tests.fix_engine import (
     refresh,
     stored_bars,
 )
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import insert_bars, run_on, value
 
 Conn = psycopg.Connection[Any]
@@ -49,12 +48,8 @@ def tool(program: str | Path, *arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def another_server() -> Iterator[str]:
     """Yield a superuser's URL of a server without the platform's roles."""
-    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    try:
-        with EmbeddedServer(home, conf={"fsync": "off"}) as server:
-            yield server.url("postgres")
-    finally:
-        shutil.rmtree(home)
+    with passable_directory() as home, EmbeddedServer(home, conf={"fsync": "off"}) as server:
+        yield server.url("postgres")
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from feature_platform.embedded.server import EmbeddedServer
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import only_line, run, run_on, value
 
 OWNER = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'feature_platform'"
@@ -21,17 +19,13 @@ MAY_READ = "SELECT has_table_privilege('feature_platform_reader', 'features_1m',
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
     """Yield a server with two users without superuser rights, each with its own database."""
-    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    try:
-        with EmbeddedServer(home, conf={"fsync": "off"}) as server:
-            with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-                connection.execute("CREATE ROLE plain LOGIN")
-                connection.execute("CREATE ROLE maker LOGIN CREATEROLE CREATEDB")
-                connection.execute("CREATE DATABASE plain OWNER plain")
-                connection.execute("CREATE DATABASE maker OWNER maker")
-            yield server
-    finally:
-        shutil.rmtree(home)
+    with passable_directory() as home, EmbeddedServer(home, conf={"fsync": "off"}) as server:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute("CREATE ROLE plain LOGIN")
+            connection.execute("CREATE ROLE maker LOGIN CREATEROLE CREATEDB")
+            connection.execute("CREATE DATABASE plain OWNER plain")
+            connection.execute("CREATE DATABASE maker OWNER maker")
+        yield server
 
 
 def test_the_set_up_needs_no_superuser(server: EmbeddedServer) -> None:

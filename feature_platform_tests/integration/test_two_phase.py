@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from feature_platform import schema
 from feature_platform.embedded.server import EmbeddedServer
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import StartWorker, insert_recent
 from feature_platform_tests.integration.test_worker_wakes import (
     MINUTE_BAR,
@@ -23,17 +21,13 @@ from feature_platform_tests.integration.test_worker_wakes import (
 @pytest.fixture
 def two_phase() -> Iterator[str]:
     """Yield a database of a server with prepared transactions."""
-    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     conf = {"fsync": "off", "max_prepared_transactions": "2"}
-    try:
-        with EmbeddedServer(home, conf=conf) as server:
-            with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-                connection.execute("CREATE DATABASE two_phase")
-            with psycopg.connect(server.url("two_phase"), autocommit=True) as connection:
-                schema.apply(connection)
-            yield server.url("two_phase")
-    finally:
-        shutil.rmtree(home)
+    with passable_directory() as home, EmbeddedServer(home, conf=conf) as server:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE two_phase")
+        with psycopg.connect(server.url("two_phase"), autocommit=True) as connection:
+            schema.apply(connection)
+        yield server.url("two_phase")
 
 
 def test_the_worker_refreshes_the_rows_of_a_prepared_transaction(
