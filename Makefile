@@ -29,10 +29,12 @@ dev: setup ## Run everything, with Dagster's UI on http://127.0.0.1:3000 (PORT=3
 check: lint test ## Check style and types, run every test: all that a change must pass
 
 # Tests of a wall-clock bound run one by one, when no other test loads the machine. No such test
-# among those that PYTEST_ARGS selects (exit status 5) is no failure.
+# among those that PYTEST_ARGS selects (exit status 5) is no failure. Without a selection, only the
+# files with such tests are loaded.
+TIMED = $(if $(PYTEST_ARGS),,$(shell grep -rlF mark.timing feature_platform_tests --include='test_*.py'))
 test: setup ## Run every test (PYTEST_ARGS='-k import' for some)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not timing' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m timing $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m timing $(PYTEST_ARGS) $(TIMED) || [ $$? -eq 5 ]
 
 bench: setup ## Measure the speeds that are promised
 	$(BIN)/python -m benchmarks

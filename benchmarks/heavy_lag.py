@@ -30,7 +30,7 @@ from benchmarks.harness import (
 from benchmarks.worker_process import running_worker
 
 PROMISED = 1.0  # seconds, p99
-LIVE = 1000  # symbols with a bar each
+LIVE = 1000  # symbols with a bar each; fewer have a history at a small scale
 LIVE_SECONDS = 0.2  # between two live bars
 LEAD_SECONDS = 1.0  # of live bars before the heavy statement
 ROUNDS = 3
@@ -136,7 +136,8 @@ def run(bench: Workbench) -> Result:
         bench.show(f"{name}, at {symbols} symbols")
         with bench.database("heavy_lag") as connection:
             minute = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - 1
-            _prepare(connection, case, symbols, minute)
+            live = bench.scaled(LIVE, at_least=100)
+            _prepare(connection, case, symbols, minute, live)
             traffic = Traffic(connection, minute)
             with running_worker(bench, connection):
                 refreshed[name] = [
@@ -172,10 +173,10 @@ def _p99(taken: list[float]) -> float:
     return statistics.quantiles(taken, n=100, method="inclusive")[98]
 
 
-def _prepare(connection: Connection, case: Case, symbols: int, minute: int) -> None:
+def _prepare(connection: Connection, case: Case, symbols: int, minute: int, live: int) -> None:
     """Store the live symbols' last hour, and a day of those of the heavy statement."""
     create_generator(connection)
-    connection.execute(queries["live_history"], {"symbols": LIVE, "minute": minute})
+    connection.execute(queries["live_history"], {"symbols": live, "minute": minute})
     if case.history:
         days = {"symbols": symbols, "first": minute - DAY - ROUNDS, "last": minute - ROUNDS}
         connection.execute(queries["heavy_history"], days)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # pytest rewrites the assertions of each module that it loads, so a module precedes its importers.
@@ -32,3 +33,28 @@ settings.load_profile("tests")
 # Background jobs of a shell ignore these signals; the processes of the tests must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The files that take longest, the longest first. A worker that begins one of them at the end would
+# leave the others idle.
+_LONGEST = (
+    "test_benchmarks_run.py",
+    "test_dev.py",
+    "test_live_chaos.py",
+    "test_notebooks.py",
+    "test_recorder.py",
+    "test_compose_services.py",
+    "test_demo.py",
+    "test_import_memory.py",
+    "test_dagster_sensors.py",
+    "test_embedded_sharing.py",
+    "test_embedded_start.py",
+    "test_dagster_assets.py",
+    "test_refresh_command.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

@@ -9,21 +9,22 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, ViewportSize, sync_playwright
 
 from feature_platform.database import connect
 from feature_platform_tests.fix_database import POSTGRES_URL, Databases, Engine
-from feature_platform_tests.fix_dev import Dev, is_alive, run_dev
+from feature_platform_tests.fix_dev import PROMISED, Dev, is_alive, run_dev
 from feature_platform_tests.fix_embedded import CHECKOUT
+from feature_platform_tests.fix_environment import passable_directory
+from feature_platform_tests.fix_processes import wait_until
 
 CHROMIUM = shutil.which("chromium")
 ARTEFACTS = CHECKOUT / "test-artefacts"
@@ -50,9 +51,8 @@ def dev(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Dev]:
 
     It starts a database of its own unless the tests are given a server.
     """
-    folder = Path(tempfile.mkdtemp(prefix="feature_platform-"))
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(passable_directory())
         environment = {}
         if engine == "timescaledb" or os.environ.get(POSTGRES_URL):
             databases: Databases = request.getfixturevalue("databases")
@@ -70,17 +70,25 @@ def connection(dev: Dev) -> Iterator[psycopg.Connection[Any]]:  # noqa: ARG001, 
         yield opened
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    """Yield a page of a browser."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[BrowserContext]:
+    """Yield a browser that loads the scripts of Dagster's pages once for all tests."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
         try:
-            opened = browser.new_page(viewport={"width": 1900, "height": 1000})
-            opened.set_default_timeout(PATIENCE_MS)
-            yield opened
+            size: ViewportSize = {"width": 1900, "height": 1000}
+            yield launched.new_context(viewport=size, reduced_motion="reduce")
         finally:
-            browser.close()
+            launched.close()
+
+
+@pytest.fixture
+def page(browser: BrowserContext) -> Iterator[Page]:
+    """Yield a page of the browser."""
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE_MS)
+    yield opened
+    opened.close()
 
 
 def keep(page: Page, name: str) -> None:
@@ -120,21 +128,35 @@ def test_the_checks_are_shown_and_one_is_run_by_a_click(dev: Dev, page: Page) ->
     keep(page, "check")
 
 
+REPORTED = """query Reported($day: String!) {
+    assetOrError(assetKey: {path: ["features_1m"]}) { ... on Asset {
+        assetMaterializations(partitions: [$day]) { metadataEntries { label } }
+    } }
+}"""
+
+
+def reported(dev: Dev, day: str) -> set[str]:
+    """Return the names of the metadata that materialisations of a day have reported."""
+    body = {"query": REPORTED, "variables": {"day": day}}
+    answer = httpx.post(f"{dev.url}/graphql", json=body, timeout=PROMISED).json()
+    found = answer["data"]["assetOrError"].get("assetMaterializations", ())
+    return {entry["label"] for one in found for entry in one["metadataEntries"]}
+
+
 def test_a_day_is_materialised_by_a_click_and_drawn(dev: Dev, page: Page) -> None:
     page.goto(f"{dev.url}/assets/features_1m")
     page.get_by_role("button", name="Materialize").first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="All", exact=True).click()
     dialog.get_by_role("button", name="Launch backfill").click()
-    # The day is shown with its numbers and its picture once the run has reported it.
+    # The day is shown with its numbers and its picture once the run has reported it. A page that is
+    # open already does not follow.
     yesterday = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")
-    link = page.get_by_text("Show Markdown").first
-    for _ in range(12):  # what is open already does not follow
-        page.goto(f"{dev.url}/assets/features_1m?view=partitions&partition={yesterday}")
-        with suppress(Error):
-            link.wait_for(timeout=10_000)
-            break
-    link.click()
+    wait_until(
+        lambda: "plot" in reported(dev, yesterday), "the day is reported", PROMISED, interval=1
+    )
+    page.goto(f"{dev.url}/assets/features_1m?view=partitions&partition={yesterday}")
+    page.get_by_text("Show Markdown").first.click()
     picture = page.get_by_role("img", name="close and volume_z")
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 500

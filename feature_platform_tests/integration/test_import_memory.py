@@ -15,7 +15,7 @@ import pytest
 
 # Large enough that an import handles several pieces of a file at once.
 SMALL = 400_000
-TIMES = 10
+TIMES = 5
 TOLERANCE_MIB = 48
 
 IMPORT = """
