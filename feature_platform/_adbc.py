@@ -18,7 +18,7 @@ from feature_platform.errors import UserError, one_line, redact
 from feature_platform.queries import queries
 
 TEXTS = pa.list_(pa.string())
-MOMENT = pa.timestamp("us", "UTC")
+TIMESTAMP = pa.timestamp("us", "UTC")
 
 _DEFAULTS = {"application_name": "feature_platform", "connect_timeout": "10"}
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA = "42P01", "42703", "3F000"

@@ -146,7 +146,7 @@ def _record_quiet(connection: psycopg.Connection[Any], page: Fetched) -> int:
     quiet = sum(
         note_answer(connection, page.symbol, start, end) for start, end in _runs(page.quiet)
     )
-    reason = f"the answer has a row that is no bar: {page.rejected[0].reason}"
+    reason = f"the answer has a row that is not a valid bar: {page.rejected[0].reason}"
     note_failure(connection, page.symbol, page.start, page.end, reason)
     return quiet
 

@@ -20,7 +20,7 @@ _MINUTE_MS = 60_000
 
 
 class Clock(ABC):
-    """The time, and the wall-clock seconds until a later time.
+    """A clock, and the wall-clock seconds until a time of it.
 
     speed: its seconds in one second of the wall clock.
     longest_nap: the longest sleep, in seconds of the wall clock, before it is read again.
@@ -38,7 +38,7 @@ class Clock(ABC):
         return _EPOCH + timedelta(milliseconds=self.milliseconds())
 
     def wall_seconds(self, seconds: float) -> float:
-        """Return the wall-clock seconds in which so many seconds pass here; at least 0."""
+        """Return the wall-clock seconds that a number of this clock's seconds take; at least 0."""
         return max(0.0, seconds / self.speed)
 
     def wall_seconds_to_minute(self, second: float = 0.0) -> float:
@@ -75,8 +75,8 @@ class SimulatedClock(Clock):
         """
         match = _SIMULATED.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no clock; {_EXAMPLE}")
-        start, since = (_moment(match[name]) for name in ("start", "since"))
+            raise ValueError(f"{text!r} is not a clock; {_EXAMPLE}")
+        start, since = (_parse_time(match[name]) for name in ("start", "since"))
         speed = float(match["speed"])
         if not _SLOWEST <= speed <= _FASTEST:
             raise ValueError(f"a clock's speed is from {_SLOWEST} to {_FASTEST}, not {speed:g}")
@@ -85,8 +85,8 @@ class SimulatedClock(Clock):
     def __str__(self) -> str:
         """Return the text that `parse` reads, without spaces."""
         start, since = (
-            moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
-            for moment in (self.start, self.since)
+            time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+            for time in (self.start, self.since)
         )
         return f"{start}@{since}x{self.speed!r}"
 
@@ -112,15 +112,15 @@ class ManualClock(Clock):
         return self._milliseconds
 
     def advance(self, seconds: float) -> None:
-        """Move on by so many seconds."""
+        """Move the clock forward by some seconds."""
         self._milliseconds += round(seconds * 1000)
 
 
-# Beyond, a microsecond of the wall clock would be milliseconds here.
+# With a faster clock, a microsecond of the wall clock would be more than 10 milliseconds here.
 _SLOWEST, _FASTEST = 0.001, 10_000
 _EXAMPLE = (
-    "leave it out for the wall clock, or write what it tells, when on the wall, and its speed,"
-    " as in 2026-03-01T00:00Z@2026-11-25T13:30Zx60"
+    "do not set it for the wall clock, or write its start, the wall-clock time of the start, and"
+    " its speed, as in 2026-03-01T00:00Z@2026-11-25T13:30Zx60"
 )
 _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\d:\d\d)"
 _SIMULATED = re.compile(
@@ -128,12 +128,12 @@ _SIMULATED = re.compile(
 )
 
 
-def _moment(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no time: {error}") from None
+        raise ValueError(f"{text!r} is not a time: {error}") from None
 
 
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)

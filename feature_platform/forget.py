@@ -1,4 +1,4 @@
-"""Delete all of one symbol."""
+"""Delete all data of one symbol."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def forget(connection: psycopg.Connection[Any], symbol: str) -> Forgotten:
         with connection.transaction():
             if connection.execute(queries["forget_recorded_until"], parameters).fetchone():
                 raise UserError(
-                    f"{symbol!r} is being recorded: take it out of {PREFIX}SYMBOLS and start the"
+                    f"{symbol!r} is being recorded: remove it from {PREFIX}SYMBOLS and start the"
                     " recorder again first"
                 )
             row = connection.execute(queries["forget_symbol"], parameters).fetchone()

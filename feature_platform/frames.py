@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from feature_platform._adbc import Reader
 
 Form = Literal["pandas", "arrow", "polars"]
-Moment = datetime | str
+TimeLike = datetime | str
 Symbols = str | Iterable[str]
 
 
@@ -59,8 +59,8 @@ _BARS = _Table("ohlcv_1m", "ts", ("open", "high", "low", "close", "vol"), "bar_s
 @overload
 def read_features(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Literal["pandas"] = "pandas",
 ) -> pd.DataFrame: ...
@@ -69,8 +69,8 @@ def read_features(
 @overload
 def read_features(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["arrow"],
@@ -80,8 +80,8 @@ def read_features(
 @overload
 def read_features(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["polars"],
@@ -90,8 +90,8 @@ def read_features(
 
 def read_features(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Form = "pandas",
 ) -> Any:
@@ -112,8 +112,8 @@ def read_features(
 @overload
 def read_bars(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Literal["pandas"] = "pandas",
 ) -> pd.DataFrame: ...
@@ -122,8 +122,8 @@ def read_bars(
 @overload
 def read_bars(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["arrow"],
@@ -133,8 +133,8 @@ def read_bars(
 @overload
 def read_bars(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["polars"],
@@ -143,8 +143,8 @@ def read_bars(
 
 def read_bars(
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Form = "pandas",
 ) -> Any:
@@ -206,24 +206,26 @@ def latest(
 def _read(
     table: _Table,
     symbols: Symbols,
-    start: Moment,
-    end: Moment,
+    start: TimeLike,
+    end: TimeLike,
     columns: Sequence[str] | None,
     form: Form,
 ) -> Any:
     names = _check_symbols(symbols)
     wanted_columns = _check_columns(table, columns)
-    first, after = _check_moment("start", start), _check_moment("end", end)
+    first, after = _check_time("start", start), _check_time("end", end)
     if first > after:
         raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
-    from feature_platform._adbc import MOMENT, TEXTS, one, reader
+    from feature_platform._adbc import TEXTS, TIMESTAMP, one, reader
 
     to_form = _converter(form)
     index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
     with reader() as source:
         _check_known(source, table, names)
         # COPY takes no parameters, so they go ahead of it, as settings of the transaction.
-        source.fetch("frames_window", one(names, TEXTS), one(first, MOMENT), one(after, MOMENT))
+        source.fetch(
+            "frames_window", one(names, TEXTS), one(first, TIMESTAMP), one(after, TIMESTAMP)
+        )
         rows = source.stream(
             "frames_read",
             columns=_columns((*index, *wanted_columns)),
@@ -261,17 +263,17 @@ def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(columns))
 
 
-def _check_moment(name: str, moment: Moment) -> datetime:
+def _check_time(name: str, time: TimeLike) -> datetime:
     example = 'write it as "2026-02-01T12:00Z" or datetime(2026, 2, 1, 12, tzinfo=UTC)'
     try:
-        read = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+        read = datetime.fromisoformat(time) if isinstance(time, str) else time
         if not isinstance(read, datetime):
-            raise UserError(f"{name}, {moment!r}, is not a time; {example}")
+            raise UserError(f"{name}, {time!r}, is not a time; {example}")
         if read.utcoffset() is None:  # raises ValueError for pandas' NaT, which is a datetime
-            raise UserError(f"{name}, {moment}, has no time zone; {example}")
+            raise UserError(f"{name}, {time}, has no time zone; {example}")
         return read.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UserError(f"{name}, {moment!r}, is not a time; {example}") from None
+        raise UserError(f"{name}, {time!r}, is not a time; {example}") from None
 
 
 def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from feature_platform.queries import queries
 # A recorder writes heartbeats every ten seconds; after this time two of them are late.
 SILENT_SECONDS = 25.0
 
-FeedState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]
+StreamState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Heartbeat:
     """
 
     symbol: str
-    state: FeedState
+    state: StreamState
     state_at: datetime
     connected_at: datetime | None = None
     heard_at: datetime | None = None
@@ -58,7 +58,7 @@ class StoredHeartbeat:
     """One row of `feature_platform.heartbeat`, and its age in seconds."""
 
     symbol: str
-    state: FeedState
+    state: StreamState
     state_at: datetime
     connected_at: datetime | None
     heard_at: datetime | None

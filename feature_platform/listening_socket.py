@@ -23,7 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
             undo.pop_all()
     except OSError as error:
         raise UserError(
-            f"cannot serve at {host}:{port}: {error.strerror or error}; name another by --port"
+            f"cannot serve at {host}:{port}: {error.strerror or error}; choose another with --port"
         ) from None
     return listener
 

@@ -73,7 +73,7 @@ def window_png(
     """Draw the minutes start <= bucket < end as `plot_features` does, the symbols one below the
     other, and return the PNG; small enough to be stored with each day.
 
-    A minute before a symbol's first, or one that is not over, is not missing.
+    A minute before a symbol's first minute, or one that has not ended, is not missing.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -95,7 +95,7 @@ def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None)
         assert isinstance(error, psycopg.Error)
         settings["lock_first"] = error.diag.table_name or ""
         pause = 0.0 if state.next_action is None else state.next_action.sleep
-        _log.warning("%s. Trying again in %.0f s", error.diag.message_primary, pause)
+        _log.warning("%s. Retrying in %.0f s", error.diag.message_primary, pause)
 
     retrying = Retrying(
         retry=retry_if_exception_type(_IN_USE),
@@ -111,7 +111,7 @@ def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None)
     except _IN_USE as error:
         raise UserError(
             f"database {connection.info.dbname} was not set up within {_GIVE_UP_SECONDS:.0f} s and"
-            f" was left as it was: {_one_line(error)}"
+            f" was not changed: {_one_line(error)}"
         ) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise UserError(
@@ -143,8 +143,8 @@ def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> 
     if simulated and not is_simulated(connection):
         if get_settings().database_url is not None:
             raise UserError(
-                f"simulated bars have no place in database {connection.info.dbname}, which was not"
-                " set up as a simulated one: use another database, or run"
+                f"simulated bars cannot be stored in database {connection.info.dbname}, which was"
+                " not set up as a simulated one: use another database, or run"
                 " `feature-platform db apply --simulated` while it has no bars"
             )
         apply(connection, simulated=True)

@@ -322,7 +322,7 @@ def check_exchange_url(url: str) -> None:
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError(f"not an http or https URL; {example}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"a user, password, query or fragment has no use here; {example}")
+        raise ValueError(f"a user, password, query or fragment is not allowed; {example}")
     if parts.scheme == "http" and not is_loopback(host):
         raise ValueError(f"plain http is for this machine only, and {host} is another; {example}")
 

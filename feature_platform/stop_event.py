@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class StopEvent:
-    """An event that ends all waiting for it, once and for all.
+    """An event that ends all waiting for it, now and later.
 
     `threading.Event` takes a lock in `wait` and in `set`, both in Python code: a handler that runs
     while its own thread holds that lock waits for ever. This one writes to a pipe, without a lock.
@@ -32,7 +32,7 @@ class StopEvent:
         return self._is_set
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is set, so many seconds at most; return whether it is set."""
+        """Wait until it is set, for `seconds` at most; return whether it is set."""
         select.select([self._reader], [], [], seconds)
         return self._is_set
 

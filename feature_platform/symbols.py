@@ -28,7 +28,7 @@ class Symbol(NamedTuple):
 
 
 def fault_of(symbol: str) -> str | None:
-    """Return why a text cannot be a symbol, None where it can."""
+    """Return the reason why a text cannot be a symbol, None if it can."""
     if not symbol:
         return "it is empty"
     if len(symbol) > LONGEST:
@@ -47,7 +47,7 @@ def check_symbol(symbol: str) -> str:
     fault = fault_of(symbol)
     if fault is not None:
         shown = symbol if len(symbol) <= 40 else symbol[:40] + "…"
-        raise ValueError(f"{shown!r} is no symbol: {fault}; write it as in BTC/USDT")
+        raise ValueError(f"{shown!r} is not a symbol: {fault}; write it as in BTC/USDT")
     return symbol
 
 

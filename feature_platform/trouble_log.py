@@ -69,7 +69,7 @@ class TroubleLog:
         self._repeats = Repeats()
 
     def warn(self, error: BaseException, kind: str, detail: str = "") -> None:
-        """Log an error of a kind, such as "the database went away"; a full disk is a kind itself.
+        """Log an error of a kind, such as "the database failed"; a full disk is its own kind.
 
         detail: the present state, such as the number of bars in memory.
         """

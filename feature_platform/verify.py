@@ -213,9 +213,9 @@ def _slices(
             lo = until
 
 
-def _minute_from(moment: datetime) -> datetime:
+def _minute_from(time: datetime) -> datetime:
     """Return the first minute at or after a time, in UTC, because arithmetic needs UTC."""
-    utc = moment.astimezone(UTC)
+    utc = time.astimezone(UTC)
     minute = utc.replace(second=0, microsecond=0)
     return minute if minute == utc else minute + _MINUTE
 

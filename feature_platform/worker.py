@@ -180,7 +180,7 @@ class Worker:
         except psycopg.Error as error:
             if first and not ready:
                 raise
-            kind = "the database went away" if connection.broken else "the database failed"
+            kind = "the connection was lost" if connection.broken else "the database failed"
             self._warn(error, kind)
             if self._disk_full:
                 self._stop.wait(_DISK_FULL_SECONDS)

@@ -21,7 +21,7 @@ from feature_platform.bars import time_of
 from feature_platform.clock import SimulatedClock
 from feature_platform.database import connect
 from feature_platform.exchange.stream import BackOff, Kind
-from feature_platform.heartbeat import FeedState, list_heartbeats
+from feature_platform.heartbeat import StreamState, list_heartbeats
 from feature_platform.recorder.recorder import Recorder
 from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
@@ -218,7 +218,7 @@ class Live:
         with connect(self.database.url) as connection:
             return value(connection, query, *parameters)
 
-    def wait_for_states(self, state: FeedState) -> None:
+    def wait_for_states(self, state: StreamState) -> None:
         """Wait until the heartbeat of every symbol has this state."""
 
         def is_so() -> bool:

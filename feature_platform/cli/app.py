@@ -35,15 +35,15 @@ _log = logging.getLogger("feature_platform.cli.app")  # `__main__` with `python 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def _parse_moment(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     """Read an ISO-8601 date or time; without an offset it is UTC."""
     try:
-        moment = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not an ISO-8601 time such as 2026-02-01T12:00Z"
         ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _parse_symbol(text: str) -> str:
@@ -60,13 +60,13 @@ _ONE_SYMBOL = typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Only th
 OneSymbol = Annotated[str | None, _ONE_SYMBOL]
 
 _START = typer.Option(
-    parser=_parse_moment, metavar="TIME", help="First minute, such as 2026-02-01T12:00Z."
+    parser=_parse_time, metavar="TIME", help="First minute, such as 2026-02-01T12:00Z."
 )
 Start = Annotated[datetime | None, _START]
 StartRequired = Annotated[datetime, _START]
 End = Annotated[
     datetime | None,
-    typer.Option(parser=_parse_moment, metavar="TIME", help="First minute after the last."),
+    typer.Option(parser=_parse_time, metavar="TIME", help="First minute after the last."),
 ]
 
 _Column = Annotated[
@@ -375,7 +375,7 @@ def status_command(
         typer.echo(console.embedded_line(embedded_server(get_settings().home).is_kept))
     if isinstance(clock := get_settings().clock, SimulatedClock):
         typer.echo(f"clock: simulated, {clock.now():%F %T} UTC, {clock.speed:g} times as fast")
-    for line in [*console.feed_lines(feeds), *console.policy_lines(policy, runners)]:
+    for line in [*console.recorder_lines(feeds), *console.policy_lines(policy, runners)]:
         typer.echo(line)
     if symbols:
         typer.echo()
@@ -460,7 +460,7 @@ def backfill_command(
             )
     typer.echo(console.backfill_line(report))
     for row in report.rejected:
-        typer.echo(f"rejected: {console.moment(row.minute)}: {row.reason}: {row.text}", err=True)
+        typer.echo(f"rejected: {console.time_text(row.minute)}: {row.reason}: {row.text}", err=True)
     if report.error is not None:
         typer.echo(f"feature-platform: {report.error}", err=True)
         raise typer.Exit(1)

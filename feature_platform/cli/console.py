@@ -58,8 +58,8 @@ def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Tab
         count = counts.get(one.symbol, Counts(0, 0))
         made.add_row(
             name(one.symbol),
-            moment(one.first_bar),
-            moment(one.last_bar),
+            time_text(one.first_bar),
+            time_text(one.last_bar),
             *((f"{count.bars:,}", f"{count.features:,}") if counts else ()),
             f"{one.rows_dirty:,}",
             "-" if one.lag is None else duration(one.lag),
@@ -109,7 +109,7 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
         else:
             took = f"{'running for' if policy.running else 'took'} {duration(policy.last_duration)}"
         lines.append(
-            f"last run: {moment(policy.last_start)} UTC, {took},"
+            f"last run: {time_text(policy.last_start)} UTC, {took},"
             f" {policy.last_rows_written or 0:,} rows written"
             + (f"; {policy.last_wakes:,} refreshes after writes" if policy.last_wakes else "")
         )
@@ -120,11 +120,11 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
         )
     if policy.last_error is not None and policy.last_error_at is not None:
         error = one_line(policy.last_error)
-        lines.append(f"last error: {moment(policy.last_error_at)} UTC, {error}")
+        lines.append(f"last error: {time_text(policy.last_error_at)} UTC, {error}")
     return lines
 
 
-def feed_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
+def recorder_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
     """Sum up the recorder's symbols in a line, and its newest error in another; none without it."""
     if not feeds:
         return []
@@ -178,8 +178,8 @@ def gaps_table(gaps: Sequence[Gap]) -> Table:
     for gap in gaps:
         made.add_row(
             gap.symbol,
-            moment(gap.start),
-            moment(gap.end),
+            time_text(gap.start),
+            time_text(gap.end),
             f"{_minutes(gap):,}",
             gap.state,
             gap.feed or "-",
@@ -213,7 +213,7 @@ def backfill_line(report: BackfillReport) -> str:
     )
 
 
-def moment(value: datetime | None) -> str:
+def time_text(value: datetime | None) -> str:
     """Show a time in UTC, to the minute, or to the second if it has seconds."""
     if value is None:
         return "-"

@@ -142,7 +142,7 @@ def render(frame: Frame, error_text: str | None, width: int, height: int | None)
 def _header(frame: Frame, error_text: str | None) -> list[Text]:
     lines = [
         Text.assemble(
-            (f"{console.moment(frame.now)} UTC  ", "bold"),
+            (f"{console.time_text(frame.now)} UTC  ", "bold"),
             f"{len(frame.symbols):,} symbols  ",
             _count(
                 "rows waiting for refresh",
@@ -224,15 +224,15 @@ def _table_of(
     made = console.table("symbol", *times, ">bar age", ">lag", ">waiting", ">open", *feed)
     for one in symbols:
         age = None if one.last_bar is None else frame.now - one.last_bar - _MINUTE
-        moments = (console.moment(one.last_bar), console.moment(one.last_feature))
+        shown = (console.time_text(one.last_bar), console.time_text(one.last_feature))
         made.add_row(
             console.name(one.symbol),
-            *moments[: len(times)],
+            *shown[: len(times)],
             _age(age, over=one.symbol in over),
             _age(one.lag, over=one.symbol in over),
             Text(f"{one.rows_dirty:,}", "red" if _waits_long(frame, one) else ""),
             _number(frame.open_minutes.get(one.symbol, 0)),
-            *(_feed_cell(feeds.get(one.symbol)) for _ in feed),
+            *(_state_cell(feeds.get(one.symbol)) for _ in feed),
         )
     return made
 
@@ -257,7 +257,7 @@ def _age(age: timedelta | None, *, over: bool = False) -> Text:
     return Text(console.duration(max(age, timedelta())), "red" if age > _LATE else "green")
 
 
-def _feed_cell(state: str | None) -> Text:
+def _state_cell(state: str | None) -> Text:
     styles = {"live": "", None: "", "not recorded": "dim"}
     return Text(state or "-", styles.get(state, "red"))
 

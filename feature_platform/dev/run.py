@@ -30,7 +30,7 @@ from feature_platform.symbols import by_exchange, name_at
 _HOST = "127.0.0.1"
 _DAGSTER = "dagster"
 _SERVES = "Serving dagster-webserver on "
-# Seconds: its webserver waits without limit for each page that is open in a browser.
+# Seconds. Dagster's webserver waits without limit for each page that is open in a browser.
 _DAGSTER_PATIENCE = 4.0
 _CTRL_C = 130
 
@@ -85,7 +85,7 @@ def run_dev(
                 environment[f"{PREFIX}SYMBOLS"] = ",".join(symbols)
                 settings = settings.model_copy(update={"exchange_url": urls, "symbols": symbols})
             exchange_settings(connection, settings)
-            if not simulated:  # only now is it sure that the database has no simulated bars
+            if not simulated:  # now it is known that the database has no simulated bars
                 print(f"{invitation} (it takes some seconds to start)", flush=True)
             _migrate(environment)
             supervisor = Supervisor(_Printer(invitation, verbose=verbose))
@@ -177,8 +177,8 @@ def _the_one(home: Path, url: str) -> Iterator[None]:
         except BlockingIOError:
             pid, _, where = os.read(lock, 1000).decode(errors="replace").partition(" ")
             raise UserError(
-                f"one runs here already: open {where} (process {pid}, in {home}); end it with"
-                f" Ctrl-C, or set {PREFIX}HOME and other ports for a second one"
+                f"`make dev` runs here already: open {where} (process {pid}, in {home}); end it"
+                f" with Ctrl-C, or set {PREFIX}HOME and other ports for a second one"
             ) from None
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()} {url}".encode())
@@ -214,6 +214,6 @@ def _require_free(port: int, option: str) -> None:
             probe.bind((_HOST, port))
         except OSError as error:
             raise UserError(
-                f"port {port} of {_HOST} cannot be used, {error.strerror}: name another with"
+                f"port {port} of {_HOST} cannot be used, {error.strerror}: choose another with"
                 f" {option}"
             ) from None

@@ -21,11 +21,11 @@ from honcho import manager as honcho
 from honcho.printer import Printer
 from honcho.process import Popen, Process
 
-# Seconds for processes to stop in order; Dagster's need some.
+# Seconds for processes to stop; Dagster's need some.
 _PATIENCE = 20
 # Seconds for the children that a process leaves behind when it has ended.
 _GRACE = 5.0
-# After so many seconds a process counts as healthy: if it ends then, its back-off begins again.
+# A process that has run for this many seconds is healthy: when it ends, its back-off begins again.
 _HEALTHY = 60.0
 _LONGEST_PAUSE = 30.0
 # The exit status of a mistake that the user has to correct.
@@ -140,9 +140,9 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
 
 class _Child(Process):  # type: ignore[misc]
-    """A process of honcho's, and the small one that reads its output: both end with their parent.
+    """A process, and honcho's process that reads its output: both end with their parent.
 
-    The outer one is killed; the process itself gets SIGTERM, and stops its own children.
+    honcho's process is killed; the other one gets SIGTERM, and stops its own children.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

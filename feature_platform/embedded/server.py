@@ -1,17 +1,17 @@
 """The embedded PostgreSQL server: when it starts, and when it stops.
 
-A wheel brings the binaries. One server serves all processes that use it, on a Unix socket that
-only its owner can reach. The last process stops it, unless `db start` keeps it up.
+The binaries come from a Python wheel. One server serves all processes that use it, on a Unix socket
+that only its owner can reach. The last process stops it, unless `db start` keeps it running.
 
-File locks show which processes live, because the kernel releases them however a process ends;
-process ids are not trusted for that. In the home directory
+File locks show which processes are running, because the kernel releases them in any case when a
+process ends; process ids do not show it. In the home directory
 
 - `postgres.users.lock` is held shared by every process that uses the server, for as long as it
   lives, and exclusively by the one that stops it;
 - `postgres.start.lock` is held by the one process that is starting the server;
 - `postgres.server.lock` is held by the server's own processes, who inherit it: while it is locked,
   the data directory is in use;
-- `postgres.keep` exists while the server has to stay up without any process that uses it.
+- `postgres.keep` exists while the server has to run without any process that uses it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LONGEST_POLL = 0.5
 _PATIENCE = 10.0  # seconds of recovery before a warning
 _SILENCE = 60.0  # seconds after which a server without any answer has failed
 _ANSWER = 5.0  # seconds for the answer to a ping; a server that runs answers at once
-_STOP = 120.0  # seconds for a server to stop; later it is no longer waited for
+_STOP = 120.0  # the longest wait for a server to stop, in seconds
 
 _logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class EmbeddedServer:
         with self._mutex:
             if not self.home.is_dir():
                 return True
-            # With a share of the lock, no other process decides by the file while it goes.
+            # With a share of the lock, no other process reads the file while it is removed.
             self._hold(None)
             self._keep_file.unlink(missing_ok=True)
             self.release()
@@ -276,7 +276,7 @@ class EmbeddedServer:
                 interrupted = self._cluster.interrupt()
             if time.monotonic() - began > _STOP:
                 _logger.warning(
-                    "the database in %s did not stop within %.0f s; it goes on stopping by itself",
+                    "the database in %s did not stop within %.0f s; it continues to stop",
                     self.home,
                     _STOP,
                 )

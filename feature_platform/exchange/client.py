@@ -215,12 +215,12 @@ class Exchange:
     def _request(self, call: Any, *arguments: Any) -> Any:
         """Call a method of ccxt's client.
 
-        Raises ccxt.BadResponse for an answer that is no JSON, which ccxt treats as an empty one.
+        Raises ccxt.BadResponse for an answer that is not JSON, which ccxt treats as an empty one.
         """
         self._misread = None
         result = call(*arguments)
         if self._misread is not None:
-            raise ccxt.BadResponse(f"an answer that is no JSON: {self._misread!r}")
+            raise ccxt.BadResponse(f"an answer that is not JSON: {self._misread!r}")
         return result
 
     def _watch_json(self, text: str) -> Any:
@@ -233,7 +233,7 @@ class Exchange:
     def _keep_rows(self, ohlcvs: Any, market: Any = None, *_which: Any, **_more: Any) -> Any:
         """Return all rows; ccxt's own method drops, sorts and cuts them."""
         if not isinstance(ohlcvs, list):
-            raise ccxt.BadResponse(f"an answer that is no list of bars: {ohlcvs!r:.100}")
+            raise ccxt.BadResponse(f"an answer that is not a list of bars: {ohlcvs!r:.100}")
         parse = self._client.parse_ohlcv
         rows = []
         for ohlcv in ohlcvs:
@@ -271,7 +271,7 @@ class Exchange:
     def _fetch_time(self) -> float:
         seconds = float(self._request(self._client.fetch_time)) / 1000
         if not FIRST_SECOND <= seconds < END_SECOND:  # nor is NaN
-            raise ccxt.BadResponse(f"an answer that is no time: {seconds * 1000!r} ms")
+            raise ccxt.BadResponse(f"an answer that is not a time: {seconds * 1000!r} ms")
         return seconds
 
     def _check_symbol(self, symbol: str, where: str = "") -> None:
@@ -411,7 +411,7 @@ def _other_minutes(answer: Answer, start: int, end: int) -> str:
         f"{time_of(lo):%Y-%m-%d %H:%M} to {time_of(hi):%Y-%m-%d %H:%M}"
         for lo, hi in ((start, end - MINUTE_US), (answer.first, answer.last))
     )
-    return f"with bars of {answered} when asked for {requested}"
+    return f"with bars of {answered} to a request for {requested}"
 
 
 def _time_ranges(ranges: list[tuple[int, int]]) -> tuple[tuple[datetime, datetime], ...]:

@@ -112,7 +112,7 @@ def _times(rows: Sequence[Sequence[Any]], faults: dict[int, str]) -> Ints:
                 values[at] = int(value)
             else:
                 faults[at] = (
-                    "ts is missing" if value is None else f"time {value!r} is no whole number"
+                    "ts is missing" if value is None else f"time {value!r} is not a whole number"
                 )
     times = unit_times(values, 1000, faults)
     if faults:

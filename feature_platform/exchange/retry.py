@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# ccxt treats these as an exchange that is away, but they are permanent: not found, or not allowed.
+# ccxt treats these as an unavailable exchange, but they are permanent: not found, or not allowed.
 _PERMANENT_STATUSES = frozenset({400, 404, 405, 410, 451})
 _TRANSIENT_STATUSES = frozenset({408, 418, 425, 429})
 
@@ -47,7 +47,7 @@ _LONGEST_RETRY_AFTER = 3 * 86_400.0
 class Patience:
     """The retries of a request that fails; times in seconds.
 
-    attempts: the number of requests in all.
+    attempts: the number of all requests.
     first_wait: the wait before the second request; it doubles up to longest_wait.
     jitter: the largest random addition to a wait, so that clients do not retry all at once.
     longest_retry_after: after a longer `Retry-After` there is no retry.

@@ -44,20 +44,21 @@ Kind = Literal["bars", "trades", "minutes"]
 
 # Symbols in one subscription message.
 _SYMBOLS_PER_MESSAGE = 100
-# The size of ccxt's cache of a symbol; unused, so small.
+# The size of ccxt's cache of a symbol. The cache is not used, so it is small.
 _CACHE_SIZE = 4
 
-# A stream has stalled after so many times its usual time between messages, and after at least so
-# many seconds of the clock and so many wall seconds, because this process may be slow, too.
+# A stream has stalled after _STALL_FACTOR times its usual time between messages, and not before
+# _SHORTEST_STALL seconds of the clock and _SHORTEST_STALL_WALL wall seconds, because this process
+# may be slow, too.
 _STALL_FACTOR = 20.0
 _SHORTEST_STALL = 10.0
 _SHORTEST_STALL_WALL = 2.0
 # The limit of the time until the first message of a connection, in wall seconds.
 _CONNECT_TIMEOUT = 20.0
-# A connection that lasts so many wall seconds resets the back-off.
+# A connection that lasts this many wall seconds resets the back-off.
 _STEADY = 20.0
 
-# How long to wait for a connection to close; afterwards it goes on in the background. Seconds.
+# The longest wait for a connection to close, in seconds; afterwards it closes in the background.
 _CLOSE_TIMEOUT = 0.5
 _closing: set[asyncio.Task[None]] = set()
 

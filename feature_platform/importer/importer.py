@@ -381,13 +381,13 @@ class _FileImport:
             },
         ).fetchone()
         if found is not None:
-            number, symbol, moment, earlier, count = found
+            number, symbol, bar_time, earlier, count = found
             file, line = self._contents.place(number)
             others = f"{count:,} such bars" if count > 1 else "the only such bar"
             raise UserError(
-                f"{file}:{line}: other values for {symbol} at {moment.astimezone(UTC):%F %R} than "
-                f"in {earlier} ({others}; nothing of the file is stored; --overwrite lets a later "
-                "file correct an earlier one)"
+                f"{file}:{line}: other values for {symbol} at {bar_time.astimezone(UTC):%F %R} "
+                f"than in {earlier} ({others}; nothing of the file is stored; --overwrite lets a "
+                "later file correct an earlier one)"
             )
 
     def _batches(self) -> Generator[Batch, None, None]:
@@ -415,7 +415,7 @@ class _FileImport:
             self._skip.add(rows)
 
     def _rejection(self, first: BadRow) -> str:
-        others = f"{self._bad:,} bad rows in all" if self._bad > 1 else "the only bad row"
+        others = f"{self._bad:,} bad rows in total" if self._bad > 1 else "the only bad row"
         return (
             f"{first.file}:{first.line}: {first.reason} ({others}; nothing of the file is stored; "
             "--skip-bad FILE stores the good rows and writes the bad ones there)"

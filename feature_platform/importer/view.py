@@ -109,8 +109,8 @@ def _cells(report: FileReport) -> list[str]:
     return [
         _shown(names[0]) if len(names) == 1 else f"{len(names):,} symbols",
         *(f"{count:,}" for count in (*counts, report.bad, report.empty, report.unclosed)),
-        console.moment(min((first for first, _ in report.spans.values()), default=None)),
-        console.moment(max((last for _, last in report.spans.values()), default=None)),
+        console.time_text(min((first for first, _ in report.spans.values()), default=None)),
+        console.time_text(max((last for _, last in report.spans.values()), default=None)),
         f"{report.seconds:.2f}",
         f"{report.bars_per_second:,.0f}",
         report.interval,

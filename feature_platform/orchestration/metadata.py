@@ -46,7 +46,7 @@ def sql_references(*places: tuple[str, str]) -> dict[str, Any]:
         path = sql_dir() / name
         lines = path.read_text(encoding="utf-8").splitlines()
         found = (at for at, line in enumerate(lines, 1) if line.startswith(beginning))
-        line = next(found, 1)  # a line that has changed must not stop the code location
+        line = next(found, 1)  # if the line has changed, the code location must still load
         references.append(
             dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=name)
         )
@@ -80,7 +80,7 @@ def of_check(result: CheckResult) -> dict[str, Any]:
 
 
 def of_bars(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> dict[str, Any]:
-    """Count the bars and the minutes without a bar of some days, in all and by symbol."""
+    """Count the bars and the minutes without a bar of some days, in total and by symbol."""
     rows = _rows(connection, "window_bars", start, end)
     return {
         _rows_of(start, end): sum(row["bars"] for row in rows),
@@ -96,7 +96,7 @@ def of_bars(connection: psycopg.Connection[Any], start: datetime, end: datetime)
 def of_features(
     connection: psycopg.Connection[Any], start: datetime, end: datetime
 ) -> dict[str, Any]:
-    """Count the rows and NULLs of some days, in all and by symbol, and plot them."""
+    """Count the rows and NULLs of some days, in total and by symbol, and plot them."""
     rows = _rows(connection, "window_features", start, end)
     count = sum(row["rows"] for row in rows)
     shown: dict[str, Any] = {

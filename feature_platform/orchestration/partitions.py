@@ -16,8 +16,8 @@ days = dg.DailyPartitionsDefinition(
     start_date=get_settings().start_date.isoformat(), timezone="UTC", end_offset=1
 )
 
-# A feature reads bars of the day before. The day before the first partition is no partition, and
-# must not stop a run.
+# A feature reads bars of the day before. The day before the first partition is not a partition,
+# which must not stop a run.
 day_and_day_before = dg.TimeWindowPartitionMapping(
     start_offset=-1, allow_nonexistent_upstream_partitions=True
 )

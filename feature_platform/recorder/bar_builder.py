@@ -10,9 +10,9 @@ from feature_platform.bar_rules import MINUTE_US, PRICES
 from feature_platform.bars import StreamBar
 from feature_platform.exchange.response import judge_rows
 
-# How long the values of a minute are remembered, to distinguish a correction from an old message.
+# The time for which the values of a minute stay, to distinguish corrections from old messages.
 _REMEMBERED = 15 * MINUTE_US
-# After so many minutes without an update after their end, a stream is known to send none.
+# A stream sends no closed bars if this many minutes had no update after their end.
 _ENOUGH_MINUTES = 3
 
 Values = tuple[float, float, float, float, float]
@@ -68,12 +68,11 @@ class _Latest:
 
 
 class BarBuilder:
-    """Collect the updates of each minute, and emit its bars once the minute is over.
+    """Collect the updates of each minute, and emit its bars after the minute's end and grace.
 
-    grace: how long after its end a minute is over, so that its last trades can arrive;
-        microseconds.
-    confirm_after: how long after its grace a minute without a closed bar waits for one, before it
-        is unconfirmed; microseconds.
+    grace: the time after a minute's end in which its last trades can arrive; microseconds.
+    confirm_after: the time after the grace in which a closed bar can arrive, before the minute is
+        unconfirmed; microseconds.
     sends_closed_bars: whether the stream sends an update of each minute after its end, as most
         streams of bars do: an earlier update is not the final bar then. By default this is
         detected; a message that marks a bar as closed sets it.
@@ -121,7 +120,7 @@ class BarBuilder:
         self._pending.clear()
 
     def next_due(self) -> int | None:
-        """Return when the oldest pending minute is over, in microseconds; None without one."""
+        """Return the end of the oldest pending minute's grace, in microseconds, or None."""
         return min(self._pending) + MINUTE_US + self._grace if self._pending else None
 
     def poll(self, now: int, last_message_at: int) -> Ready:

@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 _OVERLAP = timedelta(minutes=3)
 # Dagster or `backfill` fetches older gaps.
 _GAP_AGE = timedelta(hours=1)
-# How often all recent minutes of a symbol are fetched again, and the overlap of two such fetches:
-# a stream may lose or falsify an update without any sign of it.
+# The time between two fetches of all recent minutes of a symbol, and the overlap of these fetches:
+# a stream may lose or change an update without a sign of it.
 _RECHECK_EVERY = timedelta(minutes=15)
 _RECHECK_OVERLAP = timedelta(minutes=10)
 # The second of the minute at which gaps are fetched: the recorders have little work then.
@@ -39,7 +39,7 @@ OnFetched = Callable[[str, str | None], None]
 
 
 class _Unavailable(Exception):
-    """The exchange or the database is away."""
+    """The exchange or the database is not available."""
 
 
 class CatchUp:

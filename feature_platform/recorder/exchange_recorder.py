@@ -14,7 +14,7 @@ from feature_platform.bar_rules import MINUTE_US
 from feature_platform.bars import StreamBar, time_of
 from feature_platform.exchange.client import Exchange, Patience
 from feature_platform.exchange.stream import BackOff, Kind, Stream
-from feature_platform.heartbeat import FeedState, Heartbeat, Outage
+from feature_platform.heartbeat import Heartbeat, Outage, StreamState
 from feature_platform.recorder.bar_builder import BarBuilder, RejectedUpdate, Update
 from feature_platform.recorder.catch_up import CatchUp
 from feature_platform.recorder.trade_bars import TradeSums
@@ -43,11 +43,11 @@ _WARN_EVERY = 30.0
 class ExchangeRecorder:
     """Build the bars of one exchange's symbols and pass them to the writer, until stopped.
 
-    Each exchange has its own rate limit, bans, connection and heartbeats: an exchange that is away
-    does not delay another.
+    Each exchange has its own rate limit, bans, connection and heartbeats: an exchange that does not
+    answer does not delay another.
 
     name, symbols: the exchange, and its symbols as in the settings.
-    history: how far back a symbol without bars is fetched.
+    history: the time before now for which a symbol without bars is fetched.
     kind: the kind of stream to use; by default bars, or trades where the exchange streams no bars.
     """
 
@@ -257,12 +257,12 @@ class ExchangeRecorder:
         """Count a rejected update; log at most one of a symbol in 30 seconds."""
         beat = self._beats[rejected.symbol]
         beat.rejected += 1
-        beat.last_error = f"no bar: {rejected.reason}"
+        beat.last_error = f"not a valid bar: {rejected.reason}"
         beat.last_error_at = self._clock.now()
         now = time.monotonic()
         if now - self._warned_at.get(rejected.symbol, -_WARN_EVERY) >= _WARN_EVERY:
             self._warned_at[rejected.symbol] = now
-            _log.warning("%s: no bar: %s: %s (%d so far)", *rejected, beat.rejected)
+            _log.warning("%s: not a valid bar: %s: %s (%d so far)", *rejected, beat.rejected)
 
     def _fetch_unsubscribed(self) -> None:
         """Fetch the first minute of a connection for symbols without an update since then.
@@ -282,7 +282,7 @@ class ExchangeRecorder:
             at = time_of(bar.ts)
             beat.bar_at = at if beat.bar_at is None else max(at, beat.bar_at)
 
-    def _beat(self, state: FeedState | None = None) -> None:
+    def _beat(self, state: StreamState | None = None) -> None:
         """Pass heartbeats to the writer."""
         self._beaten_at = self._clock.now()
         if state is not None:
@@ -293,7 +293,7 @@ class ExchangeRecorder:
         beats = [Heartbeat(**vars(beat)) for beat in self._beats.values()]
         self._writer.beat(beats, outages)
 
-    def _set_state(self, state: FeedState, connected_at: datetime | None = None) -> None:
+    def _set_state(self, state: StreamState, connected_at: datetime | None = None) -> None:
         for beat in self._beats.values():
             if beat.symbol in self._unknown and state != "stopped":
                 continue

@@ -40,7 +40,7 @@ OnConflicting = Callable[[Sequence[tuple[str, int]]], None]
 class BarWriter:
     """Store bars and heartbeats in a thread of its own.
 
-    While the database is away, bars wait in memory, and on disk once they are more than
+    While the database is unavailable, bars wait in memory, and on disk once they are more than
     `in_memory`; when it is back, they are stored in the order in which they arrived. Bars that
     cannot be written to the disk stay in memory, and a warning is repeated.
 
@@ -99,7 +99,7 @@ class BarWriter:
         return self._spill_rest()
 
     def _write_with_retries(self) -> None:
-        """Write everything that waits; retry while the database is away, until `stop`."""
+        """Write everything that waits; retry while the database is unavailable, until `stop`."""
         retrying = Retrying(
             retry=retry_if_exception_type((psycopg.Error, UserError)),
             wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT),
@@ -208,4 +208,4 @@ class BarWriter:
         assert error is not None
         waiting = sum(map(len, self._bars))
         detail = f", {waiting} bars are in memory and {self._spool.bars} on disk"
-        self._trouble.warn(error, "the database is away", detail)
+        self._trouble.warn(error, "the database is unavailable", detail)

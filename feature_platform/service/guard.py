@@ -79,7 +79,7 @@ class Guard:
         if self._key is not None and scope["path"] not in OPEN_PATHS:
             rejection = self._check_key(sent, peer_of(scope["client"]))
         if rejection is None and has_body:
-            rejection = answer_error(413, "a body has no use here", {"Connection": "close"})
+            rejection = answer_error(413, "a request must not have a body", {"Connection": "close"})
         if rejection is None:
             await self._app(scope, receive, send)
             return

@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 def _parse_time(text: object) -> datetime:
     """Read an ISO-8601 date or time; without an offset it is UTC."""
     try:
-        moment = datetime.fromisoformat(str(text))
-        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        time = datetime.fromisoformat(str(text))
+        aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
         return aware.astimezone(UTC)
     except ValueError:
         raise ValueError("not an ISO-8601 time such as 2026-02-01T12:00Z") from None
@@ -193,5 +193,5 @@ def _link(query: HistoryQuery, start: datetime) -> str:
     return f"{_PATH}?{urlencode(moved)}"
 
 
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

@@ -1,7 +1,7 @@
 """Binance's archives of klines: a zip of each month and day, with its checksum.
 
 GET /data/spot/monthly/klines/BTCUSDT/1m/BTCUSDT-1m-2024-01.zip, the same with .CHECKSUM behind it,
-and daily/…/BTCUSDT-1m-2024-01-01.zip. A period is published once it is over.
+and daily/…/BTCUSDT-1m-2024-01-01.zip. An archive is published after the end of its period.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _SPANS = {False: "monthly", True: "daily"}
 
 
 def _archive(published: PublishedBars, by_id: dict[str, str], name: str) -> bytes | None:
-    """Return the zip of a period that is over, None where there is none."""
+    """Return the zip of a period that has ended, None if there is none."""
     match = _NAME.fullmatch(name)
     if match is None or match["market"] not in by_id:
         return None

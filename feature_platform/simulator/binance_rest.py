@@ -69,7 +69,7 @@ Handler = Callable[[Mapping[str, str], list[Hit]], Any]
 Abort = Callable[[tuple[str, int]], None]
 
 
-class Refusal(Exception):
+class BinanceError(Exception):
     """An error that is answered in Binance's form."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
@@ -124,7 +124,7 @@ class _Rest:
             hits = list(
                 self._published.faults.hitting(endpoint, None if market is None else market.symbol)
             )
-            verdict = self._refuse(address, hits) or verdict
+            verdict = self._reject(address, hits) or verdict
         for hit in hits:
             if isinstance(hit.fault, Latency):
                 await asyncio.sleep(hit.fault.seconds)
@@ -156,12 +156,12 @@ class _Rest:
                     return _EndlessResponse(hit.fault)
         return response
 
-    def _refuse(self, address: str, hits: list[Hit]) -> Verdict | None:
+    def _reject(self, address: str, hits: list[Hit]) -> Verdict | None:
         now = self._published.clock.milliseconds()
         for hit in hits:
             if isinstance(hit.fault, TooManyRequests | Banned):
                 status: Literal[418, 429] = 418 if isinstance(hit.fault, Banned) else 429
-                return self._weights.refuse(address, status, now + hit.fault.retry_after * 1000)
+                return self._weights.block(address, status, now + hit.fault.retry_after * 1000)
         return None
 
     def _respond(
@@ -174,8 +174,8 @@ class _Rest:
                 return _server_error(hit.fault.status)
         try:
             body = handler(_once_each(request), hits)
-        except Refusal as refusal:
-            return JSONResponse(refusal.body, refusal.status, media_type=_JSON)
+        except BinanceError as rejection:
+            return JSONResponse(rejection.body, rejection.status, media_type=_JSON)
         except OutageHitError as outage:
             return _server_error(outage.status)
         for hit in hits:
@@ -221,9 +221,9 @@ class _Rest:
         start, end, limit = (_number(given, name) for name in ("startTime", "endTime", "limit"))
         market = self._market(given["symbol"])
         if given["interval"] not in _INTERVALS:
-            raise Refusal(400, -1120, "Invalid interval.")
+            raise BinanceError(400, -1120, "Invalid interval.")
         if limit == 0:
-            raise Refusal(400, -1130, "Data sent for parameter 'limit' is not valid.")
+            raise BinanceError(400, -1130, "Data sent for parameter 'limit' is not valid.")
         _all_read(given, ("symbol", "interval", "startTime", "endTime", "timeZone", "limit"))
         for hit in hits:
             if isinstance(hit.fault, IgnoredStart):
@@ -265,7 +265,7 @@ class _Rest:
         if not _SYMBOL.fullmatch(market_id):
             raise _illegal("symbol", r"^[\w\-._&&[^a-z]]{1,50}$")
         if market_id not in self._by_id:
-            raise Refusal(400, -1121, "Invalid symbol.")
+            raise BinanceError(400, -1121, "Invalid symbol.")
         return self._by_id[market_id]
 
     async def list_faults(self, request: Request) -> Response:
@@ -364,14 +364,14 @@ def _once_each(request: Request) -> dict[str, str]:
     pairs = request.query_params.multi_items()
     given = dict(pairs)
     if len(given) < len(pairs):
-        raise Refusal(400, -1101, "Duplicate values for a parameter detected.")
+        raise BinanceError(400, -1101, "Duplicate values for a parameter detected.")
     return given
 
 
 def _all_read(given: Mapping[str, str], known: tuple[str, ...]) -> None:
     read = sum(name in known for name in given)
     if read < len(given):
-        raise Refusal(
+        raise BinanceError(
             400,
             -1104,
             f"Not all sent parameters were read; read '{read}' parameter(s)"
@@ -402,14 +402,14 @@ def _list_of(text: str | None) -> list[str] | None:
     return names
 
 
-def _missing(name: str) -> Refusal:
+def _missing(name: str) -> BinanceError:
     message = f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed."
-    return Refusal(400, -1102, message)
+    return BinanceError(400, -1102, message)
 
 
-def _illegal(name: str, legal: str) -> Refusal:
+def _illegal(name: str, legal: str) -> BinanceError:
     message = f"Illegal characters found in parameter '{name}'; legal range is '{legal}'."
-    return Refusal(400, -1100, message)
+    return BinanceError(400, -1100, message)
 
 
 def _too_much(verdict: Verdict, limit: int) -> Response:

@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from feature_platform.simulator.event_publisher import KINDS, EventPublisher
 from feature_platform.simulator.faults import (
     Banned,
     Latency,
@@ -24,7 +25,6 @@ from feature_platform.simulator.faults import (
     ServerError,
     TooManyRequests,
 )
-from feature_platform.simulator.feed import KINDS, EventFeed
 from feature_platform.simulator.published import PublishedBars
 
 _log = logging.getLogger(__name__)
@@ -37,22 +37,22 @@ _LONGEST_BACKLOG = 20_000
 _POLICY = 1008
 
 
-class _RefusedError(Exception):
+class _StreamError(Exception):
     """An error that is answered in Binance's form."""
 
 
-def add_streams(app: FastAPI, published: PublishedBars, feed: EventFeed) -> None:
+def add_streams(app: FastAPI, published: PublishedBars, publisher: EventPublisher) -> None:
     """Add the WebSocket routes of the streams to a web application."""
 
     async def raw(websocket: WebSocket) -> None:
         names = websocket.path_params.get("names", "").split("/")
         if await _is_welcome(websocket, published):
-            await _Connection(websocket, feed, combined=False).serve(names)
+            await _Connection(websocket, publisher, combined=False).serve(names)
 
     async def combined(websocket: WebSocket) -> None:
         names = websocket.query_params.get("streams", "").split("/")
         if await _is_welcome(websocket, published):
-            await _Connection(websocket, feed, combined=True).serve(names)
+            await _Connection(websocket, publisher, combined=True).serve(names)
 
     app.add_api_websocket_route("/ws", raw)
     app.add_api_websocket_route("/ws/{names:path}", raw)
@@ -94,9 +94,9 @@ class _Close:
 class _Connection:
     """One WebSocket."""
 
-    def __init__(self, websocket: WebSocket, feed: EventFeed, *, combined: bool) -> None:
+    def __init__(self, websocket: WebSocket, publisher: EventPublisher, *, combined: bool) -> None:
         self._websocket = websocket
-        self._feed = feed
+        self._publisher = publisher
         self._combined = combined
         self._streams: dict[str, None] = {}
         self._outbox: deque[str | bytes | _Close] = deque()
@@ -116,7 +116,7 @@ class _Connection:
             _log.info("stream ended client=%s code=%d", self._client, end.code)
         finally:
             sender.cancel()
-            self._feed.leave(self, self._streams)
+            self._publisher.leave(self, self._streams)
 
     def take(self, stream: str, event: str | bytes) -> None:
         """Add an event of a stream, or a binary frame, to the outbox."""
@@ -198,7 +198,7 @@ class _Connection:
             request = _parse(text)
             number = request.get("id")
             return {"result": self._do(request.get("method"), request.get("params")), "id": number}
-        except _RefusedError as error:
+        except _StreamError as error:
             return {"error": {"code": 2, "msg": f"Invalid request: {error}"}, "id": number}
 
     def _do(self, method: Any, params: Any) -> Any:
@@ -217,17 +217,17 @@ class _Connection:
                 else:
                     self._unsubscribe(names)
                 return None
-        raise _RefusedError(f"unknown method or property {method!r}")
+        raise _StreamError(f"unknown method or property {method!r}")
 
     def _subscribe(self, names: list[str]) -> None:
         streams = {**self._streams, **dict.fromkeys(names)}
         if len(streams) > MOST_STREAMS:
-            raise _RefusedError(f"more than {MOST_STREAMS} streams of one connection")
+            raise _StreamError(f"more than {MOST_STREAMS} streams of one connection")
         self._streams = streams
-        self._feed.join(self, names)
+        self._publisher.join(self, names)
 
     def _unsubscribe(self, names: list[str]) -> None:
-        self._feed.leave(self, names)
+        self._publisher.leave(self, names)
         for name in names:
             self._streams.pop(name, None)
 
@@ -236,18 +236,18 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         request = json.loads(text)
     except ValueError:
-        raise _RefusedError("not JSON") from None
+        raise _StreamError("not JSON") from None
     if not isinstance(request, dict) or not isinstance(request.get("id"), int | str | None):
-        raise _RefusedError("not an object with an id")
+        raise _StreamError("not an object with an id")
     return request
 
 
 def _stream_names(params: Any) -> list[str]:
     if not isinstance(params, list) or not params:
-        raise _RefusedError("params is not a list of streams")
+        raise _StreamError("params is not a list of streams")
     for name in params:
         if not isinstance(name, str) or not _is_known(name):
-            raise _RefusedError(f"there is no stream {name!r} here; there are {', '.join(KINDS)}")
+            raise _StreamError(f"there is no stream {name!r} here; there are {', '.join(KINDS)}")
     return params
 
 

@@ -67,7 +67,7 @@ def market_of(symbol: str) -> Market:
     if symbol in _KNOWN:
         return _KNOWN[symbol]
     if not _SYMBOL.fullmatch(symbol):
-        raise UserError(f"{symbol!r} is no symbol of a spot market; write it as in BTC/USDT")
+        raise UserError(f"{symbol!r} is not a symbol of a spot market; write it as in BTC/USDT")
     key = key_of("market", symbol)
     magnitude = int(uniform_at(key, 0) * 7) - 3
     return Market(

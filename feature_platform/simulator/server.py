@@ -25,8 +25,8 @@ from feature_platform.settings import get_settings
 from feature_platform.simulator.binance_archives import add_archives
 from feature_platform.simulator.binance_rest import abort_connection, create_app
 from feature_platform.simulator.binance_streams import add_streams
+from feature_platform.simulator.event_publisher import EventPublisher
 from feature_platform.simulator.faults import Fault, Faults, parse_faults
-from feature_platform.simulator.feed import EventFeed
 from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.truth import GeneratedTruth, RecordedTruth, Truth
 from feature_platform.simulator.weights import LIMIT, Weights
@@ -70,9 +70,9 @@ class SimulatedExchange:
         self._socket = listen(host, port)
         self.url = url_of(self._socket)
         self.published = PublishedBars(truth, self.faults, self.clock)
-        self.feed = EventFeed(self.published, update_seconds)
+        self.publisher = EventPublisher(self.published, update_seconds)
         app = create_app(self.published, Weights(self.clock, weight_limit))
-        add_streams(app, self.published, self.feed)
+        add_streams(app, self.published, self.publisher)
         add_archives(app, self.published)
         self._server = _Server(app)
         self._thread: threading.Thread | None = None

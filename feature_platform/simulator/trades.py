@@ -114,7 +114,7 @@ def _split(units: int, market: Market, chance: Floats) -> Ints:
         step = 1
     steps = units // step
     share = np.cumsum(0.2 + chance)
-    # One step is everybody's; the rest is divided at ascending places.
+    # Each part has one step; the rest is divided at ascending places.
     ends = np.floor(share / share[-1] * (steps - count)).astype(np.int64) + np.arange(1, count + 1)
     ends[-1] = steps
     parts: Ints = np.diff(ends, prepend=0) * step

@@ -28,7 +28,7 @@ FIRST_MINUTE = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) // 60
 _OCTAVES = range(1, 18)
 _SWING = 0.0004
 
-# One of so many minutes always has a trade, so that the search for the last trade is short.
+# The longest time without trades, in minutes, so that the search for the last trade is short.
 _LONGEST_QUIET = 64
 
 

@@ -34,10 +34,17 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class _Account:
+class _Usage:
+    """The requests of one address.
+
+    minute: the current minute, since 1970-01-01 UTC; used: its weight.
+    rejected: the number of rejected requests in a row; bans: the number of bans.
+    status, until: as in Verdict.
+    """
+
     minute: int = 0
     used: int = 0
-    refused: int = 0
+    rejected: int = 0
     bans: int = 0
     status: Literal[418, 429] = 429
     until: int = 0
@@ -46,43 +53,43 @@ class _Account:
 class Weights:
     """The used weight and the bans of all addresses.
 
-    limit: the weight that each may use in a minute.
+    limit: the weight that each address may use in a minute.
     """
 
     def __init__(self, clock: Clock, limit: int = LIMIT) -> None:
         self._clock = clock
         self.limit = limit
-        self._accounts: dict[str, _Account] = {}
+        self._usages: dict[str, _Usage] = {}
 
     def charge(self, address: str, weight: int) -> Verdict:
         """Count the weight of a request for its address, or reject the request."""
         now = self._clock.milliseconds()
-        account = self._accounts.setdefault(address, _Account())
-        if account.minute != now // _MINUTE_MS:
-            account.minute, account.used = now // _MINUTE_MS, 0
-        if now < account.until:
-            account.refused += 1
-            if account.refused > _PATIENCE:
-                self._ban(account, now)
-            return self._refusal(account, now)
-        if account.until:
-            account.until = account.refused = 0
-        account.used += weight
-        if account.used > self.limit:
-            return self.refuse(address, 429, (account.minute + 1) * _MINUTE_MS)
-        return Verdict(200, account.used)
+        usage = self._usages.setdefault(address, _Usage())
+        if usage.minute != now // _MINUTE_MS:
+            usage.minute, usage.used = now // _MINUTE_MS, 0
+        if now < usage.until:
+            usage.rejected += 1
+            if usage.rejected > _PATIENCE:
+                self._ban(usage, now)
+            return self._rejection(usage, now)
+        if usage.until:
+            usage.until = usage.rejected = 0
+        usage.used += weight
+        if usage.used > self.limit:
+            return self.block(address, 429, (usage.minute + 1) * _MINUTE_MS)
+        return Verdict(200, usage.used)
 
-    def refuse(self, address: str, status: Literal[418, 429], until: int) -> Verdict:
+    def block(self, address: str, status: Literal[418, 429], until: int) -> Verdict:
         """Reject all requests of an address up to a time."""
-        account = self._accounts.setdefault(address, _Account())
-        account.status, account.until, account.refused = status, until, 1
-        return self._refusal(account, self._clock.milliseconds())
+        usage = self._usages.setdefault(address, _Usage())
+        usage.status, usage.until, usage.rejected = status, until, 1
+        return self._rejection(usage, self._clock.milliseconds())
 
-    def _ban(self, account: _Account, now: int) -> None:
-        account.status, account.refused = 418, 0
-        account.until = now + min(_FIRST_BAN_MS << account.bans, _LONGEST_BAN_MS)
-        account.bans = min(account.bans + 1, 30)
+    def _ban(self, usage: _Usage, now: int) -> None:
+        usage.status, usage.rejected = 418, 0
+        usage.until = now + min(_FIRST_BAN_MS << usage.bans, _LONGEST_BAN_MS)
+        usage.bans = min(usage.bans + 1, 30)
 
-    def _refusal(self, account: _Account, now: int) -> Verdict:
-        seconds = max(1, ceil(self._clock.wall_seconds((account.until - now) / 1000)))
-        return Verdict(account.status, account.used, account.until, seconds)
+    def _rejection(self, usage: _Usage, now: int) -> Verdict:
+        seconds = max(1, ceil(self._clock.wall_seconds((usage.until - now) / 1000)))
+        return Verdict(usage.status, usage.used, usage.until, seconds)

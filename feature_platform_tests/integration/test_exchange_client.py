@@ -415,7 +415,7 @@ def test_an_answer_for_other_minutes_is_an_error(
     simulator.set_faults({"kind": "ignored_start"}, {"kind": "ignored_end"})
     with pytest.raises(ExchangeUnavailable) as caught:
         fetch(conn, exchange, FULL, START, DAYS_2)
-    assert "with bars of 2026-03-09 19:21 to 2026-03-10 11:59 when asked for" in str(caught.value)
+    assert "with bars of 2026-03-09 19:21 to 2026-03-10 11:59 to a request for" in str(caught.value)
     assert caught.value.unanswered[0][0] == START
     assert caught.value.unanswered[-1][1] == DAYS_2
     assert stored(conn, FULL) == []
@@ -606,8 +606,8 @@ def test_a_permanent_error_is_reported_without_a_retry(
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, PAGE, "BadResponse: an answer that is no JSON: '<html><body>Back soon"),
-        (200, "", "BadResponse: an answer that is no JSON: ''"),
+        (200, PAGE, "BadResponse: an answer that is not JSON: '<html><body>Back soon"),
+        (200, "", "BadResponse: an answer that is not JSON: ''"),
         (200, "[1, 2]", "BadResponse: an answer that cannot be read: "),
         (403, PAGE, "ExchangeNotAvailable: binance GET"),
         (520, PAGE, "ExchangeNotAvailable: binance GET"),

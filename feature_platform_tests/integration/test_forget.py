@@ -88,7 +88,7 @@ def test_a_symbol_that_is_recorded_is_not_forgotten(database: str, two: Conn) ->
     write_heartbeats(two, [Heartbeat("A", "live", datetime.now(UTC))], [])
     done = run_on(database, "forget", "A", "--yes")
     assert done.returncode == 2
-    assert "'A' is being recorded: take it out of FEATURE_PLATFORM_SYMBOLS" in done.stderr
+    assert "'A' is being recorded: remove it from FEATURE_PLATFORM_SYMBOLS" in done.stderr
     assert counts(two, "A")["ohlcv_1m"] == 105
 
 

@@ -217,8 +217,8 @@ def test_a_bad_row_stops_the_file(conn: Connection, write: Write) -> None:
     with pytest.raises(UserError) as caught:
         import_one(conn, path)
     assert str(caught.value) == (
-        f"{path}:4: high 9.0 is below open 10.0 (2 bad rows in all; nothing of the file is stored; "
-        "--skip-bad FILE stores the good rows and writes the bad ones there)"
+        f"{path}:4: high 9.0 is below open 10.0 (2 bad rows in total; nothing of the file is "
+        "stored; --skip-bad FILE stores the good rows and writes the bad ones there)"
     )
     assert stored(conn) == []
     assert dirty_marks(conn) == 0
@@ -234,7 +234,7 @@ def test_contradicting_rows_stop_the_file(conn: Connection, write: Write) -> Non
     path = write(HEADER, *lines, row(3, "10,12,9,11,6"), row(4), row(5, "10,12,9,11,6"), "x")
     with pytest.raises(UserError) as caught:
         import_one(conn, path)
-    reason = "12: other values than line 5 for the same symbol and time (3 bad rows in all;"
+    reason = "12: other values than line 5 for the same symbol and time (3 bad rows in total;"
     assert str(caught.value).startswith(f"{path}:{reason}")
     assert stored(conn) == []
 

@@ -208,7 +208,7 @@ def test_a_set_up_that_waits_for_a_reader_does_not_block_writers(
     assert thread.is_alive()
     assert longest < STALL_SECONDS + SLACK_SECONDS
     waits = [record.getMessage() for record in caplog.records]
-    assert any("is in use by session " in line and "Trying again in" in line for line in waits)
+    assert any("is in use by session " in line and "Retrying in" in line for line in waits)
     reader.execute("ROLLBACK")
     thread.join(60)
     assert failed == []

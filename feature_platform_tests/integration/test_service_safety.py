@@ -136,7 +136,7 @@ def test_bytes_that_are_no_request_are_cut_off(served: ServedDatabase, sent: byt
 def test_a_body_is_rejected(served: ServedDatabase, options: dict[str, Any]) -> None:
     answer = served.http.request("GET", "/healthz", **options)
     assert answer.status_code == 413
-    assert answer.json() == {"detail": "a body has no use here"}
+    assert answer.json() == {"detail": "a request must not have a body"}
 
 
 # Input that breaks programs that insert it into SQL, paths, headers, logs and terminals.

@@ -638,7 +638,7 @@ def test_a_port_in_use_gets_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         f"feature-platform: cannot serve at 127.0.0.1:{port}: Address already in use;"
-        " name another by --port\n"
+        " choose another with --port\n"
     )
 
 
@@ -659,7 +659,7 @@ def test_wrong_options_are_rejected(tmp_path: Path) -> None:
         ({"bars": tmp_path}, "--bars and --symbol go together"),
         ({"bars": tmp_path, "symbol": "A/B", "symbols": "A/B"}, "do not use it with --bars"),
         ({"bars": tmp_path / "x", "symbol": "A/B"}, "no such file"),
-        ({"symbols": "what"}, "is no symbol of a spot market"),
+        ({"symbols": "what"}, "is not a symbol of a spot market"),
         ({"symbols": ","}, "no symbol to simulate"),
         ({"faults": "@" + str(tmp_path / "x")}, "cannot be read"),
         ({"faults": "["}, "faults: Invalid JSON"),

@@ -59,7 +59,7 @@ class Watcher:
     ) -> None:
         self.socket = socket
         self.seen: list[dict[str, Any]] = []
-        self._feed = simulator.feed
+        self._publisher = simulator.publisher
         self._clock = clock
 
     async def read(self) -> None:
@@ -78,7 +78,7 @@ class Watcher:
     async def move(self, seconds: float) -> None:
         """Advance the clock, and wait until the exchange has sent the events of that time."""
         self._clock.advance(seconds)
-        while self._feed.now < self._clock.milliseconds():
+        while self._publisher.now < self._clock.milliseconds():
             await asyncio.sleep(0.002)
 
     async def settle(self) -> None:

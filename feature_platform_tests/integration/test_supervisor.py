@@ -167,8 +167,8 @@ def test_a_second_dev_in_one_home_names_the_first(tmp_path: Path) -> None:
         lock.flush()
         line = rejection(run("dev", "--port", "1", FEATURE_PLATFORM_HOME=str(tmp_path)))
     assert line == (
-        f"one runs here already: open http://127.0.0.1:3000 (process 4711, in {tmp_path}); end it"
-        " with Ctrl-C, or set FEATURE_PLATFORM_HOME and other ports for a second one"
+        f"`make dev` runs here already: open http://127.0.0.1:3000 (process 4711, in {tmp_path});"
+        " end it with Ctrl-C, or set FEATURE_PLATFORM_HOME and other ports for a second one"
     )
 
 
@@ -187,6 +187,6 @@ def test_dev_names_a_port_in_use_at_once(option: str) -> None:
         other = "--exchange-port" if option == "--port" else "--port"
         line = rejection(run("dev", option, str(port), other, "0"))
     assert line == (
-        f"port {port} of 127.0.0.1 cannot be used, Address already in use: name another"
+        f"port {port} of 127.0.0.1 cannot be used, Address already in use: choose another"
         f" with {option}"
     )

@@ -403,7 +403,7 @@ def test_hostile_symbols_are_only_values(database: str) -> None:
         assert line.isprintable()
     for name in NO_SYMBOLS:
         line = rejection(run_on(database, "verify", "--symbol", name))
-        assert " is no symbol: " in line
+        assert " is not a symbol: " in line
         assert line.isprintable()
     assert "is not valid UTF-8" in rejection(run_on(database, "verify", "--symbol", "\udcff"))
     with psycopg.connect(database, autocommit=True) as connection:

@@ -627,7 +627,7 @@ def test_a_file_without_symbols_needs_the_symbol_option(write: Write) -> None:
 
 @pytest.mark.parametrize("symbol", ["", "  ", "A\0"])
 def test_an_invalid_symbol_option_is_rejected(write: Write, symbol: str) -> None:
-    with pytest.raises(UserError, match=r"is no symbol"):
+    with pytest.raises(UserError, match=r"is not a symbol"):
         read(write(HEADER, row()), symbol=symbol)
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from feature_platform.cli import console
-from feature_platform.heartbeat import FeedState, StoredHeartbeat
+from feature_platform.heartbeat import StoredHeartbeat, StreamState
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import Mismatch, VerifyReport
 
@@ -36,7 +36,7 @@ def shown(table: Table) -> list[str]:
     ],
 )
 def test_times_are_shown_in_utc(value: datetime | None, text: str) -> None:
-    assert console.moment(value) == text
+    assert console.time_text(value) == text
 
 
 @pytest.mark.parametrize(
@@ -228,17 +228,17 @@ def test_progress_on_a_terminal_goes_to_stderr() -> None:
     os.close(ours)
 
 
-def feed(state: FeedState, error: str | None) -> StoredHeartbeat:
+def feed(state: StreamState, error: str | None) -> StoredHeartbeat:
     return StoredHeartbeat("A/B", state, MOMENT, None, None, None, MOMENT, 0, error, 2.0)
 
 
 def test_the_recorder_and_its_newest_error_have_one_line_each() -> None:
-    assert console.feed_lines([]) == []
+    assert console.recorder_lines([]) == []
     live = feed("live", "an error that is over")
-    assert console.feed_lines([live, live]) == [
+    assert console.recorder_lines([live, live]) == [
         "recorder: 2 symbols, 2 live; last heartbeat 2 s ago"
     ]
-    assert console.feed_lines([live, feed("catching_up", "no answer")]) == [
+    assert console.recorder_lines([live, feed("catching_up", "no answer")]) == [
         "recorder: 2 symbols, 1 catching up, 1 live; last heartbeat 2 s ago",
         "recorder: A/B: no answer",
     ]

@@ -83,10 +83,10 @@ def test_an_empty_answer_is_valid() -> None:
     ("bad", "reason", "minute"),
     [
         ([None, 1.0, 1.0, 1.0, 1.0, 1.0], "ts is missing", None),
-        (["soon", 1.0, 1.0, 1.0, 1.0, 1.0], "time 'soon' is no whole number", None),
-        ([ms(1) + 0.5, 1.0, 1.0, 1.0, 1.0, 1.0], "is no whole number", None),
+        (["soon", 1.0, 1.0, 1.0, 1.0, 1.0], "time 'soon' is not a whole number", None),
+        ([ms(1) + 0.5, 1.0, 1.0, 1.0, 1.0, 1.0], "is not a whole number", None),
         ([ms(1) * 1000, 1.0, 1.0, 1.0, 1.0, 1.0], "is not in the years 1980 to 2099", None),
-        ([2**80, 1.0, 1.0, 1.0, 1.0, 1.0], "is no whole number", None),
+        ([2**80, 1.0, 1.0, 1.0, 1.0, 1.0], "is not a whole number", None),
         ([ms(1) + 1, 1.0, 1.0, 1.0, 1.0, 1.0], "is not the start of a minute", 1),
         ([ms(1), 1.0, 1.0, 1.0, None, 1.0], "close is missing", 1),
         ([ms(1), 1.0, "x", 1.0, 1.0, 1.0], "not five numbers", 1),

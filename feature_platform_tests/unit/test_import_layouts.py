@@ -141,7 +141,7 @@ def test_symbols_are_trimmed_and_limited(write: Write) -> None:
     (batch,) = read_file(path, symbol="  BTC/USDT ")
     assert batch.symbols == ("BTC/USDT",)
     for wrong in ("x" * 201, "A\tB", "A\nB", "A\x7f", " "):
-        with pytest.raises(UserError, match="is no symbol"):
+        with pytest.raises(UserError, match="is not a symbol"):
             list(read_file(path, symbol=wrong))
     path = write("time,open,high,low,close,volume,symbol", f"{T0},1,1,1,1,1,{'x' * 5000}")
     assert "it has 5,000 characters, and at most 200 are allowed" in reasons(path, None)[2]

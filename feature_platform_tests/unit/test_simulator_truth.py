@@ -141,7 +141,7 @@ def test_there_are_no_bars_before_the_first_minute() -> None:
 
 @pytest.mark.parametrize("symbol", ["", "BTCUSDT", "btc/usdt", "BTC/USDT:USDT", "A/B/C"])
 def test_a_symbol_that_is_no_spot_symbol_is_rejected(symbol: str) -> None:
-    with pytest.raises(UserError, match="is no symbol of a spot market"):
+    with pytest.raises(UserError, match="is not a symbol of a spot market"):
         GeneratedTruth([symbol])
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from feature_platform.cli.top import Frame, render
-from feature_platform.heartbeat import FeedState, StoredHeartbeat
+from feature_platform.heartbeat import StoredHeartbeat, StreamState
 from feature_platform.status import PolicyStatus, SymbolStatus
 
 NOW = datetime(2026, 2, 1, 12, 30, 2, tzinfo=UTC)
@@ -117,7 +117,9 @@ def test_a_frame_fits_any_terminal(width: int, height: int) -> None:
         assert any(line.startswith("S199/USDT") for line in lines)
 
 
-def feed(name: str, state: FeedState, age: float = 3, error: str | None = None) -> StoredHeartbeat:
+def feed(
+    name: str, state: StreamState, age: float = 3, error: str | None = None
+) -> StoredHeartbeat:
     return StoredHeartbeat(name, state, NOW, NOW, NOW, NOW, NOW, 0, error, age)
 
 

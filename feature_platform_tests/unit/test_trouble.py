@@ -63,7 +63,7 @@ def test_a_full_disk_is_recognised(error: Exception, full: bool) -> None:
 def test_a_full_disk_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
     trouble = TroubleLog(logging.getLogger("feature_platform.test"))
     for _ in range(100):
-        trouble.warn(FULL, "the database is away", ", 3 bars are in memory")
+        trouble.warn(FULL, "the database is unavailable", ", 3 bars are in memory")
     (line,) = caplog.messages
     assert line.startswith("the disk is full, 3 bars are in memory: could not extend file")
 

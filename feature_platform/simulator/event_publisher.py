@@ -106,7 +106,7 @@ class _Due:
     happen: Callable[[], None] = field(compare=False)
 
 
-class EventFeed:
+class EventPublisher:
     """Make the events of subscribed streams, and give them to their connections.
 
     update_seconds: the time between updates of the current minute (its trades, and after trades
@@ -151,13 +151,13 @@ class EventFeed:
                 await asyncio.sleep(min(update, clock.wall_seconds_to_minute(), clock.longest_nap))
                 self._advance(clock.milliseconds())
         except Exception:
-            _log.exception("feed failed: no more events are sent")  # no caller awaits this task
+            _log.exception("events failed: no more events are sent")  # no caller awaits this task
             raise
 
     def _advance(self, now: int) -> None:
         """Make the events of the time since the last call, in order of time."""
         if now - self.now > _LONGEST_SLEEP * MINUTE_MS:
-            _log.warning("feed jumped minutes=%d", (now - self.now) // MINUTE_MS)
+            _log.warning("events skipped minutes=%d", (now - self.now) // MINUTE_MS)
             self.now = now - _LONGEST_SLEEP * MINUTE_MS
         while self.now < now:
             end = min(now, (self.now // MINUTE_MS + 1) * MINUTE_MS)
