@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             description="Number of bars that the recorder keeps in memory while the database is"
-            " away. Further bars go to disk, into `recorder/` of `FEATURE_PLATFORM_HOME`.",
+            " unavailable. Further bars go to disk, into `recorder/` of `FEATURE_PLATFORM_HOME`.",
         ),
     ] = 10_000
     api_key: Annotated[

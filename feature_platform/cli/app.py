@@ -120,7 +120,9 @@ def _check_arguments(arguments: list[str]) -> None:
 
     for argument in arguments:
         if not is_text(argument):
-            raise UserError(f"{argument!a} is not valid UTF-8: rename the file, or write it so")
+            raise UserError(
+                f"{argument!a} is not valid UTF-8: rename the file, or write it in UTF-8"
+            )
 
 
 def _fail(text: str, status: int) -> NoReturn:
@@ -192,7 +194,7 @@ def import_command(
     ] = None,
     symbol: Annotated[
         str | None,
-        typer.Option(help="Whose bars they are, for files without a column of symbols."),
+        typer.Option(help="Symbol of the bars, for files without a column of symbols."),
     ] = None,
     timezone: Annotated[
         str | None,
@@ -202,7 +204,7 @@ def import_command(
         ),
     ] = None,
     time: Annotated[
-        Literal["open", "close"], typer.Option(help="Whether times stamp a bar's open or its end.")
+        Literal["open", "close"], typer.Option(help="Whether a time is its bar's start or end.")
     ] = "open",
     ticks: Annotated[bool, typer.Option("--ticks", help="Rows may lie inside minutes.")] = False,
     overwrite: Annotated[
@@ -232,7 +234,7 @@ def import_command(
     ] = None,
     end: Annotated[
         str | None,
-        typer.Option(metavar="MONTH|DAY", help="With --from: the last, included; yesterday."),
+        typer.Option(metavar="MONTH|DAY", help="With --from: the last; by default yesterday."),
     ] = None,
 ) -> None:
     """Store the bars of files, each whole or not at all; exit status 1 where one gave no bar."""
@@ -285,7 +287,7 @@ def import_command(
     if stopped is not None:
         raise stopped
     if dry_run and report.total.bad and skip_bad is None:
-        _fail("an import would reject these files for their bad rows, without --skip-bad FILE", 2)
+        _fail("these files have bad rows: an import needs --skip-bad FILE", 2)
     useless = [one for one in report.files if not one.bars]
     if useless:
         _fail(view.nothing_stored(useless), 1)
@@ -303,7 +305,7 @@ def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool)
     for line in view.archive_lines(report):
         typer.echo(line)
     if report.failed:
-        _fail(f"{len(report.failed):,} archives could not be loaded: run it again", 1)
+        _fail(f"{len(report.failed):,} archives could not be loaded: run the command again", 1)
 
 
 @app.command("refresh")
@@ -617,7 +619,7 @@ def db_url() -> None:
     if settings.database_url is None and not embedded_server(settings.home).is_kept:
         typer.echo(
             "feature-platform: this is the embedded server, and it runs only while a"
-            " feature-platform process does: keep it up with `feature-platform db start`",
+            " feature-platform process does: keep it running with `feature-platform db start`",
             err=True,
         )
 

@@ -73,12 +73,12 @@ def embedded_line(is_kept: bool) -> str:
         return "embedded server: runs until `feature-platform db stop`"
     return (
         "embedded server: runs only while a feature-platform process does;"
-        " `feature-platform db start` keeps it up"
+        " `feature-platform db start` keeps it running"
     )
 
 
 def runner_text(policy: PolicyStatus, runners: Sequence[str]) -> str:
-    """Return who runs the policy now, or the remedy if no process does."""
+    """Return the processes that run the policy now, or the remedy if none does."""
     if policy.runs_in != "worker":
         return f"run by {policy.runs_in}" + (" and a worker" if "worker" in runners else "")
     if "worker" in runners:
@@ -94,7 +94,7 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
     if policy is None:
         return ["policy: none, features change only by `feature-platform refresh`"]
     rule = (
-        f"policy: every {duration(policy.schedule_interval)}, rows as old as"
+        f"policy: runs every {duration(policy.schedule_interval)}, refreshes rows older than"
         f" {duration(policy.end_offset)}, the last {duration(policy.start_offset)} first;"
         f" {runner_text(policy, runners)}"
     )

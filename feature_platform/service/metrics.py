@@ -130,20 +130,23 @@ class _PlatformCollector(Collector):
         over = {row[0] for row in state.recorder if row[1] == "not_recorded"}
         yield _gauges(
             "lag_seconds",
-            "Since the minute of a symbol's newest feature row ended.",
+            "Seconds since the end of the minute of a symbol's newest feature row.",
             "symbol",
             [(one, age) for one, _first, _last, age in state.symbols if one not in over],
         )
         ((rows, age),) = state.dirty
         yield _gauge("dirty_rows", "Closed minutes whose feature row waits for a refresh.", rows)
-        yield _gauge("dirty_age_seconds", "Since the oldest of them was marked.", age)
+        yield _gauge("dirty_age_seconds", "Seconds since the oldest mark.", age)
         yield _gauges(
-            "missing_minutes", "Of the last 24 hours, by the state of the gap.", "state", state.gaps
+            "missing_minutes",
+            "Minutes without a bar of the last 24 hours, by the state of the gap.",
+            "state",
+            state.gaps,
         )
         yield _gauge("policy_present", "Whether there is a refresh policy.", state.policy[0][0])
         yield _gauges(
             "policy_runs",
-            "Of the last hour and the last thousand, by their outcome.",
+            "Runs of the last hour, of the last thousand runs, by their outcome.",
             "outcome",
             state.runs,
         )
@@ -154,10 +157,10 @@ class _PlatformCollector(Collector):
 def _of_the_last_run(row: TupleRow) -> Iterator[Metric]:
     _present, started_at, seconds, written = row
     if started_at is not None:
-        yield _gauge("policy_last_start_timestamp_seconds", "When it last began.", started_at)
-        yield _gauge("policy_last_rows_written", "Rows that this run has written.", written)
+        yield _gauge("policy_last_start_timestamp_seconds", "Start of the last run.", started_at)
+        yield _gauge("policy_last_rows_written", "Rows written by the last run.", written)
     if seconds is not None:
-        yield _gauge("policy_last_run_seconds", "Duration of this run.", seconds)
+        yield _gauge("policy_last_run_seconds", "Duration of the last run.", seconds)
 
 
 def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
@@ -172,19 +175,19 @@ def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
     rows = [row for row in rows if row[1] != "not_recorded"]
     yield _gauges(
         "recorder_silent_seconds",
-        "Since the recorder's last heartbeat of a symbol.",
+        "Seconds since the recorder's last heartbeat of a symbol.",
         "symbol",
         [(row[0], row[2]) for row in rows],
     )
     yield _gauges(
         "recorder_unheard_seconds",
-        "Since the last message of a symbol's stream.",
+        "Seconds since the last message of a symbol's stream.",
         "symbol",
         [(row[0], row[3]) for row in rows if row[3] is not None],
     )
     yield _gauges(
         "recorder_refused_rows",
-        "Rows of the stream that were no bars, since the recorder started.",
+        "Rows of the stream that were not valid bars, since the recorder started.",
         "symbol",
         [(row[0], row[4]) for row in rows],
     )

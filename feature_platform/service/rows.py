@@ -39,5 +39,5 @@ COLUMNS = tuple(Row.model_fields)  # in the order of the service's queries
 class LatestRow(Row):
     """A symbol's newest row, and its age."""
 
-    age_seconds: float = Field(description="Since the minute ended, by the database's clock.")
+    age_seconds: float = Field(description="Seconds since the end of the minute.")
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")

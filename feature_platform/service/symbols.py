@@ -28,7 +28,7 @@ class SymbolRange(BaseModel):
     symbol: str
     first_bucket: datetime
     last_bucket: datetime
-    age_seconds: float = Field(description="Since the last minute ended.")
+    age_seconds: float = Field(description="Seconds since the end of the last minute.")
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")
 
 

@@ -75,7 +75,7 @@ def test_the_url_of_the_embedded_server_has_a_hint(own_home: Path) -> None:
     assert only_line(done.stdout).startswith("postgresql://postgres@/feature_platform?host=")
     hint = done.stderr.splitlines()[-1]
     assert "runs only while a feature-platform process does" in hint
-    assert "keep it up with `feature-platform db start`" in hint
+    assert "keep it running with `feature-platform db start`" in hint
     assert not is_running(own_home)
 
 
@@ -97,7 +97,7 @@ def test_a_started_server_stays_until_it_is_stopped(own_home: Path) -> None:
     assert only_line(done.stdout).endswith(" is stopped")
     assert not is_running(own_home)
     lines = run("status").stdout.splitlines()
-    assert any("`feature-platform db start` keeps it up" in line for line in lines)
+    assert any("`feature-platform db start` keeps it running" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])

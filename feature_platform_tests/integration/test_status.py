@@ -112,7 +112,7 @@ def test_the_command_shows_policy_runs_and_symbols(
     assert ("TimescaleDB" in lines[0]) == (engine == "timescaledb")
     where = "run by database job " if engine == "timescaledb" else "no worker is running"
     assert lines[1].startswith(
-        "policy: every 1 min, rows as old as 1 min, the last 1 h first; " + where
+        "policy: runs every 1 min, refreshes rows older than 1 min, the last 1 h first; " + where
     )
     assert lines[2].startswith("last run: none yet")
     assert ("start `feature-platform worker`" in lines[1]) == (engine == "postgres")

@@ -132,7 +132,7 @@ def policy(**changed: object) -> PolicyStatus:
 
 
 def test_a_policy_without_a_run_names_its_runner() -> None:
-    rule = "policy: every 1 min, rows as old as 1 min, the last 1 h first; "
+    rule = "policy: runs every 1 min, refreshes rows older than 1 min, the last 1 h first; "
     assert console.policy_lines(policy(), ["worker"]) == [
         rule + "run by a worker",
         "last run: none yet",
