@@ -91,7 +91,7 @@ def test_the_worker_survives_restarts_of_the_database(
     wait_until_right(running.url(), BARS)
     for times in (1, 2):
         stop_at_once(running.home)
-        worker.wait_for("the database connection was lost: ", times)
+        worker.wait_for("the connection was lost: ", times)
         worker.wait_for("; trying again", times)
         running.start()
         insert(running.url(), f"after {times}")

@@ -293,7 +293,7 @@ def test_the_worker_survives_a_lost_connection(
         conn.execute(
             "SELECT pg_terminate_backend(pid) FROM feature_platform.runner WHERE runner = 'worker'"
         )
-        worker.wait_for("the database connection was lost: ", times)
+        worker.wait_for("the connection was lost: ", times)
         worker.wait_for("connected again", times)
         worker.wait_for("at work", times + 1)
     insert_recent(conn, A)
