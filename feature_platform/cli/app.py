@@ -435,7 +435,10 @@ def backfill_command(
     start: StartRequired,
     end: End = None,
 ) -> None:
-    """Fetch bars over REST and store them; exit status 1 if the exchange did not answer."""
+    """Fetch bars over REST and store them.
+
+    Exit status 1 if the exchange did not answer, or answered without a valid bar.
+    """
     from feature_platform.backfill import backfill
     from feature_platform.cli import console
     from feature_platform.exchange.client import Exchanges, ExchangeUnavailable
@@ -464,8 +467,9 @@ def backfill_command(
     for row in report.rejected:
         typer.echo(f"rejected: {console.time_text(row.minute)}: {row.reason}: {row.text}", err=True)
     if report.error is not None:
-        typer.echo(f"feature-platform: {report.error}", err=True)
-        raise typer.Exit(1)
+        _fail(report.error, 1)
+    if report.rejected_rows and not report.fetched:
+        _fail(f"{exchange.name} answered with {report.rejected_rows:,} rows, and none is a bar", 1)
 
 
 @app.command("forget")

@@ -114,3 +114,26 @@ def test_commands_use_the_stored_exchange_or_reject_another(
         done = run(*command, FEATURE_PLATFORM_EXCHANGE="binance")
         assert done.returncode == 2, done.stderr
         assert "would be the real exchange" in done.stderr
+
+
+def test_an_answer_without_any_bar_is_a_failure(
+    database: str, simulated: Conn, exchange: SimulatedExchange
+) -> None:
+    exchange.set_faults({"kind": "malformed", "rows": 10_000, "damages": ["zero_price"]})
+    done = run(
+        *(
+            "backfill",
+            "--symbol",
+            "BTC/USDT",
+            "--start",
+            "2026-03-01",
+            "--end",
+            "2026-03-01T01:00Z",
+        ),
+        FEATURE_PLATFORM_DATABASE_URL=database,
+        FEATURE_PLATFORM_EXCHANGE_URL=exchange.url,
+    )
+    assert value(simulated, "SELECT count(*) FROM ohlcv_1m") == 0
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "feature-platform: binance answered with 60 rows, and none is a bar"
