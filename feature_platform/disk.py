@@ -1,4 +1,4 @@
-"""The free space of a disk, as far as PostgreSQL needs it."""
+"""Whether a disk is full, so that PostgreSQL cannot write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ DISK_FULL = "the disk is full"
 # The system's text of this error, also in the server's messages.
 NO_SPACE = "No space left on device"
 
-# Bytes. A server that has no place for a new WAL file, of 16 MB, removes what it wrote of it.
+# The least free space that a server needs, in bytes. Without space for a new WAL file (16 MB) it
+# removes the part that it has written.
 _LEAST_FREE = 17 << 20
 
 

@@ -32,8 +32,8 @@ from feature_platform.trouble_log import TroubleLog, is_disk_full
 
 _log = logging.getLogger(__name__)
 
-# The pause before the worker looks again for the end of another worker, a new policy or schedule,
-# and a lost connection.
+# The pause between two checks for the end of another worker, a new policy or schedule, and a lost
+# connection.
 _LOOK_SECONDS = 2.0
 
 # The pause between two looks for new marks.
@@ -167,7 +167,7 @@ class Worker:
             prepare(connection)
             ready = True
             connection.execute(queries["worker_session"])
-            self._become_the_one(connection)
+            self._wait_for_claim(connection)
             marks = MarkWatch()
             run = PolicyRun(0, _LONG_AGO)
             while True:
@@ -185,14 +185,14 @@ class Worker:
             if self._disk_full:
                 self._stop.wait(_DISK_FULL_SECONDS)
 
-    def _become_the_one(self, connection: psycopg.Connection[TupleRow]) -> None:
+    def _wait_for_claim(self, connection: psycopg.Connection[TupleRow]) -> None:
         logged = False
         while not self._row(connection, "worker_claim")[0]:
             if not logged:
-                self._log_progress("another worker is at work: standing by")
+                self._log_progress("another worker is active: waiting until it ends")
                 logged = True
             self._sleep(_LOOK_SECONDS)
-        self._log_progress("at work")
+        self._log_progress("active")
 
     def _wait_until_due(
         self, connection: psycopg.Connection[TupleRow], run: PolicyRun, marks: MarkWatch
@@ -264,11 +264,11 @@ class Worker:
         require_version(connection)  # a newer schema may have been set up since the last run
         run = run_policy(connection, "worker", self._stop.wait)
         if run.error is not None:
-            self._warn(run.error, "the refresh failed, its rows wait for the next one")
+            self._warn(run.error, "the refresh failed; its rows wait for the next refresh")
         self._refreshed.add_run(run.rows_written, run.slices, run.took)
         if self._disk_full and run.error is None:
             self._disk_full = False
-            _log.info("at work again: the disk has space")
+            _log.info("active again: the disk has space")
         if self._stop.is_set():
             raise _Stopped
         return run

@@ -64,7 +64,7 @@ def run_dev(
     url = f"http://{_HOST}:{port}"
     bars = "simulated exchange, no real prices" if simulated else f"bars of {settings.exchange}"
     invitation = f"open {url} : {bars}"
-    with _the_one(settings.home, url):
+    with _locked(settings.home, url):
         _require_free(port, "--port")
         if simulated:
             ports = _exchange_ports(by_exchange(symbols, settings.exchange), exchange_port)
@@ -166,7 +166,7 @@ class _Printer(Printer):  # type: ignore[misc]
 
 
 @contextmanager
-def _the_one(home: Path, url: str) -> Iterator[None]:
+def _locked(home: Path, url: str) -> Iterator[None]:
     """Lock this home for one `dev`; raise UserError with the address of one that runs already."""
     # The server's OS user must pass through.
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)

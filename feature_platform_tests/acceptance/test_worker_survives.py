@@ -133,7 +133,7 @@ def test_a_worker_without_a_database_can_be_stopped(
     running: EmbeddedServer, start_worker: StartWorker
 ) -> None:
     worker = start_worker(running.url())
-    worker.wait_for("at work")
+    worker.wait_for("active")
     stop_at_once(running.home)
     worker.wait_for("; trying again", 2)
     worker.terminate()
@@ -163,7 +163,7 @@ def test_the_rows_of_a_killed_worker_are_refreshed_by_the_next(
 def test_a_worker_runs_the_embedded_server_alone(home: Path) -> None:
     """A worker starts the server, restarts it after a kill, and stops it at the end."""
     with WorkerProcess(FEATURE_PLATFORM_HOME=str(home)) as worker:
-        worker.wait_for("at work")
+        worker.wait_for("active")
         url = EmbeddedServer(home).url()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("SELECT alter_features_1m_policy(schedule_interval => '1 second')")

@@ -161,7 +161,7 @@ def test_a_worker_follows_the_platforms_clock(
         connect(simulated_database) as connection,
         WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=simulated_database) as worker,
     ):
-        worker.wait_for("at work")
+        worker.wait_for("active")
         ahead = clock.now().replace(second=0) + timedelta(minutes=2)
         insert_bars(connection, "BTC/USDT", ahead, 1)
         wait_until(

@@ -100,7 +100,7 @@ def test_all_processes_work_despite_a_hostile_reader(
     insert_recent(conn, "A", 3)
     attack(reader)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     insert_recent(conn, "B", 3)
     counted = "SELECT count(*) FROM features_1m"
     wait_until(lambda: value(conn, counted) == 6, "the rows of both")

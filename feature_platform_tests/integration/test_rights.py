@@ -377,7 +377,7 @@ def test_the_reader_role_reads_frames(
 def test_the_worker_runs_as_refresher(database: str, conn: Conn) -> None:
     insert_recent(conn, "A", 5)
     with WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=as_role(database, "refresher")) as worker:
-        worker.wait_for("at work")
+        worker.wait_for("active")
         wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 5, "rows")
         insert_recent(conn, "B", 5)
         wait_until(lambda: value(conn, "SELECT count(*) FROM features_1m") == 10, "rows, woken")

@@ -107,7 +107,7 @@ def test_dagster_uses_a_database_of_the_orchestrator(
 
 def test_no_process_shows_a_password(guarded: EmbeddedServer) -> None:
     with WorkerProcess(FEATURE_PLATFORM_DATABASE_URL=login(guarded, "refresher")) as worker:
-        worker.wait_for("at work")
+        worker.wait_for("active")
         done = run(
             "db",
             "psql",

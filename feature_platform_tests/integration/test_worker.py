@@ -81,7 +81,7 @@ def test_the_worker_refreshes_on_its_schedule(
         wait_for_features(conn, 10, symbol)
     assert_right(conn)
     log = worker.stop()
-    assert log.startswith("feature-platform: at work\n")
+    assert log.startswith("feature-platform: active\n")
     assert re.search(r"refreshed 10 rows in 1 slices, [\d,]+ ms\n", log)
     assert log.endswith("feature-platform: stopped\n")
     assert set(run_column(conn, "runner")) == {"worker"}
@@ -141,7 +141,7 @@ def test_a_signal_stops_a_worker_that_waits_for_a_lock(
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     with slices_held(database, conn):
         worker.wait_for("waiting for a lock: ")
         worker.process.send_signal(number)
@@ -158,7 +158,7 @@ def test_a_lock_delays_the_worker_and_fails_no_run(
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     with slices_held(database, conn):
         worker.wait_for("waiting for a lock: ")
     wait_for_features(conn, 10)
@@ -172,19 +172,19 @@ def test_a_second_worker_stands_by_and_takes_over(
 ) -> None:
     every_second(conn)
     first = start_worker(database)
-    first.wait_for("at work")
+    first.wait_for("active")
     second = start_worker(database)
-    second.wait_for("another worker is at work: standing by")
+    second.wait_for("another worker is active: waiting until it ends")
     third = start_worker(database)
-    third.wait_for("standing by")
+    third.wait_for("waiting until it ends")
     assert third.stop().endswith("stopped\n")
     with slices_held(database, conn):
         first.kill()
-    second.wait_for("feature-platform: at work\n")
+    second.wait_for("feature-platform: active\n")
     insert_recent(conn, "B")
     wait_for_features(conn, 10, "B")
     assert_right(conn)
-    assert second.stop().count("standing by") == 1
+    assert second.stop().count("waiting until it ends") == 1
     assert None not in run_column(conn, "finished_at")
 
 
@@ -247,7 +247,9 @@ def test_the_worker_records_an_error_and_continues(
     """)
     insert_recent(conn, A)
     worker = start_worker(database)
-    worker.wait_for("the refresh failed, its rows wait for the next one: no room for this", times=2)
+    worker.wait_for(
+        "the refresh failed; its rows wait for the next refresh: no room for this", times=2
+    )
     status = policy_status(conn)
     assert status is not None
     assert status.last_error is not None
@@ -271,7 +273,7 @@ def test_the_worker_survives_errors_of_its_own_statements(
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     conn.execute("ALTER TABLE feature_platform.policy_run RENAME TO mislaid")
     worker.wait_for("the database failed: ", times=2)
     conn.execute("ALTER TABLE feature_platform.mislaid RENAME TO policy_run")
@@ -288,14 +290,14 @@ def test_the_worker_survives_a_lost_connection(
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     for times in (1, 2):
         conn.execute(
             "SELECT pg_terminate_backend(pid) FROM feature_platform.runner WHERE runner = 'worker'"
         )
         worker.wait_for("the connection was lost: ", times)
         worker.wait_for("connected again", times)
-        worker.wait_for("at work", times + 1)
+        worker.wait_for("active", times + 1)
     insert_recent(conn, A)
     wait_for_features(conn, 10)
     assert_right(conn)
@@ -309,7 +311,7 @@ def test_the_worker_ends_when_the_database_is_newer(
 ) -> None:
     every_second(conn)
     worker = start_worker(database)
-    worker.wait_for("at work")
+    worker.wait_for("active")
     conn.execute("INSERT INTO feature_platform.schema_version VALUES (999)")
     if reconnects:
         conn.execute(
@@ -421,5 +423,5 @@ def test_two_workers_and_the_job_can_run_at_once(
         lambda: value(conn, "SELECT count(*) FROM features_1m") == 200, "all symbols' features"
     )
     assert_right(conn)
-    assert sum(worker.stop().count("standing by") for worker in workers) == 1
+    assert sum(worker.stop().count("waiting until it ends") for worker in workers) == 1
     assert set(run_column(conn, "error")) == {None}

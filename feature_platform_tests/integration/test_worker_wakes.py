@@ -134,7 +134,7 @@ def test_a_failed_wake_up_is_recorded_and_retried_on_schedule(
         CREATE TRIGGER refuse BEFORE INSERT ON features_1m EXECUTE FUNCTION refuse();
     """)
     insert_recent(conn, "A")
-    worker.wait_for("the refresh failed, its rows wait for the next one: no room for this")
+    worker.wait_for("the refresh failed; its rows wait for the next refresh: no room for this")
     wait_for_runs(conn, 2)
     insert_recent(conn, "B")
     conn.execute("DROP TRIGGER refuse ON features_1m")
