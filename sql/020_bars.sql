@@ -35,7 +35,7 @@ COMMENT ON COLUMN public.ohlcv_1m.high IS 'Highest price, in the quote currency.
 COMMENT ON COLUMN public.ohlcv_1m.low IS 'Lowest price, in the quote currency.';
 COMMENT ON COLUMN public.ohlcv_1m.close IS 'Last price, in the quote currency.';
 COMMENT ON COLUMN public.ohlcv_1m.vol IS 'Traded volume, in the base currency.';
-COMMENT ON COLUMN public.ohlcv_1m.source IS 'The way by which the row came: stream, rest or import.';
+COMMENT ON COLUMN public.ohlcv_1m.source IS 'The origin of the row: stream, rest or import.';
 COMMENT ON COLUMN public.ohlcv_1m.inserted_at IS 'The time at which the bar was stored with these values.';
 
 -- The limits of a symbol: 1 to 200 characters, none of them a control character, and no space of any kind at the ends.

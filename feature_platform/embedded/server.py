@@ -116,7 +116,7 @@ class EmbeddedServer:
         with self._mutex:
             if not self._let_go():
                 return
-            # If the home has been removed, the server stops by itself within a minute.
+            # If the home has been removed, the server stops within a minute.
             with suppress(FileNotFoundError), self._open("users") as users:
                 if _try_lock(users) and not self.is_kept:
                     self._stop()

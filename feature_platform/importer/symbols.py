@@ -35,7 +35,7 @@ class SymbolRule:
 
     given: the caller's symbol. In a file with a column of symbols, it may only be another spelling
         of the file's one symbol. With None, the symbols are those of the column.
-    renames: whether `given` may replace the file's one symbol, whatever that is.
+    renames: whether `given` may replace any symbol, if it is the file's only one.
     Raises UserError where `given` is not a valid symbol.
     """
 

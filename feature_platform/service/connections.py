@@ -194,7 +194,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _expect_reading(self) -> None:
-        """Abort the connection unless its client goes on to read."""
+        """Abort the connection unless its client continues to read."""
         self._stop_read_timer()
         self._read_timer = self.loop.call_later(self.config.limits.read_seconds, self._unread)
 

@@ -47,7 +47,7 @@ class QueryPool:
         self._pool: AsyncConnectionPool[_Connection] = AsyncConnectionPool(
             conninfo,
             connection_class=_Connection,
-            # The kernel, too, gives up sending to a server that is gone.
+            # The kernel, too, stops sending to a server that does not exist any more.
             kwargs={
                 "autocommit": True,
                 "application_name": "feature_platform serve",

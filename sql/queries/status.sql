@@ -61,7 +61,7 @@ SELECT 'no worker is running: ' || coalesce('the last run of the policy began '
  WHERE greatest(newest.started_at, p.changed_at) < now.at - 2 * p.schedule_interval - interval '1 minute';
 
 -- health_recorder --
--- The fault of the recorder; no row if it has written a heartbeat within a minute, whatever the state of its streams.
+-- The fault of the recorder; no row if it has written a heartbeat within a minute, with any state of its streams.
 SELECT coalesce('no recorder is running: its last heartbeat was '
                 || round(extract(epoch FROM now.at - newest.beat_at)) || ' s ago',
                 'no recorder has ever run here') AS problem
