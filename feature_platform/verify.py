@@ -137,7 +137,7 @@ def verify_rolling(
             state = cursor.execute(queries["verification_state"]).fetchone()
         assert state is not None, "the statement always gives one row"
         if not state["minutes"] and state["elapsed"] > PASS:
-            # The time of the pass is over without a verified minute: no history, or no process.
+            # The time of the pass has ended without a verified minute: no history, or no process.
             connection.execute(queries["verification_move"], {**_position(state), **_BEGIN})
             continue
         # 20 % faster than needed, so that a pass ends in time while history grows.

@@ -110,7 +110,7 @@ def main() -> NoReturn:
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    """Exit in order: the last process that uses the embedded server stops it."""
+    """Exit by SystemExit, so that the last process that uses the embedded server stops it."""
     sys.exit(128 + number)
 
 

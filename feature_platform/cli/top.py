@@ -82,7 +82,7 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
 def run_top(interval: float, once: bool) -> None:
     """Show the view until Ctrl-C, or one frame with `once` or without a terminal.
 
-    interval: seconds between two updates. Waits for a database that goes away.
+    interval: seconds between two updates. Waits for the database if the connection is lost.
     Raises UserError or psycopg.Error if the database cannot be used at the start.
     """
     screen = Console(markup=False, emoji=False)

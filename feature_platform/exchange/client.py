@@ -261,7 +261,7 @@ class Exchange:
             if abs(skew) > _CLOCK_SKEW:
                 _log.warning(
                     "the clocks of %s and of this machine differ by %.1f s; a minute is closed"
-                    " once it is over by both",
+                    " when it has ended by both",
                     self.name,
                     skew,
                 )

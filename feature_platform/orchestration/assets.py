@@ -193,22 +193,22 @@ class PolicyConfig(dg.Config):
     start_offset: str = Field(
         default="",
         description=(
-            "Refresh minutes up to this age before all older ones, such as '1 hour'. Empty: as it"
-            " is set; 1 hour where there is no policy yet."
+            "Refresh minutes up to this age before all older ones, such as '1 hour'. Empty: not"
+            " changed; 1 hour in a new policy."
         ),
     )
     end_offset: str = Field(
         default="",
         description=(
-            "Refresh a minute at this age, such as '1 minute'. Empty: as it is set; 1 minute where"
-            " there is no policy yet."
+            "Refresh a minute at this age, such as '1 minute'. Empty: not changed; 1 minute in a"
+            " new policy."
         ),
     )
     schedule_interval: str = Field(
         default="",
         description=(
-            "Run the policy this often, such as '1 minute'. Empty: as it is set; 1 minute where"
-            " there is no policy yet."
+            "The time between two runs, such as '1 minute'. Empty: not changed; 1 minute in a new"
+            " policy."
         ),
     )
 

@@ -256,7 +256,7 @@ def _newer_rows(
         return
     minute = newest.astimezone(UTC)
     text, last = minute.isoformat(), reported.newest.get(name, "")
-    # A reported minute that is not over yet means that the clock was set back.
+    # If a reported minute has not ended yet, the clock was set back.
     if last < text or last > get_settings().clock.now().isoformat():
         reported.newest[name] = text
         key = partition_key(minute)

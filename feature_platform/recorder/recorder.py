@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Write the bars of all configured symbols when their minutes are over, until stopped.
+    """Write the bars of all configured symbols when their minutes end, until stopped.
 
     Each exchange has an `ExchangeRecorder`; one writer stores the bars of all.
     history: how far back a symbol without bars is fetched.

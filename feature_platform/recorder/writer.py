@@ -1,4 +1,4 @@
-"""The writer thread of a recorder: store bars in order, also after the database was away."""
+"""The writer thread of a recorder: store bars in order, also after a failure of the database."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def make_router(pool: QueryPool) -> APIRouter:
     async def history(request: Request, query: Annotated[HistoryQuery, Query()]) -> Response:
         """Return rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
 
-        If the database goes away, the connection is cut before the page is complete.
+        If the database fails meanwhile, the connection is closed before the page is complete.
         """
         form = query.format or choose(",".join(request.headers.getlist("accept")))
         if form is None:
@@ -131,13 +131,13 @@ def make_router(pool: QueryPool) -> APIRouter:
 
 
 class _Parts(StreamingResponse):
-    """An answer that is cut off if the database goes away, so that no client takes it as whole."""
+    """An answer that ends with an error if the database fails, so that it cannot look complete."""
 
     async def stream_response(self, send: Send) -> None:
         try:
             await super().stream_response(send)
         except DatabaseUnavailableError as error:
-            _log.warning("an answer was cut off: %s", error)
+            _log.warning("an answer ended before it was complete: %s", error)
 
 
 async def _write(
