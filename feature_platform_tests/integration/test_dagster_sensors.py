@@ -211,8 +211,8 @@ def test_only_a_newer_bar_is_a_materialisation(live: Platform) -> None:
         "UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts < now() - interval '1 hour'"
     )
     assert newer_rows(live, first.cursor) == []
-    store_bars(live, value(live.connection, "SELECT max(ts) FROM ohlcv_1m"))
-    # A bar of the current minute is not a newer row.
+    # A bar of an open minute is not a newer row: of the next minute, as the current one may close.
+    store_bars(live, value(live.connection, "SELECT feature_platform.due_until()"))
     assert newer_rows(live, first.cursor) == []
     reported = ReportedChecks.parse(first.cursor)
     reported.newest["ohlcv_1m"] = "2026-01-01T00:00:00+00:00"
