@@ -91,7 +91,8 @@ class RefreshLog:
             parts.append(f"{self._rows_of_writes:,} rows after {times}")
         if self._slices:
             milliseconds = self._took / timedelta(milliseconds=1)
-            parts.append(f"{self._rows:,} rows in {self._slices} slices, {milliseconds:,.0f} ms")
+            slices = "a slice" if self._slices == 1 else f"{self._slices:,} slices"
+            parts.append(f"{self._rows:,} rows in {slices}, {milliseconds:,.0f} ms")
         now = self._clock()
         if parts and (at_once or now - self._logged_at >= _LOG_SECONDS):
             self._logged_at = now

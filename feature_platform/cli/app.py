@@ -281,7 +281,7 @@ def import_command(
             )
         except ImportStoppedError as error:
             report, stopped = error.report, error
-    console.out.print(view.report_table(report))
+    console.show(view.report_table(report))
     for line in view.report_lines(report, skipped, dry_run=dry_run, skip_bad=skip_bad):
         typer.echo(line)
     if stopped is not None:
@@ -301,7 +301,7 @@ def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool)
 
     with _database() as connection, console.progress_bar("import") as progress:
         report = import_archives(connection, symbol, start, end, dry_run=dry_run, progress=progress)
-    console.out.print(view.report_table(report.imported))
+    console.show(view.report_table(report.imported))
     for line in view.archive_lines(report):
         typer.echo(line)
     if report.failed:
@@ -320,8 +320,9 @@ def refresh_command(
 
     with _database() as connection, console.progress_bar("refresh") as progress:
         report = refresh(connection, start, end, force=force, progress=progress)
+    slices = "1 slice" if report.slices == 1 else f"{report.slices:,} slices"
     typer.echo(
-        f"refreshed: {report.rows_written:,} rows written in {report.slices} slices,"
+        f"refreshed: {report.rows_written:,} rows written in {slices},"
         f" {report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s"
     )
 
@@ -545,7 +546,10 @@ def worker_command() -> None:
 
 @app.command("health")
 def health_command(
-    service: Annotated[Literal["recorder", "worker", "daemon"], typer.Argument()],
+    service: Annotated[
+        Literal["recorder", "worker", "daemon"],
+        typer.Argument(help="The service to check; the daemon is Dagster's."),
+    ],
 ) -> None:
     """Check that a service works; if it does not, print the reason, with exit status 1."""
     from feature_platform.health import problem_of
@@ -671,10 +675,10 @@ def _embedded_server(command: str) -> EmbeddedServer:
 def db_psql(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="Arguments of psql, after `--`.", metavar="[-- ARGUMENTS]"),
+        typer.Argument(help="Arguments of psql, such as -- -c 'SELECT 1'.", metavar="-- ARGUMENTS"),
     ] = None,
 ) -> None:
-    """Open PostgreSQL's shell on the database."""
+    """Open psql, PostgreSQL's shell, on the database."""
     from feature_platform.cli.psql import run_psql
 
     raise typer.Exit(run_psql(arguments or []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,20 @@ def table(*columns: str, title: str | None = None) -> Table:
             column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True
         )
     return made
+
+
+def show(made: Table) -> None:
+    """Print a table; where the terminal is narrower, print each row as lines of name and value."""
+    if not out.is_terminal or out.measure(made).maximum <= shutil.get_terminal_size().columns:
+        out.print(made)
+        return
+    names = [str(column.header) for column in made.columns]
+    width = max(map(len, names))
+    for number, row in enumerate(zip(*(column.cells for column in made.columns), strict=True)):
+        if number:
+            out.print()
+        for label, cell in zip(names, row, strict=True):
+            out.print(f"{label:{width}}  {cell}", highlight=False)
 
 
 def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Table:

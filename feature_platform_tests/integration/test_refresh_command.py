@@ -144,12 +144,12 @@ def test_the_command_prints_its_counts(database: str, conn: Conn) -> None:
         database, "refresh", "--start", "2026-01-01T01:00", "--end", "2026-01-01T04:00+02"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("refreshed: 60 rows written in 1 slices, ")
+    assert done.stdout.startswith("refreshed: 60 rows written in 1 slice, ")
     assert stored(conn)[0] == (A, START + timedelta(hours=1))
     assert stored(conn)[-1] == (A, START + timedelta(hours=2) - MINUTE)
     assert run_on(database, "refresh").stdout.startswith("refreshed: 1,440 rows written ")
     done = run_on(database, "refresh", "--force")
-    assert done.stdout.startswith("refreshed: 0 rows written in 1 slices, ")
+    assert done.stdout.startswith("refreshed: 0 rows written in 1 slice, ")
     assert verify(conn).rows == 1500
 
 

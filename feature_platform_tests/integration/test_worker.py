@@ -82,7 +82,7 @@ def test_the_worker_refreshes_on_its_schedule(
     assert_right(conn)
     log = worker.stop()
     assert log.startswith("feature-platform: active\n")
-    assert re.search(r"refreshed 10 rows in 1 slices, [\d,]+ ms\n", log)
+    assert re.search(r"refreshed 10 rows in a slice, [\d,]+ ms\n", log)
     assert log.endswith("feature-platform: stopped\n")
     assert set(run_column(conn, "runner")) == {"worker"}
     assert set(run_column(conn, "error")) == {None}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from feature_platform.cli import console
@@ -226,6 +229,34 @@ def test_progress_on_a_terminal_goes_to_stderr() -> None:
     assert output == "done\n"
     assert b"refresh" in os.read(ours, 65536)
     os.close(ours)
+
+
+ROW_BY_ROW = ["file   symbol  rows", "a.csv  A          5", "b.csv  B          6"]
+ONE_BY_ONE = [
+    "file    a.csv",
+    "symbol  A",
+    "rows    5",
+    "",
+    "file    b.csv",
+    "symbol  B",
+    "rows    6",
+]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(18, ONE_BY_ONE), (19, ROW_BY_ROW)])
+def test_a_table_wider_than_the_terminal_is_shown_value_by_value(
+    monkeypatch: pytest.MonkeyPatch, columns: int, lines: list[str]
+) -> None:
+    made = console.table("file", "symbol", ">rows")
+    made.add_row("a.csv", "A", "5")
+    made.add_row("b.csv", "B", "6")
+    text = io.StringIO()
+    terminal = Console(file=text, width=10_000, markup=False, force_terminal=True, no_color=True)
+    monkeypatch.setattr(console, "out", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.show(made)
+    without_styles = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    assert [line.rstrip() for line in without_styles.splitlines()] == lines
 
 
 def feed(state: StreamState, error: str | None) -> StoredHeartbeat:

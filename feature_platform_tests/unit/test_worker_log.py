@@ -43,7 +43,7 @@ def test_a_line_names_its_writes_its_slices_and_its_time(caplog: pytest.LogCaptu
     log.log()
     assert caplog.messages == [
         "refreshed 59 rows after a write",
-        "refreshed 1,200 rows after 3 writes and 10 rows in 1 slices, 76 ms",
+        "refreshed 1,200 rows after 3 writes and 10 rows in a slice, 76 ms",
     ]
 
 
