@@ -1,3 +1,5 @@
+"""Guards against connections to a wrong database, and errors that show a password."""
+
 from __future__ import annotations
 
 import socket

@@ -1,3 +1,5 @@
+"""Guards against bars of a file that an import loses, changes, or stores in part."""
+
 from __future__ import annotations
 
 import csv

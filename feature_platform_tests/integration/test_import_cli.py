@@ -1,3 +1,5 @@
+"""Guards against an import command with wrong counts, exit status or messages."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Guards against rows of a file that are read wrong, lost, or rejected without a reason."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""Guards against a platform clock with a wrong time or speed."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

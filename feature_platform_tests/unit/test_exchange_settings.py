@@ -1,3 +1,5 @@
+"""Guards against wrong settings of the exchange that are accepted."""
+
 from __future__ import annotations
 
 import pytest

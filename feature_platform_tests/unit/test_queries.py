@@ -1,3 +1,5 @@
+"""Guards against statements that are parsed wrong, unused names, and missing comments."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Guards against items that the reading thread loses, reorders, or leaves open."""
+
 from __future__ import annotations
 
 import threading

@@ -1,3 +1,5 @@
+"""Guards against settings that are read wrong, and errors that show a password."""
+
 from __future__ import annotations
 
 from pathlib import Path
