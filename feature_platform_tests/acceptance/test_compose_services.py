@@ -1,8 +1,7 @@
-"""Every service of the compose file, started for real with the environment that the file gives it.
+"""Guards against services that do not start or work with the environment of the compose file.
 
-What stands in for the containers: processes of this machine, on an address of loopback that is
-the test's own, by which the names of the containers are replaced; paths of the image are replaced
-by those that the image is built of.
+Processes of this machine replace the containers. The names of the containers are replaced by an
+address of loopback, and the paths of the image by the files that the image copies.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from feature_platform_tests.fix_processes import PATIENCE, wait_until
 pytestmark = pytest.mark.slow
 
 _INTERVAL = 0.5
-# What would break a URL, a shell or a key=value list that a password is put into unquoted.
+# A password that breaks a URL, a shell or a key=value list without quotes.
 PASSWORD = "p@ss:w/0rd #%%1?&='\"x"
 LOADED = """{ workspaceOrError { ... on Workspace { locationEntries {
     locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
@@ -44,10 +43,10 @@ KEY = "a-key-of-16-characters"
 
 
 class Deployment:
-    """The services, on one address.
+    """The services of the compose file, on one address.
 
-    address: of loopback, for every container.
-    folder: where what the image has in its root stands.
+    address: an address of loopback for every container.
+    folder: the directory with the files of the image's root.
     """
 
     def __init__(self, address: str, folder: Path, values: Mapping[str, str]) -> None:
@@ -63,7 +62,7 @@ class Deployment:
         shutil.copy(CHECKOUT / "dagster.yaml", folder / "dagster")
 
     def environment(self, name: str) -> dict[str, str]:
-        """Return all that a service's process finds in its environment."""
+        """Return the environment of a service's process."""
         given = {**self._image, **self._services[name]["environment"]}
         here = {key: self._here(value) for key, value in given.items()}
         programs = [str(self._folder / "bin"), str(Path(sys.executable).parent), os.defpath]
@@ -102,18 +101,18 @@ class Deployment:
         wait_until(healthy, f"{name} is healthy", PATIENCE, _INTERVAL, lambda: self.log(name))
 
     def stop(self, name: str) -> int:
-        """Stop a service as Docker does; fail where it would have been killed."""
+        """Stop a service as Docker does; fail if Docker had to kill it."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
         grace = self._services[name].get("stop_grace_period", "10s")
         return process.wait({"s": 1, "m": 60}[grace[-1]] * int(grace[:-1]))
 
     def log(self, name: str) -> str:
-        """Return what a service has said."""
+        """Return the log of a service."""
         return (self._folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     def kill(self) -> None:
-        """Kill what is still there."""
+        """Kill the processes that still run."""
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -131,7 +130,7 @@ class Deployment:
         )
 
     def _here(self, text: str) -> str:
-        """Put what there is on this machine in the place of what there is in a container."""
+        """Replace addresses and paths of a container by those of this machine."""
         for there, here in (
             ("@db:", f"@{self._address}:"),
             ("0.0.0.0", self._address),
@@ -146,7 +145,7 @@ class Deployment:
 
 @pytest.fixture
 def address() -> str:
-    """Return an address of this machine that nobody else uses."""
+    """Return an unused address of loopback."""
     return f"127.{random.randint(1, 250)}.{random.randint(1, 250)}.{random.randint(2, 250)}"
 
 
@@ -154,7 +153,7 @@ def address() -> str:
 def deployment(
     address: str, simulator: SimulatedExchange, engine: Engine, binaries: Path | None
 ) -> Iterator[Deployment]:
-    """Yield the services, none of them started but the database."""
+    """Yield the services, of which only the database is started."""
     values = {name: value for name, value in example().items() if value}
     values |= {**dict.fromkeys(required(), PASSWORD), "FEATURE_PLATFORM_API_KEY": KEY}
     values["FEATURE_PLATFORM_EXCHANGE_URL"] = simulator.url.replace("127.0.0.1", "localhost")
@@ -179,8 +178,8 @@ def deployment(
         yield made
 
 
-def ask(url: str, body: object = None, **headers: str) -> Any:
-    """Send a request, with a body if there is one, and return what the answer's JSON says."""
+def fetch(url: str, body: object = None, **headers: str) -> Any:
+    """Send a request, with a body if there is one, and return the JSON of the answer."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
@@ -188,16 +187,16 @@ def ask(url: str, body: object = None, **headers: str) -> Any:
 
 
 def has_a_fresh_row(address: str) -> bool:
-    """Tell whether the model service has a row of a minute that is over just now."""
+    """Return whether the model service has a row of the last closed minutes."""
     latest = f"http://{address}:8000/v1/features/latest?symbol=BTC/USDT"
     try:
-        (row,) = ask(latest, Authorization=f"Bearer {KEY}")["rows"]
-    except urllib.error.HTTPError:  # it has no such symbol, yet
+        (row,) = fetch(latest, Authorization=f"Bearer {KEY}")["rows"]
+    except urllib.error.HTTPError:  # the service has no such symbol yet
         return False
     return row["stale"] is False
 
 
-def test_every_service_starts_and_works_with_what_the_file_gives_it(
+def test_every_service_of_the_compose_file_starts_and_works(
     deployment: Deployment, address: str
 ) -> None:
     assert deployment.is_healthy("db")
@@ -212,9 +211,9 @@ def test_every_service_starts_and_works_with_what_the_file_gives_it(
     for name in deployment.processes:
         deployment.wait_until_healthy(name)
 
-    wait_until(lambda: has_a_fresh_row(address), "a row of what was recorded is served")
+    wait_until(lambda: has_a_fresh_row(address), "a row of recorded bars is served")
 
-    answer = ask(f"http://{address}:3000/graphql", {"query": LOADED})
+    answer = fetch(f"http://{address}:3000/graphql", {"query": LOADED})
     (entry,) = answer["data"]["workspaceOrError"]["locationEntries"]
     assert entry["locationOrLoadError"]["__typename"] == "RepositoryLocation", entry
 
