@@ -197,7 +197,7 @@ def test_a_dry_run_shows_the_counts_and_stores_no_bar(
     write(row(0, "10,12,9,11,7"), row(1), row(3), row(9, "1,2,3,4,5"), "2026-02-01 00:04,1,1,1,1,1")
     done = run("bars.csv", "--symbol", "A", "--dry-run")
     assert done.returncode == 2
-    assert "reject these files for their bad rows" in done.stderr
+    assert "these files have bad rows: an import needs --skip-bad FILE" in done.stderr
     table, *lines = done.stdout.splitlines()[1:]
     assert table.split()[1:10] == ["A", "5", "2", "1", "1", "0", "1", "0", "0"]
     for words in ("1 minute", "UTC (assumed)", "columns by name", "2026-02-01 00:04"):
