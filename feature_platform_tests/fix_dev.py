@@ -139,7 +139,7 @@ def is_served(url: str) -> bool:
 def free_port() -> int:
     """Return a port that no process listens to.
 
-    The system gives none of these ports to another process that asks for any free port.
+    The system gives none of these ports to another process that requests any free port.
     """
     while True:
         port = random.randint(20_000, 32_000)

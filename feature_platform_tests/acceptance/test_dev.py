@@ -1,6 +1,6 @@
 """`make dev` as a newcomer sees it: started for real, and its pages looked at in a real browser.
 
-Its screenshots stay in `test-artefacts/`, for somebody to look at.
+Its screenshots stay in `test-artefacts/`, for a person to look at.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def page(browser: BrowserContext) -> Iterator[Page]:
 
 
 def keep(page: Page, name: str) -> None:
-    """Keep a picture of a page, as somebody sees it once it has been drawn."""
+    """Store a picture of a page once the page has been drawn."""
     ARTEFACTS.mkdir(exist_ok=True)
     page.wait_for_load_state("networkidle")
     page.screenshot(path=ARTEFACTS / f"{name}.png", animations="disabled")
@@ -112,7 +112,7 @@ def test_the_graph_has_data_in_it(
     page.goto(f"{dev.url}/asset-groups")
     for name in ("exchange_feed", "ohlcv_1m", "features_1m", "features_1m_policy"):
         page.get_by_text(name, exact=True).first.wait_for()
-    # A sensor has told of the newest bars, and of every check: none of them fails.
+    # A sensor has reported the newest bars and every check; no check fails.
     page.get_by_text(re.compile(r"^(\d+) / \1 Passed$")).first.wait_for()
     page.get_by_text(re.compile(r"(?!0%)\d+% filled")).first.wait_for()
     keep(page, "graph")

@@ -40,7 +40,7 @@ from feature_platform_tests.fix_recorder import (
 )
 
 SPEED = 30.0
-# What is asked of before the first bar may reach back some minutes.
+# A request before the first bar may reach back some minutes.
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPAN = timedelta(minutes=30)
 MINUTE = timedelta(minutes=1)
@@ -58,12 +58,12 @@ ACCIDENTS: list[dict[str, Any]] = [
     {"kind": "lost", "probability": 0.08},
     {"kind": "impossible", "probability": 0.06},
     {"kind": "server_error", "endpoint": "stream", "probability": 0.2},
-    # of what is published
+    # of the published messages
     {"kind": "quiet_left_out"},
     {"kind": "late", "probability": 0.05, "seconds": 150},
     {"kind": "corrected", "probability": 0.1, "seconds": 100},
     {"kind": "corrected", "probability": 0.05, "seconds": 420},
-    # of the answers to those who ask
+    # of the answers to requests
     {"kind": "latency", "probability": 0.05, "seconds": 0.2},
     {"kind": "server_error", "probability": 0.03},
     {"kind": "too_many_requests", "probability": 0.01},
@@ -76,7 +76,7 @@ ACCIDENTS: list[dict[str, Any]] = [
     {"kind": "open_candle", "probability": 0.05},
 ]
 
-# By what of its command line each process is known.
+# The part of its command line that identifies each process.
 PROCESSES = {
     "worker": ("feature-platform", "worker"),
     "exchange": ("feature-platform", "simulate"),
@@ -97,7 +97,7 @@ pytestmark = pytest.mark.slow
 
 
 class Chaos:
-    """The platform, and what is done to it."""
+    """The platform and its accidents."""
 
     def __init__(self, dev: Dev) -> None:
         self.dev = dev
@@ -151,7 +151,7 @@ class Chaos:
         return None
 
     def is_dagster_well(self) -> bool:
-        """Tell whether Dagster's daemons beat, and its code is loaded."""
+        """Return whether Dagster's daemons run and its code is loaded."""
         answer = httpx.post(f"{self.dev.url}/graphql", json={"query": WELL}, timeout=60).json()
         daemons = answer["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
         locations = answer["data"]["workspaceOrError"]["locationEntries"]
@@ -222,7 +222,7 @@ def test_half_an_hour_of_accidents_ends_as_the_truth(chaos: Chaos) -> None:
 
 
 class Accounts:
-    """Compare what is stored of before a moment with what was traded, from each first bar on."""
+    """Compare the stored bars with the traded ones, from each first bar to a time."""
 
     def __init__(self, connection: psycopg.Connection[Any], end: datetime) -> None:
         self._connection = connection
@@ -230,7 +230,7 @@ class Accounts:
         self._true = true_bars(GeneratedTruth(SYMBOLS), START, end)
 
     def wait_for_truth(self) -> None:
-        """Wait until the bars are what was traded; tell which are not in the end."""
+        """Wait until the stored bars equal the traded ones; fail with the differences."""
         found: list[str] = []
 
         def is_true() -> bool:
@@ -243,7 +243,7 @@ class Accounts:
             raise AssertionError("\n".join([f"{len(found)} bars", *found[:20]])) from None
 
     def are_complete(self) -> bool:
-        """Tell whether each minute has a bar or lies in a gap that is quiet."""
+        """Return whether each minute has a bar or lies in a quiet gap."""
         find_gaps(self._connection)
         quiet = {
             (gap.symbol, gap.start + number * MINUTE)
@@ -268,7 +268,7 @@ class Accounts:
 
 
 def first_of(stored: dict[BarKey, BarValues]) -> dict[str, datetime]:
-    """Return the first minute of each market."""
+    """Return the first minute of each symbol."""
     first = dict(sorted(stored, reverse=True))
     assert first.keys() == set(SYMBOLS)
     return first

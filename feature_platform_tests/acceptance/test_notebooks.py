@@ -32,7 +32,7 @@ def common_home() -> Iterator[Path]:
 
 
 def run(name: str) -> Any:
-    """Run a notebook in a kernel of its own and return it with what it shows."""
+    """Run a notebook in a kernel of its own; return it with its outputs."""
     notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
     client = NotebookClient(
         notebook,
@@ -56,7 +56,7 @@ def warned(notebook: Any) -> list[str]:
 
 
 def has_colour(picture: str, colour: tuple[int, int, int]) -> bool:
-    """Tell whether some of a picture is of a colour, about."""
+    """Return whether a part of a picture has about this colour."""
     pixels = np.asarray(Image.open(BytesIO(base64.b64decode(picture))).convert("RGB"), dtype=int)
     near = np.abs(pixels - colour).sum(axis=2) < 40
     return bool(near.mean() > 0.001)
