@@ -205,11 +205,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """End all connections; uvicorn's own method fails if the client is closing one."""
-        for connection in list(self.server_state.connections):
-            protocol = getattr(connection, "conn", None)
-            if isinstance(protocol, ServerProtocol) and protocol.state is State.CLOSING:
+        # Another client may begin to close its connection while uvicorn removes the aborted ones.
+        while closing := [each for each in self.server_state.connections if _is_closing(each)]:
+            for connection in closing:
                 connection.transport.abort()
-        await asyncio.sleep(0)  # until uvicorn removes them from its list
+            await asyncio.sleep(0)  # until uvicorn removes them from its list
         await super().shutdown(sockets)
 
     @contextmanager
@@ -236,3 +236,8 @@ class _Server(uvicorn.Server):
             for connection in self.server_state.connections
             if getattr(connection, "client", None) == client
         ]
+
+
+def _is_closing(connection: Any) -> bool:
+    protocol = getattr(connection, "conn", None)
+    return isinstance(protocol, ServerProtocol) and protocol.state is State.CLOSING
