@@ -151,9 +151,12 @@ def recognise(head: Head, columns: ColumnMap, *, stamp: str = "open", text: bool
 
 
 def is_numbered(names: Sequence[str]) -> bool:
-    """Return whether a header holds numbers from 0, as pandas writes it without names."""
+    """Return whether a header holds numbers from 0, as pandas writes it without names.
+
+    Fewer numbers than the columns of a bar are a row of data.
+    """
     numbers = list(names[1:]) if plain(names[0]) in INDEX_NAMES else list(names)
-    return len(numbers) > 1 and numbers == [str(at) for at in range(len(numbers))]
+    return len(numbers) >= len(REQUIRED) and numbers == [str(at) for at in range(len(numbers))]
 
 
 def is_header(cells: Sequence[str], columns: ColumnMap) -> bool:

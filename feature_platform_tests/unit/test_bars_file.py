@@ -886,6 +886,7 @@ def test_every_row_is_found_with_its_line(
     lines=st.lists(st.text(st.sampled_from('0123456789,."\r x-TZ:\té'), max_size=40), max_size=20),
     batch_rows=st.integers(1, 3) | st.just(100_000),
 )
+@example(lines=["0\t1"], batch_rows=100_000)  # numbers that another delimiter separates
 def test_every_line_is_a_bar_or_a_reported_bad_row(
     tmp_path: Path, lines: list[str], batch_rows: int
 ) -> None:
