@@ -155,7 +155,7 @@ class Sensors:
     def reports(self, history: History) -> float:
         """Report the features and their checks; return the seconds of the tick and its reports.
 
-        Of all assets, the features have the most checks, among them a slow one.
+        The features have more checks than any other asset. One of these checks is slow.
         """
         return self._checks(history, "features_1m")
 

@@ -68,10 +68,11 @@ class TroubleLog:
         self._logger = logger
         self._repeats = Repeats()
 
-    def warn(self, error: BaseException, kind: str, detail: str = "") -> None:
+    def warn(self, error: BaseException, kind: str, detail: str = "") -> bool:
         """Log an error of a kind, such as "the database failed"; a full disk is its own kind.
 
         detail: the present state, such as the number of bars in memory.
+        Return whether the disk is full.
         """
         reason = one_line(error)
         full = is_disk_full(error)
@@ -79,6 +80,7 @@ class TroubleLog:
         text = self._repeats.take(kind, f"{kind}{detail}: {reason}", 1 if full else _AT_FIRST)
         if text is not None:
             self._logger.warning("%s", text)
+        return full
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ from feature_platform.queries import queries
 from feature_platform.schema import prepare, require_version
 from feature_platform.settings import get_settings
 from feature_platform.stop_event import StopEvent
-from feature_platform.trouble_log import TroubleLog, is_disk_full
+from feature_platform.trouble_log import TroubleLog
 
 _log = logging.getLogger(__name__)
 
@@ -285,8 +285,8 @@ class Worker:
             self._warn(error, "no connection; trying again")
 
     def _warn(self, error: BaseException, kind: str) -> None:
-        self._disk_full = self._disk_full or is_disk_full(error)
-        self._trouble.warn(error, kind)
+        if self._trouble.warn(error, kind):
+            self._disk_full = True
 
     def _log_progress(self, text: str) -> None:
         if not self._disk_full:

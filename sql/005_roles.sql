@@ -15,17 +15,16 @@ BEGIN
                 EXECUTE format('CREATE ROLE %I %s', role, CASE WHEN role = 'feature_platform_owner' THEN 'LOGIN'
                                ELSE 'NOLOGIN' END);
             END IF;
+            CONTINUE WHEN role <> 'feature_platform_reader';
             -- Readers leave connections for the other roles: the server's usual limit is 100. An administrator may
             -- set another limit. A reader of an older version has none.
-            IF EXISTS (SELECT FROM pg_roles WHERE rolname = role AND role = 'feature_platform_reader'
-                                                  AND rolconnlimit = -1) THEN
+            IF EXISTS (SELECT FROM pg_roles WHERE rolname = role AND rolconnlimit = -1) THEN
                 ALTER ROLE feature_platform_reader CONNECTION LIMIT 40;
             END IF;
             -- No session of a reader stays in a transaction for long, because the refresh reads past the dead rows
             -- that a transaction keeps. An administrator may set other times, or 0 for no limit.
-            IF EXISTS (SELECT FROM pg_roles WHERE rolname = role AND role = 'feature_platform_reader'
-                                                  AND coalesce(array_to_string(rolconfig, ','), '')
-                                                      NOT LIKE '%idle_in_transaction_session_timeout%') THEN
+            IF NOT EXISTS (SELECT FROM pg_roles, unnest(rolconfig) AS setting
+                           WHERE rolname = role AND setting LIKE 'idle_in_transaction_session_timeout=%') THEN
                 ALTER ROLE feature_platform_reader SET idle_in_transaction_session_timeout = '10min';
                 IF current_setting('server_version_num')::integer >= 170000 THEN
                     ALTER ROLE feature_platform_reader SET transaction_timeout = '1h';

@@ -44,11 +44,11 @@ SPEED = 30.0
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPAN = timedelta(minutes=30)
 MINUTE = timedelta(minutes=1)
-# Three that are thin, and others.
+# Three thin symbols, and others.
 SYMBOLS = ("XRP/ETH", "ALGO/USDT", "LINK/USDT", *(f"S{number:02}/USDT" for number in range(47)))
 
 ACCIDENTS: list[dict[str, Any]] = [
-    # of the streams
+    # Faults of the streams:
     {"kind": "dropped", "probability": 0.06},
     {"kind": "dropped", "probability": 0.06, "code": 1001},
     {"kind": "stalled", "probability": 0.04, "seconds": 90, "pongs": True},
@@ -58,12 +58,12 @@ ACCIDENTS: list[dict[str, Any]] = [
     {"kind": "lost", "probability": 0.08},
     {"kind": "impossible", "probability": 0.06},
     {"kind": "server_error", "endpoint": "stream", "probability": 0.2},
-    # of the published messages
+    # Faults of the published bars:
     {"kind": "quiet_left_out"},
     {"kind": "late", "probability": 0.05, "seconds": 150},
     {"kind": "corrected", "probability": 0.1, "seconds": 100},
     {"kind": "corrected", "probability": 0.05, "seconds": 420},
-    # of the answers to requests
+    # Faults of REST answers:
     {"kind": "latency", "probability": 0.05, "seconds": 0.2},
     {"kind": "server_error", "probability": 0.03},
     {"kind": "too_many_requests", "probability": 0.01},

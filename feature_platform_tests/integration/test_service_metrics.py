@@ -45,7 +45,7 @@ def test_metrics_show_the_state_of_the_platform(served: ServedDatabase) -> None:
     served.conn.execute(
         "INSERT INTO feature_platform.gap_watermark VALUES (%s, %s, now())", [STRANGE, first]
     )
-    # Of the first gap two hours are in the last day; the last gap is before it.
+    # The first gap has two hours in the last day. The last gap has none.
     served.conn.execute(
         """
         INSERT INTO ohlcv_1m_gaps (symbol, start_ts, end_ts, state)

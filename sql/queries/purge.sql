@@ -18,8 +18,8 @@ WITH old AS (
 DELETE FROM asset_check_executions e USING old WHERE e.id = old.id;
 
 -- purge_events --
--- Read a number of old events, and delete them, except the newest of each kind, asset and partition, the newest result
--- of each check, and events of runs that have not ended.
+-- Read a number of old events and delete them. Three groups stay: the newest event of each kind, asset and partition;
+-- the newest result of each check; and all events of a run that has not ended.
 WITH old AS MATERIALIZED (
     SELECT l.id FROM event_logs l
      WHERE l.timestamp < %(before)s::timestamptz AT TIME ZONE 'UTC' AND l.id > %(after)s

@@ -52,8 +52,8 @@ SELECT EXISTS (
 
 -- worker_next_run --
 -- The seconds until the run after the one that began at a time, negative when it is late; the exclusive end of the due
--- rows; the seconds until more rows are due. No row where there is no policy. Runs start five seconds after a multiple
--- of schedule_interval since the epoch, when the minute before is closed.
+-- rows; the seconds until more rows are due. No row where there is no policy. The epoch is divided into intervals of
+-- schedule_interval, and a run starts five seconds after the start of each, so that the last minute is closed then.
 SELECT extract(epoch FROM date_bin(step, %(began)s, '1970-01-01 00:00:05+00')
                + step - now.at)::double precision AS next_run,
        due.until AS due, extract(epoch FROM due.until + greatest(end_offset,
