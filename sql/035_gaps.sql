@@ -26,7 +26,7 @@ COMMENT ON COLUMN public.ohlcv_1m_gaps.feed IS
     'late), dead, or NULL (no recorder was running).';
 COMMENT ON COLUMN public.ohlcv_1m_gaps.state IS
     'open: found, not yet explained; filled: has bars now; quiet: the exchange answered and had no trades; '
-    'unavailable: the exchange did not answer; not_recorded: the symbol was no longer in the settings.';
+    'unavailable: the exchange did not answer; not_recorded: the symbol is no longer in the settings.';
 
 -- The missing minutes of a symbol in a range, cut to the range's whole minutes. Gaps do not overlap, so of the gaps
 -- before the range only the last can reach into it; the others are not read.
@@ -426,23 +426,3 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.gap_answered(text, timestamptz, timestamptz, interval) IS
     'Records that the exchange answered for a range of minutes.';
-
--- Record that the exchange did not answer for these minutes. The retries wait longer each time (1, 2, 4 ... minutes
--- with jitter, at most an hour, and at least the exchange's own retry_after); after max_attempts the minutes become
--- `unavailable`.
-CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
-    failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
-    retry_after interval DEFAULT '0') RETURNS void
-    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    UPDATE public.ohlcv_1m_gaps g
-    SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = feature_platform.clock(),
-        state = CASE WHEN g.attempts + 1 >= max_attempts THEN 'unavailable' ELSE 'open' END,
-        next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
-            THEN feature_platform.clock() + greatest(
-                retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)),
-                                                      interval '1 hour')) END
-    WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(failed_symbol, from_ts, to_ts) AS i) AND g.state = 'open';
-END;
-COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS
-    'Records that the exchange did not answer for a range of minutes.';

@@ -13,6 +13,7 @@ CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     last_error    text,
     last_error_at timestamptz,
     exchange      text        NOT NULL DEFAULT '',
+    not_live_since timestamptz,             -- end of the last `live` state; NULL while live
     CONSTRAINT heartbeat_state_check CHECK (state IN ('live', 'catching_up', 'down', 'stopped', 'not_recorded'))
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE feature_platform.heartbeat IS 'The state of each symbol''s stream, as the recorder last wrote it.';
@@ -96,3 +97,27 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.due_gaps(text[]) IS
     'The open gaps that may be requested now, of these symbols and of others of their exchanges, split by UTC day.';
+
+-- Record that the exchange did not answer for these minutes. The retries wait longer each time (1, 2, 4 ... minutes
+-- with jitter, at most an hour, and at least the exchange's own retry_after); after max_attempts the minutes become
+-- `unavailable`, or `not_recorded` where their symbol is no longer recorded. Often the exchange does not have such a
+-- symbol any more; if it returns to the settings, its minutes become `open` again.
+CREATE OR REPLACE FUNCTION feature_platform.gap_failed(
+    failed_symbol text, from_ts timestamptz, to_ts timestamptz, error text, max_attempts integer DEFAULT 10,
+    retry_after interval DEFAULT '0') RETURNS void
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE public.ohlcv_1m_gaps g
+    SET attempts = g.attempts + 1, last_error = gap_failed.error, changed_at = feature_platform.clock(),
+        state = CASE WHEN g.attempts + 1 < max_attempts THEN 'open'
+                     WHEN EXISTS (SELECT FROM feature_platform.heartbeat h
+                                  WHERE h.symbol = g.symbol AND h.state = 'not_recorded') THEN 'not_recorded'
+                     ELSE 'unavailable' END,
+        next_attempt_at = CASE WHEN g.attempts + 1 < max_attempts
+            THEN feature_platform.clock() + greatest(
+                retry_after, (0.5 + random()) * least(interval '1 minute' * power(2, least(g.attempts, 6)),
+                                                      interval '1 hour')) END
+    WHERE g.id IN (SELECT i.id FROM feature_platform.gaps_in(failed_symbol, from_ts, to_ts) AS i) AND g.state = 'open';
+END;
+COMMENT ON FUNCTION feature_platform.gap_failed(text, timestamptz, timestamptz, text, integer, interval) IS
+    'Records that the exchange did not answer for a range of minutes.';

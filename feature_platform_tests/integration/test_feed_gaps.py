@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from feature_platform.backfill import backfill_gaps
+from feature_platform.exchange.client import Exchange
 from feature_platform.gaps import due_gaps, find_gaps, list_gaps, note_answer
 from feature_platform.heartbeat import (
     Heartbeat,
@@ -19,7 +21,9 @@ from feature_platform.heartbeat import (
 from feature_platform.orchestration.metadata import of_bars, of_features
 from feature_platform.orchestration.repairs import due_days
 from feature_platform.settings import get_settings
+from feature_platform.simulator.server import SimulatedExchange
 from feature_platform.validation import evaluate
+from feature_platform_tests.fix_exchange import quick
 from feature_platform_tests.fix_processes import account_for_all, insert_bars, value
 
 Conn = psycopg.Connection[Any]
@@ -136,6 +140,34 @@ def test_minutes_before_the_end_of_a_recording_are_still_requested(
     assert due_gaps(conn, ["B"]) == []
     find_gaps(conn)
     assert_accounted_for(conn)
+
+
+def test_minutes_of_a_removed_symbol_that_its_exchange_does_not_have_are_not_recorded(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch, simulator: SimulatedExchange
+) -> None:
+    """A client does not even list swaps while all its symbols are spot ones."""
+    monkeypatch.setenv("FEATURE_PLATFORM_GAP_ATTEMPTS", "1")
+    monkeypatch.setenv("FEATURE_PLATFORM_SYMBOLS", "BTC/USDT")
+    get_settings.cache_clear()
+    swap = "BTC/USDT:USDT"
+    since = value(conn, "SELECT feature_platform.due_until()") - 30 * MINUTE
+    insert_bars(conn, swap, since, 1)
+    begin_heartbeats(conn, {swap: "binance", "BTC/USDT": "binance"})
+    conn.execute(
+        "UPDATE feature_platform.heartbeat SET first_at = %s, beat_at = %s",
+        [since, since + 20 * MINUTE],
+    )
+    begin_heartbeats(conn, {"BTC/USDT": "binance"})
+    find_gaps(conn)
+    with Exchange("binance", ("BTC/USDT",), url=simulator.url, patience=quick()) as exchange:
+        reports = backfill_gaps(conn, exchange)
+    assert [(one.symbol, one.unknown) for one in reports if one.symbol == swap] == [(swap, True)]
+    assert {gap.state for gap in list_gaps(conn, swap)} == {"not_recorded"}
+    assert_accounted_for(conn)
+    # It is in the settings again.
+    begin_heartbeats(conn, {swap: "binance", "BTC/USDT": "binance"})
+    find_gaps(conn)
+    assert {gap.state for gap in list_gaps(conn, swap)} == {"open"}
 
 
 def test_an_exchange_that_is_not_used_any_more_gets_no_requests(

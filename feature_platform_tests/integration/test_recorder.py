@@ -169,6 +169,38 @@ def test_a_connection_without_valid_updates_is_not_live(live: Live) -> None:
         recorder.stop()
 
 
+def test_replaced_connections_without_valid_updates_fail_the_check(live: Live) -> None:
+    """Neither a new connection nor a new recorder begins the check's two minutes again."""
+    with RecorderThread() as recorder:
+        live.wait_for_states("live")
+        recorder.stop()
+    stopped = live.clock.now()
+    live.venue.set_faults(
+        {"kind": "lost", "updates": True}, {"kind": "dropped", "second": 5}, {"kind": "dropped"}
+    )
+    with connect(live.database.url) as connection:
+        connected: set[datetime | None] = set()
+
+        def are_replaced() -> bool:
+            feeds = list_heartbeats(connection)
+            connected.update(feed.connected_at for feed in feeds)
+            return len(connected) >= 4 and live.clock.now() > stopped + timedelta(minutes=3)
+
+        for _ in range(2):
+            connected.clear()
+            with RecorderThread() as recorder:
+                wait_until(are_replaced, "the connection was replaced")
+                (check,) = evaluate(connection, {"recorder_alive"})
+                assert {row["symbol"] for row in check.rows} == set(live.venue.truth.markets), check
+                assert max(row["state_seconds"] for row in check.rows) < 120
+                recorder.stop()
+        live.venue.set_faults()
+        with RecorderThread() as recorder:
+            live.wait_for_states("live")
+            assert all(one.passed for one in evaluate(connection, {"recorder_alive"}))
+            recorder.stop()
+
+
 def test_bars_of_the_future_or_of_long_ago_are_not_stored(live: Live) -> None:
     live.venue.set_faults({"kind": "impossible", "damages": ["future_time", "old_time"]})
     with RecorderThread() as recorder:

@@ -54,15 +54,18 @@ WITH last AS (
     UPDATE feature_platform.heartbeat SET state = 'not_recorded', state_at = beat_at, connected_at = NULL
      WHERE symbol <> ALL (%(symbols)s) AND state <> 'not_recorded'
 )
-INSERT INTO feature_platform.heartbeat AS h (symbol, exchange, state, state_at, first_at, beat_at)
-SELECT symbol, exchange, 'down', now.at, now.at, now.at
+INSERT INTO feature_platform.heartbeat AS h (symbol, exchange, state, state_at, first_at, beat_at, not_live_since)
+SELECT symbol, exchange, 'down', now.at, now.at, now.at, now.at
   FROM unnest(%(symbols)s::text[], %(exchanges)s::text[]) AS s (symbol, exchange) CROSS
       JOIN feature_platform.clock() AS now (at)
  ORDER BY symbol
 ON CONFLICT (symbol) DO UPDATE
    SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL,
        beat_at = excluded.beat_at,
-       refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END;
+       refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END,
+       -- The start of a recorder does not end the time without a live stream: it may be one of many.
+       not_live_since = CASE WHEN h.state = 'not_recorded' THEN excluded.not_live_since
+                             ELSE coalesce(h.not_live_since, h.beat_at) END;
 
 -- heartbeat_outages --
 -- Store outages that have ended, and delete those of more than 30 days ago.
@@ -81,7 +84,8 @@ UPDATE feature_platform.heartbeat h
        heard_at = coalesce(b.heard_at, h.heard_at),
        bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error,
            last_error_at = b.last_error_at,
-       beat_at = feature_platform.clock()
+       beat_at = feature_platform.clock(),
+       not_live_since = CASE WHEN b.state <> 'live' THEN coalesce(h.not_live_since, b.state_at) END
   FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
               %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(rejected)s::bigint[], %(last_error)s::text[],
               %(last_error_at)s::timestamptz[])

@@ -421,8 +421,10 @@ WITH judged AS MATERIALIZED (
     SELECT h.symbol, h.state, h.heard_at, h.last_error, h.refused,
            extract(epoch FROM feature_platform.clock() - h.beat_at)::double precision AS age,
            extract(epoch FROM feature_platform.clock() - h.state_at)::double precision AS since,
+           -- Not the start of the state: a connection without valid updates may be replaced again and again.
            h.beat_at < feature_platform.clock() - %(limit)s::interval
-               OR (h.state <> 'live' AND h.state_at < feature_platform.clock() - %(limit)s::interval) AS is_wrong
+               OR (h.state <> 'live' AND coalesce(h.not_live_since, h.state_at)
+                                         < feature_platform.clock() - %(limit)s::interval) AS is_wrong
       FROM feature_platform.heartbeat h WHERE h.state <> 'not_recorded'
 )
 SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
