@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
+from feature_platform.clock import SimulatedClock
+from feature_platform.database import connect
 from feature_platform.gaps import find_all_gaps, find_gaps, minutes_to_account, note_answer
+from feature_platform.settings import get_settings
 from feature_platform_tests.fix_plans import explain, pages_of
 from feature_platform_tests.fix_processes import insert_bars, run_on, value
 
@@ -52,21 +55,33 @@ def test_the_cost_of_an_answer_does_not_depend_on_the_open_gaps(conn: Conn) -> N
     assert value(conn, "SELECT count(*) FROM ohlcv_1m_gaps WHERE state = 'quiet'") in (14, 21)
 
 
-def test_the_gaps_command_accounts_for_all_minutes(conn: Conn, database: str) -> None:
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set a clock on which no minute ends during a test."""
+    start = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
+    monkeypatch.setenv(
+        "FEATURE_PLATFORM_CLOCK", str(SimulatedClock(start, datetime.now(UTC), 0.001))
+    )
+    get_settings.cache_clear()
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_the_gaps_command_accounts_for_all_minutes(simulated_database: str) -> None:
     """One tick handles 200,000 minutes, symbols in the order of their names."""
-    now: datetime = value(conn, "SELECT feature_platform.bucket_of(feature_platform.clock())")
-    for symbol in ("AAA", "BBB", "ZZZ"):
-        insert_bars(conn, symbol, now - 200 * 1440 * MINUTE, 1)
-        insert_bars(conn, symbol, now - 10 * MINUTE, 10)
-    assert minutes_to_account(conn) > 3 * 199 * 1440
-    find_gaps(conn)
-    assert minutes_to_account(conn) > 0
-    done = run_on(database, "top", "--once")
-    assert "to account for" in done.stdout
-    done = run_on(database, "gaps", "--symbol", "ZZZ")
-    assert (done.returncode, minutes_to_account(conn)) == (0, 0)
+    with connect(simulated_database) as conn:
+        now: datetime = value(conn, "SELECT feature_platform.bucket_of(feature_platform.clock())")
+        for symbol in ("AAA", "BBB", "ZZZ"):
+            insert_bars(conn, symbol, now - 200 * 1440 * MINUTE, 1)
+            insert_bars(conn, symbol, now - 10 * MINUTE, 10)
+        assert minutes_to_account(conn) > 3 * 199 * 1440
+        find_gaps(conn)
+        assert minutes_to_account(conn) > 0
+        done = run_on(simulated_database, "top", "--once")
+        assert "to account for" in done.stdout
+        done = run_on(simulated_database, "gaps", "--symbol", "ZZZ")
+        assert (done.returncode, minutes_to_account(conn)) == (0, 0)
     assert "minutes open in 1 gaps" in done.stdout
-    assert "to account for" not in run_on(database, "top", "--once").stdout
+    assert "to account for" not in run_on(simulated_database, "top", "--once").stdout
 
 
 def test_the_live_minute_does_not_wait_for_a_long_new_history(conn: Conn) -> None:
