@@ -55,6 +55,7 @@ def suspended(sessions: list[psutil.Process]) -> Iterator[None]:
 
 
 @pytest.mark.timing
+@pytest.mark.usefixtures("existing_data")
 def test_a_request_is_rejected_soon_while_all_sessions_are_suspended(home: Path) -> None:
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:
         assert http.get(LATEST).status_code == 404
@@ -65,6 +66,7 @@ def test_a_request_is_rejected_soon_while_all_sessions_are_suspended(home: Path)
         wait_until(lambda: http.get("/readyz").status_code == 200, "the service is ready")
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_service_survives_and_restarts_its_embedded_server(home: Path) -> None:
     """The sessions of its embedded server are suspended, then the server is killed."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:

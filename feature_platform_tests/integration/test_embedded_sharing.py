@@ -71,6 +71,7 @@ for _ in range(10):
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_server_survives_a_kill_of_its_first_user(home: Path, hold: Hold) -> None:
     starter = hold(home)
     before = started_at(starter.first_line)
@@ -98,6 +99,7 @@ def test_the_next_start_repairs_a_start_that_was_killed(
     assert not (home / "postgres.new").exists()
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_next_start_repairs_a_stop_that_was_killed(home: Path, hold: Hold) -> None:
     first = hold(home)
     with psycopg.connect(first.first_line) as connection:  # it ends when the stop has begun
@@ -111,6 +113,7 @@ def test_the_next_start_repairs_a_stop_that_was_killed(home: Path, hold: Hold) -
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_ctrl_c_ends_the_first_user_and_not_the_server(home: Path, hold: Hold) -> None:
     starter, second = hold(home), hold(home)
     assert starter.first_line == second.first_line
@@ -122,6 +125,7 @@ def test_ctrl_c_ends_the_first_user_and_not_the_server(home: Path, hold: Hold) -
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_server_holds_only_its_own_lock_file(home: Path, hold: Hold) -> None:
     assert hold(home).first_line
     folder = Path(f"/proc/{postmaster_pid(home)}/fd")
@@ -134,6 +138,7 @@ def test_the_server_holds_only_its_own_lock_file(home: Path, hold: Hold) -> None
     }
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_exit_of_a_forked_child_does_not_stop_the_server(home: Path, user: User) -> None:
     code = """
 import os, sys
@@ -157,6 +162,7 @@ with psycopg.connect(server.url()) as connection:
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_forked_child_that_starts_the_server_holds_it(home: Path, user: User) -> None:
     code = """
 import os, sys
@@ -197,6 +203,7 @@ def test_a_start_after_a_crash_recovers_the_data(server: EmbeddedServer, home: P
         assert connection.execute("SELECT sum(x) FROM kept").fetchone() == (3,)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_recycled_process_id_does_not_prevent_a_start(home: Path, hold: Hold) -> None:
     first = hold(home)
     assert first.first_line
@@ -217,6 +224,7 @@ def test_a_recycled_process_id_does_not_prevent_a_start(home: Path, hold: Hold) 
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_stop_does_not_end_another_process_of_the_same_id(home: Path, hold: Hold) -> None:
     first = hold(home)
     assert first.first_line
@@ -231,6 +239,7 @@ def test_a_stop_does_not_end_another_process_of_the_same_id(home: Path, hold: Ho
         bystander.kill()
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_server_that_was_started_by_hand_is_not_used_or_stopped(home: Path, hold: Hold) -> None:
     assert hold(home).exit() == ""
     data = home / "postgres"
@@ -265,6 +274,7 @@ def test_one_home_has_one_server_object(home: Path) -> None:
     assert embedded_server(home) is embedded_server(home / ".." / home.name)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_start_and_release_can_be_repeated(home: Path) -> None:
     server = EmbeddedServer(home, conf=FAST)
     for _ in range(2):
@@ -302,6 +312,7 @@ def run_as_user(user: User, code: str, home: Path) -> str:
     return output.strip()
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_kept_server_stays_until_it_is_stopped(home: Path, user: User, hold: Hold) -> None:
     run_as_user(user, KEEP, home)
     assert EmbeddedServer(home).is_kept
@@ -315,6 +326,7 @@ def test_a_kept_server_stays_until_it_is_stopped(home: Path, user: User, hold: H
     assert not EmbeddedServer(home).is_kept
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_stopped_server_runs_until_its_last_user_exits(
     home: Path, user: User, hold: Hold
 ) -> None:
@@ -327,6 +339,7 @@ def test_a_stopped_server_runs_until_its_last_user_exits(
     assert not is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_kept_server_is_kept_again_after_a_kill(home: Path, user: User, hold: Hold) -> None:
     run_as_user(user, KEEP, home)
     os.kill(postmaster_pid(home), signal.SIGKILL)
@@ -345,6 +358,7 @@ def test_a_stop_without_a_server_creates_no_directory(home: Path) -> None:
     assert not missing.exists()
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_removed_home_causes_no_error_at_the_exit(home: Path) -> None:
     code = """
 import shutil, sys

@@ -70,6 +70,7 @@ def test_the_documented_settings_are_in_force(home: Path) -> None:
     assert found["wal_compression"] != "off"
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_settings_of_alter_system_survive_a_restart(home: Path) -> None:
     server = EmbeddedServer(home, conf=FAST)
     with server, psycopg.connect(server.url(), autocommit=True) as connection:
@@ -94,15 +95,17 @@ def test_old_logs_are_removed(server: EmbeddedServer, home: Path) -> None:
     assert {path.name for path in logs.iterdir()} == today | {"start.log"}
 
 
-def test_only_the_owner_can_reach_data_and_socket(server: EmbeddedServer, other_user: User) -> None:
-    server.start()
+def test_only_the_owner_can_reach_data_and_socket(
+    new_server: EmbeddedServer, other_user: User
+) -> None:
+    new_server.start()
     for name in ("postgres", "postgres.socket", "postgres.logs"):
-        assert stat.S_IMODE((server.home / name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((new_server.home / name).stat().st_mode) == 0o700
     code = "import psycopg, sys; psycopg.connect(sys.argv[1])"
-    with other_user.popen(code, server.url()) as run:
+    with other_user.popen(code, new_server.url()) as run:
         assert "Permission denied" in run.communicate(timeout=60)[1]
-    with Holder(other_user, server.home) as other:
-        assert f"{server.home}/postgres.users.lock: Permission denied" in other.first_line
+    with Holder(other_user, new_server.home) as other:
+        assert f"{new_server.home}/postgres.users.lock: Permission denied" in other.first_line
 
 
 def test_variables_of_libpq_and_locale_do_not_change_the_server(
@@ -147,6 +150,7 @@ def test_a_home_can_have_any_path(home: Path, hold: Hold, name: str) -> None:
         assert folder == home / name / "postgres.socket"
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_link_to_the_home_gives_the_same_server(home: Path, hold: Hold) -> None:
     first = hold(home)
     assert first.first_line
@@ -172,13 +176,13 @@ def test_a_socket_directory_of_another_user_is_rejected(other_user: User, home: 
 
 
 @root_only
-def test_root_runs_the_server_as_a_system_user(server: EmbeddedServer) -> None:
-    server.start()
+def test_root_runs_the_server_as_a_system_user(new_server: EmbeddedServer) -> None:
+    new_server.start()
     entry = pwd.getpwnam(SYSTEM_USER)
     assert entry.pw_uid != 0
-    assert Path(f"/proc/{postmaster_pid(server.home)}").stat().st_uid == entry.pw_uid
+    assert Path(f"/proc/{postmaster_pid(new_server.home)}").stat().st_uid == entry.pw_uid
     for name in ("postgres", "postgres.socket", "postgres.logs"):
-        assert (server.home / name).stat().st_uid == entry.pw_uid
+        assert (new_server.home / name).stat().st_uid == entry.pw_uid
 
 
 @root_only
@@ -267,21 +271,22 @@ def test_data_of_another_major_version_are_rejected(server: EmbeddedServer, home
 
 
 def test_a_directory_with_other_files_is_rejected_and_not_changed(
-    server: EmbeddedServer, home: Path
+    new_server: EmbeddedServer, home: Path
 ) -> None:
     (home / "postgres").mkdir(parents=True)
     (home / "postgres" / "letters").touch()
     with pytest.raises(UserError, match="is not a PostgreSQL data directory"):
-        server.start()
+        new_server.start()
     assert [path.name for path in (home / "postgres").iterdir()] == ["letters"]
 
 
-def test_an_empty_data_directory_is_used(server: EmbeddedServer, home: Path) -> None:
+def test_an_empty_data_directory_is_used(new_server: EmbeddedServer, home: Path) -> None:
     (home / "postgres").mkdir(parents=True)
-    server.start()
+    new_server.start()
     assert is_running(home)
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_the_error_of_a_failed_start_has_the_reason(home: Path) -> None:
     server = EmbeddedServer(home, conf={"shared_buffers": "many"})
     with pytest.raises(UserError, match=r'did not start: FATAL: .*postgres\.conf" contains errors'):

@@ -92,6 +92,7 @@ def stopped(home: Path) -> Iterator[Path]:
             service.stop()
 
 
+@pytest.mark.usefixtures("existing_data")
 def test_a_suspended_embedded_server_is_reported_in_time(
     stopped: Path, start_seconds: float
 ) -> None:
