@@ -18,7 +18,6 @@ from feature_platform.errors import UserError, one_line, redact
 from feature_platform.queries import queries
 
 TEXTS = pa.list_(pa.string())
-TIMESTAMP = pa.timestamp("us", "UTC")
 
 _DEFAULTS = {"application_name": "feature_platform", "connect_timeout": "10"}
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA = "42P01", "42703", "3F000"
@@ -30,21 +29,21 @@ class Reader:
     def __init__(self, connection: dbapi.Connection) -> None:
         self._connection = connection
 
-    def fetch(self, query: str, *parameters: pa.Array, **identifiers: Composable) -> pa.Table:
+    def fetch(self, query: str, *parameters: pa.Array, **parts: Composable) -> pa.Table:
         """Return the rows of a small query by its name.
 
         parameters: its $1, $2, …, each an array of one value.
-        identifiers: the identifiers for its braces.
+        parts: the identifiers and values for its braces.
         """
         batch = pa.record_batch(list(parameters), list(map(str, range(len(parameters)))))
         with self._connection.cursor() as cursor:
-            cursor.execute(text_of(query, **identifiers), batch)
+            cursor.execute(text_of(query, **parts), batch)
             return cursor.fetch_arrow_table()
 
-    def stream(self, query: str, **identifiers: Composable) -> pa.Table:
+    def stream(self, query: str, **parts: Composable) -> pa.Table:
         """Return the rows of a query without parameters, by COPY: the fast way for many rows."""
         with self._connection.cursor() as cursor:
-            cursor.execute(text_of(query, **identifiers))
+            cursor.execute(text_of(query, **parts))
             return cursor.fetch_arrow_table()
 
 
@@ -86,9 +85,9 @@ def one(value: object, kind: pa.DataType) -> pa.Array:
     return pa.array([value], kind)
 
 
-def text_of(query: str, **identifiers: Composable) -> str:
-    """Return the text of a query by its name, with identifiers for its braces."""
-    return SQL(queries[query]).format(**identifiers).as_string().rstrip(";")  # COPY takes no ;
+def text_of(query: str, **parts: Composable) -> str:
+    """Return the text of a query by its name, with identifiers and values for its braces."""
+    return SQL(queries[query]).format(**parts).as_string().rstrip(";")  # COPY takes no ;
 
 
 def _reason(error: Error) -> str:

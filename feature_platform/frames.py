@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
+from feature_platform.settings import get_settings
 from feature_platform.tables import FEATURES
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ _FEATURES = _Table(
     "feature_symbol",
     "features",
 )
+# The newest row of a recorded symbol is younger; that of another costs a second query.
+_RECENT = timedelta(days=1)
+
 _BARS = _Table("ohlcv_1m", "ts", ("open", "high", "low", "close", "vol"), "bar_symbol", "bars")
 
 
@@ -193,13 +198,29 @@ def latest(
     """
     wanted_columns = _check_columns(_FEATURES, columns)
     names = None if symbols is None else _check_symbols(symbols)
+    import pyarrow as pa
+
     from feature_platform._adbc import TEXTS, one, reader
 
     to_form = _converter(as_)
+    recent = get_settings().clock.now() - _RECENT
     with reader() as source:
-        if names is not None:
-            _check_known(source, _FEATURES, names)
-        rows = source.fetch("frames_latest", one(names, TEXTS), columns=_columns(wanted_columns))
+
+        def newest(wanted: Sequence[str], since: sql.Literal) -> pa.Table:
+            columns_ = _columns(wanted_columns)
+            return source.fetch("frames_latest", one(wanted, TEXTS), columns=columns_, since=since)
+
+        if names is None:
+            wanted = source.stream("frames_ever")["symbol"].to_pylist()
+        else:
+            wanted = names
+            _check_ever(source, _FEATURES, names)
+        rows = newest(wanted, sql.Literal(recent))
+        if rest := _absent(wanted, rows):
+            older = newest(rest, sql.Literal("-infinity"))
+            if names is not None and (unknown := _absent(rest, older)):
+                raise _unknown(source, _FEATURES, unknown)
+            rows = pa.concat_tables([rows, older]).sort_by("symbol")
     return to_form(_as_float64(rows, wanted_columns), ["symbol"])
 
 
@@ -216,23 +237,33 @@ def _read(
     first, after = _check_time("start", start), _check_time("end", end)
     if first > after:
         raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
-    from feature_platform._adbc import TEXTS, TIMESTAMP, one, reader
+    from feature_platform._adbc import TEXTS, one, reader
 
     to_form = _converter(form)
-    index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
+    several = not isinstance(symbols, str)
+    index = ["symbol", table.time] if several else [table.time]
+    names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
     with reader() as source:
-        _check_known(source, table, names)
-        # COPY takes no parameters, so they go ahead of it, as settings of the transaction.
-        source.fetch(
-            "frames_window", one(names, TEXTS), one(first, TIMESTAMP), one(after, TIMESTAMP)
-        )
+        _check_ever(source, table, names)
         rows = source.stream(
             "frames_read",
             columns=_columns((*index, *wanted_columns)),
-            table=Identifier("public", table.name),
-            time=Identifier(table.time),
+            symbols=sql.Literal(names),
+            start=sql.Literal(first),
+            end=sql.Literal(after),
+            **names_of,
         )
+        if empty := _absent(names, rows) if several else names[: not rows.num_rows]:
+            found = source.fetch("frames_without_rows", one(empty, TEXTS), **names_of)
+            if unknown := found["symbol"].to_pylist():
+                raise _unknown(source, table, unknown)
     return to_form(_as_float64(rows, wanted_columns), index)
+
+
+def _absent(names: Sequence[str], rows: pa.Table) -> list[str]:
+    """Return the names without a row, in their order."""
+    present = set(rows["symbol"].unique().to_pylist())
+    return [name for name in names if name not in present]
 
 
 def _columns(names: Iterable[str]) -> Any:
@@ -276,20 +307,22 @@ def _check_time(name: str, time: TimeLike) -> datetime:
         raise UserError(f"{name}, {time!r}, is not a time; {example}") from None
 
 
-def _check_known(source: Reader, table: _Table, names: Sequence[str]) -> None:
-    """Raise UserError unless the table has rows, at any time, of each symbol."""
+def _check_ever(source: Reader, table: _Table, names: Sequence[str]) -> None:
+    """Raise UserError unless each symbol had a bar at some time."""
     from feature_platform._adbc import TEXTS, one
 
-    names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
-    unknown = source.fetch("frames_unknown", one(names, TEXTS), **names_of)["symbol"].to_pylist()
-    if not unknown:
-        return
+    if unknown := source.fetch("frames_unknown", one(names, TEXTS))["symbol"].to_pylist():
+        raise _unknown(source, table, unknown)
+
+
+def _unknown(source: Reader, table: _Table, unknown: Sequence[str]) -> UserError:
+    """Return the error for symbols without rows, with the nearest names."""
     view = Identifier("feature_platform", table.known)
     known = source.stream("frames_known", view=view)["symbol"].to_pylist()
     if not known:
-        raise UserError(f"there are no {table.rows} yet; `feature-platform status` lists all")
+        return UserError(f"there are no {table.rows} yet; `feature-platform status` lists all")
     shown = ", ".join(f"{name!r}{near_names(name, known)}" for name in unknown)
-    raise UserError(f"there are no {table.rows} of {shown}")
+    return UserError(f"there are no {table.rows} of {shown}")
 
 
 def _as_float64(rows: pa.Table, columns: Sequence[str]) -> pa.Table:

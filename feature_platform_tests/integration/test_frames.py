@@ -26,6 +26,7 @@ from feature_platform.refresh import refresh
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_embedded import is_running
+from feature_platform_tests.fix_processes import insert_bars, insert_recent
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -181,6 +182,28 @@ def test_latest_is_the_newest_row_of_each_symbol() -> None:
     assert list(latest("ETH/USDT", ["vol"]).columns) == ["bucket", "vol"]
     assert latest(["ETH/USDT"], as_="arrow").column_names[:2] == ["symbol", "bucket"]
     assert latest(as_="polars").height == len(SYMBOLS)
+
+
+def test_latest_finds_rows_of_any_age(
+    database: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
+    get_settings.cache_clear()
+    for symbol in ("C/RECENT", "A/RECENT"):
+        insert_recent(conn, symbol, 3)
+    insert_bars(conn, "B/OLD", FIRST, 3)
+    refresh(conn)
+    insert_bars(conn, "D/BARS", FIRST, 3)
+    everything = latest()
+    assert list(everything.index) == ["A/RECENT", "B/OLD", "C/RECENT"]
+    for symbol, row in everything.iterrows():
+        (newest,) = rows(database, "SELECT max(bucket) FROM features_1m WHERE symbol = %s", symbol)
+        assert row["bucket"] == newest[0]
+    assert list(latest(["B/OLD"]).index) == ["B/OLD"]
+    assert list(latest(["C/RECENT", "B/OLD"]).index) == ["B/OLD", "C/RECENT"]
+    for read in (latest, lambda names: read_features(names, FIRST, AFTER)):
+        with pytest.raises(UserError, match=r"no features of 'D/BARS'"):
+            read(["C/RECENT", "D/BARS"])
 
 
 HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}", "\\", "NULL"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import LiteralString
+from typing import LiteralString, cast
 
 import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Identifier, Literal
 
 from feature_platform._adbc import text_of
 from feature_platform.bars import StreamBar, ts_of
@@ -163,27 +163,33 @@ FEATURES = Identifier("public", "features_1m")
 COLUMNS = SQL("volume_z, vwap_gap")
 
 
+def frame_statement(query: str, newest: datetime) -> LiteralString:
+    """Return a statement of frames of two symbols, in the hour up to a time."""
+    since = Literal(newest - timedelta(hours=1))
+    text = text_of(
+        query,
+        columns=COLUMNS,
+        table=FEATURES,
+        time=SQL("bucket"),
+        symbols=Literal(["S3", "S7"]),
+        start=since,
+        end=Literal(newest),
+        since=since,
+    )
+    return cast("LiteralString", text)
+
+
 @pytest.mark.parametrize(
-    ("query", "most_rows"),
-    [
-        (text_of("frames_read", columns=COLUMNS, table=FEATURES, time=SQL("bucket")), 130),
-        (text_of("frames_latest", columns=COLUMNS), 2),
-        (text_of("frames_unknown", table=FEATURES, time=SQL("bucket")), 2),
-    ],
-    ids=["frames_read", "frames_latest", "frames_unknown"],
+    ("query", "most_rows"), [("frames_read", 130), ("frames_latest", 2), ("frames_without_rows", 2)]
 )
 def test_a_frame_scans_only_the_rows_that_it_returns(
-    histories: tuple[psycopg.Connection, ...], query: LiteralString, most_rows: int
+    histories: tuple[psycopg.Connection, ...], query: str, most_rows: int
 ) -> None:
     pages = []
     for conn in histories:
-        symbols = ["S3", "S7"]
-        newest = datetime.fromisoformat(value(conn, NEWEST))
-        with conn.transaction(force_rollback=True):
-            keep = (symbols, newest - timedelta(hours=1), newest)
-            psycopg.RawCursor(conn).execute(text_of("frames_window"), keep)
-            for _ in range(2):
-                plan = explain(conn, query, *([symbols] if "$1" in query else []))
+        statement = frame_statement(query, datetime.fromisoformat(value(conn, NEWEST)))
+        for _ in range(2):
+            plan = explain(conn, statement, *([["S3", "S7"]] if "$1" in statement else []))
         pages.append(pages_of(plan))
         scans = [
             node
@@ -194,6 +200,31 @@ def test_a_frame_scans_only_the_rows_that_it_returns(
         assert "Seq Scan" not in {node["Node Type"] for node in scans}
         assert max(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= most_rows
     assert about_as_many(pages)
+
+
+@pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
+@pytest.mark.parametrize("query", ["frames_read", "frames_latest"])
+def test_a_frame_of_recent_rows_plans_for_recent_chunks_only(
+    conn: psycopg.Connection, query: str
+) -> None:
+    """A chunk that is excluded when the statement starts has been planned for."""
+    conn.execute(
+        """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+           SELECT 'S3', feature_platform.due_until() - w * interval '7 days' - interval '1 minute',
+                  1, 1, 1, 1, 1 FROM generate_series(0, 30) AS w"""
+    )
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    assert value(conn, "SELECT count(*) FROM show_chunks('features_1m')") >= 30
+    newest = value(conn, "SELECT feature_platform.due_until()")
+    statement = frame_statement(query, newest)
+    for _ in range(2):
+        plan = explain(conn, statement, *([["S3", "S7"]] if "$1" in statement else []))
+    found = list(nodes(plan["Plan"]))
+    assert (
+        1 <= sum("Relation Name" in node for node in found) <= 4
+    )  # a chunk, and its compressed one
+    assert sum(node.get("Chunks excluded during startup", 0) for node in found) == 0
+    assert pages_of(plan) < 300
 
 
 @pytest.mark.parametrize(

@@ -233,17 +233,19 @@ def test_a_live_bar_is_refreshed_between_the_steps_of_many_windows(
     assert value(conn, "SELECT count(*) FROM features_1m WHERE vol = 2") == symbols
 
 
-@pytest.mark.parametrize("query", ["frames_unknown", "service_symbol_is_known"])
+@pytest.mark.parametrize(
+    "query", ["frames_unknown", "frames_without_rows", "service_symbol_is_known"]
+)
 def test_the_search_for_an_unknown_symbol_reads_few_pages(
     conn: psycopg.Connection, analysed: bool, query: LiteralString
 ) -> None:
     store_minutes(conn, 20000, analysed)
-    if query == "frames_unknown":
+    if query == "service_symbol_is_known":
+        statement = psycopg.ClientCursor(conn).mogrify(queries[query], {"symbol": "X"})
+    else:
         names = psycopg.sql.Identifier("public", "features_1m"), psycopg.sql.Identifier("bucket")
         statement = text_of(query, table=names[0], time=names[1]).replace(
             "$1::text[]", "ARRAY['S', 'X']"
         )
-    else:
-        statement = psycopg.ClientCursor(conn).mogrify(queries[query], {"symbol": "X"})
     explain(conn, statement)
     assert pages_of(explain(conn, statement)) < 100

@@ -1,5 +1,4 @@
--- Statements of read_features, latest and the plots; those of frames.py go over ADBC: parameters are $1, $2, …,
--- and braces hold identifiers.
+-- Statements of read_features, latest and the plots.
 
 -- ==== plot.py ====
 -- plot_features --
@@ -26,11 +25,20 @@ SELECT bucket, last_close, volume_z
 
 
 -- ==== frames.py ====
--- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces.
+-- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces, and so do values that a hypertable needs to
+-- exclude chunks while it plans: a parameter or a setting has no value then, and planning costs 2 ms a chunk in each new
+-- session.
 
 -- frames_unknown --
--- The symbols of these that have no row in a table, by one index look-up each. The table is read only for symbols that
--- ever had a bar, and only for their newest row, which is in the first chunk that is read.
+-- The symbols of these that never had a bar.
+SELECT wanted.symbol
+  FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
+ WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = wanted.symbol)
+ ORDER BY wanted.number;
+
+-- frames_without_rows --
+-- The symbols of these that have no row in a table, by one index look-up each. On a hypertable it plans for every chunk.
+-- The table is read only for symbols that ever had a bar.
 SELECT wanted.symbol
   FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
  WHERE CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = wanted.symbol)
@@ -42,28 +50,24 @@ SELECT wanted.symbol
 -- All symbols of a table.
 SELECT symbol FROM {view};
 
--- frames_window --
--- Store the parameters of frames_read as settings of the transaction, because COPY has no parameters.
-SELECT set_config('feature_platform.read_symbols', $1::text[]::text, true),
-       set_config('feature_platform.read_start', $2::timestamptz::text, true),
-       set_config('feature_platform.read_end', $3::timestamptz::text, true);
+-- frames_ever --
+-- All symbols that ever had a bar.
+SELECT DISTINCT symbol FROM feature_platform.known_symbol;
 
 -- frames_read --
 -- The rows of some symbols in a window, in order.
 SELECT {columns}
   FROM {table}
- WHERE symbol = ANY (current_setting('feature_platform.read_symbols')::text[])
-   AND {time} >= current_setting('feature_platform.read_start')::timestamptz
-   AND {time} < current_setting('feature_platform.read_end')::timestamptz
+ WHERE symbol = ANY ({symbols}::text[]) AND {time} >= {start} AND {time} < {end}
  ORDER BY symbol, {time};
 
 -- frames_latest --
--- The newest features of each of some symbols, or of all, by one index look-up each.
+-- The newest features of each of some symbols, of those that have one since a time, by one index look-up each.
 SELECT f.*
-  FROM unnest(coalesce($1::text[], (SELECT array_agg(symbol) FROM feature_platform.feature_symbol))) AS wanted (symbol)
+  FROM unnest($1::text[]) AS wanted (symbol)
  CROSS JOIN LATERAL (SELECT symbol, bucket, {columns}
                        FROM public.features_1m f
-                      WHERE f.symbol = wanted.symbol
+                      WHERE f.symbol = wanted.symbol AND f.bucket >= {since}
                       ORDER BY bucket DESC
                       LIMIT 1) AS f
  ORDER BY f.symbol;
