@@ -83,10 +83,11 @@ class Dev:
 def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
     """Run the platform in a folder while the body runs, and use its settings in this process.
 
-    options: further options of the command. environment: further settings.
+    options: further options of the command. environment: further settings; the home is by default
+        in the folder.
     """
     port, exchange_port = free_port(), free_port()
-    environment["FEATURE_PLATFORM_HOME"] = str(folder / "home")
+    home = Path(environment.setdefault("FEATURE_PLATFORM_HOME", str(folder / "home")))
     others = {k: text for k, text in os.environ.items() if not k.startswith("FEATURE_PLATFORM_")}
     log = folder / "log"
     with pytest.MonkeyPatch.context() as patch, log.open("w") as out:
@@ -116,7 +117,7 @@ def run_dev(folder: Path, *options: str, **environment: str) -> Iterator[Dev]:
                     process.wait(60)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
-            embedded_server(folder / "home").release()  # for the tests that connected to it
+            embedded_server(home).release()  # for the tests that connected to it
     get_settings.cache_clear()
 
 

@@ -267,11 +267,11 @@ def small_file_system(megabytes: int) -> Iterator[Path]:
 def fill(disk: Path, left: int) -> None:
     """Fill a file system with the file `filling`, except for so many bytes."""
     with (disk / "filling").open("ab", buffering=0) as file:
-        free = shutil.disk_usage(disk).free - left
-        if free > 0:
-            os.posix_fallocate(file.fileno(), file.tell(), free)
-        if left == 0:  # the free space is not exact
-            file.seek(0, os.SEEK_END)
+        if left:
+            free = shutil.disk_usage(disk).free - left
+            os.posix_fallocate(file.fileno(), file.tell(), max(free, 1))
+            return
+        for size in (1 << 20, 4096):  # by writes, because other processes may write, too
             with suppress(OSError):
-                while file.write(bytes(4096)):
+                while file.write(bytes(size)):
                     pass

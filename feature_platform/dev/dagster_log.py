@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from feature_platform.disk import DISK_FULL, NO_SPACE
@@ -26,9 +27,12 @@ class DagsterLog:
     """Shorten the lines of `dagster dev --log-format json`.
 
     The output of `feature-platform -v dev` has all lines.
+    disk_is_full: whether the disk of the embedded server is full: then each line of trouble counts
+        as a report of that, since a server that cannot write ends without a reason to its clients.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, disk_is_full: Callable[[], bool] = lambda: False) -> None:
+        self._disk_is_full = disk_is_full
         self._repeats = Repeats()
         self._seen: deque[str] = deque(maxlen=_REPEATED_LINES)
         self._in_trace = False
@@ -67,11 +71,12 @@ class DagsterLog:
     def _show_trouble(self, level: str, text: str) -> str | None:
         shown = f"{level} {text}"
         # Each process and sensor has another text for it.
-        kind = DISK_FULL if DISK_FULL in text or NO_SPACE in text else shown
-        return self._repeats.take(kind, shown if kind == shown else f"{level} {DISK_FULL}: {text}")
+        if DISK_FULL in text or NO_SPACE in text or self._disk_is_full():
+            return self._repeats.take(DISK_FULL, f"{level} {DISK_FULL}: {text}")
+        return self._repeats.take(shown, shown)
 
     def _show_bare_line(self, line: str) -> str | None:
-        if not line or line.startswith(_BACKGROUND):
+        if not line or line.startswith(_BACKGROUND) or self._disk_is_full():
             return None
         if _TRACE.match(line.strip()):
             self._in_trace = True

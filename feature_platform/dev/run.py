@@ -19,12 +19,13 @@ from honcho.printer import Message, Printer
 from feature_platform.database import connect
 from feature_platform.dev.dagster_log import DagsterLog
 from feature_platform.dev.supervisor import Supervisor
+from feature_platform.disk import is_full
 from feature_platform.errors import UserError
 from feature_platform.orchestration.instance import instance_file, prepare_instance
 from feature_platform.origin import exchange_settings
 from feature_platform.queries import queries
 from feature_platform.schema import prepare
-from feature_platform.settings import PREFIX, get_settings
+from feature_platform.settings import PREFIX, Settings, get_settings
 from feature_platform.symbols import by_exchange, name_at
 
 _HOST = "127.0.0.1"
@@ -88,7 +89,7 @@ def run_dev(
             if not simulated:  # now it is known that the database has no simulated bars
                 print(f"{invitation} (it takes some seconds to start)", flush=True)
             _migrate(environment)
-            supervisor = Supervisor(_Printer(invitation, verbose=verbose))
+            supervisor = Supervisor(_Printer(invitation, settings, verbose=verbose))
             _add_processes(supervisor, port, ports, days, environment)
             status = supervisor.run()
     return 0 if status == _CTRL_C else status
@@ -145,10 +146,11 @@ def _add_processes(
 class _Printer(Printer):  # type: ignore[misc]
     """Print the lines of all processes: Dagster's shortened, and its address once it serves."""
 
-    def __init__(self, invitation: str, *, verbose: bool) -> None:
+    def __init__(self, invitation: str, settings: Settings, *, verbose: bool) -> None:
         super().__init__(sys.stdout)
         self._invitation = invitation
-        self._dagster = None if verbose else DagsterLog()
+        embedded = settings.database_url is None
+        self._dagster = None if verbose else DagsterLog(lambda: embedded and is_full(settings.home))
 
     def write(self, message: Message) -> None:
         """Print the lines of a message."""

@@ -104,3 +104,23 @@ def test_a_full_disk_is_one_line_whatever_fails() -> None:
         "ERROR the disk is full: Sensor a: DiskFull: No space left on device",
         "ERROR another",
     ]
+
+
+def test_trouble_on_a_full_disk_is_one_line() -> None:
+    """A server that cannot write ends, and Dagster only finds that it cannot connect."""
+    log = DagsterLog(lambda: True)
+    lines = (
+        record("a run has begun"),
+        record("Failed to add heartbeat: too many retries for DB connection", "error"),
+        "WARNING:root:Retrying failed database connection: connection refused",
+        "Traceback (most recent call last):",
+        "OperationalError: connection refused",
+        "\tIs the server running locally?",
+        "The above exception was the direct cause of the following exception:",
+        record("a run has ended"),
+    )
+    assert [text for line in lines if (text := log.show(line)) is not None] == [
+        "a run has begun",
+        "ERROR the disk is full: Failed to add heartbeat: too many retries for DB connection",
+        "a run has ended",
+    ]
