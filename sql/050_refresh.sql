@@ -257,34 +257,52 @@ BEGIN
         SELECT n.symbols, n.more INTO newest, more
         FROM feature_platform.newest_dirty(refresh_window, horizon, 2 * slice_symbols) AS n;
     END IF;
+    -- Each CTE is read once and holds no volatile call, so the planner makes them one plan: symbol by symbol, and no
+    -- further symbol once the slice is full.
     FOR candidate IN
-        SELECT c.symbol, cost.rows
-        FROM (SELECT unnest(newest) AS symbol
-              UNION ALL
-              (SELECT l.symbol
-               FROM feature_platform.dirty_log l
-               WHERE NOT newest_first AND l.id <= horizon AND lower(l.buckets) < upper(refresh_window)
-                 AND (NOT l.reach_known OR l.buckets && refresh_window)
-               GROUP BY l.symbol ORDER BY l.symbol)) AS c
-        CROSS JOIN LATERAL (
-            SELECT range_agg(l.buckets) AS buckets, bool_or(l.removed) AS removed,
-                   coalesce(range_agg(l.buckets) FILTER (WHERE NOT l.reach_known), '{}') AS changed
-            FROM feature_platform.dirty_log l
-            WHERE l.symbol = c.symbol AND lower(l.buckets) < upper(refresh_window)
-              AND (NOT l.reach_known OR l.buckets && refresh_window)
-        ) AS mark
-        CROSS JOIN LATERAL (
-            SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket,
-                   max(s.newest_vol) AS newest_vol
-            FROM feature_platform.symbol_state s WHERE s.symbol = c.symbol
-        ) AS state
-        CROSS JOIN LATERAL (
-            SELECT coalesce(sum(1 + bar.count + base.count + gone.count), 0)::bigint
-                   -- Each changed range costs a look-up of the next row. Where the first bar moved, a warm-up is dirty.
-                   + (SELECT count(*) FROM unnest(mark.changed))
-                   + CASE WHEN lower(mark.changed) <= state.first_bucket THEN 1440 ELSE 0 END AS rows
-            FROM unnest(mark.buckets * tstzmultirange(kept)) AS r
+        WITH due AS (
+            -- The symbols to try: those of the newest marks first, or all that have marks, by name.
+            SELECT unnest(newest) AS symbol
+            UNION ALL
+            (SELECT l.symbol
+             FROM feature_platform.dirty_log l
+             WHERE NOT newest_first AND l.id <= horizon AND lower(l.buckets) < upper(refresh_window)
+               AND (NOT l.reach_known OR l.buckets && refresh_window)
+             GROUP BY l.symbol ORDER BY l.symbol)
+        ), marked AS (
+            -- With all of its marks as one: refresh_symbols takes later marks of a picked symbol, too.
+            SELECT due.symbol, mark.*
+            FROM due
             CROSS JOIN LATERAL (
+                SELECT range_agg(l.buckets) AS buckets, bool_or(l.removed) AS removed,
+                       coalesce(range_agg(l.buckets) FILTER (WHERE NOT l.reach_known), '{}') AS changed
+                FROM feature_platform.dirty_log l
+                WHERE l.symbol = due.symbol AND lower(l.buckets) < upper(refresh_window)
+                  AND (NOT l.reach_known OR l.buckets && refresh_window)
+            ) AS mark
+        ), cached AS (
+            -- With the cache of its last refresh; aggregates, because a symbol without a cache counts, too.
+            SELECT marked.*, state.*
+            FROM marked
+            CROSS JOIN LATERAL (
+                SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket,
+                       max(s.newest_vol) AS newest_vol
+                FROM feature_platform.symbol_state s WHERE s.symbol = marked.symbol
+            ) AS state
+        )
+        SELECT c.symbol,
+               cost.rows
+               -- Each changed range costs a look-up of the next row.
+               + (SELECT count(*) FROM unnest(c.changed))
+               -- Where the first bar moved, a warm-up is dirty.
+               + CASE WHEN lower(c.changed) <= c.first_bucket THEN 1440 ELSE 0 END AS rows
+        FROM cached AS c
+        CROSS JOIN LATERAL (
+            -- The rows that a refresh of its marks reads, each range counting as one more.
+            SELECT coalesce(sum(1 + bar.count + base.count + gone.count), 0)::bigint AS rows
+            FROM unnest(c.buckets * tstzmultirange(kept)) AS r
+            CROSS JOIN LATERAL (
+                -- The bars of the dirty minutes.
                 SELECT count(*) AS count, feature_platform.bucket_of(max(b.ts)) + interval '1 minute' AS until
                 FROM (SELECT b.ts FROM public.ohlcv_1m b
                       WHERE b.symbol = c.symbol AND b.ts >= lower(r) AND b.ts < upper(r)
@@ -292,18 +310,20 @@ BEGIN
                       ORDER BY b.ts DESC LIMIT slice_rows) AS b
             ) AS bar
             CROSS JOIN LATERAL (
-                -- A mark reaches a day beyond its last bar; a recomputation does not.
+                -- The bars of the day before them, unless the cached sums replace these. A mark reaches a day beyond
+                -- its last bar; a recomputation does not, so it ends with the last bar.
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.ohlcv_1m b
                       WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
-                        AND feature_platform.sums_from(state.newest_bucket, state.newest_vol, mark.changed,
-                                                       mark.removed, lower(r), bar.until) IS NULL
+                        AND feature_platform.sums_from(c.newest_bucket, c.newest_vol, c.changed,
+                                                       c.removed, lower(r), bar.until) IS NULL
                         AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
             ) AS base
             CROSS JOIN LATERAL (
+                -- The feature rows that may have to be deleted.
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.features_1m f
-                      WHERE mark.removed AND f.symbol = c.symbol AND f.bucket >= lower(r) AND f.bucket < upper(r)
+                      WHERE c.removed AND f.symbol = c.symbol AND f.bucket >= lower(r) AND f.bucket < upper(r)
                         AND f.bucket >= reads_from AND f.bucket < reads_until LIMIT slice_rows) AS f
             ) AS gone
         ) AS cost
