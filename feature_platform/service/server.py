@@ -1,23 +1,15 @@
-"""The server of the service: in this process until a signal, or in a thread beside a test."""
+"""The server of the service."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Self
 
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp
 
 from feature_platform import database as platform_database
 from feature_platform.errors import UserError
-from feature_platform.listening_socket import listen, url_of
+from feature_platform.http_server import HttpServer, StoppableServer, listen
 from feature_platform.schema import prepare
 from feature_platform.service.app import create_app
 from feature_platform.service.connections import LimitedConfig, Limits
@@ -29,15 +21,13 @@ _GRACE_SECONDS = 10
 _log = logging.getLogger(__name__)
 
 
-class Service:
+class Service(HttpServer):
     """Serve features over HTTP, at `url`.
 
     settings: the database, the API key, the age of a stale row; by default of the environment.
     port: 0 for a free one.
     limits: of connections; by default the usual ones.
     Raises UserError if the address is in use, or would be open to every machine without a key.
-
-    As a context manager it serves from a thread of its own.
     """
 
     def __init__(
@@ -60,47 +50,27 @@ class Service:
             url = await asyncio.to_thread(platform_database.database_url, settings)
             return platform_database.with_clock(url)
 
-        self._socket = listen(host, port)
-        self.url = url_of(self._socket)
+        listener = listen(host, port)
         app = create_app(
             QueryPool(where),
             stale_after=settings.stale_after,
             key=None if settings.api_key is None else settings.api_key.get_secret_value(),
         )
         proxies = settings.proxies
-        self._server = _Server(app, limits or Limits(proxies), proxies)
-        self._thread: threading.Thread | None = None
-
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; open answers are finished first."""
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            _log.info("stopping signal=%s", signal.Signals(number).name)
-            self._server.should_exit = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        self._serve()
-        _log.info("stopped")
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._serve, name="service", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        assert self._thread is not None
-        self._server.should_exit = True
-        self._thread.join()
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._server.serve(sockets=[self._socket]))
+        config = LimitedConfig(
+            app,
+            limits or Limits(proxies),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            # A header changes the peer only if a trusted proxy has sent it.
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        server = StoppableServer(config)
+        super().__init__(listener, server, name="service", new_loop=uvloop.new_event_loop)
 
 
 def run_service(host: str, port: int) -> None:
@@ -127,26 +97,3 @@ def _check_schema() -> None:
         return
     with connection:
         prepare(connection)
-
-
-class _Server(uvicorn.Server):
-    """A server without signal handlers of its own."""
-
-    def __init__(self, app: ASGIApp, limits: Limits, proxies: Sequence[str]) -> None:
-        config = LimitedConfig(
-            app,
-            limits,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            # A header changes the peer only if a trusted proxy has sent it.
-            proxy_headers=bool(proxies),
-            forwarded_allow_ips=list(proxies),
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-        super().__init__(config)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

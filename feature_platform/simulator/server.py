@@ -1,17 +1,12 @@
-"""The server of the simulated exchange: a process until SIGTERM, or a thread of a test."""
+"""The server of the simulated exchange."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +15,7 @@ from websockets.server import ServerProtocol
 
 from feature_platform.clock import Clock
 from feature_platform.errors import UserError
-from feature_platform.listening_socket import listen, url_of
+from feature_platform.http_server import HttpServer, StoppableServer, listen
 from feature_platform.settings import get_settings
 from feature_platform.simulator.binance_archives import add_archives
 from feature_platform.simulator.binance_rest import abort_connection, create_app
@@ -31,16 +26,12 @@ from feature_platform.simulator.published import PublishedBars
 from feature_platform.simulator.truth import GeneratedTruth, RecordedTruth, Truth
 from feature_platform.simulator.weights import LIMIT, Weights
 
-_log = logging.getLogger(__name__)
-
 # The longest time that late answers delay a stop.
 _GRACE_SECONDS = 2
 
 
-class SimulatedExchange:
-    """Serve a truth over HTTP and WebSockets, with faults.
-
-    As a context manager it runs in a thread of this process.
+class SimulatedExchange(HttpServer):
+    """Serve a truth over HTTP and WebSockets, at `url`, with faults.
 
     truth: the bars to publish.
     faults: the faults at the start; `set_faults` replaces them later.
@@ -67,15 +58,13 @@ class SimulatedExchange:
         self.truth = truth
         self.faults = Faults(faults, seed)
         self.clock = clock or get_settings().clock
-        self._socket = listen(host, port)
-        self.url = url_of(self._socket)
+        listener = listen(host, port)
         self.published = PublishedBars(truth, self.faults, self.clock)
         self.publisher = EventPublisher(self.published, update_seconds)
         app = create_app(self.published, Weights(self.clock, weight_limit))
         add_streams(app, self.published, self.publisher)
         add_archives(app, self.published)
-        self._server = _Server(app)
-        self._thread: threading.Thread | None = None
+        super().__init__(listener, _Server(app), name="simulated exchange")
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
         """Replace all faults by these, each as JSON: `{"kind": "reset"}`.
@@ -83,32 +72,6 @@ class SimulatedExchange:
         Raises UserError if one is not valid.
         """
         self.faults.replace(parse_faults(faults))
-
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            _log.info("stopping signal=%s", signal.Signals(number).name)
-            self._server.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        self._serve()
-        _log.info("stopped")
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._serve, name="simulated exchange", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        assert self._thread is not None
-        self._server.stop()
-        self._thread.join()
-
-    def _serve(self) -> None:
-        with self._socket:
-            asyncio.run(self._server.serve(sockets=[self._socket]))
 
 
 def make_exchange(
@@ -160,8 +123,8 @@ def _text_of(given: str) -> str:
         raise UserError(f"--faults {given}: cannot be read: {error}") from None
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that handles no signals and can reset connections."""
+class _Server(StoppableServer):
+    """A uvicorn server that can reset connections."""
 
     def __init__(self, app: ASGIApp) -> None:
         async def app_with_abort(scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,7 +155,7 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Stop the server; may be called from any thread or a signal handler."""
-        self.should_exit = True
+        super().stop()
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has stopped already
                 self._loop.call_soon_threadsafe(self._stopped.set)
@@ -211,10 +174,6 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
             await asyncio.sleep(0)  # until uvicorn removes them from its list
         await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
     def _abort(self, client: tuple[str, int]) -> None:
         for connection in self._connections(client):
