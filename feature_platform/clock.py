@@ -19,6 +19,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE_MS = 60_000
 
 
+def parse_time(text: str) -> datetime:
+    """Read an ISO-8601 date or time, as a time in UTC; without an offset it is UTC.
+
+    Raises ValueError if the text is no such time, or outside of the years 1 to 9999 in UTC.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an ISO-8601 time such as 2026-02-01T12:00Z") from None
+    except OverflowError:
+        raise ValueError(f"{text!r} is outside of the years 1 to 9999 in UTC") from None
+
+
 class Clock(ABC):
     """A clock, and the wall-clock seconds until a time of it.
 
@@ -76,7 +90,7 @@ class SimulatedClock(Clock):
         match = _SIMULATED.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a clock; {_EXAMPLE}")
-        start, since = (_parse_time(match[name]) for name in ("start", "since"))
+        start, since = (parse_time(match[name]) for name in ("start", "since"))
         speed = float(match["speed"])
         if not _SLOWEST <= speed <= _FASTEST:
             raise ValueError(f"a clock's speed is from {_SLOWEST} to {_FASTEST}, not {speed:g}")
@@ -126,13 +140,6 @@ _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\d:\d\d
 _SIMULATED = re.compile(
     rf"\s*(?P<start>{_TIME})\s*@\s*(?P<since>{_TIME})\s*x\s*(?P<speed>\d+(?:\.\d+)?)\s*", re.ASCII
 )
-
-
-def _parse_time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a time: {error}") from None
 
 
 def _microseconds(time: datetime) -> int:

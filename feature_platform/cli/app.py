@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -37,13 +37,12 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def _parse_time(text: str) -> datetime:
     """Read an ISO-8601 date or time; without an offset it is UTC."""
+    from feature_platform.clock import parse_time
+
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not an ISO-8601 time such as 2026-02-01T12:00Z"
-        ) from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        return parse_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _parse_symbol(text: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
+from feature_platform.clock import parse_time
 from feature_platform.service.answers import RejectedError, error_responses
 from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
 from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
@@ -35,21 +36,9 @@ _MINUTE = timedelta(minutes=1)
 _log = logging.getLogger(__name__)
 
 
-def _parse_time(text: object) -> datetime:
-    """Read an ISO-8601 date or time; without an offset it is UTC."""
-    try:
-        time = datetime.fromisoformat(str(text))
-        aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-        return aware.astimezone(UTC)
-    except ValueError:
-        raise ValueError("not an ISO-8601 time such as 2026-02-01T12:00Z") from None
-    except OverflowError:
-        raise ValueError("it is outside of the years 1 to 9999") from None
-
-
 Time = Annotated[
     datetime,
-    BeforeValidator(_parse_time),
+    BeforeValidator(lambda text: parse_time(str(text))),
     WithJsonSchema(
         {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
     ),

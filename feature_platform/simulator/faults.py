@@ -13,8 +13,8 @@ from operator import itemgetter
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from feature_platform.clock import parse_time
 from feature_platform.errors import UserError
 from feature_platform.simulator._noise import key_of, uniform_at
 
@@ -56,11 +57,11 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1)]
 
 
-def _in_utc(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+def _parse_time(given: object) -> datetime | None:
+    return None if given is None else parse_time(str(given))
 
 
-_Moment = Annotated[datetime, AfterValidator(_in_utc)]
+_Time = Annotated[datetime | None, BeforeValidator(_parse_time)]
 
 
 class _Fault(BaseModel):
@@ -227,8 +228,8 @@ class WrongChecksum(RequestFault):
 class BarFault(_Fault):
     """A fault of the bars of [start, end), by default of all."""
 
-    start: _Moment | None = None
-    end: _Moment | None = None
+    start: _Time = None
+    end: _Time = None
 
 
 class QuietLeftOut(BarFault):
@@ -257,7 +258,7 @@ class Corrected(BarFault):
     """
 
     kind: Literal["corrected"] = "corrected"
-    until: _Moment | None = None
+    until: _Time = None
     seconds: _Seconds | None = None
     probability: _Share = 1.0
 
@@ -285,8 +286,8 @@ class StreamFault(_Fault):
     count: the most affected minutes; None for no limit.
     """
 
-    start: _Moment | None = None
-    end: _Moment | None = None
+    start: _Time = None
+    end: _Time = None
     probability: _Share = 1.0
     count: _Count | None = None
 
@@ -422,7 +423,8 @@ def parse_faults(given: str | bytes | Iterable[dict[str, Any]]) -> list[Fault]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"faults: {where + ': ' if where else ''}{first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"faults: {where + ': ' if where else ''}{reason}") from None
 
 
 class Faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_platform.bars import time_of
-from feature_platform.clock import Clock, ManualClock, SimulatedClock, WallClock
+from feature_platform.clock import Clock, ManualClock, SimulatedClock, WallClock, parse_time
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 
@@ -96,3 +97,30 @@ def test_a_wait_for_a_past_minute_takes_no_time() -> None:
         assert clock.wall_seconds(-3.0) == 0
     assert WallClock().wall_seconds(3.0) == 3.0
     assert SimulatedClock.parse(CLOCK).wall_seconds(3.0) == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-03-01", START),
+        ("2026-03-01T00:00", START),
+        ("2026-03-01T00:00Z", START),
+        ("2026-03-01 05:30+05:30", START),
+    ],
+)
+def test_a_time_without_an_offset_is_utc(text: str, time: datetime) -> None:
+    found = parse_time(text)
+    assert (found, found.tzinfo) == (time, UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("yesterday", "'yesterday' is not an ISO-8601 time such as 2026-02-01T12:00Z"),
+        ("2026-13-01", "'2026-13-01' is not an ISO-8601 time such as 2026-02-01T12:00Z"),
+        ("0001-01-01T00:00+01:00", "'0001-01-01T00:00+01:00' is outside of the years 1 to 9999"),
+    ],
+)
+def test_a_text_that_is_no_time_is_rejected(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        parse_time(text)
