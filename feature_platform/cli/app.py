@@ -340,7 +340,7 @@ def verify_command(
         report = verify(connection, symbol=symbol, start=start, end=end, progress=progress)
     typer.echo(console.verify_line(report))
     if report.mismatches:
-        console.out.print(console.mismatch_table(report))
+        console.show(console.mismatch_table(report))
         raise typer.Exit(1)
 
 
@@ -381,7 +381,9 @@ def status_command(
         typer.echo(line)
     if symbols:
         typer.echo()
-        console.out.print(console.symbols_table(symbols, rows))
+        console.show(
+            console.symbols_table(symbols, rows), console.symbols_table(symbols, rows, first=False)
+        )
     else:
         typer.echo("no bars yet: `feature-platform import FILE --symbol SYMBOL`")
 
@@ -418,7 +420,10 @@ def gaps_command(
         with console.progress_bar("account for minutes") as progress:
             find_all_gaps(connection, progress)
         gaps = list_gaps(connection, symbol, states)
-    console.out.print(console.gaps_table(gaps))
+    complete, *short = console.gaps_tables(gaps)
+    if console.show(complete, *short) in short:
+        for line in console.gap_errors(gaps):
+            typer.echo(line)
     typer.echo(console.gaps_line(gaps))
 
 

@@ -49,31 +49,43 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
-def show(made: Table) -> None:
-    """Print a table; where the terminal is narrower, print each row as lines of name and value."""
-    if not out.is_terminal or out.measure(made).maximum <= shutil.get_terminal_size().columns:
-        out.print(made)
-        return
+def show(*tables: Table) -> Table:
+    """Print the first of these tables that fits the terminal, and return it.
+
+    tables: the same rows with fewer and fewer columns. Where none fits, each row of the first one
+        is printed as lines of name and value. Without a terminal the first one is printed.
+    """
+    width = shutil.get_terminal_size().columns if out.is_terminal else out.width
+    for made in tables:
+        if out.measure(made).maximum <= width:
+            out.print(made)
+            return made
+    made = tables[0]
     names = [str(column.header) for column in made.columns]
-    width = max(map(len, names))
+    longest = max(map(len, names))
     for number, row in enumerate(zip(*(column.cells for column in made.columns), strict=True)):
         if number:
             out.print()
         for label, cell in zip(names, row, strict=True):
-            out.print(f"{label:{width}}  {cell}", highlight=False)
+            out.print(f"{label:{longest}}  {cell}", highlight=False)
+    return made
 
 
-def symbols_table(symbols: list[SymbolStatus], counts: dict[str, Counts]) -> Table:
-    """Show each symbol's bars and features; without counts, without their columns."""
+def symbols_table(
+    symbols: list[SymbolStatus], counts: dict[str, Counts], *, first: bool = True
+) -> Table:
+    """Show each symbol's bars and features; without counts, without their columns.
+
+    first: show the time of the first bar, too.
+    """
+    times = ("first bar (UTC)", "last bar (UTC)") if first else ("last bar (UTC)",)
     numbers = (">bars", ">features") if counts else ()
-    made = table(
-        "symbol", "first bar (UTC)", "last bar (UTC)", *numbers, ">waiting for refresh", ">lag"
-    )
+    made = table("symbol", *times, *numbers, ">waiting", ">lag")
     for one in symbols:
         count = counts.get(one.symbol, Counts(0, 0))
         made.add_row(
             name(one.symbol),
-            time_text(one.first_bar),
+            *((time_text(one.first_bar),) if first else ()),
             time_text(one.last_bar),
             *((f"{count.bars:,}", f"{count.features:,}") if counts else ()),
             f"{one.rows_dirty:,}",
@@ -178,30 +190,36 @@ def mismatch_table(report: VerifyReport) -> Table:
     return made
 
 
-def gaps_table(gaps: Sequence[Gap]) -> Table:
-    """Show gaps, with the attempts and the last error of the requests for them."""
-    made = table(
-        "symbol",
-        "first minute (UTC)",
-        "until (UTC)",
-        ">minutes",
-        "state",
-        "stream",
-        ">attempts",
-        "last error",
-    )
-    for gap in gaps:
-        made.add_row(
-            gap.symbol,
-            time_text(gap.start),
-            time_text(gap.end),
-            f"{_minutes(gap):,}",
-            gap.state,
-            gap.feed or "-",
-            str(gap.attempts),
-            gap.last_error or "",
-        )
-    return made
+def gaps_tables(gaps: Sequence[Gap]) -> list[Table]:
+    """Show gaps, with the attempts and the last error of the requests for them.
+
+    The second table is without the state of the stream and without errors; the third one is
+    without attempts, too.
+    """
+    tables = []
+    for more in ((">attempts", "stream", "last error"), (">attempts",), ()):
+        made = table("symbol", "from (UTC)", "until (UTC)", ">minutes", "state", *more)
+        for gap in gaps:
+            reasons = (str(gap.attempts), gap.feed or "-", gap.last_error or "")
+            made.add_row(
+                name(gap.symbol),
+                time_text(gap.start),
+                time_text(gap.end),
+                f"{_minutes(gap):,}",
+                gap.state,
+                *reasons[: len(more)],
+            )
+        tables.append(made)
+    return tables
+
+
+def gap_errors(gaps: Sequence[Gap]) -> list[str]:
+    """Give each error of the requests for gaps one line, with the last gap that had it."""
+    last = {gap.last_error: gap for gap in gaps if gap.last_error is not None}
+    return [
+        f"last error: {name(gap.symbol)} {time_text(gap.start)}: {one_line(error)}"
+        for error, gap in last.items()
+    ]
 
 
 def gaps_line(gaps: Sequence[Gap]) -> str:
@@ -210,7 +228,8 @@ def gaps_line(gaps: Sequence[Gap]) -> str:
     for state in STATES:
         some = [gap for gap in gaps if gap.state == state]
         if some:
-            sums.append(f"{sum(map(_minutes, some)):,} minutes {state} in {len(some):,} gaps")
+            gaps_text = "1 gap" if len(some) == 1 else f"{len(some):,} gaps"
+            sums.append(f"{sum(map(_minutes, some)):,} minutes {state} in {gaps_text}")
     return ", ".join(sums) or "no minute is missing"
 
 

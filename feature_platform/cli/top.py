@@ -165,10 +165,7 @@ def _policy_line(frame: Frame) -> Text:
     policy = frame.policy
     if policy is None:
         return Text("policy: none, features change only by `feature-platform refresh`", "red")
-    parts = [
-        f"policy: every {console.duration(policy.schedule_interval)}",
-        console.runner_text(policy, frame.runners),
-    ]
+    parts = [f"policy: {console.runner_text(policy, frame.runners)}"]
     late = policy.last_start is None
     if policy.last_start is not None:
         ago = frame.now - policy.last_start

@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_platform.cli import console
+from feature_platform.gaps import Gap
 from feature_platform.heartbeat import StoredHeartbeat, StreamState
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus
 from feature_platform.verify import Mismatch, VerifyReport
@@ -72,7 +74,7 @@ def test_the_table_of_symbols_may_omit_counts() -> None:
     heading, line = shown(console.symbols_table([symbol("A")], {"A": Counts(56_789, 9)}))
     assert heading.split() == [
         *("symbol", "first", "bar", "(UTC)", "last", "bar", "(UTC)"),
-        *("bars", "features", "waiting", "for", "refresh", "lag"),
+        *("bars", "features", "waiting", "lag"),
     ]
     assert line.split()[5:] == ["56,789", "9", "1,234", "30", "s"]
     heading, line = shown(console.symbols_table([symbol("A")], {}))
@@ -250,13 +252,59 @@ def test_a_table_wider_than_the_terminal_is_shown_value_by_value(
     made = console.table("file", "symbol", ">rows")
     made.add_row("a.csv", "A", "5")
     made.add_row("b.csv", "B", "6")
+    assert shown_at(monkeypatch, columns, made) == lines
+
+
+def shown_at(monkeypatch: pytest.MonkeyPatch, columns: int, *tables: Table) -> list[str]:
+    """Return the lines of the table that a terminal of so many columns shows."""
     text = io.StringIO()
     terminal = Console(file=text, width=10_000, markup=False, force_terminal=True, no_color=True)
     monkeypatch.setattr(console, "out", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    console.show(made)
-    without_styles = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
-    assert [line.rstrip() for line in without_styles.splitlines()] == lines
+    console.show(*tables)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).splitlines()
+    return [line.rstrip() for line in lines]
+
+
+def test_a_month_of_a_symbol_has_one_line_of_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {"BTC/USDT": Counts(44_640, 44_640)}
+    made = console.symbols_table([symbol("BTC/USDT")], counts)
+    heading, line = shown_at(monkeypatch, 80, made)
+    assert len(heading) <= 80
+    assert line.split()[5:] == ["44,640", "44,640", "1,234", "30", "s"]
+
+
+def test_a_narrow_terminal_shows_symbols_without_the_first_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {name: Counts(2_628_000, 2_628_000) for name in ("A", "kraken:MATIC/USDT")}
+    both = [symbol(name) for name in counts]
+    tables = [console.symbols_table(both, counts, first=first) for first in (True, False)]
+    heading, *lines = shown_at(monkeypatch, 80, *tables)
+    assert "last bar (UTC)" in heading
+    assert "first bar" not in heading
+    assert len(lines) == 2
+    assert shown_at(monkeypatch, 200, *tables)[0].split()[1:3] == ["first", "bar"]
+    assert "first bar (UTC)  2026-02-01 12:30" in shown_at(monkeypatch, 40, *tables)
+
+
+def test_gaps_of_a_long_symbol_fit_80_columns_with_their_errors_below(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = MOMENT + timedelta(minutes=60_000)
+    error = "binance answers 503 Service Unavailable"
+    tried = Gap("A", MOMENT, later, "unavailable", MOMENT, MOMENT, 10, None, error, "dead")
+    untried = Gap("B", MOMENT, later, "not_recorded", MOMENT, MOMENT, 0, None, None, "alive")
+    gaps = [tried, tried, untried]
+    assert error in "\n".join(shown_at(monkeypatch, 200, *console.gaps_tables(gaps)))
+    heading, *lines = shown_at(monkeypatch, 80, *console.gaps_tables(gaps))
+    assert (heading.split()[-1], len(lines)) == ("attempts", 3)
+    long = [replace(gap, symbol="kraken:MATIC/USDT") for gap in gaps]
+    heading, *lines = shown_at(monkeypatch, 80, *console.gaps_tables(long))
+    assert (heading.split()[-1], len(lines)) == ("state", 3)
+    assert console.gap_errors(gaps) == [f"last error: A 2026-02-01 12:30: {error}"]
 
 
 def feed(state: StreamState, error: str | None) -> StoredHeartbeat:
