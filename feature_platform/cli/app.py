@@ -59,21 +59,22 @@ _ONE_SYMBOL = typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Only th
 OneSymbol = Annotated[str | None, _ONE_SYMBOL]
 
 _START = typer.Option(
-    parser=_parse_time, metavar="TIME", help="First minute, such as 2026-02-01T12:00Z."
+    parser=_parse_time, metavar="TIME", help="First minute, in UTC, such as 2026-02-01T12:00Z."
 )
 Start = Annotated[datetime | None, _START]
 StartRequired = Annotated[datetime, _START]
 End = Annotated[
     datetime | None,
-    typer.Option(parser=_parse_time, metavar="TIME", help="First minute after the last."),
+    typer.Option(parser=_parse_time, metavar="TIME", help="End; this minute is not included."),
 ]
 
-_Column = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="The column's name, or its position from 1 where there is no header."
-    ),
-]
+
+def _column(contents: str) -> Any:
+    return typer.Option(
+        metavar="NAME",
+        help=f"Column of the {contents}: its name, or its position, from 1, without a header.",
+    )
+
 
 app = typer.Typer(
     name=PROGRAM,
@@ -203,11 +204,12 @@ def import_command(
         ),
     ] = None,
     time: Annotated[
-        Literal["open", "close"], typer.Option(help="Whether a time is its bar's start or end.")
+        Literal["open", "close"],
+        typer.Option(help="Whether times are the start or the end of bars."),
     ] = "open",
-    ticks: Annotated[bool, typer.Option("--ticks", help="Rows may lie inside minutes.")] = False,
+    ticks: Annotated[bool, typer.Option("--ticks", help="Accept rows inside minutes.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let a later file correct bars of an earlier one.")
+        bool, typer.Option("--overwrite", help="Let a later file correct an earlier one.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the summary, and store nothing.")
@@ -216,27 +218,34 @@ def import_command(
         Path | None,
         typer.Option(metavar="FILE", help="Write bad rows to this new CSV, and store the others."),
     ] = None,
-    column_ts: _Column = None,
-    column_open: _Column = None,
-    column_high: _Column = None,
-    column_low: _Column = None,
-    column_close: _Column = None,
-    column_vol: _Column = None,
-    column_symbol: _Column = None,
+    column_ts: Annotated[str | None, _column("times")] = None,
+    column_open: Annotated[str | None, _column("opens")] = None,
+    column_high: Annotated[str | None, _column("highs")] = None,
+    column_low: Annotated[str | None, _column("lows")] = None,
+    column_close: Annotated[str | None, _column("closes")] = None,
+    column_vol: Annotated[str | None, _column("volumes")] = None,
+    column_symbol: Annotated[str | None, _column("symbols")] = None,
     exchange: Annotated[
         Literal["binance"] | None,
-        typer.Option("--from", help="Load this exchange's archives of --symbol instead of files."),
+        typer.Option("--from", help="Load the exchange's archives of --symbol, not files."),
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(metavar="MONTH|DAY", help="With --from: the first, such as 2024-01."),
+        typer.Option(
+            metavar="MONTH|DAY", help="First month or day, such as 2024-01; only with --from."
+        ),
     ] = None,
     end: Annotated[
         str | None,
-        typer.Option(metavar="MONTH|DAY", help="With --from: the last; by default yesterday."),
+        typer.Option(
+            metavar="MONTH|DAY", help="Last month or day, by default yesterday; only with --from."
+        ),
     ] = None,
 ) -> None:
-    """Store the bars of files, each whole or not at all; exit status 1 where one gave no bar."""
+    """Store the bars of files, each file whole or not at all.
+
+    Exit status 1 if a file gave no bar.
+    """
     from feature_platform.cli import console
     from feature_platform.importer import import_bars, view
     from feature_platform.importer.columns import ColumnMap
@@ -311,7 +320,7 @@ def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool)
 def refresh_command(
     start: Start = None,
     end: End = None,
-    force: Annotated[bool, typer.Option("--force", help="Recompute clean rows too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Recompute all rows.")] = False,
 ) -> None:
     """Bring the features up to date with the bars, now."""
     from feature_platform.cli import console
@@ -332,7 +341,7 @@ def verify_command(
     start: Start = None,
     end: End = None,
 ) -> None:
-    """Recompute every row from the bars and compare; exit status 1 where one differs."""
+    """Recompute every row from the bars and compare; exit status 1 if one differs."""
     from feature_platform.cli import console
     from feature_platform.verify import verify
 
@@ -347,10 +356,10 @@ def verify_command(
 @app.command("status")
 def status_command(
     counts: Annotated[
-        bool, typer.Option(help="Count bars and rows, which reads all of their keys.")
+        bool, typer.Option(help="Count bars and rows, which reads whole indexes.")
     ] = True,
 ) -> None:
-    """Show the rows of each symbol, the refresh policy, and the database in use."""
+    """Show the rows of each symbol, the refresh policy and the database."""
     from feature_platform import status
     from feature_platform.cli import console
     from feature_platform.clock import SimulatedClock
@@ -391,11 +400,11 @@ def status_command(
 @app.command("top")
 def top_command(
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two updates.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates.")
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame, of all symbols.")] = False,
 ) -> None:
-    """Show symbols, lag, rows that wait for a refresh, gaps and policy live, the worst first."""
+    """Show live the lag, waiting rows and gaps of each symbol, the worst first."""
     from feature_platform.cli.top import run_top
 
     run_top(interval, once)
@@ -406,10 +415,13 @@ def gaps_command(
     symbol: OneSymbol = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only open, filled, quiet, unavailable or not_recorded; repeatable."),
+        typer.Option(
+            metavar="STATE",
+            help="Only open, filled, quiet, unavailable or not_recorded; may be repeated.",
+        ),
     ] = None,
 ) -> None:
-    """Account for every minute up to now, and list missing minutes with the reason."""
+    """Find all missing minutes up to now, and list them with their reasons."""
     from feature_platform.cli import console
     from feature_platform.gaps import check_known, find_all_gaps, list_gaps, parse_states
 
@@ -480,9 +492,12 @@ def backfill_command(
 @app.command("forget")
 def forget_command(
     symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL")],
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a symbol: its bars, features, gaps, marks and heartbeat; for the schema's owner."""
+    """Delete all data of a symbol; only the owner of the schema may.
+
+    The data are its bars, features, gaps, marks for a refresh, and the state of its stream.
+    """
     from feature_platform.forget import forget
 
     if not yes:
@@ -495,7 +510,8 @@ def forget_command(
 @app.command("record")
 def record_command(
     days: Annotated[
-        int, typer.Option(min=0, help="Days of history to fetch for a symbol without bars.")
+        int,
+        typer.Option(min=0, metavar="N", help="Days of history of a symbol without bars."),
     ] = 2,
 ) -> None:
     """Store the configured symbols' bars from the exchange's stream as they close."""
@@ -508,13 +524,19 @@ def record_command(
 
 @app.command("dev")
 def dev_command(
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI.")] = 3000,
-    exchange_port: Annotated[int, typer.Option(help="Port of the simulated exchange.")] = 8090,
+    port: Annotated[int, typer.Option(metavar="PORT", help="Port of Dagster's UI.")] = 3000,
+    exchange_port: Annotated[
+        int, typer.Option(metavar="PORT", help="Port of the simulated exchange.")
+    ] = 8090,
     days: Annotated[
-        int, typer.Option(min=0, help="Days of history to fetch for a symbol without bars.")
+        int,
+        typer.Option(min=0, metavar="N", help="Days of history of a symbol without bars."),
     ] = 2,
     two_exchanges: Annotated[
-        bool, typer.Option(help="Simulate a second exchange, binanceus, on the next port.")
+        bool,
+        typer.Option(
+            "--two-exchanges", help="Simulate a second exchange, binanceus, on the next port."
+        ),
     ] = False,
 ) -> None:
     """Run everything until Ctrl-C: database, simulated exchange, recorder, worker, Dagster's UI."""
@@ -541,7 +563,7 @@ def demo_command(
 
 @app.command("worker")
 def worker_command() -> None:
-    """Keep features up to date until SIGTERM or Ctrl-C; the current slice is finished first."""
+    """Keep features up to date until SIGTERM or Ctrl-C; the current step is finished first."""
     from feature_platform.worker import run_worker
 
     logging.getLogger("feature_platform").setLevel(logging.INFO)
@@ -565,8 +587,12 @@ def health_command(
 
 @app.command("serve")
 def serve_command(
-    host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to serve at.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port, 0 for a free one.")
+    ] = 8000,
 ) -> None:
     """Serve features over HTTP until SIGTERM or Ctrl-C; open answers are finished first."""
     from feature_platform.service.server import run_service
@@ -577,28 +603,39 @@ def serve_command(
 
 @app.command("simulate")
 def simulate_command(
-    host: Annotated[str, typer.Option(help="Address to serve at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8090,
-    seed: Annotated[int, typer.Option(help="Seed of the random bars and faults.")] = 0,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to serve at.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port, 0 for a free one.")
+    ] = 8090,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random bars and faults.")] = 0,
     symbols: Annotated[
         str | None,
-        typer.Option(help="Such as BTC/USDT,ETH/USDT; by default those of the settings."),
+        typer.Option(
+            metavar="SYMBOLS", help="Separated by commas; by default those of the settings."
+        ),
     ] = None,
     faults: Annotated[
-        str | None, typer.Option(metavar="JSON|@FILE", help="A list of faults.")
+        str | None,
+        typer.Option(metavar="JSON|@FILE", help="List of faults; see docs/simulator.md."),
     ] = None,
     bars: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Serve these bars, of --symbol, instead.")
+        Path | None, typer.Option(metavar="FILE", help="Serve the bars of this file.")
     ] = None,
     symbol: Annotated[
         str | None,
         typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Symbol of the bars of --bars."),
     ] = None,
     update_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Seconds between updates of the open minute.")
+        float,
+        typer.Option(min=0.01, metavar="SECONDS", help="Time between updates of the open minute."),
     ] = 1.0,
     log_requests: Annotated[
-        bool, typer.Option(help="Log every request, not only those with a fault or over a limit.")
+        bool,
+        typer.Option(
+            "--log-requests", help="Log every request, not only those with a fault or over a limit."
+        ),
     ] = False,
 ) -> None:
     """Run a simulated exchange with Binance's REST and streams until SIGTERM or Ctrl-C."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from feature_platform.cli.app import app, main
 from feature_platform_tests.fix_processes import COMMAND, only_line, rejection, run
@@ -145,3 +146,15 @@ def test_the_installed_program_prints_the_same_error() -> None:
         [program, "nonsense"], env=os.environ, capture_output=True, text=True, check=False
     )
     assert rejection(done) == "No such command 'nonsense' (see feature-platform --help)"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_help_page_of_80_columns_cuts_no_word(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert "Usage: " in shown.output
+    assert "\u2026" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
