@@ -160,10 +160,10 @@ class _ArrayDumper(Dumper):
 
 
 def time_of(ts: int) -> datetime:
-    """Return the time of a `ts`, exactly."""
+    """Return the time, in UTC, of a `ts` in microseconds since 1970-01-01 UTC, exactly."""
     return _EPOCH + ts * _MICROSECOND
 
 
 def ts_of(when: datetime) -> int:
-    """Return the `ts` of a time, exactly."""
+    """Return the microseconds from 1970-01-01 UTC to a time with an offset, exactly."""
     return (when - _EPOCH) // _MICROSECOND

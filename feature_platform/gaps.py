@@ -127,7 +127,10 @@ def list_gaps(
 def note_answer(
     connection: psycopg.Connection[Any], symbol: str, start: datetime, end: datetime
 ) -> int:
-    """Record that the exchange answered for these minutes; return the number of quiet ones."""
+    """Record that the exchange answered for the minutes start <= minute < end.
+
+    Returns the number of those without a trade.
+    """
     minutes = {"symbol": symbol, "start": start, "end": end}
     connection.execute(queries["gaps_answered"], minutes)
     row = connection.execute(queries["gaps_quiet_minutes"], minutes).fetchone()
@@ -144,7 +147,7 @@ def note_failure(
     *,
     retry_after: float | None = None,
 ) -> None:
-    """Record that the exchange did not answer for these minutes, with the error.
+    """Record that the exchange did not answer for the minutes start <= minute < end.
 
     After the settings' gap_attempts, they become `unavailable`.
     retry_after: seconds until the exchange accepts requests again.

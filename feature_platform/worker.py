@@ -73,7 +73,7 @@ class RefreshLog:
         self._clear()
 
     def add_run(self, rows: int, slices: int, took: timedelta) -> None:
-        """Add a run of the policy."""
+        """Add a run of the policy: its rows, its slices and its duration."""
         self._rows += rows
         self._slices += slices
         self._took += took

@@ -115,7 +115,7 @@ def _watch(screen: Console, frame: Frame, interval: float) -> None:
 def render(frame: Frame, error_text: str | None, width: int, height: int | None) -> Group:
     """Lay a frame out for a terminal of this size.
 
-    height: None shows all symbols.
+    width, height: columns and lines of the terminal; without a height all symbols are shown.
     error_text: the reason why the frame is out of date, None if it is not.
     """
     header = [*_header(frame, error_text)]

@@ -157,7 +157,10 @@ def _why_not(user: SystemUser, program: Path) -> str | None:
 
 
 def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Give a file that root made to the owner of the directory, who uses it, too."""
+    """Give a file that root made to the owner of the directory, who uses it, too.
+
+    descriptor: of the open file. Raises OSError if the file system does not allow it.
+    """
     if os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -90,6 +90,7 @@ def import_archives(
     it is run again. An archive whose checksum is wrong is not stored.
 
     start, end: months or days, such as 2024-01 or 2024-01-15; end is yesterday by default.
+    progress: called with the numbers of archives that are done and of all.
     pause: seconds before the first retry.
     Raises UserError where the symbol or the period is not valid.
     """

@@ -57,7 +57,8 @@ _UNDERSCORE = re.compile(rb"\d_\d")
 class ByteStream(Protocol):
     """A source of bytes."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, none at the end."""
 
 
 def read_csv(

@@ -112,7 +112,7 @@ class FileReport:
 
     @property
     def bars_per_second(self) -> float:
-        """Return the speed of reading and storing together."""
+        """Return the rows that were read and stored in a second, 0 before any time has passed."""
         return self.rows / self.seconds if self.seconds else 0.0
 
     @property
@@ -194,8 +194,9 @@ def import_bars(
         the import.
     progress: called after each batch and each file.
     options: the fields of ImportOptions.
-    Raises UserError where a file cannot be read or has a bad row, with file, line and reason, and
-    psycopg.OperationalError where the database fails.
+    Raises UserError where a file cannot be read or has a bad row, with file, line and reason
+    (ImportStoppedError, with the report, if earlier files are stored), psycopg.OperationalError
+    where the database fails, and ValueError for a connection inside a transaction.
     """
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise ValueError("an import needs a connection outside of a transaction")

@@ -68,7 +68,7 @@ def is_wrong(step: int, count: int, total: int, shortest: int) -> bool:
 
 
 def interval_text(step: int) -> str:
-    """Return an interval in words, such as "5 minutes"."""
+    """Return an interval, of microseconds, in words, such as "5 minutes"."""
     if step >= _LONGEST:
         return "more than a day"
     for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
@@ -79,5 +79,8 @@ def interval_text(step: int) -> str:
 
 
 def steps_of(ts: Ints, first: NDArray[np.int64]) -> Ints:
-    """Return the steps between times; `first` holds the time before them, or is empty."""
+    """Return the steps between times, in microseconds, one fewer than there are times.
+
+    first: one time before those of `ts`, or none.
+    """
     return np.diff(np.concatenate([first, ts]))

@@ -57,7 +57,7 @@ class Columns:
     text: Callable[[int], str]
 
     def take(self, kept: Mask) -> Columns:
-        """Return the rows of a mask."""
+        """Return the rows where a mask, of one value for each row, is true."""
         indices = np.flatnonzero(kept)
         which = pa.array(kept)
         values = {name: column.filter(which) for name, column in self.values.items()}

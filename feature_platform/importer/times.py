@@ -152,9 +152,10 @@ def text_times(texts: pa.Array, faults: dict[int, str], rule: TimeRule) -> tuple
 
 
 def float_times(values: NDArray[np.float64], faults: dict[int, str]) -> Ints:
-    """Convert floating-point epochs to microseconds since 1970-01-01 UTC.
+    """Convert floating-point epochs to microseconds since 1970-01-01 UTC, one for each value.
 
     The magnitude of an epoch decides whether it holds seconds, milliseconds and so on.
+    faults: gets the reason of each value that is no time, by its index; that time is NO_TIME.
     """
     times = np.full(len(values), NO_TIME, np.int64)
     finite = np.isfinite(values) & (np.abs(values) < 2.0**62)

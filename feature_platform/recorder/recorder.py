@@ -129,6 +129,7 @@ class Recorder:
 def run_recorder(history: timedelta) -> bool:
     """Run a recorder in this process until SIGTERM or SIGINT.
 
+    history: the time before now whose bars are fetched for a symbol without bars.
     Returns whether all received bars were stored or are on disk.
     Raises UserError where a setting is wrong, the database cannot be used, or another recorder
     runs in the same home.

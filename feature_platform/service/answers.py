@@ -32,12 +32,12 @@ def dump_json(content: Any) -> bytes:
 
 
 def answer_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Answer with JSON."""
+    """Return an answer in JSON, with an HTTP status."""
     return Response(dump_json(content), status, headers, "application/json")
 
 
 def answer_error(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """Answer with an error."""
+    """Return an answer with the status and the text of an error."""
     return answer_json({"detail": detail}, status, headers)
 
 

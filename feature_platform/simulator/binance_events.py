@@ -27,21 +27,27 @@ _KLINE = (
 
 
 def trade_event(market: Market, trades: Trades, at: int, now: int) -> str:
-    """Return the event of one trade."""
+    """Return the event of one trade.
+
+    at: the index of the trade; now: milliseconds since 1970-01-01 UTC.
+    """
     number = trades.first_id + at
     price, whole, part, when, maker = _trade(trades, at)
     return _TRADE % (now, market.id, number, price, whole, part, when, maker)
 
 
 def agg_trade_event(market: Market, trades: Trades, at: int, now: int) -> str:
-    """Return the event of one trade as an aggregate of itself."""
+    """Return the event of one trade as an aggregate of itself; parameters as of `trade_event`."""
     number = trades.first_id + at
     price, whole, part, when, maker = _trade(trades, at)
     return _AGG_TRADE % (now, market.id, number, price, whole, part, number, number, when, maker)
 
 
 def kline_event(market: Market, bar: MinuteBars, now: int, *, closed: bool) -> str:
-    """Return the event of one bar."""
+    """Return the event of one bar.
+
+    now: milliseconds since 1970-01-01 UTC; closed: whether the bar's minute has ended.
+    """
     quote, bought, bought_quote = (float(column[0]) for column in taker_columns(bar))
     start = int(bar.minute[0]) * MINUTE_MS
     count = int(bar.trades[0])

@@ -43,7 +43,7 @@ class Trades:
         return int(self.at[0]) // MINUTE_MS * IDS_PER_MINUTE
 
     def until(self, now: int) -> int:
-        """Return the number of trades before a time."""
+        """Return the number of trades before a time, in milliseconds since 1970-01-01 UTC."""
         return int(np.searchsorted(self.at, now))
 
 

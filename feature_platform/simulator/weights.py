@@ -80,7 +80,10 @@ class Weights:
         return Verdict(200, usage.used)
 
     def block(self, address: str, status: Literal[418, 429], until: int) -> Verdict:
-        """Reject all requests of an address up to a time."""
+        """Reject all requests of an address up to a time, in milliseconds since 1970-01-01 UTC.
+
+        Returns the verdict of the current request.
+        """
         usage = self._usages.setdefault(address, _Usage())
         usage.status, usage.until, usage.rejected = status, until, 1
         return self._rejection(usage, self._clock.milliseconds())
