@@ -25,9 +25,9 @@ SELECT bucket, last_close, volume_z
 
 
 -- ==== frames.py ====
--- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces, and so do values that a hypertable needs to
--- exclude chunks while it plans: a parameter or a setting has no value then, and planning costs 2 ms a chunk in each new
--- session.
+-- Sent over ADBC, whose parameters are $1, $2, …; identifiers stand in braces, and so do values that a hypertable needs
+-- to exclude chunks while it plans: a parameter or a setting has no value then, and planning costs 2 ms a chunk in each
+-- new session.
 
 -- frames_unknown --
 -- The symbols of these that never had a bar.
@@ -37,7 +37,8 @@ SELECT wanted.symbol
  ORDER BY wanted.number;
 
 -- frames_without_rows --
--- The symbols of these that have no row in a table, by one index look-up each. On a hypertable it plans for every chunk.
+-- The symbols of these that have no row in a table, by one index look-up each. On a hypertable it plans for every
+-- chunk.
 -- The table is read only for symbols that ever had a bar.
 SELECT wanted.symbol
   FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
