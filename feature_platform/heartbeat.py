@@ -12,7 +12,9 @@ from psycopg.rows import class_row
 
 from feature_platform.queries import queries
 
-# A recorder writes heartbeats every ten seconds; after this time two of them are late.
+# A recorder writes heartbeats every ten seconds; after this time two of them are late, and `status`
+# shows "silent". `health` waits a minute (health_recorder in sql/queries/status.sql), as do the
+# causes of gaps (feed_in in sql/037_heartbeat.sql); the check waits BEAT_AGE in validation.py.
 SILENT_SECONDS = 25.0
 
 StreamState = Literal["live", "catching_up", "down", "stopped", "not_recorded"]

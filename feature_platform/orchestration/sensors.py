@@ -105,7 +105,7 @@ def run_checks(
 def repair_missing_minutes(
     context: dg.SensorEvaluationContext, database: DatabaseResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Request runs that fetch missing minutes."""
+    """Request runs that fetch missing minutes; find_gaps() is in sql/035_gaps.sql."""
     in_flight = days_in_flight(context.instance)
     with database.connection() as connection:
         open_gaps = find_gaps(connection)
