@@ -203,7 +203,7 @@ def latest(
     from feature_platform._adbc import TEXTS, one, reader
 
     to_form = _converter(as_)
-    recent = get_settings().clock.now() - _RECENT
+    recent, ever = _starts()
     with reader() as source:
 
         def newest(wanted: Sequence[str], since: sql.Literal) -> pa.Table:
@@ -215,9 +215,9 @@ def latest(
         else:
             wanted = names
             _check_ever(source, _FEATURES, names)
-        rows = newest(wanted, sql.Literal(recent))
+        rows = newest(wanted, recent)
         if rest := _absent(wanted, rows):
-            older = newest(rest, sql.Literal("-infinity"))
+            older = newest(rest, ever)
             if names is not None and (unknown := _absent(rest, older)):
                 raise _unknown(source, _FEATURES, unknown)
             rows = pa.concat_tables([rows, older]).sort_by("symbol")
@@ -253,11 +253,21 @@ def _read(
             end=sql.Literal(after),
             **names_of,
         )
-        if empty := _absent(names, rows) if several else names[: not rows.num_rows]:
-            found = source.fetch("frames_without_rows", one(empty, TEXTS), **names_of)
-            if unknown := found["symbol"].to_pylist():
-                raise _unknown(source, table, unknown)
+        empty = _absent(names, rows) if several else names[: not rows.num_rows]
+        for since in _starts():
+            if empty:
+                found = source.fetch(
+                    "frames_without_rows", one(empty, TEXTS), since=since, **names_of
+                )
+                empty = found["symbol"].to_pylist()
+        if empty:
+            raise _unknown(source, table, empty)
     return to_form(_as_float64(rows, wanted_columns), index)
+
+
+def _starts() -> tuple[sql.Literal, sql.Literal]:
+    """Return the starts of two searches for a newest row: the last day, then all history."""
+    return sql.Literal(get_settings().clock.now() - _RECENT), sql.Literal("-infinity")
 
 
 def _absent(names: Sequence[str], rows: pa.Table) -> list[str]:

@@ -136,7 +136,7 @@ def other_user() -> User:
 
 @cache
 def normal_user() -> User:
-    """Return the user nobody with an interpreter that it can run; skip the test without one."""
+    """Return an OS user without rights, and an interpreter that it can run; else skip the test."""
     entry = pwd.getpwnam("nobody")
     system_user = SystemUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
     # The tests' own interpreter may lie where only root can reach it.

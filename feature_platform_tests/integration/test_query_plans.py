@@ -203,7 +203,7 @@ def test_a_frame_scans_only_the_rows_that_it_returns(
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)
-@pytest.mark.parametrize("query", ["frames_read", "frames_latest"])
+@pytest.mark.parametrize("query", ["frames_read", "frames_latest", "frames_without_rows"])
 def test_a_frame_of_recent_rows_plans_for_recent_chunks_only(
     conn: psycopg.Connection, query: str
 ) -> None:

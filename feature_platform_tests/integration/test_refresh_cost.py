@@ -244,7 +244,8 @@ def test_the_search_for_an_unknown_symbol_reads_few_pages(
         statement = psycopg.ClientCursor(conn).mogrify(queries[query], {"symbol": "X"})
     else:
         names = psycopg.sql.Identifier("public", "features_1m"), psycopg.sql.Identifier("bucket")
-        statement = text_of(query, table=names[0], time=names[1]).replace(
+        ever = psycopg.sql.Literal("-infinity")
+        statement = text_of(query, table=names[0], time=names[1], since=ever).replace(
             "$1::text[]", "ARRAY['S', 'X']"
         )
     explain(conn, statement)

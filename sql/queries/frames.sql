@@ -37,13 +37,13 @@ SELECT wanted.symbol
  ORDER BY wanted.number;
 
 -- frames_without_rows --
--- The symbols of these that have no row in a table, by one index look-up each. On a hypertable it plans for every
--- chunk.
--- The table is read only for symbols that ever had a bar.
+-- The symbols of these that have no row since a time in a table, by one index look-up each. The table is read only for
+-- symbols that ever had a bar.
 SELECT wanted.symbol
   FROM unnest($1::text[]) WITH ORDINALITY AS wanted (symbol, number)
  WHERE CASE WHEN EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = wanted.symbol)
-            THEN (SELECT true FROM {table} t WHERE t.symbol = wanted.symbol ORDER BY t.{time} DESC LIMIT 1) IS NULL
+            THEN (SELECT true FROM {table} t
+                   WHERE t.symbol = wanted.symbol AND t.{time} >= {since} ORDER BY t.{time} DESC LIMIT 1) IS NULL
             ELSE true END
  ORDER BY wanted.number;
 
