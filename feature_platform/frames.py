@@ -16,7 +16,6 @@ from psycopg.sql import SQL, Identifier
 
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
-from feature_platform.settings import get_settings
 from feature_platform.tables import FEATURES
 
 if TYPE_CHECKING:
@@ -267,6 +266,8 @@ def _read(
 
 def _starts() -> tuple[sql.Literal, sql.Literal]:
     """Return the starts of two searches for a newest row: the last day, then all history."""
+    from feature_platform.settings import get_settings
+
     return sql.Literal(get_settings().clock.now() - _RECENT), sql.Literal("-infinity")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 
@@ -42,10 +43,13 @@ def test_a_full_disk_is_one_line_a_process_and_loses_no_bar(
             shown = dev.log_text()[begun:].splitlines()
             return [line for line in shown if f" {process} " in line and "the disk is full" in line]
 
+        def is_named_twice(process: str) -> bool:
+            return any("times in" in line for line in lines(process))
+
         for process in ("worker", "recorder", "dagster"):
             fill(disk, 0)  # the space that the server freed when it ended
             wait_until(
-                lambda process=process: any("times in" in line for line in lines(process)),
+                partial(is_named_twice, process),
                 f"{process} names the disk twice",
                 PROMISED,
                 details=dev.log_end,

@@ -196,8 +196,9 @@ def test_latest_finds_rows_of_any_age(
     insert_bars(conn, "D/BARS", FIRST, 3)
     everything = latest()
     assert list(everything.index) == ["A/RECENT", "B/OLD", "C/RECENT"]
-    for symbol, row in everything.iterrows():
-        (newest,) = rows(database, "SELECT max(bucket) FROM features_1m WHERE symbol = %s", symbol)
+    newest_of = "SELECT max(bucket) FROM features_1m WHERE symbol = %s"
+    for name, row in everything.iterrows():
+        (newest,) = rows(database, newest_of, str(name))
         assert row["bucket"] == newest[0]
     assert list(latest(["B/OLD"]).index) == ["B/OLD"]
     assert list(latest(["C/RECENT", "B/OLD"]).index) == ["B/OLD", "C/RECENT"]

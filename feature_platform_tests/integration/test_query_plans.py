@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -166,7 +166,7 @@ COLUMNS = SQL("volume_z, vwap_gap")
 def frame_statement(query: str, newest: datetime) -> LiteralString:
     """Return a statement of frames of two symbols, in the hour up to a time."""
     since = Literal(newest - timedelta(hours=1))
-    text = text_of(
+    return text_of(
         query,
         columns=COLUMNS,
         table=FEATURES,
@@ -176,7 +176,6 @@ def frame_statement(query: str, newest: datetime) -> LiteralString:
         end=Literal(newest),
         since=since,
     )
-    return cast("LiteralString", text)
 
 
 @pytest.mark.parametrize(

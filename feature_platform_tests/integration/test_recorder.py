@@ -192,7 +192,7 @@ def test_replaced_connections_without_valid_updates_fail_the_check(live: Live) -
                 wait_until(are_replaced, "the connection was replaced")
                 (check,) = evaluate(connection, {"recorder_alive"})
                 assert {row["symbol"] for row in check.rows} == set(live.venue.truth.markets), check
-                assert max(row["state_seconds"] for row in check.rows) < 120
+                assert max(float(row["state_seconds"]) for row in check.rows) < 120
                 recorder.stop()
         live.venue.set_faults()
         with RecorderThread() as recorder:
