@@ -461,6 +461,7 @@ TIMES: dict[str, Callable[[int], str]] = {
     "compact": lambda t: _moment(t, "%Y%m%d %H%M%S"),
 }
 FIELDS = ("ts", "open", "high", "low", "close", "vol")
+ENOUGH_ROWS = 5
 
 
 def _moment(seconds: int, form: str) -> str:
@@ -529,8 +530,10 @@ def test_bars_in_any_layout_are_read_equal_or_rejected(
     )
     if header:
         assert (found, bad) == (bars, 0)
-    else:
-        assert bad or found == bars
+    elif found != bars and not bad:
+        # A few rows, or rows of equal prices, also fit a known order that is not their own.
+        telling = [prices for _, *prices, _ in bars if len(set(prices)) == len(prices)]
+        assert len(telling) < ENOUGH_ROWS
 
 
 STARTS = [
