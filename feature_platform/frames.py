@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Form = Literal["pandas", "arrow", "polars"]
 TimeLike = datetime | str
 Symbols = str | Iterable[str]
+Views = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def read_features(
     end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Literal["pandas"] = "pandas",
+    *,
+    view: Views = "features_1m",
 ) -> pd.DataFrame: ...
 
 
@@ -78,6 +81,7 @@ def read_features(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["arrow"],
+    view: Views = "features_1m",
 ) -> pa.Table: ...
 
 
@@ -89,6 +93,7 @@ def read_features(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["polars"],
+    view: Views = "features_1m",
 ) -> pl.DataFrame: ...
 
 
@@ -98,19 +103,26 @@ def read_features(
     end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Form = "pandas",
+    *,
+    view: Views = "features_1m",
 ) -> Any:
-    """Read the features of the minutes start <= bucket < end.
+    """Read the features with start <= bucket < end.
 
     symbols: one name gives a frame indexed by `bucket`; several, in a list, one indexed by
         (`symbol`, `bucket`), sorted. Arrow and polars have columns of these names instead.
     start, end: with a time zone, as a datetime or in ISO-8601 such as "2026-02-01T12:00Z".
-    columns: some of those of features_1m, by default all; every one of them is float64, and NULL
-        is NaN (in Arrow and polars null). A minute without a row in the table has no row here.
+    columns: some of those of the view, by default all; every one of them is float64, and NULL is
+        NaN (in Arrow and polars null). A bucket without a row in the table has no row here.
     as_: "pandas", "arrow" or "polars".
-    Raises UserError for a time without a zone, start after end, an unknown symbol or column (it
-    names the nearest), and a database that cannot be reached.
+    view: the name of a feature view; or several, whose rows are joined by symbol and bucket. A
+        column that several of them have is named "view.column", in `columns`, too.
+    Raises UserError for a time without a zone, start after end, an unknown view, symbol or column
+    (it names the nearest), and a database that cannot be reached.
     """
-    return _read(_FEATURES, symbols, start, end, columns, as_)
+    names = [view] if isinstance(view, str) else list(dict.fromkeys(view))
+    if names == ["features_1m"]:
+        return _read(_FEATURES, symbols, start, end, columns, as_)
+    return _read_views(names, symbols, start, end, columns, as_)
 
 
 @overload
@@ -233,35 +245,117 @@ def _read(
 ) -> Any:
     names = _check_symbols(symbols)
     wanted_columns = _check_columns(table, columns)
+    window = _check_window(start, end)
+    from feature_platform._adbc import reader
+
+    to_form = _converter(form)
+    index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
+    with reader() as source:
+        rows = _rows(source, table, names, window, (*index, *wanted_columns))
+    return to_form(_as_float64(rows, wanted_columns), index)
+
+
+def _read_views(
+    views: Sequence[str],
+    symbols: Symbols,
+    start: TimeLike,
+    end: TimeLike,
+    columns: Sequence[str] | None,
+    form: Form,
+) -> Any:
+    """Read some views, joined by symbol and bucket."""
+    names = _check_symbols(symbols)
+    window = _check_window(start, end)
+    from feature_platform._adbc import reader
+
+    to_form = _converter(form)
+    keys = ["symbol", "bucket"]
+    index = ["bucket"] if isinstance(symbols, str) else keys
+    joined: pa.Table | None = None
+    with reader() as source:
+        tables = _tables(source, views)
+        known = [column for table in tables for column in table.columns]
+        wanted = {
+            table.name: {
+                column: column if known.count(column) == 1 else f"{table.name}.{column}"
+                for column in table.columns
+            }
+            for table in tables
+        }
+        shown = tuple(name for of_view in wanted.values() for name in of_view.values())
+        chosen = _check_columns(_Table("+".join(views), "bucket", shown, "", ""), columns)
+        for table in tables:
+            own = {a: b for a, b in wanted[table.name].items() if b in chosen}
+            rows = _rows(source, table, names, window, (*keys, *own))
+            rows = rows.rename_columns([*keys, *own.values()])
+            joined = rows if joined is None else joined.join(rows, keys, join_type="full outer")
+    assert joined is not None, "at least one view is given"
+    joined = (
+        joined.select([*index, *chosen])
+        if len(tables) == 1
+        else (joined.sort_by([(key, "ascending") for key in keys]).select([*index, *chosen]))
+    )
+    return to_form(_as_float64(joined, chosen), index)
+
+
+def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
+    """Return the tables of some views; raises UserError for an unknown one."""
+    rows = source.stream("frames_views")
+    found = {
+        name: tuple(columns)
+        for name, columns in zip(rows["name"].to_pylist(), rows["columns"].to_pylist(), strict=True)
+    }
+    found["features_1m"] = FEATURES
+    for view in views:
+        if view not in found:
+            near = near_names(str(view), list(found))
+            raise UserError(
+                f"there is no feature view {view!r}{near}; there are {', '.join(found)}"
+            )
+    if not views:
+        raise UserError("no view is given; give a name such as 'features_1m'")
+    return [_Table(view, "bucket", found[view], "bar_symbol", f"rows in {view}") for view in views]
+
+
+def _rows(
+    source: Reader,
+    table: _Table,
+    names: list[str],
+    window: tuple[datetime, datetime],
+    columns: Sequence[str],
+) -> pa.Table:
+    """Return rows of a table; without the column `symbol`, of one symbol.
+
+    Raises UserError for a symbol that has no row at any time.
+    """
+    from feature_platform._adbc import TEXTS, one
+
+    _check_ever(source, table, names)
+    names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
+    first, after = window
+    rows = source.stream(
+        "frames_read",
+        columns=_columns(columns),
+        symbols=sql.Literal(names),
+        start=sql.Literal(first),
+        end=sql.Literal(after),
+        **names_of,
+    )
+    empty = _absent(names, rows) if "symbol" in columns else names[: not rows.num_rows]
+    for since in _starts():
+        if empty:
+            found = source.fetch("frames_without_rows", one(empty, TEXTS), since=since, **names_of)
+            empty = found["symbol"].to_pylist()
+    if empty:
+        raise _unknown(source, table, empty)
+    return rows
+
+
+def _check_window(start: TimeLike, end: TimeLike) -> tuple[datetime, datetime]:
     first, after = _check_time("start", start), _check_time("end", end)
     if first > after:
         raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
-    from feature_platform._adbc import TEXTS, one, reader
-
-    to_form = _converter(form)
-    several = not isinstance(symbols, str)
-    index = ["symbol", table.time] if several else [table.time]
-    names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
-    with reader() as source:
-        _check_ever(source, table, names)
-        rows = source.stream(
-            "frames_read",
-            columns=_columns((*index, *wanted_columns)),
-            symbols=sql.Literal(names),
-            start=sql.Literal(first),
-            end=sql.Literal(after),
-            **names_of,
-        )
-        empty = _absent(names, rows) if several else names[: not rows.num_rows]
-        for since in _starts():
-            if empty:
-                found = source.fetch(
-                    "frames_without_rows", one(empty, TEXTS), since=since, **names_of
-                )
-                empty = found["symbol"].to_pylist()
-        if empty:
-            raise _unknown(source, table, empty)
-    return to_form(_as_float64(rows, wanted_columns), index)
+    return first, after
 
 
 def _starts() -> tuple[sql.Literal, sql.Literal]:

@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
 from feature_platform.queries import queries
+from feature_platform.views.verify import View, compare, served_views, slices_of
 
 SLICE = timedelta(days=30)
 # Within this time the rolling verification has compared every row of all history.
@@ -33,7 +34,7 @@ class Mismatch:
 
     bucket: in ISO-8601 and UTC.
     stored, expected: None means NULL or, in column "row", a missing row; the other value is then
-        the last_close.
+        the last_close, or the first column of a view.
     """
 
     symbol: str
@@ -41,6 +42,7 @@ class Mismatch:
     column: str
     stored: float | None
     expected: float | None
+    view: str = "features_1m"
 
 
 @dataclass
@@ -50,6 +52,7 @@ class VerifyReport:
     rows: stored rows that were recomputed and compared, bit for bit.
     pending: rows that differ and are marked dirty: the next refresh brings them up to date.
     mismatches: rows that differ and are not marked; `examples` holds values of the first ones.
+    views: the number of feature views that were compared, beside features_1m.
     """
 
     symbols: int = 0
@@ -57,6 +60,7 @@ class VerifyReport:
     pending: int = 0
     mismatches: int = 0
     examples: list[Mismatch] = field(default_factory=list)
+    views: int = 0
 
 
 @dataclass
@@ -86,7 +90,8 @@ def verify(
     end: datetime | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Recompute every row with start <= bucket < end from the bars and compare it with the stored.
+    """Recompute every row with start <= bucket < end from the bars and compare it with the stored:
+    those of features_1m and of all feature views.
 
     symbol: only this symbol; None is all symbols.
     progress: called with the finished and the total number of slices; a slice is at most 30 days
@@ -99,11 +104,37 @@ def verify(
     report = VerifyReport(symbols=len({one.symbol for one in slices}))
     # The recomputation's double -> text -> numeric is exact from 1 on.
     connection.execute("SET extra_float_digits = 1")
+    views = served_views(connection)
+    report.views = len(views)
+    of_views = [(view, name) for view in views for name in sorted({one.symbol for one in slices})]
     for number, one in enumerate(slices, 1):
         _verify_slice(connection, one, report)
         if progress is not None:
-            progress(number, len(slices))
+            progress(number, len(slices) + len(of_views))
+    for number, (view, name) in enumerate(of_views, len(slices) + 1):
+        for lo, hi in slices_of(connection, view, name, start, end):
+            _verify_view(connection, view, name, lo, hi, report)
+        if progress is not None:
+            progress(number, len(slices) + len(of_views))
     return report
+
+
+def _verify_view(
+    connection: psycopg.Connection[Any],
+    view: View,
+    symbol: str,
+    start: datetime,
+    end: datetime,
+    report: VerifyReport,
+) -> None:
+    found = compare(connection, view, symbol, start, end, EXAMPLES - len(report.examples))
+    report.rows += found.rows
+    report.pending += found.pending
+    report.mismatches += found.mismatches
+    for one in found.differences:
+        example = Mismatch(symbol, one.bucket, one.column, one.stored, one.expected, view.name)
+        report.examples.append(example)
+    del report.examples[EXAMPLES:]
 
 
 def verify_window(
@@ -166,9 +197,12 @@ def _verify_next(
         symbol, start, last = row
         end = min(start + slice_of, last)
         _verify_slice(connection, _Slice(symbol, start, end), report)
+        for view in served_views(connection):
+            for lo, hi in slices_of(connection, view, symbol, start, end):
+                _verify_view(connection, view, symbol, lo, hi, report)
         wrong = report.mismatches > 0
         if wrong:
-            end = datetime.fromisoformat(report.examples[0].bucket)
+            end = max(start, min(datetime.fromisoformat(e.bucket) for e in report.examples))
         # At the symbol's end, which grows all the time, the next symbol follows.
         next_ts = "infinity" if end == last else end.isoformat()
         verified = (end - start) // _MINUTE

@@ -249,6 +249,8 @@ class Worker:
         began = time.monotonic()
         try:
             more = bool(self._row(connection, "worker_wake", {"run_id": run.id})[0])
+            # A transaction of its own, so that the rows of features_1m are readable before.
+            more |= bool(self._row(connection, "policy_views", {"run_id": run.id})[0])
         except psycopg.Error:
             if connection.broken:
                 raise

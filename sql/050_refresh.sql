@@ -149,8 +149,8 @@ CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT feature_platform.find_symbols();
-    INSERT INTO feature_platform.dirty_log (symbol, buckets, removed)
-    SELECT s.symbol, tstzmultirange(w.buckets), true
+    INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, removed)
+    SELECT s.symbol, tstzmultirange(w.buckets), tstzmultirange(w.buckets), true
     FROM feature_platform.stored_symbol s
     CROSS JOIN LATERAL (
         SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),
@@ -620,7 +620,11 @@ DECLARE
     reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * interval '24 hours';
     reads_until CONSTANT timestamptz := upper(refresh_window);
     items feature_platform.refresh_item[];
+    has_views boolean;
 BEGIN
+    -- A view that is applied meanwhile either gets the changes or sees their bars.
+    LOCK TABLE feature_platform.view_lock IN ROW SHARE MODE;
+    has_views := EXISTS (SELECT FROM feature_platform.feature_view v WHERE v.state <> 'failed');
     -- 1. Take the marks, add the rows that they reach beyond a day, put back the part outside of the window or the
     -- slice.
     WITH taken AS (
@@ -628,6 +632,10 @@ BEGIN
         WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window)
             AND (NOT l.reach_known OR l.buckets && refresh_window)
         RETURNING l.*
+    ), for_views AS (
+        INSERT INTO feature_platform.view_change (symbol, changed, removed, marked_at)
+        SELECT t.symbol, range_agg(t.changed), bool_or(t.removed), min(t.marked_at)
+        FROM taken t WHERE has_views AND t.changed IS NOT NULL GROUP BY t.symbol
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,

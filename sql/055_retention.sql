@@ -107,6 +107,10 @@ BEGIN
         left_over := left_over - gone;
     END LOOP;
 
+    IF left_over > 0 AND new_from IS NOT NULL THEN
+        left_over := left_over - feature_platform.delete_old_view_rows(new_from, left_over);
+    END IF;
+
     IF kept.bars IS NOT NULL THEN
         PERFORM FROM feature_platform.mutex m WHERE m.name = 'gaps' FOR UPDATE;
         -- The newest minute up to here stays. The windows of all kept rows begin after it; it gives the first kept row
@@ -118,8 +122,10 @@ BEGIN
             CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
                                 WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS first
             CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
-                                WHERE b.symbol = s.symbol AND b.ts < bars_until + minute ORDER BY b.ts DESC
-                                    LIMIT 1) AS stays
+                                WHERE b.symbol = s.symbol
+                                  AND b.ts < least(bars_until + minute,
+                                                   feature_platform.views_need_from(s.symbol, new_from))
+                                ORDER BY b.ts DESC LIMIT 1) AS stays
             WHERE first.bucket < stays.bucket
         LOOP
             IF left_over <= 0 THEN

@@ -56,6 +56,15 @@ BEGIN
             more := false;
         END;
         COMMIT;
+        IF problem IS NULL THEN     -- a transaction of its own: the rows of features_1m are readable before
+            BEGIN
+                more := feature_platform.view_step(run_id) OR more;
+            EXCEPTION WHEN OTHERS THEN
+                problem := SQLERRM;
+                more := false;
+            END;
+            COMMIT;
+        END IF;
     END LOOP;
     PERFORM feature_platform.policy_end(run_id, problem);
     UPDATE feature_platform.runner SET pid = NULL WHERE runner = 'job';    -- the session may be a user's, and continue
@@ -183,6 +192,41 @@ REVOKE EXECUTE ON FUNCTION feature_platform.mark_dirty_row() FROM PUBLIC;
 COMMENT ON FUNCTION feature_platform.mark_dirty_row() IS
     'Row trigger of ohlcv_1m on TimescaleDB Community: marks the minute of a deleted bar.';
 
+-- Make the tables of a view's version hypertables, where there is TimescaleDB, as features_1m is one.
+CREATE OR REPLACE FUNCTION feature_platform.make_view_hypertables(of_view integer) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    edition CONSTANT text := feature_platform.timescaledb();
+    made record;
+BEGIN
+    IF edition = 'none' THEN
+        RETURN;
+    END IF;
+    FOR made IN SELECT c.oid::regclass::text AS name FROM pg_class c
+                WHERE c.relnamespace = 'feature_views'::regnamespace
+                  AND c.relname IN ('v' || of_view || '_rows', 'v' || of_view || '_inner') LOOP
+        EXECUTE format('SELECT %1$s.create_hypertable(%2$L::regclass, %1$s.by_range(''bucket'', interval ''7 days''),
+                                                      create_default_indexes => false)',
+                       feature_platform.timescaledb_schema(), made.name);
+        IF edition = 'community' THEN
+            EXECUTE format('ALTER TABLE %s SET (timescaledb.enable_columnstore, timescaledb.segmentby = ''symbol'',
+                                                timescaledb.orderby = ''bucket'')', made.name);
+            EXECUTE format('CALL %s.add_columnstore_policy(%L, after => interval ''14 days'')',
+                           feature_platform.timescaledb_schema(), made.name);
+        END IF;
+    END LOOP;
+    FOR made IN SELECT p.oid::regprocedure::text AS name FROM pg_proc p
+                WHERE p.pronamespace = 'feature_views'::regnamespace
+                  AND p.proname IN ('v' || of_view || '_range', 'v' || of_view || '_step') LOOP
+        EXECUTE format('ALTER FUNCTION %s SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0', made.name);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.make_view_hypertables(integer) IS
+    'Makes the tables of a view''s version hypertables, where there is TimescaleDB.';
+
 DO $$
 DECLARE
     edition CONSTANT text := feature_platform.timescaledb();
@@ -196,6 +240,10 @@ BEGIN
     END IF;
     -- Slices bound the work already. Without the extension, only a superuser may set an unknown parameter.
     ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
+        SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
+    ALTER FUNCTION feature_platform.delete_view_rows(integer, text, tstzrange, interval, boolean)
+        SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
+    ALTER FUNCTION feature_platform.delete_old_view_rows(timestamptz, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     ALTER FUNCTION feature_platform.retention_step(bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;

@@ -17,7 +17,8 @@ BEGIN
         SELECT CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind, p.oid::regprocedure::text AS name
         FROM pg_proc p
         WHERE p.pronamespace = 'feature_platform'::regnamespace
-           OR (p.pronamespace = 'public'::regnamespace AND p.proname LIKE '%features\_1m%'
+           OR (p.pronamespace = 'public'::regnamespace
+               AND (p.proname LIKE '%features\_1m%' OR p.proname = 'refresh_feature_view')
                AND p.proowner = (SELECT nspowner FROM pg_namespace WHERE nspname = 'feature_platform'))
         UNION ALL
         SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text
@@ -54,7 +55,9 @@ BEGIN
         ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),
 
         -- Refreshers: the engine's functions, which alone write features_1m.
-        ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m'),
+        ('{refresher,orchestrator}', 'EXECUTE ON PROCEDURE public.refresh_features_1m, public.refresh_feature_view'),
+        ('{refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.view_slice, feature_platform.view_step,
+                    feature_platform.serve_complete_views'),
         ('{refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.mark_window, feature_platform.refresh_slice,
                     feature_platform.claim_runner, feature_platform.policy_begin, feature_platform.policy_step,
                     feature_platform.policy_end'),
@@ -76,7 +79,14 @@ BEGIN
                     feature_platform.symbol_state, feature_platform.retention, feature_platform.policy,
                     feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status,
                     feature_platform.heartbeat,
-                    feature_platform.feed_outage'),
+                    feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
+                    feature_platform.view_change'),
+        -- What verify computes by, and the state of the views.
+        ('{reader,refresher,orchestrator}', 'USAGE ON SCHEMA feature_views'),
+        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.plain_before,
+                    feature_platform.plain_pair, feature_platform.plain_ema, feature_platform.view_due,
+                    feature_platform.view_from, feature_platform.view_lag, feature_platform.view_progress,
+                    feature_platform.view_slice_rows, feature_platform.view_span'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem,
                     feature_platform.timescaledb_schema,

@@ -27,8 +27,11 @@ SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail,
 \ir 040_dirty_log.sql
 \ir upgrade/003_end.sql
 \ir 050_refresh.sql
+\ir 051_views.sql
 \ir 055_retention.sql
 \ir 060_policy.sql
+\ir 061_view_refresh.sql
+\ir 063_view_versions.sql
 \ir 065_forget.sql
 \ir 070_timescaledb.sql
 \ir 075_hazards.sql

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from feature_platform import __version__
+from feature_platform.cli.views import views
 from feature_platform.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ app = typer.Typer(
 )
 db = typer.Typer(help="Reach and set up the database.", no_args_is_help=True)
 app.add_typer(db, name="db")
+app.add_typer(views, name="views")
 
 
 def main() -> NoReturn:
@@ -140,7 +142,7 @@ def _fail_usage(error: Any) -> NoReturn:
 
 
 @contextmanager
-def _database() -> Iterator[psycopg.Connection[TupleRow]]:
+def database_session() -> Iterator[psycopg.Connection[TupleRow]]:
     """Connect to the platform's database, with the schema that this code needs."""
     from feature_platform.database import connect
     from feature_platform.schema import prepare
@@ -274,7 +276,7 @@ def import_command(
     rule = TimeRule(zone=timezone, stamp=time, ticks=ticks)
     found, skipped = find_files(files)
     stopped: ImportStoppedError | None = None
-    with _database() as connection, console.progress_bar("import") as progress:
+    with database_session() as connection, console.progress_bar("import") as progress:
         try:
             report = import_bars(
                 connection,
@@ -307,7 +309,7 @@ def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool)
     from feature_platform.importer import view
     from feature_platform.importer.archives import import_archives
 
-    with _database() as connection, console.progress_bar("import") as progress:
+    with database_session() as connection, console.progress_bar("import") as progress:
         report = import_archives(connection, symbol, start, end, dry_run=dry_run, progress=progress)
     console.show(view.report_table(report.imported))
     for line in view.archive_lines(report):
@@ -322,17 +324,21 @@ def refresh_command(
     end: End = None,
     force: Annotated[bool, typer.Option("--force", help="Recompute all rows.")] = False,
 ) -> None:
-    """Bring the features up to date with the bars, now."""
+    """Bring the features and all feature views up to date with the bars, now."""
     from feature_platform.cli import console
     from feature_platform.refresh import refresh
+    from feature_platform.views.catalog import refresh_views
 
-    with _database() as connection, console.progress_bar("refresh") as progress:
+    with database_session() as connection, console.progress_bar("refresh") as progress:
         report = refresh(connection, start, end, force=force, progress=progress)
+        in_views = refresh_views(connection, start, end)
     slices = "1 slice" if report.slices == 1 else f"{report.slices:,} slices"
     typer.echo(
         f"refreshed: {report.rows_written:,} rows written in {slices},"
         f" {report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s"
     )
+    if in_views:
+        typer.echo(f"refreshed: {in_views:,} rows of feature views written")
 
 
 @app.command("verify")
@@ -345,7 +351,7 @@ def verify_command(
     from feature_platform.cli import console
     from feature_platform.verify import verify
 
-    with _database() as connection, console.progress_bar("verify") as progress:
+    with database_session() as connection, console.progress_bar("verify") as progress:
         report = verify(connection, symbol=symbol, start=start, end=end, progress=progress)
     typer.echo(console.verify_line(report))
     if report.mismatches:
@@ -426,7 +432,7 @@ def gaps_command(
     from feature_platform.gaps import check_known, find_all_gaps, list_gaps, parse_states
 
     states = parse_states(state or [])
-    with _database() as connection:
+    with database_session() as connection:
         if symbol is not None:
             check_known(connection, symbol)
         with console.progress_bar("account for minutes") as progress:
@@ -462,7 +468,7 @@ def backfill_command(
     from feature_platform.origin import exchange_settings
 
     with (
-        _database() as connection,
+        database_session() as connection,
         Exchanges(exchange_settings(connection, symbol=symbol)) as exchanges,
     ):
         exchange = exchanges.of(symbol)
@@ -502,7 +508,7 @@ def forget_command(
 
     if not yes:
         typer.confirm(f"Delete all bars and features of {symbol}?", abort=True)
-    with _database() as connection:
+    with database_session() as connection:
         gone = forget(connection, symbol)
     typer.echo(f"forgotten: {symbol}, {gone.bars:,} bars and {gone.features:,} feature rows")
 
@@ -678,7 +684,7 @@ def db_start() -> None:
     """Start the embedded server; it stays up until `feature-platform db stop`."""
     server = _embedded_server("start")
     server.keep()
-    with _database():  # sets up its schema
+    with database_session():  # sets up its schema
         pass
     typer.echo(f"the database runs until `feature-platform db stop`: {server.url()}")
 

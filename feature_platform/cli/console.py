@@ -170,10 +170,12 @@ def verify_line(report: VerifyReport) -> str:
     """Sum up a verification: all equal, or how many rows are wrong and the first of them."""
     waiting = f"; {report.pending:,} more wait for refresh" if report.pending else ""
     if not report.mismatches:
-        return f"verified: {report.rows:,} rows of {_symbols(report)} checked, all equal{waiting}"
+        of = f"{_symbols(report)}{_views(report)}"
+        return f"verified: {report.rows:,} rows of {of} checked, all equal{waiting}"
     are = "is" if report.mismatches == 1 else "are"
     first = report.examples[0]
-    where = f"{name(first.symbol)} {first.bucket} {first.column}"
+    column = first.column if first.view == "features_1m" else f"{first.view}.{first.column}"
+    where = f"{name(first.symbol)} {first.bucket} {column}"
     return f"verified: {report.mismatches:,} of {report.rows:,} rows {are} wrong: {where}{waiting}"
 
 
@@ -181,12 +183,18 @@ def _symbols(report: VerifyReport) -> str:
     return "1 symbol" if report.symbols == 1 else f"{report.symbols:,} symbols"
 
 
+def _views(report: VerifyReport) -> str:
+    if not report.views:
+        return ""
+    return f" in features_1m and {report.views:,} view{'' if report.views == 1 else 's'}"
+
+
 def mismatch_table(report: VerifyReport) -> Table:
     """Show the first values that differ from those recomputed from the bars."""
-    made = table("symbol", "bucket", "column", ">stored", ">recomputed")
+    made = table("view", "symbol", "bucket", "column", ">stored", ">recomputed")
     for one in report.examples:
         stored, expected = _value(one.stored), _value(one.expected)
-        made.add_row(name(one.symbol), one.bucket, one.column, stored, expected)
+        made.add_row(one.view, name(one.symbol), one.bucket, one.column, stored, expected)
     return made
 
 

@@ -108,7 +108,7 @@ def test_values_are_shown_to_the_last_bit() -> None:
         Mismatch("A", "2026-01-01T00:00:00Z", "vwap_gap", math.nan, 1e-300),
     ]
     lines = shown(console.mismatch_table(VerifyReport(examples=examples)))[1:]
-    assert [line.split()[3:] for line in lines] == [
+    assert [line.split()[4:] for line in lines] == [
         ["0.3333333333333333", "0.33333333333333337"],
         ["1440", "NULL"],
         ["nan", "1e-300"],

@@ -62,6 +62,10 @@ SELECT {columns}
  WHERE symbol = ANY ({symbols}::text[]) AND {time} >= {start} AND {time} < {end}
  ORDER BY symbol, {time};
 
+-- frames_views --
+-- The views that can be read, with their columns.
+SELECT name, columns FROM feature_platform.feature_view WHERE served ORDER BY name;
+
 -- frames_latest --
 -- The newest features of each of some symbols, of those that have one since a time, by one index look-up each.
 SELECT f.*

@@ -78,6 +78,10 @@ SELECT feature_platform.policy_begin(%(runner)s) AS run_id, feature_platform.dir
 -- Refresh one slice of a run; return whether there is more.
 SELECT feature_platform.policy_step(%(run_id)s, %(horizon)s);
 
+-- policy_views --
+-- Refresh one slice of the feature views; return whether there is more.
+SELECT feature_platform.view_step(%(run_id)s);
+
 -- policy_end --
 -- End a run.
 SELECT feature_platform.policy_end(%(run_id)s, %(error)s);

@@ -3,6 +3,9 @@
 
 ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 
+-- Version 2 had no feature views.
+ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
+
 -- Version 2 knew one exchange, and no symbol that is no longer recorded.
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS not_live_since timestamptz;

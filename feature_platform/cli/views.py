@@ -1,0 +1,186 @@
+"""The commands `feature-platform views`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feature_platform.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from feature_platform.views.catalog import ViewPlan, ViewStatus
+
+views = typer.Typer(help="Declare feature views and show their state.", no_args_is_help=True)
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="A Python file with FeatureViews.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a view.")]
+
+
+@views.command("plan")
+def plan_command(file: _File) -> None:
+    """Show what an apply of this file would change, and what each view costs; change nothing."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.views import catalog
+    from feature_platform.views.files import load_views
+
+    declared = load_views(file)
+    with database_session() as connection:
+        plans = catalog.plan(connection, declared)
+    for one in plans:
+        typer.echo(_change_line(one))
+        made = console.table("  column", ">look-back", "expression")
+        for name, expression in one.view.columns.items():
+            text = catalog.look_back_text(one.look_backs[name])
+            made.add_row(f"  {name}", text, str(expression))
+        console.out.print(made)
+        typer.echo(f"  {_cost_text(one)}")
+
+
+@views.command("apply")
+def apply_command(file: _File) -> None:
+    """Make the views of this file exist as declared; their history is built in the background."""
+    from feature_platform import status
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.refresh import refresh
+    from feature_platform.views import catalog
+    from feature_platform.views.files import load_views
+
+    declared = load_views(file)
+    with database_session() as connection:
+        plans = catalog.apply(connection, declared)
+        for one in plans:
+            typer.echo(_change_line(one))
+        if all(one.action == "unchanged" for one in plans):
+            return
+        if status.policy_runners(connection):
+            typer.echo("history is built in the background: `feature-platform views list`")
+            return
+        with console.progress_bar("build") as progress:
+            refresh(connection, progress=progress)
+            rows = catalog.refresh_views(connection)
+    typer.echo(f"no worker is running, so the history was built now: {rows:,} rows written")
+
+
+@views.command("list")
+def list_command() -> None:
+    """Show each view: version, columns, look-back, the built part, dirty buckets, lag and state."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.views import catalog
+
+    with database_session() as connection:
+        found = catalog.list_views(connection)
+    if not found:
+        typer.echo("no feature views yet: `feature-platform views apply FILE`")
+        return
+    console.out.print(views_table(found))
+    for one in found:
+        if one.error is not None:
+            typer.echo(f"{one.name} version {one.version}: {one_line(one.error)}")
+
+
+@views.command("show")
+def show_command(
+    name: _Name,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that keeps it exact.")] = False,
+) -> None:
+    """Show the columns of a view with their expressions."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.views import catalog
+
+    with database_session() as connection:
+        versions = catalog.versions_of(connection, name)
+        if sql:
+            typer.echo(catalog.compiled_text(connection, name))
+            return
+    for one in versions:
+        typer.echo(
+            f"{one.name} version {one.version}, every {console.duration(one.every)},"
+            f" {state_text(one)}: {one.description or 'no description'}"
+        )
+        made = console.table("  column", "expression")
+        for column, source in zip(one.columns, one.sources, strict=True):
+            made.add_row(f"  {column}", source)
+        console.out.print(made)
+
+
+@views.command("drop")
+def drop_command(
+    name: _Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without a question.")] = False,
+) -> None:
+    """Drop a view with all of its rows; bars and other views stay as they are."""
+    from feature_platform.cli.app import database_session
+    from feature_platform.views import catalog
+
+    if not yes:
+        typer.confirm(f"Drop the feature view {name} and all of its rows?", abort=True)
+    with database_session() as connection:
+        catalog.drop(connection, name)
+    typer.echo(f"dropped: {name}")
+
+
+def state_text(one: ViewStatus) -> str:
+    """Return the state of a version in words."""
+    if one.state == "waiting":
+        return "complete, waiting"
+    if one.state == "building":
+        return f"building, {one.built:.0%}"
+    return one.state
+
+
+def views_table(found: Sequence[ViewStatus]) -> Table:
+    """Show the state of each version of each view."""
+    from feature_platform.cli import console
+    from feature_platform.views import catalog
+
+    made = console.table(
+        "view", ">version", "every", ">columns", ">look-back", ">built", ">dirty", ">lag", "state"
+    )
+    for one in found:
+        made.add_row(
+            one.name,
+            str(one.version),
+            catalog.look_back_text(one.every),
+            str(len(one.columns)),
+            catalog.look_back_text(one.look_back),
+            f"{int(one.built * 100)} %",
+            f"{one.dirty:,}",
+            "-" if one.lag is None else console.duration(one.lag),
+            state_text(one),
+        )
+    return made
+
+
+def _change_line(one: ViewPlan) -> str:
+    head = f"{one.view.name}: {one.action}, version {one.version}"
+    if one.action == "new":
+        return f"{head}, {len(one.view.columns)} columns"
+    parts = [
+        f"{word} {', '.join(names)}"
+        for word, names in (
+            ("adds", one.added),
+            ("removes", one.removed),
+            ("changes", one.changed),
+        )
+        if names
+    ]
+    return "; ".join([head, *parts])
+
+
+def _cost_text(one: ViewPlan) -> str:
+    size = f"{one.bytes_a_year / 1e6:,.0f} MB a symbol and year"
+    if one.milliseconds is None:
+        return f"{size}; no bars to measure the time of a new bucket with"
+    return (
+        f"{size}; {one.milliseconds:,.0f} ms for a new bucket of {one.symbols:,} symbols, measured"
+        " on a sample"
+    )

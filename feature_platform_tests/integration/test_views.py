@@ -1,0 +1,357 @@
+"""Guards against feature views that lose a change, block others, or show a mix of versions."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from feature_platform.errors import UserError
+from feature_platform.views import (
+    FeatureView,
+    aggregate,
+    bar,
+    catalog,
+    lag,
+    mean,
+    where,
+    zscore,
+)
+from feature_platform_tests.fix_engine import waits_for_a_lock
+from feature_platform_tests.fix_processes import wait_until
+from feature_platform_tests.fix_views import (
+    CANDLES,
+    RETURN,
+    SHORT,
+    add_bars,
+    ago,
+    check_views,
+    refresh_all,
+    rows_of,
+    state_of,
+)
+
+DAY_1 = datetime(2026, 2, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def minute(number: int) -> datetime:
+    return DAY_1 + number * MINUTE
+
+
+def correct(conn: psycopg.Connection, number: int, symbol: str = "A") -> None:
+    statement = "UPDATE ohlcv_1m SET vol = vol + 100 WHERE symbol = %s AND ts = %s"
+    assert conn.execute(statement, (symbol, minute(number))).rowcount == 1
+
+
+def take_marks(conn: psycopg.Connection) -> None:
+    """Have the refresh of features_1m send all changes to the views."""
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+
+
+def run_policy(conn: psycopg.Connection) -> None:
+    """Run the policy to its end, as the worker does."""
+    run = conn.execute("SELECT feature_platform.policy_begin('worker')").fetchone()
+    assert run is not None
+    more = True
+    while more:
+        step = "SELECT feature_platform.policy_step(%s, feature_platform.dirty_horizon())"
+        more = (conn.execute(step, run).fetchone() or (False,))[0]
+        more |= (conn.execute("SELECT feature_platform.view_step(%s)", run).fetchone() or (0,))[0]
+
+
+def test_a_view_is_built_by_the_policy_and_follows_its_bars(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 300, ("A", "B"))
+    catalog.apply(conn, [SHORT, CANDLES])
+    assert state_of(conn, "short_1m") == [(1, "building", True)]
+    run_policy(conn)
+    run_policy(conn)
+    assert state_of(conn, "short_1m") == [(1, "live", True)]
+    assert check_views(conn) == 2 * 300 + 2 * 5
+    add_bars(conn, minute(300), 30, ("A", "B", "C"))
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = 'A' AND ts = %s", [minute(150)])
+    correct(conn, 20, "B")
+    run_policy(conn)
+    assert check_views(conn) == 2 * 330 + 30 - 1 + 2 * 6 + 1
+    left = conn.execute("SELECT count(*) FROM feature_platform.view_change").fetchone()
+    assert left == (0,)
+
+
+def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 60)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    add_bars(conn, minute(60), 1)
+    take_marks(conn)
+    # This bar leaves the window of the next bucket, and the cached sums have its old volume.
+    correct(conn, 55)
+    written = conn.execute(
+        "SELECT rows_written FROM feature_platform.feature_view v, "
+        "feature_platform.view_slice(v.id, '-infinity', '2027-01-01')"
+    ).fetchone()
+    assert written == (0,)
+    dirty = conn.execute("SELECT dirty::text FROM feature_platform.view_symbol").fetchone()
+    assert dirty != ("{}",)
+    refresh_all(conn)
+    assert check_views(conn) == 61
+
+
+def test_a_view_gets_the_first_bar_of_a_symbol_that_appears_meanwhile(
+    conn: psycopg.Connection, database: str
+) -> None:
+    """Its mark is under way to the views while the new view is applied."""
+    add_bars(conn, DAY_1, 10)
+    catalog.apply(conn, [CANDLES])
+    refresh_all(conn)
+    add_bars(conn, DAY_1, 10, ("NEW",))
+    with (
+        psycopg.connect(database, autocommit=True) as refresher,
+        psycopg.connect(database, autocommit=True) as applier,
+    ):
+        thread = threading.Thread(target=catalog.apply, args=(applier, [SHORT]))
+        with refresher.transaction():
+            refresher.execute(
+                "SELECT feature_platform.refresh_slice('-infinity', '2027-01-01', 1000000)"
+            )
+            thread.start()
+            wait_until(lambda: waits_for_a_lock(conn, applier), "the apply waits for the refresh")
+        thread.join()
+    refresh_all(conn)
+    assert check_views(conn) == 2 * 10 + 2
+    symbols = "SELECT DISTINCT symbol FROM short_1m ORDER BY 1"
+    assert conn.execute(symbols).fetchall() == [("A",), ("NEW",)]
+
+
+def test_a_changed_view_is_served_when_complete_and_no_reader_stops_the_others(
+    conn: psycopg.Connection, database: str
+) -> None:
+    add_bars(conn, DAY_1, 200)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    before = rows_of(conn, "std_10m, corr_7m, ema_3m", "short_1m")
+    columns = {
+        **SHORT.columns,
+        "mean_5m": mean(bar.vol, "6 minutes"),
+        "z": zscore(RETURN, "1 hour"),
+    }
+    changed = FeatureView("short_1m", "1 minute", columns)
+    (plan,) = catalog.plan(conn, [changed])
+    assert (plan.action, plan.added, plan.changed) == ("changed", ["z"], ["mean_5m"])
+    catalog.apply(conn, [changed])
+    with psycopg.connect(database) as reader:
+        count = "SELECT count(mean_5m) FROM short_1m"
+        assert reader.execute(count).fetchone() == (196,)
+        refresh_all(conn)
+        assert state_of(conn, "short_1m") == [(1, "live", True), (2, "waiting", False)]
+        # The reader's transaction holds up neither a writer nor a refresh, of the old version, too.
+        add_bars(conn, minute(200), 1)
+        refresh_all(conn)
+        assert reader.execute(count).fetchone() == (197,)
+    conn.execute("UPDATE feature_platform.feature_view SET tried_at = NULL")
+    refresh_all(conn)
+    assert state_of(conn, "short_1m") == [(2, "live", True)]
+    after = rows_of(conn, "std_10m, corr_7m, ema_3m", "short_1m")
+    assert after[:-1] == before
+    assert check_views(conn) == 201
+    made = conn.execute(
+        "SELECT count(*) FROM pg_class WHERE relnamespace = 'feature_views'::regnamespace"
+        " AND relname LIKE 'v1\\_%'"
+    ).fetchone()
+    assert made == (0,)
+
+
+def test_an_object_that_needs_the_old_columns_keeps_the_old_version(
+    conn: psycopg.Connection,
+) -> None:
+    add_bars(conn, DAY_1, 20)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    conn.execute("CREATE VIEW mine AS SELECT bucket, mean_5m FROM short_1m")
+    conn.execute("GRANT SELECT ON short_1m TO PUBLIC")
+    catalog.apply(conn, [FeatureView("short_1m", "1 minute", {"x": bar.vol})])
+    refresh_all(conn)
+    assert state_of(conn, "short_1m") == [(1, "live", True), (2, "waiting", False)]
+    (error,) = conn.execute(
+        "SELECT error FROM feature_platform.feature_view WHERE version = 2"
+    ).fetchone() or ("",)
+    assert "other objects depend on it" in error
+    conn.execute("DROP VIEW mine; UPDATE feature_platform.feature_view SET tried_at = NULL")
+    refresh_all(conn)
+    assert state_of(conn, "short_1m") == [(2, "live", True)]
+    assert check_views(conn) == 20
+    granted = conn.execute("SELECT has_table_privilege('public', 'short_1m', 'SELECT')")
+    assert granted.fetchone() == (True,)
+
+
+def test_a_view_that_fails_stops_only_itself(conn: psycopg.Connection) -> None:
+    conn.execute("""
+        CREATE FUNCTION public.add_or_fail(double precision, double precision)
+            RETURNS double precision IMMUTABLE LANGUAGE plpgsql AS $$
+        BEGIN
+            IF $2 > 100 THEN RAISE EXCEPTION 'too much'; END IF;
+            RETURN coalesce($1, 0) + $2;
+        END $$;
+        CREATE AGGREGATE public.careful_sum(double precision) (
+            SFUNC = public.add_or_fail, STYPE = double precision)
+    """)
+    careful = FeatureView(
+        "careful", "1 minute", {"x": aggregate("public.careful_sum", bar.vol, "3 minutes")}
+    )
+    add_bars(conn, DAY_1, 30)
+    catalog.apply(conn, [careful, SHORT])
+    refresh_all(conn)
+    assert check_views(conn) == 60
+    correct(conn, 10)
+    refresh_all(conn)
+    assert state_of(conn, "careful") == [(1, "failed", True)]
+    (status,) = catalog.versions_of(conn, "careful")
+    assert status.error == "too much"
+    stored = conn.execute("SELECT count(*) FROM short_1m WHERE mean_5m > 20").fetchone()
+    assert stored == (5,)
+    conn.execute("UPDATE ohlcv_1m SET vol = 1 WHERE vol > 100")
+    (plan,) = catalog.apply(conn, [careful])
+    assert plan.action == "restarted"
+    refresh_all(conn)
+    assert check_views(conn) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("public.no_such", "aggregate public.no_such does not exist"),
+        ("pg_catalog.bit_and", "aggregate pg_catalog.bit_and does not exist"),
+        ("pg_catalog.array_agg", "aggregate pg_catalog.array_agg does not"),
+        ("percentile_cont", "aggregate pg_catalog.percentile_cont does not exist"),
+        ("public.noisy", "aggregate public.noisy is not immutable"),
+    ],
+)
+def test_an_aggregate_that_must_not_be_used_is_rejected(
+    conn: psycopg.Connection, name: str, complaint: str
+) -> None:
+    conn.execute("""
+        CREATE FUNCTION public.add_noise(double precision, double precision)
+            RETURNS double precision VOLATILE LANGUAGE sql AS 'SELECT $1 + $2 * random()';
+        CREATE AGGREGATE public.noisy(double precision) (
+            SFUNC = public.add_noise, STYPE = double precision, INITCOND = 0)
+    """)
+    bad = FeatureView("bad", "1 minute", {"x": aggregate(name, bar.vol, "3 minutes")})
+    with pytest.raises(UserError, match=f"bad\\.x: {complaint}"):
+        catalog.apply(conn, [SHORT, bad])
+    assert catalog.list_views(conn) == []
+
+
+def test_a_name_that_is_taken_is_rejected(conn: psycopg.Connection) -> None:
+    conn.execute("CREATE TABLE public.mine (x integer)")
+    with pytest.raises(UserError, match=r"public\.mine exists and is not a feature view"):
+        catalog.apply(conn, [FeatureView("mine", "1 minute", {"x": bar.vol})])
+    with pytest.raises(UserError, match="there is no feature view 'shortt_1m'"):
+        catalog.drop(conn, "shortt_1m")
+
+
+def test_a_candle_appears_when_its_bucket_has_closed(conn: psycopg.Connection) -> None:
+    """And a late bar rewrites the one bucket that it touches."""
+    day = FeatureView("candles_1d", "1 day", {"close": bar.close, "n": bar.n}, offset="16 hours")
+    start = ago(3 * 1440)
+    add_bars(conn, start, 3 * 1440 - 1, ("A", "B"))
+    catalog.apply(conn, [CANDLES, day])
+    refresh_all(conn)
+    check_views(conn)
+    newest = "SELECT max(bucket) + interval '1 hour' <= now() FROM candles_1h"
+    assert conn.execute(newest).fetchone() == (True,)
+    hours = "SELECT DISTINCT extract(hour FROM bucket AT TIME ZONE 'UTC') FROM candles_1d"
+    assert conn.execute(hours).fetchall() == [(16,)]
+    conn.execute(
+        "UPDATE ohlcv_1m SET close = 11.5 WHERE symbol = 'A' AND ts = %s", [start + 59 * MINUTE]
+    )
+    take_marks(conn)
+    written = conn.execute(
+        "SELECT v.name, s.rows_written FROM feature_platform.feature_view v, LATERAL "
+        "feature_platform.view_slice(v.id, '-infinity',"
+        " feature_platform.view_due(v.every, v.origin)) AS s ORDER BY 1"
+    ).fetchall()
+    assert [name for name, _ in written] == ["candles_1d", "candles_1h"]
+    assert all(rows <= 1 for _, rows in written)
+    check_views(conn)
+
+
+def test_a_change_reaches_across_a_gap_of_any_length(conn: psycopg.Connection) -> None:
+    view = FeatureView(
+        "lags_1m",
+        "1 minute",
+        {"previous": lag(bar.close), "third": mean(lag(bar.vol, 3), "5 minutes")},
+    )
+    add_bars(conn, DAY_1, 5)
+    add_bars(conn, DAY_1 + timedelta(days=40), 5)
+    catalog.apply(conn, [view])
+    refresh_all(conn)
+    conn.execute("UPDATE ohlcv_1m SET close = 11.9, vol = 77 WHERE ts = %s", [minute(4)])
+    refresh_all(conn)
+    assert check_views(conn) == 10
+    first = "SELECT previous FROM lags_1m WHERE bucket = %s"
+    assert conn.execute(first, [DAY_1 + timedelta(days=40)]).fetchone() == (11.9,)
+
+
+def test_a_negative_zero_is_a_zero(conn: psycopg.Connection) -> None:
+    view = FeatureView(
+        "zeros", "1 minute", {"x": (bar.open - 10) * -1, "y": where(bar.vol > 0, -0.0, 1) * 5}
+    )
+    add_bars(conn, DAY_1, 5)
+    catalog.apply(conn, [view])
+    refresh_all(conn)
+    assert check_views(conn) == 5
+    assert conn.execute("SELECT DISTINCT x::text, y::text FROM zeros").fetchall() == [("0", "0")]
+
+
+def test_retention_keeps_the_longest_look_back_of_all_views(conn: psycopg.Connection) -> None:
+    long = FeatureView(
+        "long_1m",
+        "1 minute",
+        {"z": zscore(RETURN, "3 days"), "old": lag(bar.close, "4 days"), "lag": lag(bar.close, 7)},
+    )
+    days = 9
+    add_bars(conn, ago(days * 1440), days * 1440 - 1, ("A", "B"))
+    conn.execute(
+        "DELETE FROM ohlcv_1m WHERE symbol = 'B' AND ts > %s AND ts < %s", (ago(6000), ago(2000))
+    )
+    catalog.apply(conn, [long, SHORT, CANDLES])
+    refresh_all(conn)
+    before = rows_of(conn, "z, old, lag", "long_1m")
+    conn.execute("SELECT set_features_1m_retention(bars => '2 days', features => '1 day')")
+    conn.execute("CALL feature_platform.apply_retention()")
+    refresh_all(conn)
+    assert check_views(conn) > 2 * 1440
+    kept = rows_of(conn, "z, old, lag", "long_1m")
+    assert set(kept) <= set(before)
+    oldest = conn.execute("SELECT min(ts) FROM ohlcv_1m WHERE symbol = 'A'").fetchone()
+    assert oldest is not None
+    assert ago(days * 1440) < oldest[0] < ago(5 * 1440 - 2)
+    # The next bucket reads inner values that retention left.
+    add_bars(conn, ago(1), 1, ("A", "B"))
+    conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts = %s", [ago(1400)])
+    refresh_all(conn)
+    check_views(conn)
+
+
+def test_forget_deletes_the_rows_of_a_symbol_from_all_views(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 60, ("A", "B"))
+    catalog.apply(conn, [SHORT, CANDLES])
+    refresh_all(conn)
+    conn.execute("SELECT feature_platform.forget_symbol('A')")
+    refresh_all(conn)
+    assert conn.execute("SELECT DISTINCT symbol FROM short_1m").fetchall() == [("B",)]
+    assert check_views(conn) == 61
+
+
+def test_truncate_and_force_reach_all_views(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 60)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    conn.execute("UPDATE short_1m SET mean_5m = 1")
+    conn.execute("CALL refresh_features_1m(NULL, NULL, true)")
+    refresh_all(conn)
+    assert check_views(conn) == 60
+    conn.execute("TRUNCATE ohlcv_1m")
+    refresh_all(conn)
+    assert conn.execute("SELECT count(*) FROM short_1m").fetchone() == (0,)

@@ -1,0 +1,553 @@
+-- The refresh of feature views: it processes the changes of view_change, and computes dirty buckets by the compiled
+-- functions of each view. refresh_symbols() has moved the changes there from the dirty log.
+
+-- The exclusive end of a view's buckets that are closed, and as old as `age` after that.
+CREATE OR REPLACE FUNCTION feature_platform.view_due(
+    every interval, origin timestamptz, age interval DEFAULT '1 minute') RETURNS timestamptz
+    LANGUAGE sql VOLATILE
+    RETURN date_bin(every, feature_platform.clock() - greatest(age, interval '1 minute') + interval '1 minute', origin);
+COMMENT ON FUNCTION feature_platform.view_due(interval, timestamptz, interval) IS
+    'Buckets before this time are closed, and as old as `age`.';
+
+-- The newest part of a view's buckets that holds at most so many bars (and stored rows where bars were removed), and at
+-- least one bucket; and how many these are.
+CREATE OR REPLACE FUNCTION feature_platform.newest_part(
+    of_view integer, of_symbol text, part tstzrange, every interval, origin timestamptz, removed boolean, most bigint,
+    OUT newest tstzrange, OUT bars bigint)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    cut timestamptz;
+    row_cut timestamptz;
+BEGIN
+    SELECT count(*), CASE WHEN count(*) > most THEN date_bin(every, min(b.ts), origin) END INTO bars, cut
+    FROM (SELECT b.ts FROM public.ohlcv_1m b
+          WHERE b.symbol = of_symbol AND b.ts >= lower(part) AND b.ts < upper(part)
+          ORDER BY b.ts DESC LIMIT most + 1) AS b;
+    IF removed THEN
+        EXECUTE format('SELECT CASE WHEN count(*) > $4 THEN min(f.bucket) END
+                        FROM (SELECT f.bucket FROM feature_views.%I f
+                              WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3
+                              ORDER BY f.bucket DESC LIMIT $4 + 1) AS f', 'v' || of_view || '_rows')
+            INTO row_cut USING of_symbol, lower(part), upper(part), most;
+    END IF;
+    newest := part * tstzrange(greatest(cut, row_cut), NULL);
+    bars := least(bars, most);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.newest_part(
+    integer, text, tstzrange, interval, timestamptz, boolean, bigint) IS
+    'The newest part of a range of buckets that holds at most so many bars.';
+
+-- Bring one view up to date in a window for some symbols, which the caller has locked: about `budget` bars, the newest
+-- first. `step_limit` bounds the buckets that are computed one after another from a cached state. Return the number of
+-- rows stored or deleted, and whether dirty buckets remain in the window.
+--
+-- A symbol whose newest buckets changed, and nothing before them, goes on from its cached state. The statement that
+-- computes such a step skips symbols with an unprocessed mark, because the state lacks the change that the look-ups of
+-- the statement see. All other buckets are computed from the bars alone. A change that is committed meanwhile has its
+-- mark in the dirty log: its buckets, and the states that hold it, become dirty when the mark is processed.
+CREATE OR REPLACE FUNCTION feature_platform.refresh_view_symbols(
+    of_view integer, picked text[], refresh_window tstzrange, budget bigint, step_limit integer DEFAULT 100,
+    OUT written bigint, OUT more boolean)
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    prefix CONSTANT text := 'v' || of_view;
+    kept_from CONSTANT timestamptz := feature_platform.features_from();
+    window_lo CONSTANT timestamptz := coalesce(lower(refresh_window), '-infinity');
+    window_hi CONSTANT timestamptz := upper(refresh_window);
+    v feature_platform.feature_view;
+    due timestamptz;
+    ready text[];
+    symbols text[]; ats timestamptz[]; untils timestamptz[]; firsts timestamptz[];
+    ranges feature_platform.view_item[] := '{}';
+    one record;
+    stepped record;
+    first timestamptz; last timestamptz; ends timestamptz; start timestamptz; at timestamptz; state_start timestamptz;
+    dirty tstzmultirange; reached tstzmultirange; todo tstzmultirange; rest tstzmultirange;
+    part tstzrange; newest record;
+    rows_left bigint := budget;
+    gone bigint;
+BEGIN
+    written := 0;
+    more := false;
+    SELECT * INTO v FROM feature_platform.feature_view w WHERE w.id = of_view;
+    due := feature_platform.view_due(v.every, v.origin);
+
+    -- 1. Symbols that go on from their newest state. `older` buckets stay dirty: without stored inner values a step
+    -- does not read them, else they must lie before all that the state holds. Bars inside minutes have to lie before
+    -- that, too, because the look-ups of one-minute bars go by their time.
+    EXECUTE format($statement$
+        WITH known AS MATERIALIZED (
+            SELECT p.symbol, s.processed, s.first_bucket, s.newest_tick, s.dirty, s.marked_at AS dirty_since,
+                   s.removed OR coalesce(c.removed, false) AS removed, c.id, c.changed, c.marked_at,
+                   (SELECT max(t.bucket) FROM feature_views.%1$I t WHERE t.symbol = p.symbol) AS at,
+                   (SELECT date_bin($3, b.ts, $4) FROM public.ohlcv_1m b
+                    WHERE b.symbol = p.symbol ORDER BY b.ts DESC LIMIT 1) AS last
+            FROM unnest($2) AS p (symbol)
+            JOIN feature_platform.view_symbol s ON s.view = $1 AND s.symbol = p.symbol
+            CROSS JOIN LATERAL (
+                SELECT max(c.id) AS id, range_agg(c.changed) AS changed, bool_or(c.removed) AS removed,
+                       min(c.marked_at) AS marked_at
+                FROM feature_platform.view_change c WHERE c.symbol = p.symbol AND c.id > s.processed) AS c
+        ), newest AS (
+            SELECT k.*, k.at + $3 AS next, k.dirty * tstzmultirange(tstzrange(NULL, k.at + $3)) AS older,
+                   least($6, k.last + $3) AS until
+            FROM known k
+            WHERE NOT k.removed AND k.first_bucket <= k.at AND k.last > k.at
+              AND (k.changed IS NULL OR date_bin($3, lower(k.changed), $4) > k.at)
+              AND k.at + $3 >= $5 AND k.at + $3 >= $7 AND k.last - k.at <= $8 * $3
+        ), ready AS MATERIALIZED (
+            SELECT n.*, n.older + CASE WHEN n.last >= $6
+                                       THEN tstzmultirange(tstzrange(greatest($6, n.next), n.last + $3))
+                                       ELSE '{}' END AS left_dirty
+            FROM newest n
+            WHERE CASE WHEN n.older = '{}' OR NOT $9 THEN true
+                       ELSE NOT n.older && tstzrange(feature_views.%2$I(n.symbol, n.at), n.next) END
+              AND CASE WHEN $3 > interval '1 minute' THEN true
+                       WHEN n.newest_tick >= feature_views.%2$I(n.symbol, n.at) - $3 THEN false
+                       ELSE NOT EXISTS (SELECT FROM public.ohlcv_1m b
+                                        WHERE b.symbol = n.symbol AND b.ts >= n.at AND b.ts < n.last + $3
+                                          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) END
+        ), stored AS (
+            UPDATE feature_platform.view_symbol s
+            SET processed = coalesce(r.id, r.processed), dirty = r.left_dirty,
+                marked_at = CASE WHEN r.left_dirty <> '{}' THEN least(r.dirty_since, r.marked_at) END
+            FROM ready r
+            WHERE s.view = $1 AND s.symbol = r.symbol
+              AND (s.processed, s.dirty) IS DISTINCT FROM (coalesce(r.id, r.processed), r.left_dirty)
+        )
+        SELECT array_agg(symbol), array_agg(symbol) FILTER (WHERE until > next),
+               array_agg(at) FILTER (WHERE until > next), array_agg(until) FILTER (WHERE until > next),
+               array_agg(first_bucket) FILTER (WHERE until > next),
+               coalesce(bool_or(left_dirty && tstzrange($5, $6)), false)
+        FROM ready
+    $statement$, prefix || '_state', prefix || '_start')
+    INTO ready, symbols, ats, untils, firsts, more
+    USING of_view, picked, v.every, v.origin, window_lo, window_hi, kept_from, step_limit, v.has_inner;
+    ready := coalesce(ready, '{}');
+    symbols := coalesce(symbols, '{}');
+    ats := coalesce(ats, '{}');
+    untils := coalesce(untils, '{}');
+    firsts := coalesce(firsts, '{}');
+    rows_left := rows_left - cardinality(symbols);
+
+    -- 2. The other symbols.
+    FOR one IN
+        SELECT p.symbol, coalesce(s.processed, 0) AS processed, s.first_bucket, coalesce(s.dirty, '{}') AS dirty,
+               coalesce(s.removed, false) OR coalesce(c.removed, false) AS removed,
+               coalesce(s.building, false) AS building, c.id, c.changed, least(s.marked_at, c.marked_at) AS marked_at
+        FROM unnest(picked) WITH ORDINALITY AS p (symbol, place)
+        LEFT JOIN feature_platform.view_symbol s ON s.view = of_view AND s.symbol = p.symbol
+        CROSS JOIN LATERAL (
+            SELECT max(c.id) AS id, range_agg(c.changed) AS changed, bool_or(c.removed) AS removed,
+                   min(c.marked_at) AS marked_at
+            FROM feature_platform.view_change c WHERE c.symbol = p.symbol AND c.id > coalesce(s.processed, 0)) AS c
+        WHERE p.symbol <> ALL (ready) AND (c.id IS NOT NULL OR s.dirty <> '{}')
+        ORDER BY p.place
+    LOOP
+        IF rows_left <= 0 THEN
+            more := true;
+            EXIT;
+        END IF;
+        first := (SELECT date_bin(v.every, b.ts, v.origin) FROM public.ohlcv_1m b
+                  WHERE b.symbol = one.symbol ORDER BY b.ts LIMIT 1);
+        last := (SELECT date_bin(v.every, b.ts, v.origin) FROM public.ohlcv_1m b
+                 WHERE b.symbol = one.symbol ORDER BY b.ts DESC LIMIT 1);
+        ends := last + v.every;
+        dirty := one.dirty;
+        IF one.changed IS NOT NULL THEN
+            EXECUTE format('SELECT feature_views.%I($1, $2, $3)', prefix || '_reach') INTO reached
+                USING one.symbol, one.changed, coalesce(last, '-infinity');
+            dirty := dirty + reached;
+        END IF;
+        IF one.removed THEN     -- rows of buckets without bars are dirty, too
+            dirty := dirty + (SELECT coalesce(range_agg(tstzrange(
+                date_bin(v.every, lower(r), v.origin),
+                date_bin(v.every, upper(r) - interval '1 microsecond', v.origin) + v.every)), '{}')
+                FROM unnest(one.changed) AS r);
+            EXECUTE format('SELECT greatest($3, (SELECT f.bucket FROM feature_views.%I f WHERE f.symbol = $1
+                                                 ORDER BY f.bucket DESC LIMIT 1) + $2)', prefix || '_rows')
+                INTO ends USING one.symbol, v.every, ends;
+        END IF;
+        IF one.first_bucket IS NULL AND first IS NOT NULL THEN
+            dirty := dirty + tstzmultirange(tstzrange(first, ends));
+        ELSIF one.first_bucket <> first THEN    -- the values whose warm-up moved, and all that depend on them
+            EXECUTE format('SELECT feature_views.%I($1, $2, $3)', prefix || '_reach') INTO reached
+                USING one.symbol, tstzmultirange(tstzrange(least(one.first_bucket, first),
+                                                           greatest(one.first_bucket, first) + v.warm_up + v.every)),
+                      last;
+            dirty := dirty + reached;
+        END IF;
+        dirty := CASE WHEN ends > kept_from THEN dirty * tstzmultirange(tstzrange(kept_from, ends)) ELSE '{}' END;
+        EXECUTE format('DELETE FROM feature_views.%I s WHERE s.symbol = $1 AND $2 @> s.bucket', prefix || '_state')
+            USING one.symbol, dirty;
+
+        todo := '{}';
+        FOR part IN SELECT r FROM unnest(dirty * tstzmultirange(refresh_window)) AS r ORDER BY lower(r) DESC LOOP
+            EXIT WHEN rows_left <= 0;
+            newest := feature_platform.newest_part(
+                of_view, one.symbol, part, v.every, v.origin, one.removed, rows_left);
+            todo := todo + tstzmultirange(newest.newest);
+            rows_left := rows_left - newest.bars - 1;
+        END LOOP;
+        rest := dirty - todo;
+        more := more OR rest && refresh_window;
+        INSERT INTO feature_platform.view_symbol AS s
+            (view, symbol, processed, first_bucket, newest_tick, dirty, removed, building, marked_at)
+        VALUES (of_view, one.symbol, coalesce(one.id, one.processed), first,
+                (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = one.symbol
+                 AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
+                rest, one.removed AND rest <> '{}',
+                one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END)
+        ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
+        SET processed = excluded.processed, first_bucket = excluded.first_bucket, newest_tick = excluded.newest_tick,
+            dirty = excluded.dirty, removed = excluded.removed, building = excluded.building,
+            marked_at = excluded.marked_at;
+
+        FOR part IN SELECT r FROM unnest(todo) AS r ORDER BY lower(r) LOOP
+            IF one.removed THEN
+                gone := feature_platform.delete_view_rows(of_view, one.symbol, part, v.every, v.has_inner);
+                written := written + gone;
+            END IF;
+            CONTINUE WHEN last IS NULL OR lower(part) > last;
+            -- The steps of the part before go on to this one: two steps of one symbol would compute the same bucket.
+            IF symbols[cardinality(symbols)] = one.symbol
+               AND upper(part) - ats[cardinality(ats)] <= step_limit * v.every THEN
+                untils[cardinality(untils)] := upper(part);
+                CONTINUE;
+            END IF;
+            EXECUTE format('SELECT feature_views.%I($1, $2)', prefix || '_start') INTO start
+                USING one.symbol, lower(part);
+            -- From a state just before the part, where the part is short.
+            EXECUTE format('SELECT max(s.bucket) FROM feature_views.%I s WHERE s.symbol = $1 AND s.bucket < $2',
+                           prefix || '_state') INTO at USING one.symbol, lower(part);
+            -- All that the state holds must be clean: a step subtracts the stored values that leave.
+            state_start := NULL;
+            IF upper(part) - at <= step_limit * v.every
+               AND symbols[cardinality(symbols)] IS DISTINCT FROM one.symbol THEN
+                EXECUTE format('SELECT feature_views.%I($1, $2)', prefix || '_start') INTO state_start
+                    USING one.symbol, at;
+            END IF;
+            IF state_start IS NOT NULL
+               AND (NOT v.has_inner OR NOT (dirty - tstzmultirange(part)) && tstzrange(state_start, lower(part)))
+               AND (v.every > interval '1 minute' OR NOT EXISTS (
+                   SELECT FROM public.ohlcv_1m b
+                   WHERE b.symbol = one.symbol AND b.ts >= state_start - v.every AND b.ts < upper(part)
+                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))) THEN
+                symbols := symbols || one.symbol;
+                ats := ats || at;
+                untils := untils || upper(part);
+                firsts := firsts || first;
+            ELSE
+                ranges := ranges || ROW(
+                    one.symbol, lower(part), least(upper(part), last + v.every), start, first,
+                    -- Only the newest range leaves states: eight buckets have the slots of their numbers.
+                    CASE WHEN upper(part) >= least(last + v.every, due)
+                         THEN date_bin(v.every, (SELECT b.ts FROM public.ohlcv_1m b
+                                                 WHERE b.symbol = one.symbol AND b.ts < upper(part)
+                                                 ORDER BY b.ts DESC LIMIT 1), v.origin) - 7 * v.every
+                         ELSE 'infinity' END)::feature_platform.view_item;
+            END IF;
+        END LOOP;
+    END LOOP;
+
+    -- 3. Steps, one bucket of each symbol after another; before the ranges, whose states may take the same slots.
+    WHILE symbols <> '{}' LOOP
+        EXECUTE format('SELECT * FROM feature_views.%I($1, $2, $3, $4)', prefix || '_step') INTO stepped
+            USING symbols, ats, untils, firsts;
+        written := written + coalesce(stepped.written, 0);
+        UPDATE feature_platform.view_symbol s
+        SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock())
+        FROM (SELECT a.symbol, range_agg(tstzrange(a.at + v.every, a.until)) AS skipped
+              FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
+              WHERE NOT EXISTS (SELECT FROM unnest(stepped.stepped, stepped.ends) AS s (symbol, until)
+                                WHERE s.symbol = a.symbol AND s.until = a.until)
+                AND EXISTS (SELECT FROM public.ohlcv_1m b
+                            WHERE b.symbol = a.symbol AND b.ts >= a.at + v.every AND b.ts < a.until)
+              GROUP BY a.symbol) AS a
+        WHERE s.view = of_view AND s.symbol = a.symbol;
+        more := more OR FOUND;
+        SELECT coalesce(array_agg(s.symbol), '{}'), coalesce(array_agg(s.bucket), '{}'),
+               coalesce(array_agg(a.until), '{}'), coalesce(array_agg(a.first), '{}')
+        INTO symbols, ats, untils, firsts
+        FROM unnest(stepped.stepped, stepped.buckets, stepped.ends) AS s (symbol, bucket, until)
+        JOIN unnest(symbols, untils, firsts) AS a (symbol, until, first)
+          ON a.symbol = s.symbol AND a.until = s.until AND s.bucket + v.every < a.until;
+    END LOOP;
+
+    -- 4. Ranges, from the bars alone.
+    IF ranges <> '{}' THEN
+        EXECUTE format('SELECT feature_views.%I($1)', prefix || '_range') INTO gone USING ranges;
+        written := written + gone;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer) IS
+    'Brings one view up to date in a window for some locked symbols.';
+
+-- Delete the rows and inner values of buckets that have no bar any more.
+CREATE OR REPLACE FUNCTION feature_platform.delete_view_rows(
+    of_view integer, of_symbol text, part tstzrange, every interval, has_inner boolean) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    suffix text;
+    gone bigint;
+    rows bigint;
+BEGIN
+    FOREACH suffix IN ARRAY CASE WHEN has_inner THEN ARRAY['inner', 'rows'] ELSE ARRAY['rows'] END LOOP
+        -- As in refresh_symbols: the difference of two sets becomes a hash table, whatever the statistics.
+        EXECUTE format('DELETE FROM feature_views.%1$I f
+                        WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3
+                          AND (f.bucket IN (
+                              SELECT o.bucket FROM feature_views.%1$I o
+                              WHERE o.symbol = $1 AND o.bucket >= $2 AND o.bucket < $3
+                              EXCEPT
+                              SELECT date_bin($4, b.ts, $2) FROM public.ohlcv_1m b
+                              WHERE b.symbol = $1 AND b.ts >= $2 AND b.ts < $3)) IS TRUE',
+                       'v' || of_view || '_' || suffix)
+            USING of_symbol, lower(part), upper(part), every;
+        GET DIAGNOSTICS rows = ROW_COUNT;
+    END LOOP;
+    RETURN rows;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.delete_view_rows(integer, text, tstzrange, interval, boolean) IS
+    'Deletes the rows of buckets without bars; returns their number.';
+
+-- Symbols of a view with dirty buckets in [window_lo, window_hi), the newest first, at most so many. `live` picks only
+-- symbols whose newest bars changed and whose newest buckets have been built.
+CREATE OR REPLACE FUNCTION feature_platform.pick_view_symbols(
+    of_view integer, window_lo timestamptz, window_hi timestamptz, live boolean, most integer) RETURNS text[]
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET jit = off
+BEGIN ATOMIC
+    SELECT coalesce(array_agg(p.symbol ORDER BY p.newest DESC), '{}')
+    FROM (SELECT w.symbol, max(w.newest) AS newest
+          FROM (SELECT c.symbol, max(upper(c.changed)) AS newest
+                FROM feature_platform.view_change c
+                LEFT JOIN feature_platform.view_symbol s ON s.view = of_view AND s.symbol = c.symbol
+                WHERE c.id > coalesce(s.processed, 0) AND NOT (live AND coalesce(upper_inf(s.dirty), false))
+                GROUP BY c.symbol
+                -- A view of wide bars collects the changes of its open bucket, up to a limit.
+                HAVING min(lower(c.changed)) < window_hi AND (NOT live OR max(upper(c.changed)) > window_lo)
+                    OR (NOT live AND count(*) > 60)
+                UNION ALL
+                SELECT s.symbol, coalesce(upper(s.dirty), 'infinity')
+                FROM feature_platform.view_symbol s
+                WHERE s.view = of_view AND s.dirty <> '{}' AND s.dirty && tstzrange(window_lo, window_hi)
+                  AND NOT (live AND upper_inf(s.dirty))) AS w
+          GROUP BY w.symbol ORDER BY max(w.newest) DESC LIMIT most) AS p;
+END;
+COMMENT ON FUNCTION feature_platform.pick_view_symbols(integer, timestamptz, timestamptz, boolean, integer) IS
+    'Symbols of a view with dirty buckets in a window, the newest first.';
+
+-- Bring one slice of a view's dirty buckets in [window_lo, window_hi) up to date, in the caller's transaction: at most
+-- slice_symbols symbols and about slice_rows bars. `waits`: where other refreshers have locked all of these symbols,
+-- wait for the first one for at most 2 s. An error of the view's own stops the view, with its state and error in
+-- feature_view. Return the number of symbols, the rows stored or deleted, and whether there is more to do.
+CREATE OR REPLACE FUNCTION feature_platform.view_slice(
+    of_view integer, window_lo timestamptz, window_hi timestamptz, live boolean DEFAULT false,
+    waits boolean DEFAULT true, slice_rows bigint DEFAULT 20000, slice_symbols integer DEFAULT 1000,
+    OUT symbols integer, OUT rows_written bigint, OUT more boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '2s'
+AS $$
+DECLARE
+    candidates text[];
+    picked text[];
+    result record;
+    code text;
+    problem text;
+BEGIN
+    symbols := 0;
+    rows_written := 0;
+    more := false;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a refresh needs READ COMMITTED, this transaction is %',
+            upper(current_setting('transaction_isolation'));
+    END IF;
+    LOCK TABLE feature_platform.view_lock IN ROW SHARE MODE;
+    IF NOT EXISTS (SELECT FROM feature_platform.feature_view v WHERE v.id = of_view AND v.state <> 'failed') THEN
+        RETURN;
+    END IF;
+    candidates := feature_platform.pick_view_symbols(of_view, window_lo, window_hi, live, slice_symbols);
+    IF candidates = '{}' THEN
+        RETURN;
+    END IF;
+    picked := feature_platform.lock_symbols(candidates);
+    IF picked = '{}' THEN
+        IF waits THEN
+            BEGIN
+                PERFORM FROM feature_platform.refresh_lock k
+                WHERE k.stripe = feature_platform.stripe_of(candidates[1]) FOR UPDATE;
+            EXCEPTION WHEN lock_not_available THEN
+                NULL;
+            END;
+            more := true;
+        END IF;
+        RETURN;
+    END IF;
+    BEGIN
+        SELECT r.written, r.more INTO result
+        FROM feature_platform.refresh_view_symbols(of_view, picked, tstzrange(window_lo, window_hi), slice_rows) AS r;
+        symbols := cardinality(picked);
+        rows_written := result.written;
+        more := result.more OR cardinality(candidates) = slice_symbols
+            OR (waits AND cardinality(picked) < cardinality(candidates));
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, problem = MESSAGE_TEXT;
+        IF code = '40P01' THEN      -- as in refresh_slice
+            more := true;
+        ELSIF left(code, 2) IN ('08', '25', '40', '53', '55', '57', '58') THEN
+            RAISE;      -- of the server or another session, not of the view
+        ELSE
+            UPDATE feature_platform.feature_view v SET state = 'failed', error = problem WHERE v.id = of_view;
+        END IF;
+    END;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.view_slice(
+    integer, timestamptz, timestamptz, boolean, boolean, bigint, integer) IS
+    'Brings one slice of a view''s dirty buckets in a window up to date, in the caller''s transaction.';
+
+-- The bars of a slice of one view, so that a slice takes a fraction of a second: fewer for many columns, and not fewer
+-- than the look-back, which each slice of a range reads anew.
+CREATE OR REPLACE FUNCTION feature_platform.view_slice_rows(v feature_platform.feature_view) RETURNS bigint
+    LANGUAGE sql STABLE
+    RETURN greatest(100000 / (5 + cardinality(v.columns)),
+                    least(20000, (extract(epoch FROM v.look_back) / 60)::bigint))::bigint;
+COMMENT ON FUNCTION feature_platform.view_slice_rows(feature_platform.feature_view) IS
+    'The bars of a slice of one view.';
+
+-- Refresh one slice of one view in the caller's transaction, after policy_step: of the last start_offset where buckets
+-- are dirty there, else of older ranges and of views that are being built. Return whether there is more.
+CREATE OR REPLACE FUNCTION feature_platform.view_step(run_id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    began CONSTANT timestamptz := clock_timestamp();
+    p feature_platform.policy;
+    v feature_platform.feature_view;
+    live boolean;
+    due timestamptz;
+    live_from timestamptz;
+    slice record;
+    more boolean := false;
+    done integer := 0;
+    written bigint := 0;
+BEGIN
+    SELECT * INTO p FROM feature_platform.policy;
+    IF NOT FOUND OR NOT EXISTS (SELECT FROM feature_platform.feature_view w WHERE w.state <> 'failed') THEN
+        RETURN false;
+    END IF;
+    IF feature_platform.serve_complete_views() THEN
+        RETURN true;
+    END IF;
+    -- In a random order, so that no view keeps the others from their turn.
+    <<phase>>
+    FOREACH live IN ARRAY ARRAY[true, false] LOOP
+        FOR v IN SELECT * FROM feature_platform.feature_view w WHERE w.state <> 'failed' ORDER BY random() LOOP
+            due := feature_platform.view_due(v.every, v.origin, p.end_offset);
+            live_from := least(due, date_bin(v.every, feature_platform.clock() - p.start_offset, v.origin));
+            SELECT * INTO slice FROM feature_platform.view_slice(
+                v.id, CASE WHEN live THEN live_from ELSE '-infinity' END, due, live, waits => false,
+                slice_rows => feature_platform.view_slice_rows(v),
+                slice_symbols => CASE WHEN live THEN 1000 ELSE 100 END);
+            more := more OR slice.more;
+            CONTINUE WHEN slice.symbols = 0;
+            done := done + 1;
+            written := written + slice.rows_written;
+            -- The commit makes the rows readable, and lets the refresh of features_1m go first.
+            IF NOT live OR clock_timestamp() - began > interval '0.2 seconds' THEN
+                more := true;
+                EXIT phase;
+            END IF;
+        END LOOP;
+        EXIT WHEN done > 0;
+    END LOOP;
+    IF done = 0 THEN
+        PERFORM feature_platform.clear_view_changes();
+        RETURN more AND NOT feature_platform.run_is_over(run_id);
+    END IF;
+    UPDATE feature_platform.policy_run r
+    SET slices = r.slices + done, rows_written = r.rows_written + written
+    WHERE r.id = run_id;
+    RETURN NOT feature_platform.run_is_over(run_id);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.view_step(bigint) IS
+    'Refreshes one slice of the feature views; returns whether there is more.';
+
+-- Whether the next run of the policy is due, so that this one ends.
+CREATE OR REPLACE FUNCTION feature_platform.run_is_over(run_id bigint) RETURNS boolean
+    LANGUAGE sql VOLATILE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM feature_platform.policy_run r CROSS JOIN feature_platform.policy p
+                   WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
+END;
+COMMENT ON FUNCTION feature_platform.run_is_over(bigint) IS 'Whether the run after this one is due.';
+
+-- Delete the changes that every view has processed.
+CREATE OR REPLACE FUNCTION feature_platform.clear_view_changes() RETURNS void
+    LANGUAGE sql VOLATILE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    DELETE FROM feature_platform.view_change c
+    WHERE NOT EXISTS (
+        SELECT FROM feature_platform.feature_view v
+        WHERE v.state <> 'failed' AND NOT EXISTS (
+            SELECT FROM feature_platform.view_symbol s
+            WHERE s.view = v.id AND s.symbol = c.symbol AND s.processed >= c.id));
+END;
+COMMENT ON FUNCTION feature_platform.clear_view_changes() IS 'Deletes the changes that every view has processed.';
+
+CREATE OR REPLACE PROCEDURE public.refresh_feature_view(
+    name text, window_start timestamptz DEFAULT NULL, window_end timestamptz DEFAULT NULL)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v record;
+    slice record;
+BEGIN
+    IF window_start >= window_end THEN
+        RAISE EXCEPTION 'the refresh window is empty: window_start % is not before window_end %', window_start,
+            window_end;
+    ELSIF NOT EXISTS (SELECT FROM feature_platform.feature_view w WHERE w.name = refresh_feature_view.name) THEN
+        RAISE EXCEPTION 'there is no feature view %', quote_literal(name)
+            USING HINT = '`feature-platform views list` lists all.';
+    END IF;
+    -- The changes of the bars reach the views by way of features_1m. This also commits: each slice is its own
+    -- transaction.
+    CALL public.refresh_features_1m(window_start, window_end);
+    FOR v IN SELECT w.id, w.every, w.origin FROM feature_platform.feature_view w
+             WHERE w.name = refresh_feature_view.name ORDER BY w.id LOOP
+        LOOP
+            SELECT * INTO slice FROM feature_platform.view_slice(
+                v.id, coalesce(date_bin(v.every, window_start + v.every - interval '1 microsecond', v.origin),
+                               '-infinity'),
+                least(date_bin(v.every, window_end + v.every - interval '1 microsecond', v.origin),
+                      feature_platform.view_due(v.every, v.origin)));
+            COMMIT;
+            EXIT WHEN NOT slice.more;
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.refresh_feature_view(text, timestamptz, timestamptz) IS
+    'Brings a feature view up to date for window_start <= bucket < window_end; NULL is unbounded.';
