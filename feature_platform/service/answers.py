@@ -44,7 +44,7 @@ def answer_error(status: int, detail: str, headers: dict[str, str] | None = None
 _MEANINGS = {
     400: "Each value is valid, but not their combination.",
     401: "The key is missing or wrong.",
-    404: "No such symbol: it has no feature rows.",
+    404: "No such symbol, or no such view: it has no rows.",
     406: "The service has none of the accepted formats.",
     413: "The request has a body.",
     422: "A parameter is missing, unknown or invalid.",

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from feature_platform import __version__
 from feature_platform.near_names import near_names
-from feature_platform.service import health, history, index, latest, metrics, symbols
+from feature_platform.service import health, history, index, latest, metrics, symbols, views
 from feature_platform.service.answers import (
     RETRY_AFTER,
     RejectedError,
@@ -66,6 +66,7 @@ def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -
         latest.make_router(pool, stale_after),
         history.make_router(pool),
         symbols.make_router(pool, stale_after),
+        views.make_router(pool, stale_after),
         metrics.make_router(measured),
         index.make_router(),
     ):

@@ -20,14 +20,6 @@ MEDIA_TYPES: Mapping[Format, str] = MappingProxyType(
     {"json": "application/json", "csv": "text/csv", "arrow": "application/vnd.apache.arrow.stream"}
 )
 
-SCHEMA = pa.schema(
-    [
-        ("symbol", pa.string()),
-        ("bucket", pa.timestamp("s", "UTC")),
-        *((name, pa.int32() if name == "n_1d" else pa.float64()) for name in COLUMNS[2:]),
-    ]
-)
-
 _Rows = Sequence[Sequence[Any]]
 
 
@@ -39,7 +31,7 @@ class Writer(Protocol):
         ...
 
     def add(self, rows: _Rows) -> bytes:
-        """Return the bytes of one or more rows, with values in the order of COLUMNS."""
+        """Return the bytes of one or more rows, with values in the order of the columns."""
         ...
 
     def end(self) -> bytes:
@@ -47,8 +39,20 @@ class Writer(Protocol):
         ...
 
 
+def schema_of(columns: Sequence[str]) -> pa.Schema:
+    """Return the schema of rows with these columns; the first two are symbol and bucket."""
+    return pa.schema(
+        [
+            ("symbol", pa.string()),
+            ("bucket", pa.timestamp("s", "UTC")),
+            *((name, pa.int32() if name == "n_1d" else pa.float64()) for name in columns[2:]),
+        ]
+    )
+
+
 class _JsonWriter:
-    def __init__(self, next_page: str | None) -> None:
+    def __init__(self, next_page: str | None, columns: Sequence[str]) -> None:
+        self._columns = columns
         self._next_page = next_page
         self._comma = b""
 
@@ -56,7 +60,7 @@ class _JsonWriter:
         return b'{"rows":['
 
     def add(self, rows: _Rows) -> bytes:
-        objects = dump_json([dict(zip(COLUMNS, row, strict=True)) for row in rows])
+        objects = dump_json([dict(zip(self._columns, row, strict=True)) for row in rows])
         comma, self._comma = self._comma, b","
         return comma + objects[1:-1]
 
@@ -67,17 +71,20 @@ class _JsonWriter:
 class _TableWriter:
     """Write by one of pyarrow's writers, and pass each batch on at once."""
 
-    def __init__(self, make: Callable[[io.BytesIO, pa.Schema], Any]) -> None:
+    def __init__(
+        self, make: Callable[[io.BytesIO, pa.Schema], Any], columns: Sequence[str]
+    ) -> None:
         self._sink = io.BytesIO()
-        self._writer = make(self._sink, SCHEMA)
+        self._schema = schema_of(columns)
+        self._writer = make(self._sink, self._schema)
 
     def begin(self) -> bytes:
         return self._take()
 
     def add(self, rows: _Rows) -> bytes:
-        columns = zip(zip(*rows, strict=True), SCHEMA.types, strict=True)
+        columns = zip(zip(*rows, strict=True), self._schema.types, strict=True)
         arrays = [pa.array(values, kind) for values, kind in columns]
-        self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         return self._take()
 
     def end(self) -> bytes:
@@ -91,11 +98,15 @@ class _TableWriter:
         return written
 
 
-def make_writer(form: Format, next_page: str | None) -> Writer:
-    """Return a new writer; only JSON holds the address of the next page."""
+def make_writer(form: Format, next_page: str | None, columns: Sequence[str] = COLUMNS) -> Writer:
+    """Return a new writer; only JSON holds the address of the next page.
+
+    columns: of the rows; the first two are symbol and bucket.
+    """
     if form == "json":
-        return _JsonWriter(next_page)
-    return _TableWriter(pyarrow.csv.CSVWriter if form == "csv" else pyarrow.ipc.new_stream)
+        return _JsonWriter(next_page, columns)
+    make = pyarrow.csv.CSVWriter if form == "csv" else pyarrow.ipc.new_stream
+    return _TableWriter(make, columns)
 
 
 def choose(accept: str) -> Format | None:

@@ -28,7 +28,7 @@ from feature_platform.service.symbols import unknown_symbols
 MOST_DAYS = 366
 MOST_ROWS = 100_000
 _DEFAULT_ROWS = 10_000
-_PART = 1000  # rows; writing them takes a few milliseconds, during which no other client is served
+PART = 1000  # rows; writing them takes a few milliseconds, during which no other client is served
 
 _PATH = "/v1/features"
 _MINUTE = timedelta(minutes=1)
@@ -72,7 +72,7 @@ class Page(BaseModel):
     next: str | None = Field(description="Address of the next page; null on the last.")
 
 
-_DESCRIPTION: dict[int | str, dict[str, Any]] = {
+PAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page of rows.",
         "content": {
@@ -94,7 +94,7 @@ def make_router(pool: QueryPool) -> APIRouter:
     """Return the route of rows over time."""
     router = APIRouter()
 
-    @router.get(_PATH, response_model=Page, responses=_DESCRIPTION)
+    @router.get(_PATH, response_model=Page, responses=PAGE)
     async def history(request: Request, query: Annotated[HistoryQuery, Query()]) -> Response:
         """Return rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
 
@@ -103,14 +103,14 @@ def make_router(pool: QueryPool) -> APIRouter:
         form = query.format or choose(",".join(request.headers.getlist("accept")))
         if form is None:
             raise RejectedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
-        _check_range(query)
+        check_range(query)
         next_start = await _next_start(pool, query)
         end = next_start or query.end
         first = await _part(pool, query.symbol, query.start, end)
         if not first:
             await _check_symbol(pool, query.symbol)
         next_page = None if next_start is None else _link(query, next_start)
-        return _Parts(
+        return Parts(
             _write(make_writer(form, next_page), pool, query.symbol, first, end),
             media_type=MEDIA_TYPES[form],
             headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
@@ -119,7 +119,7 @@ def make_router(pool: QueryPool) -> APIRouter:
     return router
 
 
-class _Parts(StreamingResponse):
+class Parts(StreamingResponse):
     """An answer that ends with an error if the database fails, so that it cannot look complete."""
 
     async def stream_response(self, send: Send) -> None:
@@ -141,12 +141,12 @@ async def _write(
     while rows:
         yield writer.add(rows)
         start = rows[-1][1] + _MINUTE
-        rows = await _part(pool, symbol, start, end) if len(rows) == _PART else []
+        rows = await _part(pool, symbol, start, end) if len(rows) == PART else []
     yield writer.end()
 
 
 async def _part(pool: QueryPool, symbol: str, start: datetime, end: datetime) -> list[TupleRow]:
-    window = {"symbol": symbol, "start": start, "end": end, "rows": _PART}
+    window = {"symbol": symbol, "start": start, "end": end, "rows": PART}
     return await pool.fetch("service_rows", window)
 
 
@@ -164,7 +164,8 @@ async def _check_symbol(pool: QueryPool, symbol: str) -> None:
         raise await unknown_symbols(pool, [symbol])
 
 
-def _check_range(query: HistoryQuery) -> None:
+def check_range(query: HistoryQuery) -> None:
+    """Raise RejectedError for a range that is empty or too long."""
     if query.start >= query.end:
         raise RejectedError(400, "start is not before end")
     if query.end - query.start > timedelta(days=MOST_DAYS):
@@ -172,14 +173,18 @@ def _check_range(query: HistoryQuery) -> None:
 
 
 def _link(query: HistoryQuery, start: datetime) -> str:
-    moved = {
+    return f"{_PATH}?{urlencode(page_parameters(query, start))}"
+
+
+def page_parameters(query: HistoryQuery, start: datetime) -> dict[str, object]:
+    """Return the parameters of the page that begins at a bucket."""
+    return {
         "symbol": query.symbol,
         "start": _text(start),
         "end": _text(query.end),
         "limit": query.limit,
         **({} if query.format is None else {"format": query.format}),
     }
-    return f"{_PATH}?{urlencode(moved)}"
 
 
 def _text(time: datetime) -> str:

@@ -43,6 +43,7 @@ class PlatformState:
     policy: list[TupleRow]
     runs: list[TupleRow]
     recorder: list[TupleRow]
+    views: list[TupleRow]
 
 
 class Metrics:
@@ -110,6 +111,7 @@ class Metrics:
                 policy=await self._pool.fetch("service_policy"),
                 runs=await self._pool.fetch("service_policy_runs"),
                 recorder=await self._pool.fetch("service_recorder"),
+                views=await self._pool.fetch("service_view_states"),
             )
         except DatabaseUnavailableError as error:
             _log.warning("metrics without those of the database: %s", error)
@@ -152,6 +154,7 @@ class _PlatformCollector(Collector):
         )
         yield from _of_the_last_run(state.policy[0])
         yield from _of_the_recorder(state.recorder)
+        yield from _of_the_views(state.views)
 
 
 def _of_the_last_run(row: TupleRow) -> Iterator[Metric]:
@@ -191,6 +194,19 @@ def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
         "symbol",
         [(row[0], row[4]) for row in rows],
     )
+
+
+def _of_the_views(rows: list[TupleRow]) -> Iterator[Metric]:
+    measures = (
+        ("view_lag_seconds", "Since the bucket of a view's newest row ended."),
+        ("view_dirty_buckets", "Closed buckets of a view that wait for a refresh."),
+        ("view_dirty_age_seconds", "Since the oldest of them was marked."),
+        ("view_built_ratio", "The part of a view's history that is built, 0 to 1."),
+        ("view_failed", "Whether a view has failed, and is no longer refreshed."),
+    )
+    for place, (name, meaning) in enumerate(measures, 1):
+        values = [(row[0], row[place]) for row in rows if row[place] is not None]
+        yield _gauges(name, meaning, "view", values)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

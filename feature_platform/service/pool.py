@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -72,10 +73,15 @@ class QueryPool:
         await self._pool.close(timeout=2)
 
     async def fetch(
-        self, query: str, parameters: Mapping[str, object] | None = None
+        self,
+        query: str,
+        parameters: Mapping[str, object] | None = None,
+        **identifiers: sql.Composable,
     ) -> list[TupleRow]:
         """Return the rows of a query of `sql/queries/service.sql`.
 
+        identifiers: the identifiers for its braces. Such a query is not prepared, since a new
+            version of a feature view may have other columns.
         Raises DatabaseUnavailableError if they do not come in time.
         """
         loop = asyncio.get_running_loop()
@@ -87,7 +93,12 @@ class QueryPool:
                     alarm = loop.call_at(deadline, _hang_up, connection)
                     try:
                         cursor = await connection.execute(
-                            queries[query], parameters, prepare=True, binary=True
+                            sql.SQL(queries[query]).format(**identifiers)
+                            if identifiers
+                            else queries[query],
+                            parameters,
+                            prepare=not identifiers,
+                            binary=True,
                         )
                         return await cursor.fetchall()
                     finally:

@@ -98,6 +98,43 @@ SELECT o.outcome, count(r.id)
          ON r.outcome = o.outcome AND r.started_at > feature_platform.clock() - interval '1 hour'
  GROUP BY o.outcome ORDER BY o.outcome;
 
+-- service_views --
+-- The feature views that can be read: name, version, seconds of a bucket, description, state, columns, expressions.
+SELECT name, version, extract(epoch FROM every)::integer, description, state, columns, sources
+  FROM feature_platform.feature_view WHERE served ORDER BY name;
+
+-- service_view_latest --
+-- The newest row of each of some symbols in a view, and the seconds since the end of its bucket.
+SELECT f.symbol, f.bucket, {columns},
+       extract(epoch FROM feature_platform.clock() - f.bucket - %(width)s::interval)::double precision AS age_seconds
+  FROM unnest(%(symbols)s::text[]) AS requested (symbol)
+ CROSS JOIN LATERAL (SELECT * FROM {view} f
+                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+
+-- service_view_rows --
+-- Some rows of one symbol in a view, from start to end, in the order of time.
+SELECT f.symbol, f.bucket, {columns}
+  FROM {view} f
+ WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+ ORDER BY f.bucket LIMIT %(rows)s;
+
+-- service_view_next_start --
+-- The bucket of the row after a number of rows of a view from start to end; no row if there is none.
+SELECT f.bucket
+  FROM {view} f
+ WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+ ORDER BY f.bucket OFFSET %(rows)s LIMIT 1;
+
+-- service_view_states --
+-- Of each view that can be read: seconds of lag, dirty buckets, seconds since the oldest mark, built part, failed.
+SELECT v.name, extract(epoch FROM feature_platform.view_lag(v))::double precision, s.dirty,
+       coalesce(extract(epoch FROM s.dirty_age), 0)::double precision,
+       CASE WHEN s.buckets > 0 THEN 1 - s.unbuilt::double precision / s.buckets ELSE 1 END,
+       (v.state = 'failed')::integer
+  FROM feature_platform.feature_view v
+ CROSS JOIN LATERAL feature_platform.view_progress(v) AS s
+ WHERE v.served ORDER BY v.name;
+
 -- service_recorder --
 -- The last state of each symbol's stream, and the seconds since its heartbeat and since its last update.
 SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,
