@@ -10,14 +10,16 @@ from feature_platform.orchestration.jobs import jobs
 from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
 from feature_platform.orchestration.schedules import schedules
 from feature_platform.orchestration.sensors import sensors
+from feature_platform.orchestration.views import applied_views, view_assets, view_checks
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     """Return all definitions; a run has one or two steps, which its own process executes."""
+    views = applied_views()
     return dg.Definitions(
-        assets=assets,
-        asset_checks=checks,
+        assets=[*assets, *view_assets(views)],
+        asset_checks=[*checks, *view_checks(views)],
         jobs=jobs,
         schedules=schedules,
         sensors=sensors,

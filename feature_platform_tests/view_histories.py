@@ -26,7 +26,7 @@ from feature_platform.errors import UserError
 from feature_platform.views import FeatureView, bar, catalog
 from feature_platform.views.expressions import BAR_FIELDS, Expression, parse_span, span_text
 from feature_platform.views.verify import compare, served_views, slices_of
-from feature_platform_tests.fix_engine import read_bars
+from feature_platform_tests.fix_engine import stored_bars
 from feature_platform_tests.view_oracle import expected_rows, same
 
 SYMBOLS = ("A", "B")
@@ -277,7 +277,7 @@ class History:
         }
 
     def _against_the_oracle(self) -> None:
-        bars = read_bars(self.conn)
+        bars = stored_bars(self.conn)
         for view in self.views:
             stored = self.stored(view)
             expected = {

@@ -122,6 +122,11 @@ class EmbeddedServer:
                     self._stop()
 
     @property
+    def is_running(self) -> bool:
+        """Whether the server runs now."""
+        return self.home.is_dir() and self._is_alive()
+
+    @property
     def is_kept(self) -> bool:
         """Whether the server stays up without any process that uses it, until `stop`."""
         return self._keep_file.exists()

@@ -201,3 +201,33 @@ SELECT (SELECT count(*) FROM stored) AS rows_checked,
                    FROM (SELECT bucket, stored, expected FROM judged WHERE NOT pending
                           ORDER BY bucket LIMIT %(show)s) AS x), '[]') AS examples
   FROM judged;
+
+
+-- ==== views/checks.py ====
+-- views_check_newest --
+-- The symbols without a row of their newest bucket with bars that closed some time ago.
+SELECT k.symbol, newest.bucket
+  FROM feature_platform.feature_view v
+ CROSS JOIN feature_platform.bar_symbol k
+ CROSS JOIN LATERAL (
+       SELECT date_bin(v.every, b.ts, v.origin) AS bucket FROM public.ohlcv_1m b
+        WHERE b.symbol = k.symbol AND b.ts < feature_platform.view_due(v.every, v.origin, %(settle)s::interval)
+        ORDER BY b.ts DESC LIMIT 1) AS newest
+ WHERE v.name = %(name)s AND v.served AND newest.bucket >= feature_platform.features_from()
+   AND NOT EXISTS (SELECT FROM {view} f WHERE f.symbol = k.symbol AND f.bucket = newest.bucket)
+ ORDER BY k.symbol LIMIT 1000;
+
+-- views_check_nulls --
+-- Of each symbol, the number of values of each column in its newest 100 rows, where its warm-up was over before them.
+SELECT k.symbol AS _symbol, n.*
+  FROM feature_platform.feature_view v
+ CROSS JOIN feature_platform.bar_symbol k
+ CROSS JOIN LATERAL (
+       SELECT date_bin(v.every, b.ts, v.origin) AS bucket FROM public.ohlcv_1m b
+        WHERE b.symbol = k.symbol ORDER BY b.ts LIMIT 1) AS first
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS _rows, min(bucket) AS _oldest, {counts}
+         FROM (SELECT * FROM {view} f WHERE f.symbol = k.symbol ORDER BY f.bucket DESC LIMIT 100) AS newest) AS n
+ WHERE v.name = %(name)s AND v.served AND n._rows = 100
+   AND n._oldest > first.bucket + v.warm_up + v.look_back
+ ORDER BY k.symbol LIMIT 1000;
