@@ -43,6 +43,8 @@ class View:
     end: datetime
     interval: str = "1m"
     symbols: str | Sequence[str] = ()
+    view: str = "features_1m"
+    column: str = "volume_z"
     timescaledb: bool = False
 
 
@@ -72,6 +74,8 @@ def _queries(name: str, board: Mapping[str, Any]) -> Iterator[Query]:
 def expand(sql: str, view: View) -> str:
     """Return the SQL that Grafana sends."""
     sql = sql.replace("${symbol:sqlstring}", _sqlstring(view.symbols))
+    sql = sql.replace("${view:sqlstring}", _sqlstring(view.view))
+    sql = sql.replace("${column:sqlstring}", _sqlstring(view.column))
     assert not re.search(r"\$\{|\$(?!__)[a-z]", sql), f"a variable that is not quoted: {sql}"
     seconds = _seconds(view.interval)
     sql = sql.replace("$__interval_ms", str(seconds * 1000)).replace("$__interval", view.interval)

@@ -400,3 +400,32 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.delete_old_view_rows(timestamptz, bigint) IS
     'Deletes a batch of rows of views that are too old; returns their number.';
+
+-- Every relation of features that can be read, with its columns: features_1m and the feature views.
+CREATE OR REPLACE VIEW feature_platform.readable_view AS
+SELECT 'features_1m' AS name,
+       ARRAY['last_close', 'vol', 'log_return', 'n_1d', 'ma_vol_1d', 'std_vol_1d', 'volume_z', 'vwap_gap',
+             'parkinson_vol'] AS columns
+UNION ALL
+SELECT v.name, v.columns FROM feature_platform.feature_view v WHERE v.served;
+COMMENT ON VIEW feature_platform.readable_view IS 'Every relation of features that can be read, with its columns.';
+
+-- One column of features_1m or of a feature view over time. The names are checked, so that a dashboard may pass what its
+-- user selects.
+CREATE OR REPLACE FUNCTION feature_platform.view_values(
+    of_view text, of_column text, of_symbol text, from_time timestamptz, to_time timestamptz)
+    RETURNS TABLE (bucket timestamptz, value double precision)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM feature_platform.readable_view r WHERE r.name = of_view AND of_column = ANY (r.columns)) THEN
+        RETURN QUERY EXECUTE format(
+            'SELECT f.bucket, f.%I::double precision FROM public.%I f
+             WHERE f.symbol = $1 AND f.bucket BETWEEN $2 AND $3 ORDER BY f.bucket', of_column, of_view)
+            USING of_symbol, from_time, to_time;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.view_values(text, text, text, timestamptz, timestamptz) IS
+    'One column of features_1m or of a feature view over time.';

@@ -20,6 +20,8 @@ ALLOWED = {
     "sql/012_clock.sql": "",  # the source of the platform's clock
     "sql/025_origin.sql": "decided_at",  # decides whether there may be another clock
     "sql/upgrade/002.sql": "pg_get_expr",  # an older database has no other
+    "sql/061_view_refresh.sql": "began",  # how long a step has taken
+    "sql/063_view_versions.sql": "tried_at",  # the pause between two attempts
     "sql/070_timescaledb.sql": "",  # jobs of the database use the wall clock
     "sql/queries/status.sql": "h.timestamp",  # Dagster's own heartbeats
     "feature_platform/orchestration/cursors.py": "time.time()",  # Dagster uses the wall clock
