@@ -67,6 +67,22 @@ class PolicyStatus:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class ViewState:
+    """The state of a version of a feature view; `feature-platform views list` shows more.
+
+    symbols_dirty: symbols with closed buckets that wait for a refresh, for `dirty_age`.
+    """
+
+    name: str
+    version: int
+    served: bool
+    state: str
+    error: str | None
+    symbols_dirty: int
+    dirty_age: timedelta | None
+
+
 def symbol_status(connection: psycopg.Connection[Any]) -> list[SymbolStatus]:
     """Return the status of each symbol, in their order, by a few index look-ups each."""
     with connection.cursor(row_factory=class_row(SymbolStatus)) as cursor:
@@ -78,6 +94,12 @@ def row_counts(connection: psycopg.Connection[Any]) -> dict[str, Counts]:
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(queries["status_counts"]).fetchall()
     return {row["symbol"]: Counts(row["bars"], row["features"]) for row in rows}
+
+
+def view_states(connection: psycopg.Connection[Any]) -> list[ViewState]:
+    """Return the state of each version of each feature view, in the order of their names."""
+    with connection.cursor(row_factory=class_row(ViewState)) as cursor:
+        return cursor.execute(queries["status_views"]).fetchall()
 
 
 def policy_runners(connection: psycopg.Connection[Any]) -> list[str]:

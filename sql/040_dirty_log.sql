@@ -101,6 +101,13 @@ BEGIN
            tstzmultirange(tstzrange('1970-01-01 00:00:00+00', '10000-01-01 00:00:00+00')), true
     FROM feature_platform.stored_symbol s
     ORDER BY s.symbol;
+    -- Feature views may have rows of other symbols: of bars whose rows of features_1m were not due in a refresh.
+    INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, removed)
+    SELECT DISTINCT v.symbol, everything.range, everything.range, true
+    FROM feature_platform.view_symbol v
+    CROSS JOIN (VALUES (tstzmultirange(tstzrange('1970-01-01 00:00:00+00', '10000-01-01 00:00:00+00'))))
+        AS everything (range)
+    WHERE NOT EXISTS (SELECT FROM feature_platform.stored_symbol s WHERE s.symbol = v.symbol);
     -- The next bars may begin later than the remembered first bar, also of symbols without rows.
     DELETE FROM feature_platform.symbol_state;
     -- Without a first bar there are no minutes to account for.

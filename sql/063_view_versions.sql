@@ -105,6 +105,9 @@ BEGIN
         BEGIN
             IF NOT v.served THEN
                 LOCK TABLE feature_platform.view_lock IN EXCLUSIVE MODE;
+                -- Another session may have served or dropped it while this one waited.
+                CONTINUE WHEN NOT EXISTS (SELECT FROM feature_platform.feature_view w
+                                          WHERE w.id = v.id AND NOT w.served AND w.state <> 'failed');
                 PERFORM feature_platform.serve_view(v.id);
             END IF;
             UPDATE feature_platform.feature_view w

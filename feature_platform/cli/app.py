@@ -384,6 +384,7 @@ def status_command(
         symbols = status.symbol_status(connection)
         policy = status.policy_status(connection)
         runners = status.policy_runners(connection)
+        states = status.view_states(connection)
         feeds = list_heartbeats(connection)
         brief.lift()
         rows = status.row_counts(connection) if counts else {}
@@ -392,7 +393,8 @@ def status_command(
         typer.echo(console.embedded_line(embedded_server(get_settings().home).is_kept))
     if isinstance(clock := get_settings().clock, SimulatedClock):
         typer.echo(f"clock: simulated, {clock.now():%F %T} UTC, {clock.speed:g} times as fast")
-    for line in [*console.recorder_lines(feeds), *console.policy_lines(policy, runners)]:
+    lines = console.recorder_lines(feeds) + console.policy_lines(policy, runners)
+    for line in [*lines, *console.view_lines(states)]:
         typer.echo(line)
     if symbols:
         typer.echo()

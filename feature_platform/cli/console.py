@@ -16,7 +16,7 @@ from rich.table import Table
 from feature_platform.errors import one_line
 from feature_platform.gaps import STATES, Gap
 from feature_platform.heartbeat import StoredHeartbeat
-from feature_platform.status import Counts, PolicyStatus, SymbolStatus
+from feature_platform.status import Counts, PolicyStatus, SymbolStatus, ViewState
 from feature_platform.verify import VerifyReport
 
 if TYPE_CHECKING:  # ccxt takes long to import
@@ -148,6 +148,22 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
     if policy.last_error is not None and policy.last_error_at is not None:
         error = one_line(policy.last_error)
         lines.append(f"last error: {time_text(policy.last_error_at)} UTC, {error}")
+    return lines
+
+
+def view_lines(views: Sequence[ViewState]) -> list[str]:
+    """Sum up the feature views in a line, and each that has failed or waits in another."""
+    if not views:
+        return []
+    states = Counter("complete, waiting" if one.state == "waiting" else one.state for one in views)
+    counts = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
+    waits = [one for one in views if one.symbols_dirty and one.state != "building"]
+    lines = [f"views: {counts}" + (f"; {len(waits):,} with dirty buckets" if waits else "")]
+    lines += [
+        f"view {one.name} version {one.version}: {one.state}: {one_line(one.error)}"
+        for one in views
+        if one.error is not None
+    ]
     return lines
 
 

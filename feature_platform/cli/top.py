@@ -29,9 +29,11 @@ from feature_platform.settings import get_settings
 from feature_platform.status import (
     PolicyStatus,
     SymbolStatus,
+    ViewState,
     policy_runners,
     policy_status,
     symbol_status,
+    view_states,
 )
 
 # Ages above this one are red. A row is stored within a second of its bar, and a bar soon after its
@@ -61,6 +63,7 @@ class Frame:
     feeds: Sequence[StoredHeartbeat] = ()
     minutes_left: int = 0
     runners: Sequence[str] = ()
+    views: Sequence[ViewState] = ()
 
 
 def look(connection: psycopg.Connection[Any]) -> Frame:
@@ -76,6 +79,7 @@ def look(connection: psycopg.Connection[Any]) -> Frame:
         feeds=list_heartbeats(connection),
         minutes_left=minutes_to_account(connection),
         runners=policy_runners(connection),
+        views=view_states(connection),
     )
 
 
@@ -157,7 +161,10 @@ def _header(frame: Frame, error_text: str | None) -> list[Text]:
     if error_text is not None:
         lines.append(Text(f"no connection, these are the last figures: {error_text}", "bold red"))
     lines.append(Text(frame.database, "dim"))
-    lines += [_policy_line(frame), _recorder_line(frame), Text()]
+    views = [
+        Text(line, "red" if at else "") for at, line in enumerate(console.view_lines(frame.views))
+    ]
+    lines += [_policy_line(frame), _recorder_line(frame), *views, Text()]
     return lines
 
 

@@ -37,6 +37,17 @@ SELECT start_offset, end_offset, schedule_interval, runs_in, last_runner, last_s
   FROM feature_platform.policy_status;
 
 
+-- status_views --
+-- The versions of feature views: name, version, whether it is served, state, error, symbols with dirty buckets, age of
+-- the oldest mark.
+SELECT v.name, v.version, v.served, v.state, v.error, count(s.symbol) AS symbols_dirty,
+       feature_platform.clock() - min(s.marked_at) AS dirty_age
+  FROM feature_platform.feature_view v
+  LEFT JOIN feature_platform.view_symbol s
+    ON s.view = v.id AND s.dirty <> '{}' AND s.dirty && tstzrange(NULL, feature_platform.view_due(v.every, v.origin))
+ GROUP BY v.id ORDER BY v.name, v.version;
+
+
 -- ==== top.py ====
 -- top_open_minutes --
 -- The number of minutes in open gaps by symbol, by the index of open gaps.
