@@ -223,7 +223,11 @@ BEGIN
             CONTINUE WHEN last IS NULL OR lower(part) > last;
             -- The steps of the part before go on to this one: two steps of one symbol would compute the same bucket.
             IF symbols[cardinality(symbols)] = one.symbol
-               AND upper(part) - ats[cardinality(ats)] <= step_limit * v.every THEN
+               AND upper(part) - ats[cardinality(ats)] <= step_limit * v.every
+               AND (v.every > interval '1 minute' OR NOT EXISTS (
+                   SELECT FROM public.ohlcv_1m b
+                   WHERE b.symbol = one.symbol AND b.ts >= ats[cardinality(ats)] AND b.ts < upper(part)
+                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))) THEN
                 untils[cardinality(untils)] := upper(part);
                 CONTINUE;
             END IF;
