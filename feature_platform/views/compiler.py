@@ -981,7 +981,8 @@ def paths(plan: Plan) -> list[Path]:
     width = plan.view.width
     of_node: dict[str, set[Path]] = {}
     for key, node in plan.nodes.items():
-        below = {path for one in node.arguments for path in of_node[one.key]} or {()}
+        # Each value also depends on its own bucket: whether there is one.
+        below = {path for one in node.arguments for path in of_node[one.key]} | {()}
         step: tuple[str, int] | None = None
         match node:
             case Window(span=span):

@@ -355,3 +355,20 @@ def test_truncate_and_force_reach_all_views(conn: psycopg.Connection) -> None:
     conn.execute("TRUNCATE ohlcv_1m")
     refresh_all(conn)
     assert conn.execute("SELECT count(*) FROM short_1m").fetchone() == (0,)
+
+
+def test_a_bucket_that_appears_inside_a_window_of_lags_is_counted(
+    conn: psycopg.Connection,
+) -> None:
+    """The value of the lag at that bucket does not depend on its bar, but exists only with it."""
+    view = FeatureView("lags_1m", "1 minute", {"x": mean(lag(bar.vol, "5 minutes"), "4 minutes")})
+    add_bars(conn, DAY_1, 40)
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [minute(20)])
+    catalog.apply(conn, [view])
+    refresh_all(conn)
+    add_bars(conn, minute(20), 1)
+    refresh_all(conn)
+    assert check_views(conn) == 40
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [minute(30)])
+    refresh_all(conn)
+    assert check_views(conn) == 39
