@@ -107,6 +107,8 @@ BEGIN
             WHERE NOT k.removed AND k.first_bucket <= k.at AND k.last > k.at
               AND (k.changed IS NULL OR date_bin($3, lower(k.changed), $4) > k.at)
               AND k.at + $3 >= $5 AND k.at + $3 >= $7 AND k.last - k.at <= $8 * $3
+              -- A symbol with an open bucket has one after its state at all times.
+              AND (k.id IS NOT NULL OR least($6, k.last + $3) > k.at + $3)
         ), ready AS MATERIALIZED (
             SELECT n.*, n.older + CASE WHEN n.last >= $6
                                        THEN tstzmultirange(tstzrange(greatest($6, n.next), n.last + $3))

@@ -372,3 +372,21 @@ def test_a_bucket_that_appears_inside_a_window_of_lags_is_counted(
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [minute(30)])
     refresh_all(conn)
     assert check_views(conn) == 39
+
+
+def test_candles_of_a_symbol_with_an_open_bucket_are_built_to_the_end(
+    conn: psycopg.Connection,
+) -> None:
+    add_bars(conn, ago(3000), 3000, ("A", "B"))
+    catalog.apply(conn, [CANDLES])
+    take_marks(conn)
+    slice_of = """
+        SELECT s.rows_written, s.more FROM feature_platform.feature_view v, LATERAL
+            feature_platform.view_slice(v.id, '-infinity',
+                feature_platform.view_due(v.every, v.origin), slice_rows => 400) AS s
+    """
+    slices = 0
+    while (done := conn.execute(slice_of).fetchone()) != (0, False):
+        slices += 1
+        assert slices < 100, done
+    assert check_views(conn) >= 2 * 49
