@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS feature_platform.feature_view (
     tried_at    timestamptz,    -- the last attempt of a complete version to take its name
     CONSTRAINT feature_view_name_version_key UNIQUE (name, version)
 );
+CREATE INDEX IF NOT EXISTS feature_view_refreshed_idx ON feature_platform.feature_view (id) WHERE state <> 'failed';
 CREATE UNIQUE INDEX IF NOT EXISTS feature_view_served_idx ON feature_platform.feature_view (name) WHERE served;
 COMMENT ON TABLE feature_platform.feature_view IS
     'The versions of each feature view: the one that is served, and the one that is being built.';
@@ -95,6 +96,7 @@ COMMENT ON TYPE feature_platform.view_extreme IS 'A minimum or maximum of a wind
 CREATE OR REPLACE FUNCTION feature_platform.bucket_after(
     of_symbol text, after timestamptz, n integer, every interval, origin timestamptz, last_bucket timestamptz)
     RETURNS timestamptz LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off
 AS $$
 DECLARE
     found timestamptz := after;
@@ -114,7 +116,7 @@ $$;
 -- The n-th existing bucket before a time; the first of the symbol, or the time, where there are fewer.
 CREATE OR REPLACE FUNCTION feature_platform.bucket_before(
     of_symbol text, before timestamptz, n integer, every interval, origin timestamptz) RETURNS timestamptz
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
 AS $$
 DECLARE
     found timestamptz := before;

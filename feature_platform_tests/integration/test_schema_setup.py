@@ -21,7 +21,7 @@ _OBJECTS = """
     UNION ALL
     SELECT n.nspname, p.proname, 'f', pg_get_functiondef(p.oid)
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-    WHERE n.nspname = 'feature_platform' OR p.proname LIKE '%features_1m%'
+    WHERE (n.nspname = 'feature_platform' OR p.proname LIKE '%features_1m%') AND p.prokind <> 'a'
     UNION ALL
     SELECT tgrelid::regclass::text, tgname, 't', pg_get_triggerdef(oid)
     FROM pg_trigger WHERE tgname LIKE 'ohlcv_1m%'

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from feature_platform.views import FeatureView, bar, catalog
 from feature_platform_tests.fix_engine import refresh
 from feature_platform_tests.fix_processes import PATIENCE, insert_bars
 from feature_platform_tests.fix_service import ServedDatabase
@@ -26,9 +27,11 @@ bearer = "{KEY}"
 
 @pytest.fixture(scope="module", autouse=True)
 def examples(served: ServedDatabase) -> None:
-    """Store rows of the symbol and the day of the description's examples."""
+    """Store rows of the symbol, the day and the view of the description's examples."""
     insert_bars(served.conn, "BTC/USDT", datetime(2026, 2, 1, 12, tzinfo=UTC), 3)
+    catalog.apply(served.conn, [FeatureView("momentum_1m", "1 minute", {"x": bar.vol})])
     refresh(served.conn)
+    catalog.refresh_views(served.conn)
 
 
 def test_schemathesis_finds_no_difference(served: ServedDatabase, tmp_path: Path) -> None:
@@ -56,7 +59,7 @@ def test_schemathesis_finds_no_difference(served: ServedDatabase, tmp_path: Path
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # It tested all operations, and received rows.
-    assert "Tested: 7" in done.stdout
+    assert "Tested: 10" in done.stdout
     assert "Missing test data" not in done.stdout
 
 

@@ -365,8 +365,9 @@ def test_the_command_shows_a_mismatch_and_exits_with_1(database: str) -> None:
     assert re.fullmatch(
         rf"verified: 1 of [\d,]+ rows is wrong: {re.escape(A)} {BUCKET_TEXT} volume_z", summary
     )
-    assert heading.split() == ["symbol", "bucket", "column", "stored", "recomputed"]
+    assert heading.split() == ["view", "symbol", "bucket", "column", "stored", "recomputed"]
     assert line.split() == [
+        "features_1m",
         A,
         BUCKET_TEXT,
         "volume_z",
