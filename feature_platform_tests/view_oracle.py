@@ -1,7 +1,7 @@
 """The values of feature views, computed in Python from the definitions of docs/views.md.
 
 It shares the expression tree with the platform and nothing else: no SQL, no cached state, no
-running sums. Each value is computed anew from the whole history of a symbol, and sums are exact.
+running sums. Each value is computed from the whole history of a symbol, and sums are exact.
 """
 
 from __future__ import annotations

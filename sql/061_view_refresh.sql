@@ -432,7 +432,7 @@ COMMENT ON FUNCTION feature_platform.view_slice(
     'Brings one slice of a view''s dirty buckets in a window up to date, in the caller''s transaction.';
 
 -- The bars of a slice of one view, so that a slice takes a fraction of a second: fewer for many columns, and not fewer
--- than the look-back, which each slice of a range reads anew.
+-- than the look-back, which each slice of a range reads again.
 CREATE OR REPLACE FUNCTION feature_platform.view_slice_rows(v feature_platform.feature_view) RETURNS bigint
     LANGUAGE sql STABLE
     RETURN greatest(100000 / (5 + cardinality(v.columns)),

@@ -30,7 +30,7 @@ BEGIN
                    'v' || v.id || '_rows');
     rights := (SELECT c.relacl FROM pg_class c WHERE c.oid = to_regclass(qualified));
     BEGIN
-        -- Keeps what depends on the view, where the new columns only follow the old ones.
+        -- Objects that depend on the view stay, where the new columns only follow the old ones.
         EXECUTE 'CREATE OR REPLACE ' || made;
     EXCEPTION WHEN invalid_table_definition THEN
         EXECUTE 'DROP VIEW ' || qualified;
@@ -177,7 +177,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.forget_view_rows(text) IS
     'Deletes the rows of one symbol from all views; returns their number.';
 
--- Prepare the tables and functions of a new version: the rights of verify, and what TimescaleDB needs.
+-- Prepare the tables and functions of a new version: the rights of verify, and hypertables on TimescaleDB.
 CREATE OR REPLACE FUNCTION feature_platform.finish_view_tables(of_view integer) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -413,8 +413,8 @@ UNION ALL
 SELECT v.name, v.columns FROM feature_platform.feature_view v WHERE v.served;
 COMMENT ON VIEW feature_platform.readable_view IS 'Every relation of features that can be read, with its columns.';
 
--- One column of features_1m or of a feature view over time. The names are checked, so that a dashboard may pass what its
--- user selects.
+-- One column of features_1m or of a feature view over time. The names are checked, so that a dashboard may pass those
+-- that its user selects.
 CREATE OR REPLACE FUNCTION feature_platform.view_values(
     of_view text, of_column text, of_symbol text, from_time timestamptz, to_time timestamptz)
     RETURNS TABLE (bucket timestamptz, value double precision)

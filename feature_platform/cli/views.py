@@ -23,7 +23,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a view."
 
 @views.command("plan")
 def plan_command(file: _File) -> None:
-    """Show what an apply of this file would change, and what each view costs; change nothing."""
+    """Show the changes of an apply and the cost of each view, without applying."""
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
     from feature_platform.views import catalog

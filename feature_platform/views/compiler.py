@@ -83,10 +83,10 @@ class Term:
 
 
 class Plan:
-    """The nodes of a view, numbered, with what is stored of them.
+    """The nodes of a view, numbered, with those whose values are stored.
 
     inner: nodes whose values are stored for each bucket, as look-ups of earlier buckets need them;
-        empty where all look-ups find what they need in bars of one minute.
+        empty where all look-ups read bars of one minute.
     """
 
     def __init__(self, view: FeatureView) -> None:
@@ -124,7 +124,7 @@ class Plan:
         self.summed = [node for node in self.windows if node.function in SUMMED]
         self.extremes = [node for node in self.windows if node.function in ("min", "max")]
         self.emas = [node for node in self.nodes.values() if isinstance(node, Ema)]
-        # What the cached state keeps: a sum for each term and span, numeric, in this order.
+        # The sums of the cached state: one for each term and span, in this order.
         self.sums: list[tuple[Term, timedelta]] = []
         self.counts: list[tuple[Term, timedelta]] = []
         for node in self.summed:
@@ -173,7 +173,7 @@ class Plan:
         return f"s{span // MINUTE}_{self.term_name(term)}"
 
     def term(self, term: Term) -> str:
-        """Return the text of what a term adds up, from the columns of exact values."""
+        """Return the text of a term's part of a bucket, from the columns of exact values."""
         nodes = [self.nodes[key] for key in term.of]
         return term_value(
             term,
@@ -329,7 +329,7 @@ class Schedule:
 
 
 def term_value(term: Term, exact: Sequence[str], exists: Sequence[str]) -> str:
-    """Return the text of what a term adds up in one bucket; NULL adds nothing.
+    """Return the text of a term's part of one bucket; NULL adds nothing.
 
     exact: the text of each argument's exact value; exists: of whether it is not NULL, "" for always.
     """
@@ -534,7 +534,8 @@ def base_text(node: Ema, plan: Plan) -> str:
 def render(
     stages: list[Stage], carried: set[str], wanted: set[str], first: str
 ) -> tuple[str, str, set[str]]:
-    """Return the stages as a chain of named sub-queries, the name of the last, and what it reads.
+    """Return the stages as a chain of named sub-queries, the name of the last, and the columns that
+    the first reads.
 
     carried: columns of the relation `first`, which the first stage reads.
     wanted: columns of the last stage.
@@ -638,7 +639,7 @@ class Step:
         return f"({self._value(node)})::text::numeric"
 
     def _leaving(self) -> None:
-        """Look up what leaves each window, in one scan a span."""
+        """Look up the values that leave each window, in one scan a span."""
         plan = self.plan
         spans: dict[timedelta, list[Term]] = {}
         for term, span in [*plan.sums, *plan.counts]:

@@ -41,7 +41,7 @@ Conn = psycopg.Connection[Any]
 
 
 def in_threads(url: str, *jobs: Callable[[Conn], None]) -> None:
-    """Run each job in a thread with a connection of its own, and raise what any of them raises."""
+    """Run each job in a thread with a connection of its own, and raise the first error of any."""
     raised: list[BaseException] = []
 
     def run(job: Callable[[Conn], None]) -> None:

@@ -37,7 +37,7 @@ RETURNING id;
 UPDATE feature_platform.feature_view SET compiled = %(compiled)s WHERE id = %(id)s;
 
 -- views_finish_tables --
--- Make a version's tables what this database needs, and grant the rights to its functions.
+-- Make hypertables of a version's tables where there is TimescaleDB, and grant the rights to its functions.
 SELECT feature_platform.finish_view_tables(%(id)s);
 
 -- views_build --
@@ -49,7 +49,7 @@ SELECT feature_platform.begin_view_build(%(id)s);
 SELECT feature_platform.serve_view(%(id)s);
 
 -- views_restart --
--- Begin anew after an error.
+-- Clear the error of a version that is built again.
 UPDATE feature_platform.feature_view SET state = 'building', error = NULL, tried_at = NULL WHERE id = %(id)s;
 
 -- views_describe --
