@@ -411,6 +411,13 @@ BEGIN
     BEGIN
         SELECT r.written, r.more INTO result
         FROM feature_platform.refresh_view_symbols(of_view, picked, tstzrange(window_lo, window_hi), slice_rows) AS r;
+        -- Steps skip symbols with an unprocessed mark. A caller without a turn for these marks would repeat this slice
+        -- for ever, so it computes the buckets from the bars alone.
+        IF waits AND result.more AND result.written = 0 THEN
+            SELECT r.written, r.more INTO result
+            FROM feature_platform.refresh_view_symbols(
+                of_view, picked, tstzrange(window_lo, window_hi), slice_rows, step_limit => 0) AS r;
+        END IF;
         symbols := cardinality(picked);
         rows_written := result.written;
         more := result.more OR cardinality(candidates) = slice_symbols

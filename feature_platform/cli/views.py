@@ -38,7 +38,7 @@ def plan_command(file: _File) -> None:
         for name, expression in one.view.columns.items():
             text = catalog.look_back_text(one.look_backs[name])
             made.add_row(f"  {name}", text, str(expression))
-        console.out.print(made)
+        console.show(made)
         typer.echo(f"  {_cost_text(one)}")
 
 
@@ -80,7 +80,7 @@ def list_command() -> None:
     if not found:
         typer.echo("no feature views yet: `feature-platform views apply FILE`")
         return
-    console.out.print(views_table(found))
+    console.show(views_table(found))
     for one in found:
         if one.error is not None:
             typer.echo(f"{one.name} version {one.version}: {one_line(one.error)}")
@@ -109,7 +109,7 @@ def show_command(
         made = console.table("  column", "expression")
         for column, source in zip(one.columns, one.sources, strict=True):
             made.add_row(f"  {column}", source)
-        console.out.print(made)
+        console.show(made)
 
 
 @views.command("drop")
@@ -180,7 +180,5 @@ def _cost_text(one: ViewPlan) -> str:
     size = f"{one.bytes_a_year / 1e6:,.0f} MB a symbol and year"
     if one.milliseconds is None:
         return f"{size}; no bars to measure the time of a new bucket with"
-    return (
-        f"{size}; {one.milliseconds:,.0f} ms for a new bucket of {one.symbols:,} symbols, measured"
-        " on a sample"
-    )
+    symbols = "1 symbol" if one.symbols == 1 else f"{one.symbols:,} symbols"
+    return f"{size}; {one.milliseconds:,.0f} ms for a new bucket of {symbols}, measured on a sample"

@@ -140,7 +140,7 @@ def test_the_commands_go_from_bars_to_verified_views(database: str, tmp_path: Pa
     run_on(database, "import", str(bars), "--symbol", "LINK/USDT")
     plan = run_on(database, "views", "plan", str(EXAMPLES)).stdout
     assert "momentum_1m: new, version 1, 9 columns" in plan
-    assert "ms for a new bucket of 1 symbols, measured on a sample" in plan
+    assert "ms for a new bucket of 1 symbol, measured on a sample" in plan
     assert run_on(database, "views", "list").stdout.startswith("no feature views yet")
     applied = run_on(database, "views", "apply", str(EXAMPLES)).stdout
     assert "no worker is running, so the history was built now" in applied

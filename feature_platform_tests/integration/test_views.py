@@ -89,11 +89,30 @@ def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection
     correct(conn, 55)
     written = conn.execute(
         "SELECT rows_written FROM feature_platform.feature_view v, "
-        "feature_platform.view_slice(v.id, '-infinity', '2027-01-01')"
+        "feature_platform.view_slice(v.id, '-infinity', '2027-01-01', waits => false)"
     ).fetchone()
     assert written == (0,)
     dirty = conn.execute("SELECT dirty::text FROM feature_platform.view_symbol").fetchone()
     assert dirty != ("{}",)
+    refresh_all(conn)
+    assert check_views(conn) == 61
+
+
+def test_a_refresh_ends_beside_a_mark_that_no_session_processes(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 60)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    add_bars(conn, minute(60), 1)
+    take_marks(conn)
+    correct(conn, 55)
+    slices = [
+        conn.execute(
+            "SELECT rows_written, more FROM feature_platform.feature_view v, "
+            "feature_platform.view_slice(v.id, '-infinity', '2027-01-01')"
+        ).fetchone()
+        for _ in range(2)
+    ]
+    assert slices == [(1, False), (0, False)]
     refresh_all(conn)
     assert check_views(conn) == 61
 
