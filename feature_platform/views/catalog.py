@@ -323,7 +323,7 @@ def _create(connection: psycopg.Connection[Any], view: FeatureView, version: int
     row = connection.execute(queries["views_add"], parameters).fetchone()
     assert row is not None, "the statement returns the number"
     number = int(row[0])
-    text = compiler.compiled(view, number) + plain.compiled(view, number).as_string(connection)
+    text = (compiler.compiled(view, number) + plain.compiled(view, number)).as_string(connection)
     connection.execute(text.encode())
     connection.execute(queries["views_set_compiled"], {"id": number, "compiled": text})
     connection.execute(queries["views_finish_tables"], {"id": number})

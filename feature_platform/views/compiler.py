@@ -13,9 +13,8 @@ windows. All sums are of type numeric, hence exact: both give the same double to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from psycopg import sql
@@ -34,41 +33,21 @@ from feature_platform.views.expressions import (
     walk,
 )
 from feature_platform.views.plain import aggregate_call, is_integer
+from feature_platform.views.stages import (
+    Ref,
+    Stage,
+    double,
+    interval,
+    listed,
+    named,
+    refs,
+    render,
+    text,
+)
 from feature_platform.views.view import FeatureView, ema_grid, warm_up
-
-_BRACES = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
 # Values of these need no guard: they are values of their arguments, or of a known size.
 _IN_RANGE = frozenset({"abs", "sign", "least", "greatest", "where", "ln", "sqrt"})
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a stage: an SQL text with the columns it reads in braces."""
-
-    name: str
-    text: str
-
-    @property
-    def reads(self) -> set[str]:
-        return set(_BRACES.findall(self.text))
-
-
-@dataclass
-class Stage:
-    """One sub-query: the columns that it adds."""
-
-    columns: list[Column] = field(default_factory=list)
-
-    def add(self, name: str, text: str) -> str:
-        if all(column.name != name for column in self.columns):
-            self.columns.append(Column(name, text))
-        return f"{{{name}}}"
-
-
-def minutes(span: timedelta) -> str:
-    """Return a span as an SQL literal; never in days, which follow the session's time zone."""
-    return f"interval '{span // MINUTE} minutes'"
 
 
 @dataclass(frozen=True)
@@ -137,12 +116,19 @@ class Plan:
         """Return the column of a node's value before it is brought into range."""
         return node.field if isinstance(node, Bar) else f"n{self.number[node.key]}"
 
-    def value(self, node: Expression) -> str:
+    def value(self, node: Expression) -> sql.Composable:
         """Return the text of a node's value."""
         if isinstance(node, Constant):
-            return f"{node.value!r}::double precision"
-        raw = f"{{{self.name(node)}}}"
+            return double(node.value)
+        raw = Ref(self.name(node))
         return raw if self.in_range(node) else guard(raw)
+
+    def operand(self, node: Expression) -> sql.Composable:
+        """Return the text of a node's value as part of a larger expression."""
+        value = self.value(node)
+        if isinstance(node, Constant) or self.in_range(node):
+            return value
+        return text("({value})", value=value)
 
     def terms(self, node: Window) -> dict[str, Term]:
         """Return the sums that a window needs, by their kind.
@@ -172,16 +158,20 @@ class Plan:
         """Return the column of a term's sum over a span."""
         return f"s{span // MINUTE}_{self.term_name(term)}"
 
-    def term(self, term: Term) -> str:
+    def term(self, term: Term) -> sql.Composable:
         """Return the text of a term's part of a bucket, from the columns of exact values."""
         nodes = [self.nodes[key] for key in term.of]
         return term_value(
             term,
-            [f"{{d{self.number[node.key]}}}" for node in nodes],
-            [f"({self.value(node)}) IS NOT NULL" if may_be_null(node) else "" for node in nodes],
+            [Ref(f"d{self.number[node.key]}") for node in nodes],
+            [
+                text("({value}) IS NOT NULL", value=self.value(node)) if may_be_null(node) else None
+                for node in nodes
+            ],
         )
 
     def in_range(self, node: Expression) -> bool:
+        """Return whether a node's value is in range without a guard."""
         match node:
             case Bar() | Constant() | Lag() | Ema():
                 return True
@@ -191,121 +181,135 @@ class Plan:
                 return function in ("count", "min", "max", "first", "last")
         return False
 
-    def exact(self, node: Expression) -> str:
+    def exact(self, node: Expression) -> sql.Composable:
         """Return the text of a node's value as a number without rounding."""
         if str(node) == "bar.vol":
-            return "{exact_vol}"
-        return f"({self.value(node)})::text::numeric"
+            return Ref("exact_vol")
+        return text("({value})::text::numeric", value=self.value(node))
 
 
-def guard(raw: str) -> str:
-    return f"CASE WHEN abs({raw}) <= 1e130 THEN CASE WHEN abs({raw}) >= 1e-130 THEN {raw} ELSE 0 END END"
+def guard(raw: sql.Composable) -> sql.Composed:
+    """Return the text of a value that is NULL above 1e130 in magnitude, and 0 below 1e-130."""
+    return text(
+        "CASE WHEN abs({raw}) <= 1e130 THEN CASE WHEN abs({raw}) >= 1e-130 THEN {raw} ELSE 0 END END",
+        raw=raw,
+    )
 
 
-def row_text(node: Call, plan: Plan) -> str:
+def row_text(node: Call, plan: Plan) -> sql.Composed:
     """Return the text of an operator or function of values of the same bucket."""
-    of = [plan.value(one) for one in node.operands]
-    of = [f"({one})" if one.startswith("CASE") else one for one in of]
+    of = [plan.operand(one) for one in node.operands]
     match node.function:
         case "neg":
-            return f"-{of[0]}"
+            template = "-{0}"
         case "square":
-            return f"power({of[0]}, 2)"
+            template = "power({0}, 2)"
         case "not":
-            return f"NOT {of[0]}"
+            template = "NOT {0}"
         case "/":
-            return f"{of[0]} / nullif({of[1]}, 0)"
+            template = "{0} / nullif({1}, 0)"
         case "ln":
-            return f"CASE WHEN {of[0]} > 0 THEN ln({of[0]}) END"
+            template = "CASE WHEN {0} > 0 THEN ln({0}) END"
         case "sqrt":
-            return f"CASE WHEN {of[0]} >= 0 THEN sqrt({of[0]}) END"
+            template = "CASE WHEN {0} >= 0 THEN sqrt({0}) END"
         case "exp":
-            return f"CASE WHEN {of[0]} > 300 THEN NULL WHEN {of[0]} < -300 THEN 0 ELSE exp({of[0]}) END"
+            template = "CASE WHEN {0} > 300 THEN NULL WHEN {0} < -300 THEN 0 ELSE exp({0}) END"
         case "where":
-            return f"CASE WHEN {of[0]} THEN {of[1]} ELSE {of[2]} END"
+            template = "CASE WHEN {0} THEN {1} ELSE {2} END"
         case "abs" | "sign" | "least" | "greatest":
-            return f"{node.function}({', '.join(of)})"
+            places = ", ".join(f"{{{at}}}" for at in range(len(of)))
+            template = f"{node.function}({places})"
         case operator:
-            return f"{of[0]} {operator} {of[1]}"
+            template = f"{{0}} {operator} {{1}}"
+    return sql.SQL(template).format(*of)
 
 
 def add_moments(node: Window, plan: Plan, stage: Stage) -> None:
     """Add the numbers that a window's value is computed from; windows of a span share them."""
-    found = {
-        kind: f"{{{plan.sum_name(term, node.span)}}}" for kind, term in plan.terms(node).items()
-    }
-    named = moment_names(node, plan)
-    stage.add(named["n"], f"({found['n']})::double precision")
+    found = {kind: Ref(plan.sum_name(term, node.span)) for kind, term in plan.terms(node).items()}
+    names = moment_names(node, plan)
+
+    def add(which: str, template: str) -> None:
+        stage.add(names[which], text(template, **found))
+
+    add("n", "({n})::double precision")
     if node.function == "count":
         return
-    spread = {
-        "q": "({n} * {xx} - {x} * {x})",
-        "qy": "({n} * {yy} - {y} * {y})",
-        "p": "({n} * {xy} - {x} * {y})",
-    }
-
-    def exact(which: str) -> str:
-        text = spread[which]
-        for kind, column in found.items():
-            text = text.replace(f"{{{kind}}}", column)
-        return text
-
+    q, qy = "({n} * {xx} - {x} * {x})", "({n} * {yy} - {y} * {y})"
+    p = "({n} * {xy} - {x} * {y})"
     if node.function == "beta":  # a quotient of numbers beyond the range of a double
-        stage.add(named["pn"], exact("p"))
-        stage.add(named["yn"], exact("qy"))
+        add("pn", p)
+        add("yn", qy)
     elif node.function in ("corr", "cov"):
-        stage.add(named["p"], f"{exact('p')}::double precision")
+        add("p", p + "::double precision")
         if node.function == "corr":
-            stage.add(named["q"], f"{exact('q')}::double precision")
-            stage.add(named["qy"], f"{exact('qy')}::double precision")
+            add("q", q + "::double precision")
+            add("qy", qy + "::double precision")
     else:
-        stage.add(named["x"], f"({found['x']})::double precision")
+        add("x", "({x})::double precision")
         if "xx" in found:
-            stage.add(named["q"], f"{exact('q')}::double precision")
+            add("q", q + "::double precision")
 
 
 def moment_names(node: Window, plan: Plan) -> dict[str, str]:
     """Return the columns of `add_moments`."""
     terms = plan.terms(node)
     span = node.span // MINUTE
-
-    def name(letter: str, kind: str) -> str:
-        return f"{letter}{span}_{plan.term_name(terms[kind])}" if kind in terms else ""
-
+    of = {
+        "n": ("mn", "n"),
+        "x": ("mx", "x"),
+        "q": ("mq", "xx"),
+        "qy": ("mq", "yy"),
+        "p": ("mp", "xy"),
+        "pn": ("mpn", "xy"),
+        "yn": ("mqn", "yy"),
+    }
     return {
-        "n": name("mn", "n"),
-        "x": name("mx", "x"),
-        "q": name("mq", "xx"),
-        "qy": name("mq", "yy"),
-        "p": name("mp", "xy"),
-        "pn": name("mpn", "xy"),
-        "yn": name("mqn", "yy"),
+        which: f"{letter}{span}_{plan.term_name(terms[kind])}"
+        for which, (letter, kind) in of.items()
+        if kind in terms
     }
 
 
-def summed_text(node: Window, plan: Plan) -> str:
+_SUMMED_TEXT = {
+    "sum": "{x}",
+    "mean": "{x} / {n}",
+    "std": "sqrt({q}) / {n}",
+    "var": "{q} / {n} / {n}",
+    "zscore": "({value} - {x} / {n}) / nullif(sqrt({q}) / {n}, 0)",
+    "cov": "{p} / {n} / {n}",
+    "beta": "CASE WHEN {yn} = 0 OR abs({pn}) > 1e130 * {yn} THEN NULL"
+    " WHEN abs({pn}) < 1e-130 * {yn} THEN 0"
+    " ELSE {pn}::double precision / {yn}::double precision END",
+    "corr": "CASE WHEN (sqrt({q}) * sqrt({qy})) = 0 THEN NULL"
+    " WHEN (sqrt({q}) * sqrt({qy})) >= 1e-150"
+    " AND abs({p}) < (sqrt({q}) * sqrt({qy})) * 1e-130 THEN 0"
+    " ELSE greatest(-1, least(1, {p} / (sqrt({q}) * sqrt({qy})))) END",
+}
+
+
+def summed_text(node: Window, plan: Plan) -> sql.Composable:
     """Return the value of a window from its moments."""
-    names = {key: f"{{{name}}}" for key, name in moment_names(node, plan).items()}
-    n, x, q, qy, p, pn, yn = names.values()
+    found = {which: Ref(name) for which, name in moment_names(node, plan).items()}
     if node.function == "count":
-        return n
-    warm = f"{{bucket}} >= {{first}} + {minutes(warm_up(node, plan.view.width))}"
-    deviations = f"(sqrt({q}) * sqrt({qy}))"
-    text = {
-        "sum": x,
-        "mean": f"{x} / {n}",
-        "std": f"sqrt({q}) / {n}",
-        "var": f"{q} / {n} / {n}",
-        "zscore": f"({plan.value(node.of[0])} - {x} / {n}) / nullif(sqrt({q}) / {n}, 0)",
-        "cov": f"{p} / {n} / {n}",
-        "beta": f"CASE WHEN {yn} = 0 OR abs({pn}) > 1e130 * {yn} THEN NULL"
-        f" WHEN abs({pn}) < 1e-130 * {yn} THEN 0"
-        f" ELSE {pn}::double precision / {yn}::double precision END",
-        "corr": f"CASE WHEN {deviations} = 0 THEN NULL"
-        f" WHEN {deviations} >= 1e-150 AND abs({p}) < {deviations} * 1e-130 THEN 0"
-        f" ELSE greatest(-1, least(1, {p} / {deviations})) END",
-    }[node.function]
-    return f"CASE WHEN {warm} AND {n} > 0 THEN {text} END"
+        return found["n"]
+    value = text(_SUMMED_TEXT[node.function], **found, value=plan.value(node.of[0]))
+    return text(
+        "CASE WHEN {warm} AND {n} > 0 THEN {summed} END",
+        warm=is_warm(node, plan),
+        n=found["n"],
+        summed=value,
+    )
+
+
+def is_warm(node: Window | Ema, plan: Plan) -> sql.Composed:
+    """Return the condition that a window is full."""
+    return text("{bucket} >= {first} + {warm}", warm=interval(warm_up(node, plan.view.width)))
+
+
+def when_warm(node: Window | Ema, plan: Plan, value: sql.Composable) -> sql.Composed:
+    """Return the value where its window is full."""
+    return text("CASE WHEN {warm} THEN {value} END", warm=is_warm(node, plan), value=value)
 
 
 class Schedule:
@@ -328,23 +332,33 @@ class Schedule:
             left = {key: node for key, node in left.items() if key not in done}
 
 
-def term_value(term: Term, exact: Sequence[str], exists: Sequence[str]) -> str:
+_TERM_TEXT = {"x": "{x}", "y": "{y}", "xx": "{x} * {x}", "yy": "{y} * {y}", "xy": "{x} * {y}"}
+
+
+def term_value(
+    term: Term, exact: Sequence[sql.Composable], exists: Sequence[sql.Composable | None]
+) -> sql.Composable:
     """Return the text of a term's part of one bucket; NULL adds nothing.
 
-    exact: the text of each argument's exact value; exists: of whether it is not NULL, "" for always.
+    exact: the text of each argument's exact value; exists: of whether it is not NULL, None for
+        always.
     """
     if term.kind == "n":
-        conditions = [one for one in exists if one]
-        return f"CASE WHEN {' AND '.join(conditions)} THEN 1 END" if conditions else "1"
-    x, y = exact[0], exact[-1]
-    value = {"x": x, "y": y, "xx": f"{x} * {x}", "yy": f"{y} * {y}", "xy": f"{x} * {y}"}[term.kind]
+        conditions = [one for one in exists if one is not None]
+        if not conditions:
+            return sql.SQL("1")
+        return text("CASE WHEN {exist} THEN 1 END", exist=listed(conditions, " AND "))
+    value = text(_TERM_TEXT[term.kind], x=exact[0], y=exact[-1])
     if len(exact) == 1 or term.kind == "xy":
         return value
     other = exists[1] if term.kind in ("x", "xx") else exists[0]
-    return f"CASE WHEN {other} THEN {value} END" if other else value
+    if other is None:
+        return value
+    return text("CASE WHEN {other} THEN {value} END", other=other, value=value)
 
 
 def may_be_null(node: Expression) -> bool:
+    """Return whether a node's value may be NULL."""
     return not isinstance(node, Bar | Constant)
 
 
@@ -364,23 +378,19 @@ class Range:
         self.stages: list[Stage] = []
         for kind, nodes in Schedule(plan).rounds:
             if kind == "row":
-                stage = self._stage()
+                stage = Stage()
+                self.stages.append(stage)
                 for node in nodes:
                     assert isinstance(node, Call)
                     stage.add(plan.name(node), row_text(node, plan))
             else:
                 self._windows(nodes)
 
-    def _stage(self) -> Stage:
-        self.stages.append(Stage())
-        return self.stages[-1]
-
     def _windows(self, nodes: list[Expression]) -> None:
-        plan, width = self.plan, self.plan.view.width
+        plan = self.plan
         exact, running, packed, gone, result = Stage(), Stage(), Stage(), Stage(), Stage()
         windows = [node for node in nodes if isinstance(node, Window)]
         exact_columns(windows, plan, exact)
-        ordered = "(PARTITION BY {k} ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)"
         # Running sums in one array, of which a frame a span gives those that have left the window.
         spans: dict[timedelta, list[Term]] = {}
         for window in windows:
@@ -396,76 +406,51 @@ class Range:
                 continue
             places = {term: place for place, term in enumerate(chosen, 1)}
             for term in places:
-                running.add(self._running(term), f"sum({plan.term(term)}) OVER {ordered}")
-            listed = ", ".join(f"{{{self._running(term)}}}" for term in places)
-            packed.add(array, f"ARRAY[{listed}]::{kind}[]")
+                running.add(
+                    self._running(term),
+                    text(
+                        "sum({term}) OVER (PARTITION BY {k} ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)",
+                        term=plan.term(term),
+                    ),
+                )
+            packed.add(array, array_of([Ref(self._running(term)) for term in places], kind))
             for span, terms in spans.items():
                 own = [term for term in terms if term in places]
                 if not own:
                     continue
-                left = f"{array}_{span // MINUTE}"
-                gone.add(
-                    left,
-                    f"last_value({{{array}}}) OVER (PARTITION BY {{k}} ORDER BY {{bucket}}"
-                    f" RANGE BETWEEN UNBOUNDED PRECEDING AND {minutes(span)} PRECEDING)",
-                )
+                left = gone.add(f"{array}_{span // MINUTE}", left_text(Ref(array), span))
                 for term in own:
                     result.add(
                         plan.sum_name(term, span),
-                        f"coalesce({{{self._running(term)}}}, 0)"
-                        f" - coalesce(({{{left}}})[{places[term]}], 0)",
+                        text(
+                            "coalesce({running}, 0) - coalesce(({left})[{place}], 0)",
+                            running=Ref(self._running(term)),
+                            left=left,
+                            place=sql.Literal(places[term]),
+                        ),
                     )
         moments = Stage()
         values = Stage()
         for node in nodes:
-            frame = ""
-            if isinstance(node, Window):
-                frame = (
-                    f"(PARTITION BY {{k}} ORDER BY {{bucket}} RANGE BETWEEN"
-                    f" {minutes(node.span - width)} PRECEDING AND CURRENT ROW)"
-                )
             name = plan.name(node)
             match node:
                 case Lag(rows=int() as rows):
                     running.add(
                         name,
-                        f"lag({plan.value(node.of)}, {rows}) OVER"
-                        " (PARTITION BY {k} ORDER BY {bucket})",
+                        text(
+                            "lag({value}, {rows}) OVER (PARTITION BY {k} ORDER BY {bucket})",
+                            value=plan.value(node.of),
+                            rows=sql.Literal(rows),
+                        ),
                     )
                 case Lag(span=timedelta() as span):
-                    gone.add(
-                        name,
-                        f"last_value({plan.value(node.of)}) OVER (PARTITION BY {{k}} ORDER BY {{bucket}}"
-                        f" RANGE BETWEEN UNBOUNDED PRECEDING AND {minutes(span)} PRECEDING)",
-                    )
+                    gone.add(name, left_text(plan.value(node.of), span))
                 case Ema():
                     self._ema(node, exact, running, result)
                 case Window(function="min" | "max"):
-                    self._extreme(node, exact, running, gone, result, frame)
-                case Window(function="first" | "last"):
-                    gone.add(
-                        f"a{plan.number[node.key]}",
-                        f"array_agg({plan.value(node.of[0])})"
-                        f" FILTER (WHERE ({plan.value(node.of[0])}) IS NOT NULL) OVER {frame}",
-                    )
-                    array = f"{{a{plan.number[node.key]}}}"
-                    which = "1" if node.function == "first" else f"cardinality({array})"
-                    result.add(name, self._warm(node, f"({array})[{which}]"))
-                case Window(function="aggregate"):
-                    gone.add(
-                        f"a{plan.number[node.key]}",
-                        f"array_agg({plan.value(node.of[0])})"
-                        f" FILTER (WHERE ({plan.value(node.of[0])}) IS NOT NULL) OVER {frame}",
-                    )
-                    call = aggregate_call(node.aggregate or "").as_string()
-                    result.add(
-                        name,
-                        self._warm(
-                            node,
-                            f"(SELECT {call} FROM unnest({{a{plan.number[node.key]}}})"
-                            " WITH ORDINALITY AS u (value, place))",
-                        ),
-                    )
+                    self._extreme(node, exact, running, gone, result)
+                case Window(function="first" | "last" | "aggregate"):
+                    self._array(node, gone, result)
                 case Window():
                     add_moments(node, plan, moments)
                     values.add(name, summed_text(node, plan))
@@ -476,89 +461,119 @@ class Range:
     def _running(self, term: Term) -> str:
         return f"r_{self.plan.term_name(term)}"
 
-    def _warm(self, node: Window | Ema, text: str) -> str:
-        warm = minutes(warm_up(node, self.plan.view.width))
-        return f"CASE WHEN {{bucket}} >= {{first}} + {warm} THEN {text} END"
+    def _frame(self, node: Window) -> sql.Composed:
+        return text(
+            "(PARTITION BY {k} ORDER BY {bucket} RANGE BETWEEN {back} PRECEDING AND CURRENT ROW)",
+            back=interval(node.span - self.plan.view.width),
+        )
+
+    def _array(self, node: Window, gone: Stage, result: Stage) -> None:
+        """Add the value of a window from an array of its values."""
+        plan = self.plan
+        array = gone.add(
+            f"a{plan.number[node.key]}",
+            text(
+                "array_agg({value}) FILTER (WHERE ({value}) IS NOT NULL) OVER {frame}",
+                value=plan.value(node.of[0]),
+                frame=self._frame(node),
+            ),
+        )
+        match node.function:
+            case "first":
+                found = text("({array})[1]", array=array)
+            case "last":
+                found = text("({array})[cardinality({array})]", array=array)
+            case _:
+                found = aggregated(node, array)
+        result.add(plan.name(node), when_warm(node, plan, found))
 
     def _extreme(
-        self, node: Window, exact: Stage, running: Stage, gone: Stage, result: Stage, frame: str
+        self, node: Window, exact: Stage, running: Stage, gone: Stage, result: Stage
     ) -> None:
         """Add the extremes of span-long blocks: van Herk's prefix and suffix of each block."""
-        at, value = self.plan.number[node.key], self.plan.value(node.of[0])
+        plan, at = self.plan, self.plan.number[node.key]
         seconds = node.span // MINUTE * 60
-        block = exact.add(
-            f"b{seconds}", f"floor(extract(epoch FROM {{bucket}}) / {seconds})::bigint"
+        block = exact.add(f"b{seconds}", block_text(Ref("bucket"), seconds))
+        part = {
+            "extreme": sql.SQL(node.function),
+            "value": plan.value(node.of[0]),
+            "block": block,
+            "frame": self._frame(node),
+            "better": sql.SQL("least" if node.function == "min" else "greatest"),
+        }
+        over = "{extreme}({value}) OVER (PARTITION BY {k}, {block} ORDER BY {bucket}"
+        part["prefix"] = running.add(f"pre{at}", text(over + " ROWS UNBOUNDED PRECEDING)", **part))
+        suffix = running.add(f"suf{at}", text(over + " DESC ROWS UNBOUNDED PRECEDING)", **part))
+        part["suffix"] = gone.add(
+            f"fs{at}", text("first_value({suffix}) OVER {frame}", suffix=suffix, **part)
         )
-        call = f"{node.function}({value}) OVER (PARTITION BY {{k}}, {block} ORDER BY {{bucket}}"
-        running.add(f"pre{at}", f"{call} ROWS UNBOUNDED PRECEDING)")
-        running.add(f"suf{at}", f"{call} DESC ROWS UNBOUNDED PRECEDING)")
-        gone.add(f"fs{at}", f"first_value({{suf{at}}}) OVER {frame}")
-        gone.add(f"fb{at}", f"first_value({block}) OVER {frame}")
-        better = "least" if node.function == "min" else "greatest"
-        text = (
-            f"CASE WHEN {{fb{at}}} = {block} THEN {{pre{at}}}"
-            f" ELSE {better}({{pre{at}}}, {{fs{at}}}) END"
+        part["begins"] = gone.add(f"fb{at}", text("first_value({block}) OVER {frame}", **part))
+        found = text(
+            "CASE WHEN {begins} = {block} THEN {prefix} ELSE {better}({prefix}, {suffix}) END",
+            **part,
         )
-        result.add(self.extreme_name(node), text)
-        result.add(self.plan.name(node), self._warm(node, text))
-
-    def extreme_name(self, node: Window) -> str:
-        return f"e{self.plan.number[node.key]}"
+        result.add(f"e{at}", found)
+        result.add(plan.name(node), when_warm(node, plan, found))
 
     def _ema(self, node: Ema, exact: Stage, running: Stage, result: Stage) -> None:
-        at, value = self.plan.number[node.key], self.plan.value(node.of)
-        grid = ema_grid(node.span, self.plan.view.width) // MINUTE * 60
-        block = exact.add(f"b{grid}", f"floor(extract(epoch FROM {{bucket}}) / {grid})::bigint")
-        call = (
-            f"feature_platform.ema_run({value}, extract(epoch FROM {{bucket}})::double precision,"
-            f" {base_text(node, self.plan)}) OVER (PARTITION BY {{k}},"
+        plan, at = self.plan, self.plan.number[node.key]
+        grid = ema_grid(node.span, plan.view.width) // MINUTE * 60
+        part: dict[str, sql.Composable] = {
+            "block": exact.add(f"b{grid}", block_text(Ref("bucket"), grid)),
+            "value": plan.value(node.of),
+            "base": base_text(node, plan),
+        }
+        over = (
+            "feature_platform.ema_run({value}, extract(epoch FROM {bucket})::double precision,"
+            " {base}) OVER (PARTITION BY {k}, %s >> 1 ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)"
         )
-        tail = "ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)"
-        running.add(f"even{at}", f"{call} {block} >> 1 {tail}")
-        running.add(f"odd{at}", f"{call} ({block} + 1) >> 1 {tail}")
-        used, other = f"{{even{at}}}", f"{{odd{at}}}"
-        result.add(f"used{at}", f"CASE WHEN {block} & 1 = 1 THEN {used} ELSE {other} END")
-        result.add(f"next{at}", f"CASE WHEN {block} & 1 = 1 THEN {other} ELSE {used} END")
+        part["even"] = running.add(f"even{at}", text(over.replace("%s", "{block}"), **part))
+        part["odd"] = running.add(f"odd{at}", text(over.replace("%s", "({block} + 1)"), **part))
+        used = text("CASE WHEN {block} & 1 = 1 THEN {even} ELSE {odd} END", **part)
+        result.add(f"used{at}", used)
         result.add(
-            self.plan.name(node),
-            self._warm(node, f"(CASE WHEN {block} & 1 = 1 THEN {used} ELSE {other} END)[1]"),
+            f"next{at}", text("CASE WHEN {block} & 1 = 1 THEN {odd} ELSE {even} END", **part)
         )
+        result.add(plan.name(node), when_warm(node, plan, text("({used})[1]", used=used)))
 
 
-def base_text(node: Ema, plan: Plan) -> str:
+def array_of(items: Iterable[sql.Composable], kind: str) -> sql.Composed:
+    """Return an array of a type."""
+    return text("ARRAY[{items}]::{kind}[]", items=listed(items), kind=sql.SQL(kind))
+
+
+def left_text(value: sql.Composable, span: timedelta) -> sql.Composed:
+    """Return the value at the newest bucket at or before bucket - span."""
+    return text(
+        "last_value({value}) OVER (PARTITION BY {k} ORDER BY {bucket}"
+        " RANGE BETWEEN UNBOUNDED PRECEDING AND {span} PRECEDING)",
+        value=value,
+        span=interval(span),
+    )
+
+
+def block_text(time: sql.Composable, seconds: int) -> sql.Composed:
+    """Return the number of the block of so many seconds that a time is in."""
+    return text(
+        "floor(extract(epoch FROM {time}) / {seconds})::bigint",
+        time=time,
+        seconds=sql.Literal(seconds),
+    )
+
+
+def aggregated(node: Window, array: sql.Composable) -> sql.Composed:
+    """Return the value of an aggregate over an array of the window's values."""
+    return text(
+        "(SELECT {call} FROM unnest({array}) WITH ORDINALITY AS u (value, place))",
+        call=aggregate_call(node.aggregate or ""),
+        array=array,
+    )
+
+
+def base_text(node: Ema, plan: Plan) -> sql.Composed:
     """Return the weight of a bucket's predecessor and the bar width, as arguments of ema_run."""
     base = 1 - 2 / (node.span / plan.view.width + 1)
-    return f"{base!r}::double precision, {plan.view.width // MINUTE * 60}::double precision"
-
-
-def render(
-    stages: list[Stage], carried: set[str], wanted: set[str], first: str
-) -> tuple[str, str, set[str]]:
-    """Return the stages as a chain of named sub-queries, the name of the last, and the columns that
-    the first reads.
-
-    carried: columns of the relation `first`, which the first stage reads.
-    wanted: columns of the last stage.
-    """
-    needed: list[set[str]] = []
-    after = set(wanted)
-    for stage in reversed(stages):
-        stage.columns = [column for column in stage.columns if column.name in after]
-        needed.append(after - {column.name for column in stage.columns})
-        after = needed[-1] | {one for column in stage.columns for one in column.reads}
-    missing = after - carried
-    if missing:
-        raise AssertionError(f"no stage computes {sorted(missing)}")
-    parts, before = [], first
-    for at, (stage, kept) in enumerate(zip(stages, reversed(needed), strict=True), 1):
-        if not stage.columns:
-            continue
-        columns = [f"{{{name}}}" for name in sorted(kept)]
-        columns += [f"{column.text} AS {{{column.name}}}" for column in stage.columns]
-        listed = ",\n           ".join(columns)
-        parts.append(f"s{at} AS (\n    SELECT {listed}\n    FROM {before} OFFSET 0\n)")
-        before = f"s{at}"
-    return ",\n".join(parts), before, after
+    return listed([double(base), double(plan.view.width // MINUTE * 60)])
 
 
 # The cached states that a symbol keeps: a correction of one of its last buckets begins from the
@@ -566,28 +581,37 @@ def render(
 STATES = 8
 
 _BAR_TEXT = {  # of a minute that is one row, b
-    "open": "b.open",
-    "high": "b.high",
-    "low": "b.low",
-    "close": "b.close",
-    "vol": "b.vol + 0.0",  # a negative zero is a zero
-    "exact_vol": "b.vol::text::numeric",
-    "vwap": "CASE WHEN b.vol > 0 THEN ((b.open + b.high + b.low + b.close) / 4 * b.vol) / b.vol"
-    " ELSE (b.open + b.high + b.low + b.close) / 4 END",
-    "n": "1::double precision",
+    "open": sql.SQL("b.open"),
+    "high": sql.SQL("b.high"),
+    "low": sql.SQL("b.low"),
+    "close": sql.SQL("b.close"),
+    "vol": sql.SQL("b.vol + 0.0"),  # a negative zero is a zero
+    "exact_vol": sql.SQL("b.vol::text::numeric"),
+    "vwap": sql.SQL(
+        "CASE WHEN b.vol > 0 THEN ((b.open + b.high + b.low + b.close) / 4 * b.vol) / b.vol"
+        " ELSE (b.open + b.high + b.low + b.close) / 4 END"
+    ),
+    "n": sql.SQL("1::double precision"),
 }
 _GROUP_TEXT = {  # of a bucket with several rows
-    "open": "(array_agg(b.open ORDER BY b.ts))[1]",
-    "high": "max(b.high)",
-    "low": "min(b.low)",
-    "close": "(array_agg(b.close ORDER BY b.ts DESC))[1]",
-    "vol": "sum(b.vol::text::numeric)::double precision",
-    "exact_vol": "sum(b.vol::text::numeric)",
-    "vwap": "CASE WHEN max(b.vol) > 0"
-    " THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol ORDER BY b.ts)"
-    " ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END",
-    "n": "count(DISTINCT feature_platform.bucket_of(b.ts))::double precision",
+    "open": sql.SQL("(array_agg(b.open ORDER BY b.ts))[1]"),
+    "high": sql.SQL("max(b.high)"),
+    "low": sql.SQL("min(b.low)"),
+    "close": sql.SQL("(array_agg(b.close ORDER BY b.ts DESC))[1]"),
+    "vol": sql.SQL("sum(b.vol::text::numeric)::double precision"),
+    "exact_vol": sql.SQL("sum(b.vol::text::numeric)"),
+    "vwap": sql.SQL(
+        "CASE WHEN max(b.vol) > 0"
+        " THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol ORDER BY b.ts)"
+        " ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END"
+    ),
+    "n": sql.SQL("count(DISTINCT feature_platform.bucket_of(b.ts))::double precision"),
 }
+BAR_COLUMNS = frozenset(_BAR_TEXT)
+
+# Where the earlier buckets are looked up: the relation, and its column of time.
+_Source = tuple[sql.Composable, sql.Composable]
+_BARS: _Source = (sql.SQL("public.ohlcv_1m"), sql.SQL("ts"))
 
 
 class Step:
@@ -596,10 +620,12 @@ class Step:
     looked_up: the look-ups of earlier buckets, as LATERAL sub-queries of the first relation.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, inner: sql.Composable) -> None:
         self.plan = plan
+        self.inner: _Source = (inner, sql.SQL("bucket"))
+        self.source = self.inner if plan.inner else _BARS
         self.stages: list[Stage] = []
-        self.looked_up: list[str] = []
+        self.looked_up: list[sql.Composable] = []
         self.columns: set[str] = set()
         self._leaving()
         for kind, nodes in Schedule(plan).rounds:
@@ -612,31 +638,47 @@ class Step:
             else:
                 self._round(nodes)
 
-    def _from(self, lo: str, hi: str, lo_sign: str, hi_sign: str, look: timedelta) -> str:
-        """Return FROM and WHERE of the earlier buckets between two times."""
-        plan = self.plan
-        relation, time = ("public.ohlcv_1m", "ts") if not plan.inner else ("$inner$", "bucket")
-        back = minutes(look)
-        return (
-            f"FROM {relation} b WHERE b.symbol = r.symbol AND b.{time} {lo_sign} {lo}"
-            f" AND b.{time} {hi_sign} {hi}"
-            f" AND b.{time} >= reads_from - {back} AND b.{time} < reads_until"
+    def _found(self, name: str, value: sql.Composable) -> sql.Composed:
+        """Return an entry of a look-up's SELECT list."""
+        self.columns.add(name)
+        return named(value, name)
+
+    def _from(self, look: timedelta, bounds: str, **parts: sql.Composable) -> sql.Composed:
+        """Return FROM and WHERE of the earlier buckets within bounds, of at most a span."""
+        relation, time = self.source
+        return text(
+            "FROM {relation} b WHERE b.symbol = r.symbol AND " + bounds + " AND b.{time} >="
+            " reads_from - {look} AND b.{time} < reads_until",
+            relation=relation,
+            time=time,
+            look=interval(look),
+            **parts,
         )
 
-    def _value(self, node: Expression) -> str:
+    def _window_from(self, node: Window) -> sql.Composed:
+        """Return FROM and WHERE of the earlier buckets of a window."""
+        return self._from(node.span, "b.{time} > r.bucket - {look} AND b.{time} < r.bucket")
+
+    def _value(self, node: Expression) -> sql.Composable:
         """Return the text of a node's value in a row b of earlier buckets."""
         if isinstance(node, Constant):
             return self.plan.value(node)
         if self.plan.inner and node.key in self.plan.inner:
-            column = f"b.x{self.plan.number[node.key]}"
-            return f"{column}::double precision" if str(node) == "bar.vol" else column
+            template = "b.{column}::double precision" if str(node) == "bar.vol" else "b.{column}"
+            return text(template, column=self._inner_column(node))
         assert isinstance(node, Bar)
-        return f"({_BAR_TEXT[node.field]})"
+        return text("({value})", value=_BAR_TEXT[node.field])
 
-    def _exact(self, node: Expression) -> str:
+    def _inner_column(self, node: Expression) -> sql.Identifier:
+        return sql.Identifier(f"x{self.plan.number[node.key]}")
+
+    def _exact(self, node: Expression) -> sql.Composable:
+        """Return the text of a node's value in a row b as a number without rounding."""
         if str(node) == "bar.vol":
-            return f"b.x{self.plan.number[node.key]}" if self.plan.inner else "b.vol::text::numeric"
-        return f"({self._value(node)})::text::numeric"
+            if self.plan.inner:
+                return text("b.{column}", column=self._inner_column(node))
+            return _BAR_TEXT["exact_vol"]
+        return text("({value})::text::numeric", value=self._value(node))
 
     def _leaving(self) -> None:
         """Look up the values that leave each window, in one scan a span."""
@@ -648,20 +690,24 @@ class Step:
             columns = []
             for term in of_span:
                 nodes = [plan.nodes[key] for key in term.of]
-                text = term_value(
+                value = term_value(
                     term,
                     [self._exact(node) for node in nodes],
                     [
-                        f"{self._value(node)} IS NOT NULL" if may_be_null(node) else ""
+                        text("{value} IS NOT NULL", value=self._value(node))
+                        if may_be_null(node)
+                        else None
                         for node in nodes
                     ],
                 )
-                name = f"l{plan.sum_name(term, span)}"
-                self.columns.add(name)
-                columns.append(f"sum({text}) AS {name}")
-            back = minutes(span)
-            where = self._from(f"r.at - {back}", f"r.bucket - {back}", ">", "<=", span)
-            self.looked_up.append(f"SELECT {', '.join(columns)} {where} OFFSET 0")
+                columns.append(
+                    self._found(f"l{plan.sum_name(term, span)}", text("sum({value})", value=value))
+                )
+            where = self._from(span, "b.{time} > r.at - {look} AND b.{time} <= r.bucket - {look}")
+            self._look_up("SELECT {columns} {where} OFFSET 0", columns=listed(columns), where=where)
+
+    def _look_up(self, template: str, **parts: sql.Composable) -> None:
+        self.looked_up.append(text(template, **parts))
 
     def _round(self, nodes: list[Expression]) -> None:
         plan = self.plan
@@ -675,14 +721,17 @@ class Step:
                     kept, array = (
                         (plan.counts, "counts") if term.kind == "n" else (plan.sums, "sums")
                     )
-                    place = kept.index((term, window.span)) + 1
                     total.add(
                         column,
-                        f"({{{array}}})[{place}] + coalesce({plan.term(term)}, 0)"
-                        f" - coalesce({{l{column}}}, 0)",
+                        text(
+                            "({array})[{place}] + coalesce({enters}, 0) - coalesce({leaves}, 0)",
+                            array=Ref(array),
+                            place=sql.Literal(kept.index((term, window.span)) + 1),
+                            enters=plan.term(term),
+                            leaves=Ref(f"l{column}"),
+                        ),
                     )
         for node in nodes:
-            name = plan.name(node)
             match node:
                 case Lag():
                     self._lag(node)
@@ -694,235 +743,288 @@ class Step:
                     self._scan(node, exact, total)
                 case Window():
                     add_moments(node, plan, moments)
-                    values.add(name, summed_text(node, plan))
+                    values.add(plan.name(node), summed_text(node, plan))
         for stage in (exact, total, moments, values):
             if stage.columns:
                 self.stages.append(stage)
 
-    def _warm(self, node: Window | Ema, text: str) -> str:
-        warm = minutes(warm_up(node, self.plan.view.width))
-        return f"CASE WHEN {{bucket}} >= {{first}} + {warm} THEN {text} END"
-
     def _lag(self, node: Lag) -> None:
         plan = self.plan
-        name = plan.name(node)
-        self.columns.add(name)
         of = node.of
         if isinstance(of, Constant):
-            value, stored = plan.value(of), False
+            value, is_stored = plan.value(of), bool(plan.inner)
         else:
-            stored = of.key in plan.inner
-            value = self._value(of)
-        relation, time = ("$inner$", "bucket") if stored else ("public.ohlcv_1m", "ts")
-        if isinstance(of, Constant) and plan.inner:
-            relation, time = "$inner$", "bucket"
-        where = f"b.symbol = r.symbol AND b.{time} < reads_until AND b.{time} "
+            value, is_stored = self._value(of), of.key in plan.inner
+        relation, time = self.inner if is_stored else _BARS
         if node.span is not None:
-            tail = f"{where}<= r.bucket - {minutes(node.span)} ORDER BY b.{time} DESC LIMIT 1"
+            newest = text(
+                "<= r.bucket - {span} ORDER BY b.{time} DESC LIMIT 1",
+                span=interval(node.span),
+                time=time,
+            )
         else:
-            tail = f"{where}< r.bucket ORDER BY b.{time} DESC OFFSET {(node.rows or 1) - 1} LIMIT 1"
-        self.looked_up.append(
-            f"SELECT (SELECT {value} FROM {relation} b WHERE {tail}) AS {name} OFFSET 0"
+            newest = text(
+                "< r.bucket ORDER BY b.{time} DESC OFFSET {skipped} LIMIT 1",
+                time=time,
+                skipped=sql.Literal((node.rows or 1) - 1),
+            )
+        found = text(
+            "(SELECT {value} FROM {relation} b"
+            " WHERE b.symbol = r.symbol AND b.{time} < reads_until AND b.{time} {newest})",
+            value=value,
+            relation=relation,
+            time=time,
+            newest=newest,
         )
+        self._look_up("SELECT {column} OFFSET 0", column=self._found(plan.name(node), found))
 
     def _extreme(self, node: Window, exact: Stage, total: Stage) -> None:
         """Keep the extreme and its bucket; scan the window only when that bucket has left it."""
         plan, at = self.plan, self.plan.number[node.key]
-        place = [one.key for one in plan.extremes].index(node.key) + 1
-        better, order = ("<=", "ASC") if node.function == "min" else (">=", "DESC")
-        back = minutes(node.span)
-        stored = self._value(node.of[0])
-        where = self._from(f"r.bucket - {back}", "r.bucket", ">", "<", node.span)
-        time = "bucket" if plan.inner else "ts"
-        self.looked_up.append(
-            f"SELECT (found).value AS ov{at}, (found).place AS op{at} FROM (SELECT CASE"
-            f" WHEN (r.extreme_at)[{place}] > r.bucket - {back}"
-            f" THEN ROW((r.extremes)[{place}], (r.extreme_at)[{place}])::feature_platform.view_extreme"
-            f" ELSE (SELECT ROW({stored}, b.{time})::feature_platform.view_extreme {where}"
-            f" AND {stored} IS NOT NULL ORDER BY {stored} {order}, b.{time} DESC LIMIT 1) END AS found"
-            " OFFSET 0) AS o"
+        is_min = node.function == "min"
+        self._look_up(
+            "SELECT {value}, {place} FROM (SELECT CASE"
+            " WHEN (r.extreme_at)[{number}] > r.bucket - {back}"
+            " THEN ROW((r.extremes)[{number}], (r.extreme_at)[{number}])::feature_platform.view_extreme"
+            " ELSE (SELECT ROW({stored}, b.{time})::feature_platform.view_extreme {where}"
+            " AND {stored} IS NOT NULL ORDER BY {stored} {order}, b.{time} DESC LIMIT 1) END AS found"
+            " OFFSET 0) AS o",
+            value=self._found(f"ov{at}", sql.SQL("(found).value")),
+            place=self._found(f"op{at}", sql.SQL("(found).place")),
+            number=sql.Literal([one.key for one in plan.extremes].index(node.key) + 1),
+            back=interval(node.span),
+            stored=self._value(node.of[0]),
+            time=self.source[1],
+            where=self._window_from(node),
+            order=sql.SQL("ASC" if is_min else "DESC"),
         )
-        self.columns |= {f"ov{at}", f"op{at}"}
-        new = exact.add(f"v{at}", plan.value(node.of[0]))
-        wins = f"{{ov{at}}} IS NULL OR {new} {better} {{ov{at}}}"
-        total.add(
-            f"e{at}", f"CASE WHEN {wins} THEN coalesce({new}, {{ov{at}}}) ELSE {{ov{at}}} END"
-        )
+        part: dict[str, sql.Composable] = {
+            "new": exact.add(f"v{at}", plan.value(node.of[0])),
+            "old": Ref(f"ov{at}"),
+            "old_place": Ref(f"op{at}"),
+            "better": sql.SQL("<=" if is_min else ">="),
+        }
+        part["wins"] = text("{old} IS NULL OR {new} {better} {old}", **part)
+        found = text("CASE WHEN {wins} THEN coalesce({new}, {old}) ELSE {old} END", **part)
+        total.add(f"e{at}", found)
         total.add(
             f"p{at}",
-            f"CASE WHEN {new} IS NOT NULL AND ({wins}) THEN {{bucket}} ELSE {{op{at}}} END",
-        )
-        total.add(
-            plan.name(node),
-            self._warm(
-                node,
-                f"CASE WHEN {wins} THEN coalesce({new}, {{ov{at}}}) ELSE {{ov{at}}} END",
+            text(
+                "CASE WHEN {new} IS NOT NULL AND ({wins}) THEN {bucket} ELSE {old_place} END",
+                **part,
             ),
         )
+        total.add(plan.name(node), when_warm(node, plan, found))
 
     def _scan(self, node: Window, exact: Stage, total: Stage) -> None:
+        """Read all earlier values of a window."""
         plan, at = self.plan, self.plan.number[node.key]
-        stored, back = self._value(node.of[0]), minutes(node.span)
-        time = "bucket" if plan.inner else "ts"
-        where = self._from(f"r.bucket - {back}", "r.bucket", ">", "<", node.span)
+        part: dict[str, sql.Composable] = {
+            "stored": self._value(node.of[0]),
+            "where": self._window_from(node),
+            "time": self.source[1],
+        }
         if node.function == "aggregate":
-            picked = (
-                f"array_agg({stored} ORDER BY b.{time}) AS a{at} {where} AND {stored} IS NOT NULL"
+            earlier = self._found(f"a{at}", text("array_agg({stored} ORDER BY b.{time})", **part))
+            self._look_up(
+                "SELECT {earlier} {where} AND {stored} IS NOT NULL OFFSET 0",
+                earlier=earlier,
+                **part,
             )
         else:
             order = "" if node.function == "first" else " DESC"
-            picked = (
-                f"(SELECT {stored} {where} AND {stored} IS NOT NULL"
-                f" ORDER BY b.{time}{order} LIMIT 1) AS a{at}"
+            earlier = self._found(
+                f"a{at}",
+                text(
+                    "(SELECT {stored} {where} AND {stored} IS NOT NULL"
+                    " ORDER BY b.{time}" + order + " LIMIT 1)",
+                    **part,
+                ),
             )
-        self.columns.add(f"a{at}")
-        self.looked_up.append(f"SELECT {picked} OFFSET 0")
+            self._look_up("SELECT {earlier} OFFSET 0", earlier=earlier)
         new = exact.add(f"v{at}", plan.value(node.of[0]))
-        if node.function == "first":
-            text = f"coalesce({{a{at}}}, {new})"
-        elif node.function == "last":
-            text = f"coalesce({new}, {{a{at}}})"
-        else:
-            call = aggregate_call(node.aggregate or "").as_string()
-            text = (
-                f"(SELECT {call} FROM unnest({{a{at}}} || CASE WHEN {new} IS NOT NULL"
-                f" THEN ARRAY[{new}] END) WITH ORDINALITY AS u (value, place))"
-            )
-        total.add(plan.name(node), self._warm(node, text))
+        old = Ref(f"a{at}")
+        match node.function:
+            case "first":
+                found = text("coalesce({old}, {new})", old=old, new=new)
+            case "last":
+                found = text("coalesce({new}, {old})", old=old, new=new)
+            case _:
+                values = text(
+                    "{old} || CASE WHEN {new} IS NOT NULL THEN ARRAY[{new}] END", old=old, new=new
+                )
+                found = aggregated(node, values)
+        total.add(plan.name(node), when_warm(node, plan, found))
 
     def _ema(self, node: Ema, exact: Stage, total: Stage, values: Stage) -> None:
         plan, at = self.plan, self.plan.number[node.key]
         first = 4 * [one.key for one in plan.emas].index(node.key) + 1
         grid = ema_grid(node.span, plan.view.width) // MINUTE * 60
-        block = exact.add(
-            f"m{grid}",
-            f"floor(extract(epoch FROM {{bucket}}) / {grid})::bigint"
-            f" - floor(extract(epoch FROM {{at}}) / {grid})::bigint",
+        moved = text(
+            "{here} - {before}",
+            here=block_text(Ref("bucket"), grid),
+            before=block_text(Ref("at"), grid),
         )
-        new = exact.add(f"v{at}", plan.value(node.of))
-        when = exact.add("epoch", "extract(epoch FROM {bucket})::double precision")
-        base = base_text(node, plan)
-        none = "NULL::double precision[]"
-        used = f"({{emas}})[{first}:{first + 1}]"
-        after = f"({{emas}})[{first + 2}:{first + 3}]"
-        total.add(
+        pair = "({emas})[{lo}:{hi}]"
+        part: dict[str, sql.Composable] = {
+            "block": exact.add(f"m{grid}", moved),
+            "new": exact.add(f"v{at}", plan.value(node.of)),
+            "when": exact.add("epoch", text("extract(epoch FROM {bucket})::double precision")),
+            "base": base_text(node, plan),
+            "none": sql.SQL("NULL::double precision[]"),
+            "used": text(pair, lo=sql.Literal(first), hi=sql.Literal(first + 1)),
+            "after": text(pair, lo=sql.Literal(first + 2), hi=sql.Literal(first + 3)),
+        }
+        used = total.add(
             f"used{at}",
-            f"feature_platform.ema_next(CASE {block} WHEN 0 THEN {used} WHEN 1 THEN {after}"
-            f" ELSE {none} END, {new}, {when}, {base})",
+            text(
+                "feature_platform.ema_next(CASE {block} WHEN 0 THEN {used} WHEN 1 THEN {after}"
+                " ELSE {none} END, {new}, {when}, {base})",
+                **part,
+            ),
         )
         total.add(
             f"next{at}",
-            f"feature_platform.ema_next(CASE {block} WHEN 0 THEN {after} ELSE {none} END,"
-            f" {new}, {when}, {base})",
+            text(
+                "feature_platform.ema_next(CASE {block} WHEN 0 THEN {after} ELSE {none} END,"
+                " {new}, {when}, {base})",
+                **part,
+            ),
         )
-        values.add(plan.name(node), self._warm(node, f"({{used{at}}})[1]"))
+        values.add(plan.name(node), when_warm(node, plan, text("({used})[1]", used=used)))
 
 
-def state_columns(plan: Plan, *, has_places: bool) -> list[tuple[str, str]]:
+# Columns by name, with the text of each.
+_Named = list[tuple[str, sql.Composable]]
+
+
+def state_columns(plan: Plan, *, has_places: bool) -> _Named:
     """Return the columns of the cached state and the text of each, at one bucket."""
-    found = []
-
+    found: _Named = []
     for array, kept, kind in (("sums", plan.sums, "numeric"), ("counts", plan.counts, "bigint")):
         if kept:
-            listed = ", ".join(f"{{{plan.sum_name(term, span)}}}" for term, span in kept)
-            found.append((array, f"ARRAY[{listed}]::{kind}[]"))
+            sums = [Ref(plan.sum_name(term, span)) for term, span in kept]
+            found.append((array, array_of(sums, kind)))
     if plan.extremes:
         numbers = [plan.number[node.key] for node in plan.extremes]
-        values = ", ".join(f"{{e{at}}}" for at in numbers)
-        places = ", ".join(f"{{p{at}}}" if has_places else "NULL" for at in numbers)
-        found.append(("extremes", f"ARRAY[{values}]::double precision[]"))
-        found.append(("extreme_at", f"ARRAY[{places}]::timestamptz[]"))
+        values = [Ref(f"e{at}") for at in numbers]
+        places = [Ref(f"p{at}") if has_places else sql.SQL("NULL") for at in numbers]
+        found.append(("extremes", array_of(values, "double precision")))
+        found.append(("extreme_at", array_of(places, "timestamptz")))
     if plan.emas:
         parts = [
-            f"({{{which}{plan.number[node.key]}}})[{place}]"
+            text(
+                "({mean})[{place}]",
+                mean=Ref(f"{which}{plan.number[node.key]}"),
+                place=sql.Literal(place),
+            )
             for node in plan.emas
             for which in ("used", "next")
             for place in (1, 2)
         ]
-        found.append(("emas", f"ARRAY[{', '.join(parts)}]::double precision[]"))
+        found.append(("emas", array_of(parts, "double precision")))
     return found
 
 
-def outputs(plan: Plan) -> list[tuple[str, str]]:
+def outputs(plan: Plan) -> _Named:
     """Return the view's columns and the text of each."""
-    found = []
+    found: _Named = []
     for name, expression in plan.view.columns.items():
-        text = plan.value(expression)
+        value = plan.value(expression)
         if is_integer(expression):
-            text = f"({text})::integer"
-        found.append((sql.Identifier(name).as_string(), text))
+            value = text("({value})::integer", value=value)
+        found.append((name, value))
     return found
 
 
-def inner_columns(plan: Plan) -> list[tuple[str, str]]:
+def inner_columns(plan: Plan) -> _Named:
     """Return the columns of the inner values and the text of each."""
     return [
         (
             f"x{plan.number[key]}",
-            "{exact_vol}" if str(node) == "bar.vol" else plan.value(node),
+            Ref("exact_vol") if str(node) == "bar.vol" else plan.value(node),
         )
         for key, node in plan.inner.items()
     ]
 
 
-BAR_COLUMNS = frozenset(_BAR_TEXT)
-
-
-def bar_relation(plan: Plan, fields: set[str], *, ticks: str) -> str:
+def bar_relation(plan: Plan, fields: set[str], *, ticks: str) -> sql.Composed:
     """Return the bars of one item r, by bucket; fields: the columns that are read."""
-    single = ", ".join(f"{_BAR_TEXT[one]} AS {one}" for one in sorted(fields))
-    several = ", ".join(f"{_GROUP_TEXT[one]} AS {one}" for one in sorted(fields))
-    bounds = (
-        "b.symbol = r.symbol AND b.ts >= r.start AND b.ts < r.hi"
-        " AND b.ts >= reads_from AND b.ts < reads_until"
-    )
-    grouped = (
-        f"SELECT {bin_text(plan.view, 'b.ts')} AS bucket{', ' if several else ''}{several}\n"
-        f"        FROM public.ohlcv_1m b WHERE {bounds}"
+    part: dict[str, sql.Composable] = {
+        "single": listed(
+            [sql.SQL(", ") + named(_BAR_TEXT[one], one) for one in sorted(fields)], ""
+        ),
+        "several": listed(
+            [sql.SQL(", ") + named(_GROUP_TEXT[one], one) for one in sorted(fields)], ""
+        ),
+        "bucket": bin_text(plan.view, sql.SQL("b.ts")),
+        "ticks": sql.SQL(ticks),
+        "bounds": sql.SQL(
+            "b.symbol = r.symbol AND b.ts >= r.start AND b.ts < r.hi"
+            " AND b.ts >= reads_from AND b.ts < reads_until"
+        ),
+    }
+    grouped = text(
+        "SELECT {bucket} AS bucket{several}\n        FROM public.ohlcv_1m b WHERE {bounds}", **part
     )
     if plan.view.width != MINUTE:
-        return f"{grouped} GROUP BY 1"
-    return (
-        f"SELECT b.ts AS bucket{', ' if single else ''}{single}\n"
-        f"        FROM public.ohlcv_1m b WHERE NOT {ticks} AND {bounds}\n"
-        f"        UNION ALL\n        {grouped} AND {ticks} GROUP BY 1"
+        return text("{grouped} GROUP BY 1", grouped=grouped)
+    return text(
+        "SELECT b.ts AS bucket{single}\n"
+        "        FROM public.ohlcv_1m b WHERE NOT {ticks} AND {bounds}\n"
+        "        UNION ALL\n        {grouped} AND {ticks} GROUP BY 1",
+        grouped=grouped,
+        **part,
     )
 
 
-def bin_text(view: FeatureView, time: str) -> str:
+def bin_text(view: FeatureView, time: sql.Composable) -> sql.Composed:
     """Return the bucket of a time."""
     if view.width == MINUTE:
-        return f"feature_platform.bucket_of({time})"
-    return f"date_bin({minutes(view.width)}, {time}, {origin_text(view)})"
+        return text("feature_platform.bucket_of({time})", time=time)
+    return text(
+        "date_bin({width}, {time}, {origin})",
+        width=interval(view.width),
+        time=time,
+        origin=origin_text(view),
+    )
 
 
-def origin_text(view: FeatureView) -> str:
-    return f"(timestamptz '1970-01-01 00:00:00+00' + {minutes(view.shift)})"
+def origin_text(view: FeatureView) -> sql.Composed:
+    """Return the start of a bucket."""
+    return text("(timestamptz '1970-01-01 00:00:00+00' + {shift})", shift=interval(view.shift))
 
 
-_SETTINGS = """LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp
-    SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
-    SET jit = off"""
+class Names:
+    """The names of a version's tables and functions in the schema feature_views: v7_rows."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.key = self._short("rows_pkey")
+        self.index = self._short("rows_bucket_idx")
+        self.rows = self._full("rows")
+        self.inner = self._full("inner")
+        self.state = self._full("state")
+        self.reach = self._full("reach")
+        self.start = self._full("start")
+        self.range = self._full("range")
+        self.step = self._full("step")
+
+    def _short(self, suffix: str) -> sql.Identifier:
+        return sql.Identifier(f"v{self.number}_{suffix}")
+
+    def _full(self, suffix: str) -> sql.Identifier:
+        return sql.Identifier("feature_views", f"v{self.number}_{suffix}")
 
 
-def compiled(view: FeatureView, number: int) -> str:
+def compiled(view: FeatureView, number: int) -> sql.Composed:
     """Return the SQL that keeps a view exact: its tables and its functions.
 
     number: of the version, which begins their names in the schema feature_views: "v7_rows".
     """
-    prefix = f"v{number}"
-    table = f"feature_views.{prefix}_rows"
-    return "\n".join(
-        part.replace("$inner$", f"feature_views.{prefix}_inner")
-        for part in (
-            _tables(Plan(view), prefix, table),
-            _reach(Plan(view), prefix),
-            _start(Plan(view), prefix),
-            _range(Plan(view), prefix, table),
-            _step(Plan(view), prefix, table),
-        )
-    )
+    plan, names = Plan(view), Names(number)
+    parts = (_tables, _reach, _start, _range, _step)
+    return listed([part(plan, names) for part in parts], "\n")
 
 
 def has_inner(view: FeatureView) -> bool:
@@ -930,23 +1032,19 @@ def has_inner(view: FeatureView) -> bool:
     return bool(Plan(view).inner)
 
 
-def _tables(plan: Plan, prefix: str, table: str) -> str:
-    columns = "".join(
-        f"    {sql.Identifier(name).as_string()} {'integer' if is_integer(one) else 'double precision'},\n"
-        for name, one in plan.view.columns.items()
-    )
-    inner = "".join(
-        f"    x{plan.number[key]} {'numeric' if str(node) == 'bar.vol' else 'double precision'},\n"
-        for key, node in plan.inner.items()
-    )
-    text = f"""
-CREATE TABLE IF NOT EXISTS {table} (
+_SETTINGS = sql.SQL("""LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
+    SET jit = off""")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS {rows} (
     symbol text COLLATE "C" NOT NULL,
     bucket timestamptz NOT NULL,
-{columns}    CONSTRAINT {prefix}_rows_pkey PRIMARY KEY (symbol, bucket)
+{columns}    CONSTRAINT {key} PRIMARY KEY (symbol, bucket)
 );
-CREATE INDEX IF NOT EXISTS {prefix}_rows_bucket_idx ON {table} (bucket DESC);
-CREATE TABLE IF NOT EXISTS feature_views.{prefix}_state (
+CREATE INDEX IF NOT EXISTS {index} ON {rows} (bucket DESC);
+CREATE TABLE IF NOT EXISTS {state} (
     symbol text COLLATE "C" NOT NULL,
     slot smallint NOT NULL,
     bucket timestamptz NOT NULL,
@@ -958,15 +1056,44 @@ CREATE TABLE IF NOT EXISTS feature_views.{prefix}_state (
     PRIMARY KEY (symbol, slot)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
 """
-    if plan.inner:
-        text += f"""
-CREATE TABLE IF NOT EXISTS feature_views.{prefix}_inner (
+
+_INNER_TABLE = """
+CREATE TABLE IF NOT EXISTS {inner} (
     symbol text COLLATE "C" NOT NULL,
     bucket timestamptz NOT NULL,
-{inner}    PRIMARY KEY (symbol, bucket)
+{columns}    PRIMARY KEY (symbol, bucket)
 );
 """
-    return text
+
+
+def _tables(plan: Plan, names: Names) -> sql.Composed:
+    def declared(name: str, kind: str) -> sql.Composed:
+        return text("    {name} {kind},\n", name=sql.Identifier(name), kind=sql.SQL(kind))
+
+    made = text(
+        _TABLES,
+        rows=names.rows,
+        key=names.key,
+        index=names.index,
+        state=names.state,
+        columns=listed(
+            [
+                declared(name, "integer" if is_integer(one) else "double precision")
+                for name, one in plan.view.columns.items()
+            ],
+            "",
+        ),
+    )
+    if plan.inner:
+        columns = [
+            declared(
+                f"x{plan.number[key]}",
+                "numeric" if str(node) == "bar.vol" else "double precision",
+            )
+            for key, node in plan.inner.items()
+        ]
+        made += text(_INNER_TABLE, inner=names.inner, columns=listed(columns, ""))
+    return made
 
 
 # How a value depends on earlier buckets, one step from an expression to its argument: a window of a
@@ -1012,186 +1139,241 @@ def _joined(path: Path, step: tuple[str, int]) -> Path:
     return (*path, step)
 
 
-def _reach(plan: Plan, prefix: str) -> str:
-    view = plan.view
-    width = view.width // MINUTE
-    parts = []
-    for path in paths(plan):
-        lo, hi = "c.lo", "c.hi"
-        for kind, number in path:
-            span = f"interval '{number} minutes'"
-            match kind:
-                case "window":
-                    hi = f"{hi} + {span}"
-                case "rows":
-                    lo = f"{lo} + interval '{width} minutes'"
-                    hi = f"feature_platform.bucket_after(of_symbol, {hi}, {number}, {_grid(view)}, last_bucket)"
-                case "span":
-                    lo = f"{lo} + {span}"
-                    hi = (
-                        f"feature_platform.bucket_after(of_symbol, {hi}, 1, {_grid(view)}, last_bucket)"
-                        f" + interval '{number - width} minutes'"
-                    )
-                case "anchor":
-                    hi = (
-                        f"to_timestamp((floor(extract(epoch FROM {hi}) / {number * 60}) + 2)"
-                        f" * {number * 60}) - interval '{width} minutes'"
-                    )
-        parts.append(
-            f"SELECT tstzrange({lo}, least({hi}, last_bucket) + interval '{width} minutes') AS r"
-            f" FROM changed_bucket c WHERE {lo} <= least({hi}, last_bucket)"
-        )
-    return f"""
+_REACH = """
 -- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket.
-CREATE OR REPLACE FUNCTION feature_views.{prefix}_reach(
+CREATE OR REPLACE FUNCTION {name}(
     of_symbol text, changed tstzmultirange, last_bucket timestamptz) RETURNS tstzmultirange
     LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH changed_bucket AS MATERIALIZED (
-        SELECT {bin_text(view, "lower(r)")} AS lo,
-               {bin_text(view, "upper(r) - interval '1 microsecond'")} AS hi
+        SELECT {lo} AS lo,
+               {hi} AS hi
         FROM unnest(changed) AS r
     )
     SELECT coalesce(range_agg(reached.r), '{{}}') FROM (
-        {" UNION ALL ".join(parts)}
+        {parts}
     ) AS reached;
 END;
 """
 
 
-def _grid(view: FeatureView) -> str:
-    return f"{minutes(view.width)}, {origin_text(view)}"
-
-
-def _start(plan: Plan, prefix: str) -> str:
+def _reach(plan: Plan, names: Names) -> sql.Composed:
     view = plan.view
-    starts = set()
+    parts = []
     for path in paths(plan):
-        at = "wanted"
-        for kind, number in reversed(path):
-            span = f"interval '{number} minutes'"
+        lo: sql.Composable = sql.SQL("c.lo")
+        hi: sql.Composable = sql.SQL("c.hi")
+        for kind, number in path:
+            part: dict[str, sql.Composable] = {
+                "lo": lo,
+                "hi": hi,
+                "span": interval(number * MINUTE),
+                "width": interval(view.width),
+                "grid": _grid(view),
+                "number": sql.Literal(number),
+            }
+            after = "feature_platform.bucket_after(of_symbol, {hi}, {number}, {grid}, last_bucket)"
             match kind:
                 case "window":
-                    at = f"{at} - {span}"
+                    hi = text("{hi} + {span}", **part)
                 case "rows":
-                    at = f"feature_platform.bucket_before(of_symbol, {at}, {number}, {_grid(view)})"
+                    lo = text("{lo} + {width}", **part)
+                    hi = text(after, **part)
                 case "span":
-                    at = (
-                        f"feature_platform.bucket_before(of_symbol, {at} - {span}"
-                        f" + {minutes(view.width)}, 1, {_grid(view)})"
+                    lo = text("{lo} + {span}", **part)
+                    hi = text(
+                        after + " + {more}",
+                        **part | {"number": sql.Literal(1)},
+                        more=interval(number * MINUTE - view.width),
                     )
                 case "anchor":
-                    at = (
-                        f"to_timestamp((floor(extract(epoch FROM {at}) / {number * 60}) - 1)"
-                        f" * {number * 60})"
+                    hi = text(
+                        "to_timestamp((floor(extract(epoch FROM {hi}) / {seconds}) + 2)"
+                        " * {seconds}) - {width}",
+                        **part,
+                        seconds=sql.Literal(number * 60),
                     )
-        starts.add(at)
-    return f"""
+        parts.append(
+            text(
+                "SELECT tstzrange({lo}, least({hi}, last_bucket) + {width}) AS r"
+                " FROM changed_bucket c WHERE {lo} <= least({hi}, last_bucket)",
+                lo=lo,
+                hi=hi,
+                width=interval(view.width),
+            )
+        )
+    return text(
+        _REACH,
+        name=names.reach,
+        lo=bin_text(view, sql.SQL("lower(r)")),
+        hi=bin_text(view, sql.SQL("upper(r) - interval '1 microsecond'")),
+        parts=listed(parts, " UNION ALL "),
+    )
+
+
+def _grid(view: FeatureView) -> sql.Composed:
+    return listed([interval(view.width), origin_text(view)])
+
+
+_START = """
 -- From which time on the bars are to be read, to compute a bucket from bars alone.
-CREATE OR REPLACE FUNCTION feature_views.{prefix}_start(of_symbol text, wanted timestamptz) RETURNS timestamptz
+CREATE OR REPLACE FUNCTION {name}(of_symbol text, wanted timestamptz) RETURNS timestamptz
     LANGUAGE sql STABLE
-    RETURN least({", ".join(sorted(starts))});
+    RETURN least({starts});
 """
 
 
-def _stored(plan: Plan, prefix: str, table: str, relation: str, *, has_places: bool) -> str:
-    """Return the sub-queries that store rows, inner values and states of the relation."""
-    names = [name for name, _ in outputs(plan)]
-    text = f"""stored AS (
-    INSERT INTO {table} AS f (symbol, bucket, {", ".join(names)})
-    SELECT c.symbol, c.bucket, {", ".join(f"c.o{at}" for at in range(len(names)))} FROM {relation} c
+def _start(plan: Plan, names: Names) -> sql.Composed:
+    view = plan.view
+    starts: dict[str, sql.Composable] = {}
+    for path in paths(plan):
+        at: sql.Composable = sql.SQL("wanted")
+        for kind, number in reversed(path):
+            part: dict[str, sql.Composable] = {
+                "at": at,
+                "span": interval(number * MINUTE),
+                "width": interval(view.width),
+                "grid": _grid(view),
+                "number": sql.Literal(number),
+                "seconds": sql.Literal(number * 60),
+            }
+            match kind:
+                case "window":
+                    at = text("{at} - {span}", **part)
+                case "rows":
+                    at = text(
+                        "feature_platform.bucket_before(of_symbol, {at}, {number}, {grid})", **part
+                    )
+                case "span":
+                    at = text(
+                        "feature_platform.bucket_before(of_symbol, {at} - {span}"
+                        " + {width}, 1, {grid})",
+                        **part,
+                    )
+                case "anchor":
+                    at = text(
+                        "to_timestamp((floor(extract(epoch FROM {at}) / {seconds}) - 1)"
+                        " * {seconds})",
+                        **part,
+                    )
+        starts[at.as_string()] = at
+    return text(_START, name=names.start, starts=listed([starts[key] for key in sorted(starts)]))
+
+
+_STORED = """{name} AS (
+    INSERT INTO {table} AS f (symbol, bucket, {columns})
+    SELECT c.symbol, c.bucket, {values} FROM computed c
     ON CONFLICT (symbol, bucket) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in names)}
-    WHERE ({", ".join(f"f.{name}" for name in names)}) IS DISTINCT FROM
-          ({", ".join(f"excluded.{name}" for name in names)})
-    RETURNING 1
+    SET {assigned}
+    WHERE ({old}) IS DISTINCT FROM
+          ({new}){returning}
 )"""
-    if plan.inner:
-        inner = [name for name, _ in inner_columns(plan)]
-        text += f""", inner_stored AS (
-    INSERT INTO feature_views.{prefix}_inner AS f (symbol, bucket, {", ".join(inner)})
-    SELECT c.symbol, c.bucket, {", ".join(f"c.{name}" for name in inner)} FROM {relation} c
-    ON CONFLICT (symbol, bucket) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in inner)}
-    WHERE ({", ".join(f"f.{name}" for name in inner)}) IS DISTINCT FROM
-          ({", ".join(f"excluded.{name}" for name in inner)})
-)"""
-    state = [name for name, _ in state_columns(plan, has_places=has_places)]
-    names_text = "".join(f", {name}" for name in state)
-    seconds = plan.view.width // MINUTE * 60
-    shift = plan.view.shift // MINUTE * 60
-    text += f""", state_stored AS (
-    INSERT INTO feature_views.{prefix}_state AS s (symbol, slot, bucket{names_text})
-    SELECT c.symbol, ((extract(epoch FROM c.bucket) - {shift}) / {seconds})::bigint % {STATES}, c.bucket{"".join(f", c.st_{name}" for name in state)}
-    FROM {relation} c WHERE c.keeps_state
+
+_STATE_STORED = """state_stored AS (
+    INSERT INTO {state} AS s (symbol, slot, bucket{columns})
+    SELECT c.symbol, ((extract(epoch FROM c.bucket) - {shift}) / {seconds})::bigint % {states}, c.bucket{values}
+    FROM computed c WHERE c.keeps_state
     ON CONFLICT (symbol, slot) DO UPDATE
-    SET bucket = excluded.bucket{"".join(f", {name} = excluded.{name}" for name in state)}
+    SET bucket = excluded.bucket{assigned}
 )"""
-    return text
 
 
-def _computed(plan: Plan, before: str, keeps: str, *, has_places: bool, more: str = "") -> str:
-    columns = ["until"] if has_places else []
-    # Names of their own, because a column may be named like anything in here.
-    columns += [f"{text} AS o{at}" for at, (_, text) in enumerate(outputs(plan))]
-    columns += [f"{text} AS {name}" for name, text in inner_columns(plan)]
-    columns += [
-        f"CASE WHEN {keeps} THEN {text} END AS st_{name}"
-        for name, text in state_columns(plan, has_places=has_places)
-    ]
-    return f"""computed AS MATERIALIZED (
-    SELECT symbol, bucket, {keeps} AS keeps_state, {", ".join(columns)}
+def _each(template: str, names: Iterable[str], separator: str = ", ") -> sql.Composed:
+    """Return a text for each of some column names, {it}."""
+    return listed([text(template, it=sql.Identifier(name)) for name in names], separator)
+
+
+def _rows_stored(
+    name: str, table: sql.Identifier, columns: dict[str, str], returning: str
+) -> sql.Composed:
+    """Return the sub-query that stores columns in a table; columns: of `computed`, by the table's."""
+    return text(
+        _STORED,
+        name=sql.Identifier(name),
+        table=table,
+        columns=_each("{it}", columns),
+        values=_each("c.{it}", columns.values()),
+        assigned=_each("{it} = excluded.{it}", columns),
+        old=_each("f.{it}", columns),
+        new=_each("excluded.{it}", columns),
+        returning=sql.SQL(returning),
+    )
+
+
+def _stored(plan: Plan, names: Names, *, has_places: bool) -> list[sql.Composed]:
+    """Return the sub-queries that store rows, inner values and states of `computed`."""
+    columns = {name: f"o{at}" for at, name in enumerate(plan.view.columns)}
+    made = [_rows_stored("stored", names.rows, columns, "\n    RETURNING 1")]
+    if plan.inner:
+        inner = {name: name for name, _ in inner_columns(plan)}
+        made.append(_rows_stored("inner_stored", names.inner, inner, ""))
+    state = [name for name, _ in state_columns(plan, has_places=has_places)]
+    made.append(
+        text(
+            _STATE_STORED,
+            state=names.state,
+            columns=_each(", {it}", state, ""),
+            values=_each(", c.{it}", [f"st_{name}" for name in state], ""),
+            assigned=_each(", {it} = excluded.{it}", state, ""),
+            shift=sql.Literal(plan.view.shift // MINUTE * 60),
+            seconds=sql.Literal(plan.view.width // MINUTE * 60),
+            states=sql.Literal(STATES),
+        )
+    )
+    return made
+
+
+_COMPUTED = """computed AS MATERIALIZED (
+    SELECT symbol, bucket, {keeps} AS keeps_state, {columns}
     FROM {before} {more}
 )"""
 
 
+def _computed(
+    plan: Plan, before: str, keeps: str, *, has_places: bool, more: str = ""
+) -> sql.Composed:
+    columns: list[sql.Composable] = [Ref("until")] if has_places else []
+    # Names of their own, because a column may be named like anything in here.
+    columns += [named(value, f"o{at}") for at, (_, value) in enumerate(outputs(plan))]
+    columns += [named(value, name) for name, value in inner_columns(plan)]
+    for name, value in state_columns(plan, has_places=has_places):
+        kept = text("CASE WHEN {keeps} THEN {value} END", keeps=sql.SQL(keeps), value=value)
+        columns.append(named(kept, f"st_{name}"))
+    return text(
+        _COMPUTED,
+        keeps=sql.SQL(keeps),
+        columns=listed(columns),
+        before=sql.Identifier(before),
+        more=sql.SQL(more),
+    )
+
+
 def _wanted(plan: Plan, *, has_places: bool) -> set[str]:
-    texts = [text for _, text in outputs(plan)]
-    texts += [text for _, text in inner_columns(plan)]
-    texts += [text for _, text in state_columns(plan, has_places=has_places)]
-    return {one for text in texts for one in _BRACES.findall(text)}
-
-
-def _plain(text: str) -> str:
-    """Return the text with its columns in braces as plain names."""
-    return _BRACES.sub(lambda match: match[1], text)
+    values = outputs(plan) + inner_columns(plan) + state_columns(plan, has_places=has_places)
+    return {one for _, value in values for one in refs(value)}
 
 
 # By the snapshot that reads the bars.
-_HAS_TICKS = """, EXISTS (
+_HAS_TICKS = sql.SQL(""", EXISTS (
         SELECT FROM public.ohlcv_1m b
         WHERE b.symbol = i.symbol AND b.ts >= i.start AND b.ts < i.hi AND b.ts >= reads_from AND b.ts < reads_until
-          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks"""
+          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks""")
 
-
-def _range(plan: Plan, prefix: str, table: str) -> str:
-    stages = Range(plan).stages
-    always = {"k", "symbol", "lo", "first", "state_from", "bucket"}
-    wanted = _wanted(plan, has_places=False) | always
-    chain, last, fields = render(stages, always | BAR_COLUMNS, wanted, "bar")
-    keeps = "bucket >= state_from"
-    ticks = _HAS_TICKS if plan.view.width == MINUTE else ""
-    body = ",\n".join(
-        [
-            f"""item AS MATERIALIZED (
+_RANGE_BARS = """item AS MATERIALIZED (
     SELECT i.*{ticks}
     FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, k)
 ), bar AS (
     SELECT r.k, r.symbol, r.lo, r.first, r.state_from, b.*
     FROM item r
     CROSS JOIN LATERAL (
-        {bar_relation(plan, fields & BAR_COLUMNS, ticks="r.has_ticks")}
+        {bars}
     ) AS b
-)""",
-            *([chain] if chain else []),
-            _computed(plan, last, keeps, has_places=False, more="WHERE bucket >= lo"),
-            _stored(plan, prefix, table, "computed", has_places=False),
-        ]
-    )
-    return _plain(f"""
+)"""
+
+_RANGE = """
 -- The rows of these ranges from the bars alone; returns how many differed from what was stored.
-CREATE OR REPLACE FUNCTION feature_views.{prefix}_range(items feature_platform.view_item[]) RETURNS bigint
-    {_SETTINGS}
+CREATE OR REPLACE FUNCTION {name}(items feature_platform.view_item[]) RETURNS bigint
+    {settings}
     SET plan_cache_mode = force_custom_plan
     SET work_mem = '64MB'
 AS $$
@@ -1206,35 +1388,34 @@ BEGIN
     RETURN written;
 END
 $$;
-""")
+"""
 
 
-def _step(plan: Plan, prefix: str, table: str) -> str:
-    step = Step(plan)
-    state = [name for name, _ in state_columns(plan, has_places=True)]
-    always = {"symbol", "first", "bucket", "until"}
-    carried = always | BAR_COLUMNS | step.columns | {"at", *state}
-    wanted = _wanted(plan, has_places=True) | always
-    chain, last, read = render(step.stages, carried, wanted, "bar")
-    fields = sorted(read & BAR_COLUMNS)
-    view = plan.view
-    text = _BAR_TEXT if view.width == MINUTE else _GROUP_TEXT
-    columns = ", ".join(f"{text[one]} AS {one}" for one in fields) or "1 AS one"
-    look_ups = "".join(
-        f"\n    CROSS JOIN LATERAL ({look_up}) AS l{at}"
-        for at, look_up in enumerate(step.looked_up)
+def _range(plan: Plan, names: Names) -> sql.Composed:
+    always = {"k", "symbol", "lo", "first", "state_from", "bucket"}
+    wanted = _wanted(plan, has_places=False) | always
+    chain, last, fields = render(Range(plan).stages, always | BAR_COLUMNS, wanted, "bar")
+    bars = text(
+        _RANGE_BARS,
+        ticks=_HAS_TICKS if plan.view.width == MINUTE else sql.SQL(""),
+        bars=bar_relation(plan, fields & BAR_COLUMNS, ticks="r.has_ticks"),
     )
-    body = ",\n".join(
-        [
-            f"""asked AS (
+    computed = _computed(
+        plan, last, "bucket >= state_from", has_places=False, more="WHERE bucket >= lo"
+    )
+    body = [bars, *chain, computed, *_stored(plan, names, has_places=False)]
+    return text(_RANGE, name=names.range, settings=_SETTINGS, body=listed(body, ",\n"))
+
+
+_STEP_BARS = """asked AS (
     SELECT * FROM unnest(symbols, ats, untils, firsts) AS a (symbol, at, until, first)
 ), r AS MATERIALIZED (
-    SELECT a.symbol, a.at, a.first, a.until, next.bucket{"".join(f", s.{name}" for name in state)}
+    SELECT a.symbol, a.at, a.first, a.until, next.bucket{state}
     FROM asked a
-    JOIN feature_views.{prefix}_state s ON s.symbol = a.symbol AND s.bucket = a.at
+    JOIN {states} s ON s.symbol = a.symbol AND s.bucket = a.at
     CROSS JOIN LATERAL (
-        SELECT {bin_text(view, "b.ts")} AS bucket FROM public.ohlcv_1m b
-        WHERE b.symbol = a.symbol AND b.ts >= a.at + {minutes(view.width)} AND b.ts < a.until
+        SELECT {bucket} AS bucket FROM public.ohlcv_1m b
+        WHERE b.symbol = a.symbol AND b.ts >= a.at + {width} AND b.ts < a.until
           AND b.ts >= reads_from AND b.ts < reads_until
         ORDER BY b.ts LIMIT 1
     ) AS next
@@ -1242,26 +1423,22 @@ def _step(plan: Plan, prefix: str, table: str) -> str:
                       WHERE l.symbol = a.symbol AND NOT l.reach_known AND lower(l.buckets) < a.until)
     OFFSET 0
 ), bar AS (
-    SELECT r.*, b.*{"".join(f", l{at}.*" for at in range(len(step.looked_up)))}
+    SELECT r.*, b.*{looked_up}
     FROM r
     CROSS JOIN LATERAL (
         SELECT {columns} FROM public.ohlcv_1m b
-        WHERE b.symbol = r.symbol AND b.ts >= r.bucket AND b.ts < r.bucket + {minutes(view.width)}
+        WHERE b.symbol = r.symbol AND b.ts >= r.bucket AND b.ts < r.bucket + {width}
           AND b.ts >= reads_from AND b.ts < reads_until OFFSET 0
     ) AS b{look_ups}
-)""",
-            *([chain] if chain else []),
-            _computed(plan, last, "true", has_places=True),
-            _stored(plan, prefix, table, "computed", has_places=True),
-        ]
-    )
-    return _plain(f"""
+)"""
+
+_STEP = """
 -- The row of the next bucket of these symbols, from the state of the bucket before it. A symbol with
 -- an unprocessed mark is skipped: its state may lack the change that the look-ups see.
-CREATE OR REPLACE FUNCTION feature_views.{prefix}_step(
+CREATE OR REPLACE FUNCTION {name}(
     symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
     OUT stepped text[], OUT buckets timestamptz[], OUT ends timestamptz[], OUT written bigint)
-    {_SETTINGS}
+    {settings}
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
 AS $$
@@ -1275,4 +1452,34 @@ BEGIN
     INTO written, stepped, buckets, ends FROM computed c;
 END
 $$;
-""")
+"""
+
+
+def _step(plan: Plan, names: Names) -> sql.Composed:
+    view = plan.view
+    step = Step(plan, names.inner)
+    state = [name for name, _ in state_columns(plan, has_places=True)]
+    always = {"symbol", "first", "bucket", "until"}
+    carried = always | BAR_COLUMNS | step.columns | {"at", *state}
+    wanted = _wanted(plan, has_places=True) | always
+    chain, last, read = render(step.stages, carried, wanted, "bar")
+    texts = _BAR_TEXT if view.width == MINUTE else _GROUP_TEXT
+    fields = [named(texts[one], one) for one in sorted(read & BAR_COLUMNS)]
+    places = [sql.Identifier(f"l{at}") for at in range(len(step.looked_up))]
+    look_ups = [
+        text("\n    CROSS JOIN LATERAL ({look_up}) AS {place}", look_up=look_up, place=place)
+        for look_up, place in zip(step.looked_up, places, strict=True)
+    ]
+    bars = text(
+        _STEP_BARS,
+        state=_each(", s.{it}", state, ""),
+        states=names.state,
+        bucket=bin_text(view, sql.SQL("b.ts")),
+        width=interval(view.width),
+        looked_up=listed([text(", {place}.*", place=place) for place in places], ""),
+        columns=listed(fields) if fields else sql.SQL("1 AS one"),
+        look_ups=listed(look_ups, ""),
+    )
+    computed = _computed(plan, last, "true", has_places=True)
+    body = [bars, *chain, computed, *_stored(plan, names, has_places=True)]
+    return text(_STEP, name=names.step, settings=_SETTINGS, body=listed(body, ",\n"))
