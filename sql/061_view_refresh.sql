@@ -116,11 +116,13 @@ BEGIN
             FROM newest n
             WHERE CASE WHEN n.older = '{}' OR NOT $9 THEN true
                        ELSE NOT n.older && tstzrange(feature_views.%2$I(n.symbol, n.at), n.next) END
+              -- The start is looked up only where it matters: it costs more than the rest of this statement.
               AND CASE WHEN $3 > interval '1 minute' THEN true
-                       WHEN n.newest_tick >= feature_views.%2$I(n.symbol, n.at) - $3 THEN false
-                       ELSE NOT EXISTS (SELECT FROM public.ohlcv_1m b
-                                        WHERE b.symbol = n.symbol AND b.ts >= n.at AND b.ts < n.last + $3
-                                          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) END
+                       WHEN EXISTS (SELECT FROM public.ohlcv_1m b
+                                    WHERE b.symbol = n.symbol AND b.ts >= n.at AND b.ts < n.last + $3
+                                      AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) THEN false
+                       WHEN n.newest_tick IS NULL THEN true
+                       ELSE n.newest_tick < feature_views.%2$I(n.symbol, n.at) - $3 END
         ), stored AS (
             UPDATE feature_platform.view_symbol s
             SET processed = coalesce(r.id, r.processed), dirty = r.left_dirty,

@@ -91,13 +91,19 @@ class Plan:
                 if isinstance(node, Lag) and isinstance(node.of, Bar)
                 for one in node.arguments
             }
+            beside = {
+                one.key
+                for node in self.nodes.values()
+                if isinstance(node, Lag) and (node.span is not None or node.rows == 1)
+                for one in node.arguments
+            }
             windowed = {
                 one.key
                 for node in self.nodes.values()
                 if isinstance(node, Window)
                 for one in node.arguments
             }
-            for key in lags_only - windowed:  # bars of one minute have it
+            for key in lags_only - windowed - beside:  # bars of one minute have it
                 del self.inner[key]
         self.windows = [node for node in self.nodes.values() if isinstance(node, Window)]
         self.summed = [node for node in self.windows if node.function in SUMMED]
@@ -313,7 +319,10 @@ def when_warm(node: Window | Ema, plan: Plan, value: sql.Composable) -> sql.Comp
 
 
 class Schedule:
-    """The order of the nodes: rounds of row values and rounds of lags and windows."""
+    """The order of the nodes: rounds of row values and rounds of lags and windows.
+
+    A window is computed in the last round that is early enough, so that windows share their scans.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.rounds: list[tuple[str, list[Expression]]] = []
@@ -330,6 +339,23 @@ class Schedule:
             self.rounds.append((kind, nodes))
             done |= {node.key for node in nodes}
             left = {key: node for key, node in left.items() if key not in done}
+        self._delay()
+
+    def _delay(self) -> None:
+        """Move each lag and window to the last round before its first use."""
+        first_use: dict[str, int] = {}
+        placed: list[list[Expression]] = [[] for _ in self.rounds]
+        windows = [at for at, (kind, _) in enumerate(self.rounds) if kind == "window"]
+        for at, (kind, nodes) in reversed(list(enumerate(self.rounds))):
+            for node in nodes:
+                last = first_use.get(node.key, len(self.rounds))
+                place = max(one for one in windows if one < last) if kind == "window" else at
+                placed[place].append(node)
+                for one in node.arguments:
+                    first_use[one.key] = min(place, first_use.get(one.key, place))
+        self.rounds = [
+            (kind, nodes) for (kind, _), nodes in zip(self.rounds, placed, strict=True) if nodes
+        ]
 
 
 _TERM_TEXT = {"x": "{x}", "y": "{y}", "xx": "{x} * {x}", "yy": "{y} * {y}", "xy": "{x} * {y}"}
@@ -371,11 +397,18 @@ def exact_columns(nodes: Iterable[Window], plan: Plan, stage: Stage) -> None:
 
 
 class Range:
-    """The stages that compute ranges of buckets from bars alone."""
+    """The stages that compute ranges of buckets from bars alone.
+
+    backs: for each span the column of `placed` with the distance, in rows, from a row to the newest
+        one that has left the span; NULL where there is none.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.stages: list[Stage] = []
+        spans = {node.span for node in plan.summed}
+        spans |= {node.span for node in plan.nodes.values() if isinstance(node, Lag) and node.span}
+        self.backs = {span: f"back{span // MINUTE}" for span in sorted(spans)}
         for kind, nodes in Schedule(plan).rounds:
             if kind == "row":
                 stage = Stage()
@@ -405,20 +438,25 @@ class Range:
             if not chosen:
                 continue
             places = {term: place for place, term in enumerate(chosen, 1)}
+            for span, terms in spans.items():
+                for term in terms:
+                    if term in places and not term.of:  # the number of buckets
+                        result.add(
+                            plan.sum_name(term, span),
+                            text(
+                                "least({all}, {back})",
+                                all=Ref(self._running(term)),
+                                back=Ref(self.backs[span]),
+                            ),
+                        )
             for term in places:
-                running.add(
-                    self._running(term),
-                    text(
-                        "sum({term}) OVER (PARTITION BY {k} ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)",
-                        term=plan.term(term),
-                    ),
-                )
+                running.add(self._running(term), over_all("sum({value})", plan.term(term)))
             packed.add(array, array_of([Ref(self._running(term)) for term in places], kind))
             for span, terms in spans.items():
-                own = [term for term in terms if term in places]
+                own = [term for term in terms if term in places and term.of]
                 if not own:
                     continue
-                left = gone.add(f"{array}_{span // MINUTE}", left_text(Ref(array), span))
+                left = gone.add(f"{array}_{span // MINUTE}", self._left(Ref(array), span))
                 for term in own:
                     result.add(
                         plan.sum_name(term, span),
@@ -437,14 +475,10 @@ class Range:
                 case Lag(rows=int() as rows):
                     running.add(
                         name,
-                        text(
-                            "lag({value}, {rows}) OVER (PARTITION BY {k} ORDER BY {bucket})",
-                            value=plan.value(node.of),
-                            rows=sql.Literal(rows),
-                        ),
+                        over_all("lag({value}, {rows})", plan.value(node.of), sql.Literal(rows)),
                     )
                 case Lag(span=timedelta() as span):
-                    gone.add(name, left_text(plan.value(node.of), span))
+                    running.add(name, self._left(plan.value(node.of), span))
                 case Ema():
                     self._ema(node, exact, running, result)
                 case Window(function="min" | "max"):
@@ -454,9 +488,17 @@ class Range:
                 case Window():
                     add_moments(node, plan, moments)
                     values.add(name, summed_text(node, plan))
+        # Rows before the wanted ones are needed by later windows only.
+        for stage in self.stages:
+            stage.where = None
+        result.where = text("{bucket} >= {lo}")
         for stage in (exact, running, packed, gone, result, moments, values):
-            if stage.columns:
+            if stage.columns or stage.where is not None:
                 self.stages.append(stage)
+
+    def _left(self, value: sql.Composable, span: timedelta) -> sql.Composed:
+        """Return the value at the newest bucket at or before bucket - span."""
+        return over_all("lag({value}, {rows})", value, Ref(self.backs[span]))
 
     def _running(self, term: Term) -> str:
         return f"r_{self.plan.term_name(term)}"
@@ -542,13 +584,12 @@ def array_of(items: Iterable[sql.Composable], kind: str) -> sql.Composed:
     return text("ARRAY[{items}]::{kind}[]", items=listed(items), kind=sql.SQL(kind))
 
 
-def left_text(value: sql.Composable, span: timedelta) -> sql.Composed:
-    """Return the value at the newest bucket at or before bucket - span."""
+def over_all(call: str, value: sql.Composable, rows: sql.Composable | None = None) -> sql.Composed:
+    """Return a window function over all buckets up to the row's."""
     return text(
-        "last_value({value}) OVER (PARTITION BY {k} ORDER BY {bucket}"
-        " RANGE BETWEEN UNBOUNDED PRECEDING AND {span} PRECEDING)",
+        call + " OVER (PARTITION BY {k} ORDER BY {bucket} ROWS UNBOUNDED PRECEDING)",
         value=value,
-        span=interval(span),
+        **{} if rows is None else {"rows": rows},
     )
 
 
@@ -618,6 +659,9 @@ class Step:
     """The stages that compute the next bucket of many symbols from cached state.
 
     looked_up: the look-ups of earlier buckets, as LATERAL sub-queries of the first relation.
+    beside: values of the buckets at some points, by the name of the column.
+    points: the columns of these times by their distance from the bucket; 0 is the bucket before.
+    after_gap: the look-ups that only a bucket after a gap needs.
     """
 
     def __init__(self, plan: Plan, inner: sql.Composable) -> None:
@@ -627,6 +671,9 @@ class Step:
         self.stages: list[Stage] = []
         self.looked_up: list[sql.Composable] = []
         self.columns: set[str] = set()
+        self.points: dict[timedelta, sql.Identifier] = {}
+        self.beside: dict[str, sql.Composable] = {}
+        self.after_gap: list[sql.Composable] = []
         self._leaving()
         for kind, nodes in Schedule(plan).rounds:
             if kind == "row":
@@ -680,9 +727,47 @@ class Step:
             return _BAR_TEXT["exact_vol"]
         return text("({value})::text::numeric", value=self._value(node))
 
+    def _beside(self, node: Expression, span: timedelta | None) -> Ref:
+        """Return a node's value at bucket - span, or without a span at the bucket before."""
+        return self._at_point(
+            f"v{self._point(span)}_{self.plan.number[node.key]}",
+            span,
+            text("max({value})", value=self._stored(node)),
+        )
+
+    def _is_beside(self, span: timedelta) -> Ref:
+        """Return how many buckets, 0 or 1, there are at bucket - span."""
+        return self._at_point(f"has{self._point(span)}", span, sql.SQL("count(*)"))
+
+    def _point(self, span: timedelta | None) -> int:
+        return 0 if span is None else span // MINUTE
+
+    def _at_point(self, name: str, span: timedelta | None, value: sql.Composable) -> Ref:
+        point = sql.Identifier("at" if span is None else f"p{self._point(span)}")
+        self.points[span or timedelta()] = point
+        self.beside[name] = text(
+            "{value} FILTER (WHERE b.{time} = r.{point}) AS {name}",
+            value=value,
+            time=self.source[1],
+            point=point,
+            name=sql.Identifier(name),
+        )
+        return Ref(name)
+
+    def _stored(self, node: Expression) -> sql.Composable:
+        """Return the stored form of a node's value in a row b: exact where it is stored so."""
+        if self.plan.inner and str(node) == "bar.vol":
+            return self._exact(node)
+        return self._value(node)
+
     def _leaving(self) -> None:
-        """Look up the values that leave each window, in one scan a span."""
+        """Look up the values that leave each window.
+
+        Without a gap before the bucket, one bucket leaves each window, and one scan finds all of
+        them. After a gap, a scan a span sums the values.
+        """
         plan = self.plan
+        exact, leaving = Stage(), Stage()
         spans: dict[timedelta, list[Term]] = {}
         for term, span in [*plan.sums, *plan.counts]:
             spans.setdefault(span, []).append(term)
@@ -700,11 +785,49 @@ class Step:
                         for node in nodes
                     ],
                 )
-                columns.append(
-                    self._found(f"l{plan.sum_name(term, span)}", text("sum({value})", value=value))
+                name = plan.sum_name(term, span)
+                columns.append(self._found(f"g{name}", text("sum({value})", value=value)))
+                leaving.add(
+                    f"l{name}",
+                    text(
+                        "CASE WHEN {bucket} = {at} + {width} THEN {one} ELSE {several} END",
+                        width=interval(plan.view.width),
+                        one=self._one_leaving(term, span, nodes, exact),
+                        several=Ref(f"g{name}"),
+                    ),
                 )
             where = self._from(span, "b.{time} > r.at - {look} AND b.{time} <= r.bucket - {look}")
-            self._look_up("SELECT {columns} {where} OFFSET 0", columns=listed(columns), where=where)
+            self.after_gap.append(
+                text("SELECT {columns} {where} OFFSET 0", columns=listed(columns), where=where)
+            )
+        self.stages += [exact, leaving]
+
+    def _one_leaving(
+        self, term: Term, span: timedelta, nodes: Sequence[Expression], exact: Stage
+    ) -> sql.Composable:
+        """Return the text of a term's part of the bucket at bucket - span."""
+        if not nodes or (term.kind == "n" and not any(map(may_be_null, nodes))):
+            return self._is_beside(span)
+        values = [
+            self._beside(node, span) if not isinstance(node, Constant) else self._value(node)
+            for node in nodes
+        ]
+        return term_value(
+            term,
+            [
+                value
+                if self.plan.inner and str(node) == "bar.vol"
+                else exact.add(
+                    f"d{self._point(span)}_{self.plan.number[node.key]}",
+                    text("({value})::text::numeric", value=value),
+                )
+                for node, value in zip(nodes, values, strict=True)
+            ],
+            [
+                text("{value} IS NOT NULL", value=value) if may_be_null(node) else None
+                for node, value in zip(nodes, values, strict=True)
+            ],
+        )
 
     def _look_up(self, template: str, **parts: sql.Composable) -> None:
         self.looked_up.append(text(template, **parts))
@@ -768,7 +891,7 @@ class Step:
                 time=time,
                 skipped=sql.Literal((node.rows or 1) - 1),
             )
-        found = text(
+        found: sql.Composable = text(
             "(SELECT {value} FROM {relation} b"
             " WHERE b.symbol = r.symbol AND b.{time} < reads_until AND b.{time} {newest})",
             value=value,
@@ -776,7 +899,23 @@ class Step:
             time=time,
             newest=newest,
         )
+        if not isinstance(of, Constant) and (relation, time) == self.source:
+            if node.rows == 1:
+                found = self._beside_value(of, None)
+            elif node.span is not None:
+                found = text(
+                    "CASE WHEN {is_beside} > 0 THEN {beside} ELSE {found} END",
+                    is_beside=self._is_beside(node.span),
+                    beside=self._beside_value(of, node.span),
+                    found=found,
+                )
         self._look_up("SELECT {column} OFFSET 0", column=self._found(plan.name(node), found))
+
+    def _beside_value(self, node: Expression, span: timedelta | None) -> sql.Composable:
+        value = self._beside(node, span)
+        if self.plan.inner and str(node) == "bar.vol":
+            return text("{value}::double precision", value=value)
+        return value
 
     def _extreme(self, node: Window, exact: Stage, total: Stage) -> None:
         """Keep the extreme and its bucket; scan the window only when that bucket has left it."""
@@ -1271,7 +1410,7 @@ _STORED = """{name} AS (
 
 _STATE_STORED = """state_stored AS (
     INSERT INTO {state} AS s (symbol, slot, bucket{columns})
-    SELECT c.symbol, ((extract(epoch FROM c.bucket) - {shift}) / {seconds})::bigint % {states}, c.bucket{values}
+    SELECT c.symbol, {slot}, c.bucket{values}
     FROM computed c WHERE c.keeps_state
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket{assigned}
@@ -1315,12 +1454,21 @@ def _stored(plan: Plan, names: Names, *, has_places: bool) -> list[sql.Composed]
             columns=_each(", {it}", state, ""),
             values=_each(", c.{it}", [f"st_{name}" for name in state], ""),
             assigned=_each(", {it} = excluded.{it}", state, ""),
-            shift=sql.Literal(plan.view.shift // MINUTE * 60),
-            seconds=sql.Literal(plan.view.width // MINUTE * 60),
-            states=sql.Literal(STATES),
+            slot=slot_text(plan.view, sql.SQL("c.bucket")),
         )
     )
     return made
+
+
+def slot_text(view: FeatureView, bucket: sql.Composable) -> sql.Composed:
+    """Return the slot of a bucket's cached state."""
+    return text(
+        "((extract(epoch FROM {bucket}) - {shift}) / {seconds})::bigint % {states}",
+        bucket=bucket,
+        shift=sql.Literal(view.shift // MINUTE * 60),
+        seconds=sql.Literal(view.width // MINUTE * 60),
+        states=sql.Literal(STATES),
+    )
 
 
 _COMPUTED = """computed AS MATERIALIZED (
@@ -1370,6 +1518,17 @@ _RANGE_BARS = """item AS MATERIALIZED (
     ) AS b
 )"""
 
+# How many rows before each the newest one is that has left a span: a constant without gaps.
+_RANGE_PLACES = """gapless AS (
+    SELECT b.k FROM bar b GROUP BY b.k HAVING max(b.bucket) - min(b.bucket) = (count(*) - 1) * {width}
+), placed AS (
+    SELECT b.*, NULL AS place, {constants} FROM bar b WHERE (b.k IN (SELECT k FROM gapless)) IS TRUE
+    UNION ALL
+    SELECT b.*, {counted}
+    FROM (SELECT b.*, row_number() OVER (PARTITION BY b.k ORDER BY b.bucket) AS place
+          FROM bar b WHERE (b.k IN (SELECT k FROM gapless)) IS NOT TRUE OFFSET 0) AS b
+)"""
+
 _RANGE = """
 -- The rows of these ranges from the bars alone; returns how many differed from what was stored.
 CREATE OR REPLACE FUNCTION {name}(items feature_platform.view_item[]) RETURNS bigint
@@ -1394,7 +1553,10 @@ $$;
 def _range(plan: Plan, names: Names) -> sql.Composed:
     always = {"k", "symbol", "lo", "first", "state_from", "bucket"}
     wanted = _wanted(plan, has_places=False) | always
-    chain, last, fields = render(Range(plan).stages, always | BAR_COLUMNS, wanted, "bar")
+    stages = Range(plan)
+    backs = stages.backs
+    carried = always | BAR_COLUMNS | set(backs.values())
+    chain, last, fields = render(stages.stages, carried, wanted, "placed" if backs else "bar")
     bars = text(
         _RANGE_BARS,
         ticks=_HAS_TICKS if plan.view.width == MINUTE else sql.SQL(""),
@@ -1403,18 +1565,36 @@ def _range(plan: Plan, names: Names) -> sql.Composed:
     computed = _computed(
         plan, last, "bucket >= state_from", has_places=False, more="WHERE bucket >= lo"
     )
-    body = [bars, *chain, computed, *_stored(plan, names, has_places=False)]
+    places = [_places(plan, backs)] if backs else []
+    body = [bars, *places, *chain, computed, *_stored(plan, names, has_places=False)]
     return text(_RANGE, name=names.range, settings=_SETTINGS, body=listed(body, ",\n"))
+
+
+def _places(plan: Plan, backs: dict[timedelta, str]) -> sql.Composed:
+    counted = (
+        "(b.place - last_value(b.place) OVER (PARTITION BY b.k ORDER BY b.bucket"
+        " RANGE BETWEEN UNBOUNDED PRECEDING AND {span} PRECEDING))::integer"
+    )
+    return text(
+        _RANGE_PLACES,
+        width=interval(plan.view.width),
+        constants=listed(
+            [named(sql.Literal(span // plan.view.width), name) for span, name in backs.items()]
+        ),
+        counted=listed(
+            [named(text(counted, span=interval(span)), name) for span, name in backs.items()]
+        ),
+    )
 
 
 _STEP_BARS = """asked AS (
     SELECT * FROM unnest(symbols, ats, untils, firsts) AS a (symbol, at, until, first)
 ), r AS MATERIALIZED (
-    SELECT a.symbol, a.at, a.first, a.until, next.bucket{state}
+    SELECT a.symbol, a.at, a.first, a.until, next.*{points}{state}
     FROM asked a
-    JOIN {states} s ON s.symbol = a.symbol AND s.bucket = a.at
+    JOIN {states} s ON s.symbol = a.symbol AND s.slot = {slot} AND s.bucket = a.at
     CROSS JOIN LATERAL (
-        SELECT {bucket} AS bucket FROM public.ohlcv_1m b
+        SELECT {next} FROM public.ohlcv_1m b
         WHERE b.symbol = a.symbol AND b.ts >= a.at + {width} AND b.ts < a.until
           AND b.ts >= reads_from AND b.ts < reads_until
         ORDER BY b.ts LIMIT 1
@@ -1423,14 +1603,30 @@ _STEP_BARS = """asked AS (
                       WHERE l.symbol = a.symbol AND NOT l.reach_known AND lower(l.buckets) < a.until)
     OFFSET 0
 ), bar AS (
-    SELECT r.*, b.*{looked_up}
-    FROM r
+    SELECT r.*{looked_up}
+    FROM r{rows}{beside}{after_gap}{look_ups}
+    OFFSET 0
+)"""
+
+_STEP_ROWS = """
     CROSS JOIN LATERAL (
         SELECT {columns} FROM public.ohlcv_1m b
         WHERE b.symbol = r.symbol AND b.ts >= r.bucket AND b.ts < r.bucket + {width}
           AND b.ts >= reads_from AND b.ts < reads_until OFFSET 0
-    ) AS b{look_ups}
-)"""
+    ) AS b"""
+
+_BESIDE = """
+    CROSS JOIN LATERAL (
+        SELECT {columns}
+        FROM {relation} b
+        WHERE b.symbol = r.symbol AND b.{time} = ANY (ARRAY[{points}])
+          AND b.{time} >= reads_from - {look} AND b.{time} < reads_until OFFSET 0
+    ) AS beside"""
+
+_AFTER_GAP = """
+    LEFT JOIN LATERAL (
+        SELECT {columns} FROM {look_ups} WHERE r.bucket > r.at + {width} OFFSET 0
+    ) AS after_gap ON true"""
 
 _STEP = """
 -- The row of the next bucket of these symbols, from the state of the bucket before it. A symbol with
@@ -1441,6 +1637,8 @@ CREATE OR REPLACE FUNCTION {name}(
     {settings}
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1460,7 +1658,7 @@ def _step(plan: Plan, names: Names) -> sql.Composed:
     step = Step(plan, names.inner)
     state = [name for name, _ in state_columns(plan, has_places=True)]
     always = {"symbol", "first", "bucket", "until"}
-    carried = always | BAR_COLUMNS | step.columns | {"at", *state}
+    carried = always | BAR_COLUMNS | step.columns | {"at", *state} | set(step.beside)
     wanted = _wanted(plan, has_places=True) | always
     chain, last, read = render(step.stages, carried, wanted, "bar")
     texts = _BAR_TEXT if view.width == MINUTE else _GROUP_TEXT
@@ -1470,14 +1668,55 @@ def _step(plan: Plan, names: Names) -> sql.Composed:
         text("\n    CROSS JOIN LATERAL ({look_up}) AS {place}", look_up=look_up, place=place)
         for look_up, place in zip(step.looked_up, places, strict=True)
     ]
+    relation, time = step.source
+    beside = text(
+        _BESIDE,
+        columns=listed(step.beside.values()),
+        relation=relation,
+        time=time,
+        points=listed([text("r.{point}", point=point) for point in step.points.values()]),
+        look=interval(max(step.points, default=timedelta())),
+    )
+    gaps = [sql.Identifier(f"g{at}") for at in range(len(step.after_gap))]
+    after_gap = text(
+        _AFTER_GAP,
+        columns=listed([text("{gap}.*", gap=gap) for gap in gaps]),
+        look_ups=listed(
+            [
+                text("({look_up}) AS {gap}", look_up=look_up, gap=gap)
+                for look_up, gap in zip(step.after_gap, gaps, strict=True)
+            ],
+            " CROSS JOIN ",
+        ),
+        width=interval(view.width),
+    )
+    next_bucket = named(bin_text(view, sql.SQL("b.ts")), "bucket")
+    rows: sql.Composable = sql.SQL("")
+    looked_up: list[sql.Composable] = []
+    if view.width != MINUTE and fields:
+        rows = text(_STEP_ROWS, columns=listed(fields), width=interval(view.width))
+        looked_up.append(sql.SQL(", b.*"))
+    looked_up += [sql.SQL(", beside.*")] if step.beside else []
+    looked_up += [sql.SQL(", after_gap.*")] if gaps else []
     bars = text(
         _STEP_BARS,
+        slot=slot_text(view, sql.SQL("a.at")),
+        beside=beside if step.beside else sql.SQL(""),
+        after_gap=after_gap if gaps else sql.SQL(""),
         state=_each(", s.{it}", state, ""),
         states=names.state,
-        bucket=bin_text(view, sql.SQL("b.ts")),
+        points=listed(
+            [
+                text(", next.bucket - {span} AS {point}", span=interval(span), point=point)
+                for span, point in step.points.items()
+                if span
+            ],
+            "",
+        ),
+        next=listed([next_bucket, *(fields if view.width == MINUTE else [])]),
+        rows=rows,
         width=interval(view.width),
-        looked_up=listed([text(", {place}.*", place=place) for place in places], ""),
-        columns=listed(fields) if fields else sql.SQL("1 AS one"),
+        looked_up=listed([*looked_up, *[text(", {place}.*", place=place) for place in places]], ""),
         look_ups=listed(look_ups, ""),
     )
     computed = _computed(plan, last, "true", has_places=True)

@@ -69,9 +69,10 @@ class Column:
 
 @dataclass
 class Stage:
-    """One sub-query: the columns that it adds."""
+    """One sub-query: the columns that it adds, and the rows that it keeps."""
 
     columns: list[Column] = field(default_factory=list)
+    where: sql.Composed | None = None
 
     def add(self, name: str, value: sql.Composable) -> Ref:
         """Add a column, unless the stage has it, and return a reference to it."""
@@ -94,22 +95,27 @@ def render(
     for stage in reversed(stages):
         stage.columns = [column for column in stage.columns if column.name in after]
         needed.append(after - {column.name for column in stage.columns})
-        after = needed[-1] | {one for column in stage.columns for one in refs(column.value)}
+        texts = [column.value for column in stage.columns]
+        texts += [] if stage.where is None else [stage.where]
+        after = needed[-1] | {one for value in texts for one in refs(value)}
     missing = after - carried
     if missing:
         raise AssertionError(f"no stage computes {sorted(missing)}")
     parts, before = [], first
     for at, (stage, kept) in enumerate(zip(stages, reversed(needed), strict=True), 1):
-        if not stage.columns:
+        if not stage.columns and stage.where is None:
             continue
         columns: list[sql.Composable] = [Ref(name) for name in sorted(kept)]
         columns += [named(column.value, column.name) for column in stage.columns]
         parts.append(
             text(
-                "{name} AS (\n    SELECT {columns}\n    FROM {before} OFFSET 0\n)",
+                "{name} AS (\n    SELECT {columns}\n    FROM {before}{where} OFFSET 0\n)",
                 name=sql.Identifier(f"s{at}"),
                 columns=listed(columns, ",\n           "),
                 before=sql.Identifier(before),
+                where=sql.SQL("")
+                if stage.where is None
+                else text(" WHERE {condition}", condition=stage.where),
             )
         )
         before = f"s{at}"

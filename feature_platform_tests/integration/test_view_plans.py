@@ -38,7 +38,7 @@ CANDLES = FeatureView("candles", "1 hour", {"close": bar.close, "vol": bar.vol})
 
 _NEW_MINUTE = """
     INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
-    SELECT 'S' || s, current_setting('tests.newest')::timestamptz + interval '10 minutes',
+    SELECT 'S' || s, current_setting('tests.newest')::timestamptz + %(after)s::interval,
            10, 10, 10, 10, 3
     FROM generate_series(1, 20) AS s
 """
@@ -58,7 +58,8 @@ def with_views(histories: tuple[Conn, Conn]) -> Iterator[tuple[Conn, Conn]]:
         check_views(conn)
 
 
-def pages_of_a_new_minute(conn: Conn, name: str) -> int:
+def pages_of_a_new_minute(conn: Conn, name: str, *, after: str = "10 minutes") -> int:
+    """Return how many pages the refresh reads; after: the time from the bucket before."""
     number = conn.execute(
         "SELECT id FROM feature_platform.feature_view WHERE name = %s", [name]
     ).fetchone()
@@ -66,7 +67,7 @@ def pages_of_a_new_minute(conn: Conn, name: str) -> int:
     pages = 0
     for _ in range(2):  # the session's first call reads the catalogues, too
         with conn.transaction(force_rollback=True):
-            conn.execute(_NEW_MINUTE)
+            conn.execute(_NEW_MINUTE, {"after": after})
             conn.execute(
                 "SELECT feature_platform.refresh_slice('-infinity', feature_platform.due_until(),"
                 " feature_platform.dirty_horizon())"
@@ -99,3 +100,31 @@ def test_a_new_minute_costs_the_same_with_a_span_of_two_days(
     )
     assert long <= short * 1.5, (short, long)
     assert long < 200 * SYMBOLS
+
+
+def test_a_new_minute_without_a_gap_reads_no_more_with_a_long_span(
+    with_views: tuple[Conn, Conn],
+) -> None:
+    short, long = (
+        pages_of_a_new_minute(with_views[0], name, after="1 minute")
+        for name in ("short_span", "long_span")
+    )
+    assert long <= short * 1.5, (short, long)
+    assert long < 200 * SYMBOLS
+
+
+@pytest.mark.parametrize("after", ["1 minute", "10 minutes"])
+def test_a_new_minute_looks_for_no_start_of_its_values(
+    with_views: tuple[Conn, Conn], after: str
+) -> None:
+    """The start of a value over lags costs a look-up a lag; only bars inside minutes need it."""
+    conn = with_views[0]
+    conn.execute("SET track_functions = 'all'")
+    pages_of_a_new_minute(conn, "short_span", after=after)
+    calls = dict(
+        conn.execute(
+            "SELECT funcname, calls FROM pg_stat_xact_user_functions"
+            " UNION ALL SELECT funcname, calls FROM pg_stat_user_functions"
+        ).fetchall()
+    )
+    assert "bucket_before" not in calls, calls
