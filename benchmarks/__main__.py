@@ -29,6 +29,7 @@ from benchmarks import (
     serve_latest,
     ticks,
     verify_rows,
+    views,
 )
 from benchmarks.harness import Result, Workbench
 from benchmarks.machine import describe
@@ -44,6 +45,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "verify": verify_rows.run,
     "lag": lag.run,
     "heavy_lag": heavy_lag.run,
+    "views": views.run,
     "memory": memory.run,
     "serve_latest": serve_latest.run,
     "ticks": ticks.run,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,6 +76,23 @@ class Traffic:
 
     def run(self, heavy: Case, symbols: int, round_: int) -> float:
         """Run the heavy statement beside live bars; return the seconds until it is refreshed."""
+        seconds: list[float] = []
+
+        def refreshed() -> None:
+            span = {"symbols": symbols, "minute": self.minute - ROUNDS + round_}
+            self.connection.execute(queries[heavy.query], span | {"round": round_})
+            began = time.monotonic()
+            while value(self.connection, "heavy_marks"):
+                if time.monotonic() > began + PATIENCE:
+                    raise WrongResultError(f"{heavy.query} is not refreshed")
+                time.sleep(0.05)
+            seconds.append(time.monotonic() - began)
+
+        self.beside(refreshed)
+        return seconds[0]
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Commit live bars while `work` runs, and wait for their rows."""
         self._stopped.clear()
         self._written.clear()
         with ThreadPoolExecutor(2) as pool:
@@ -82,14 +100,7 @@ class Traffic:
             reader = pool.submit(self._read)
             try:
                 time.sleep(LEAD_SECONDS)
-                span = {"symbols": symbols, "minute": self.minute - ROUNDS + round_}
-                self.connection.execute(queries[heavy.query], span | {"round": round_})
-                began = time.monotonic()
-                while value(self.connection, "heavy_marks"):
-                    if time.monotonic() > began + PATIENCE:
-                        raise WrongResultError(f"{heavy.query} is not refreshed")
-                    time.sleep(0.05)
-                seconds = time.monotonic() - began
+                work()
             finally:
                 self._stopped.set()
                 try:
@@ -97,7 +108,6 @@ class Traffic:
                 finally:
                     self._written.set()
             reader.result()
-        return seconds
 
     def _write(self) -> None:
         began = time.monotonic()
@@ -150,7 +160,7 @@ def run(bench: Workbench) -> Result:
         ratios=[
             Ratio(
                 f"live bars while {name}: p99, of the promised {PROMISED:g} s",
-                _p99(taken) / PROMISED,
+                p99(taken) / PROMISED,
                 at_most=1,
             )
             for name, taken in lags.items()
@@ -160,7 +170,7 @@ def run(bench: Workbench) -> Result:
             for name, taken in lags.items()
             for what, figure in (
                 ("p50", statistics.median(taken)),
-                ("p99", _p99(taken)),
+                ("p99", p99(taken)),
                 ("the longest", max(taken)),
             )
         },
@@ -169,7 +179,8 @@ def run(bench: Workbench) -> Result:
     )
 
 
-def _p99(taken: list[float]) -> float:
+def p99(taken: list[float]) -> float:
+    """Return the 99th percentile."""
     return statistics.quantiles(taken, n=100, method="inclusive")[98]
 
 

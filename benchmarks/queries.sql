@@ -383,6 +383,34 @@ VALUES (%(symbol)s, benchmark.moment(%(minute)s), 10, 10, 10, 10, 1);
 SELECT symbol FROM public.features_1m WHERE symbol = ANY (%(symbols)s::text[]) AND bucket = %(bucket)s;
 
 
+-- ==== views.py ====
+
+-- settle_views --
+-- Do the work of autovacuum before a measurement, of all tables.
+VACUUM (ANALYZE);
+
+-- refresh_newest_of_view --
+-- The measured statement: refresh the newest rows of a view, as the worker does.
+SELECT s.symbols, s.rows_written::integer, s.more
+  FROM feature_platform.feature_view v
+ CROSS JOIN LATERAL feature_platform.view_slice(
+           v.id, '-infinity', feature_platform.view_due(v.every, v.origin), live => true) AS s
+ WHERE v.name = %(name)s;
+
+-- clear_view_changes --
+-- Delete what all views have processed, as the worker does.
+SELECT feature_platform.clear_view_changes();
+
+-- pick_symbols_of_views --
+-- The search of each view for symbols whose changes it has not processed.
+SELECT count(*) FROM feature_platform.feature_view v
+ CROSS JOIN LATERAL unnest(feature_platform.pick_view_symbols(v.id, '-infinity', 'infinity', true, 1000)) AS symbol;
+
+-- unbuilt_symbols --
+-- How many symbols of a view are not built to their first bucket.
+SELECT count(*) FROM feature_platform.view_symbol WHERE dirty <> '{}';
+
+
 -- ==== memory.py ====
 
 -- some_features --
