@@ -102,7 +102,8 @@ def _row(random: Random, below: Any) -> Expression:
         return x**2
     if one == "two":
         y = random.choice([below(), 2, 0.1, -3.5])
-        return random.choice([x + y, x - y, x * y, x / y])
+        result: Expression = random.choice([x + y, x - y, x * y, x / y])
+        return result
     if one == "where":
         y = below()
         condition = random.choice(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_span_that_is_no_multiple_of_the_bar_width_is_rejected_with_its_column
     [
         (lambda: v.mean(bar.vol, "90 seconds"), "'90 seconds' is not a span"),
         (lambda: v.mean(bar.vol, "0 hours"), "'0 hours' is not a span"),
-        (lambda: v.mean(bar.vol, 5), "5 is not a span"),
+        (lambda: v.mean(bar.vol, cast("str", 5)), "5 is not a span"),
         (lambda: bar.price, "bar.price is unknown: a bar has open, high"),
         (lambda: v.lag(bar.close, 0), "give a number from 1 to 10000"),
         (lambda: v.lag(bar.close, -1), "give a number from 1 to 10000"),
