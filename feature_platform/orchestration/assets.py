@@ -143,7 +143,7 @@ class FeaturesConfig(dg.Config):
 
 @dg.asset(
     description=(
-        "The signals of each closed minute, such as the return and the z-score of the volume:"
+        "The features of each closed minute, such as the return and the z-score of the volume:"
         " always equal to a recomputation from the bars. The refresh policy keeps them current;"
         " materialising a day refreshes that day now."
     ),
@@ -215,7 +215,7 @@ class PolicyConfig(dg.Config):
 
 @dg.asset(
     description=(
-        "The refresh policy: how soon a new or corrected bar changes the signals. Materialising"
+        "The refresh policy: how soon a new or corrected bar changes the features. Materialising"
         " it adds the policy, or sets the offsets that the run's configuration names. A worker or"
         " a job of the database runs the policy; where neither does, the sensor `watch_refresh`"
         " refreshes."

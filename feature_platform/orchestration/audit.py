@@ -104,7 +104,7 @@ def apply_retention(database: DatabaseResource) -> None:
 
 @dg.job(
     description=(
-        "Searches all history for gaps, compares old signals with the bars, deletes data older"
+        "Searches all history for gaps, compares old features with the bars, deletes data older"
         " than the retention, and purges Dagster's own old records."
     ),
 )

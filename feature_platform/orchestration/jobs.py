@@ -25,7 +25,7 @@ rest_backfill = dg.define_asset_job(
     REST_BACKFILL,
     selection=dg.AssetSelection.assets("ohlcv_1m", "features_1m").without_checks(),
     description=(
-        "Requests the missing minutes of a day from the exchange, then refreshes the signals that"
+        "Requests the missing minutes of a day from the exchange, then refreshes the features that"
         " depend on them: those of the day and of the next day."
     ),
     config=repair_config(),
@@ -34,7 +34,7 @@ rest_backfill = dg.define_asset_job(
 refresh_features = dg.define_asset_job(
     "refresh_features",
     selection=dg.AssetSelection.assets("features_1m").without_checks(),
-    description="Refreshes the signals of a day, or of a range of days.",
+    description="Refreshes the features of a day, or of a range of days.",
 )
 
 jobs: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [

@@ -76,8 +76,8 @@ nightly_audit = dg.ScheduleDefinition(
     job=audit,
     execution_timezone="UTC",
     description=(
-        "Every night, compares old signals with the prices they come from, searches all history for"
-        " missing minutes, and deletes old records: it runs the job `audit`."
+        "Every night, compares old features with the prices they come from, searches all history"
+        " for missing minutes, and deletes old records: it runs the job `audit`."
     ),
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

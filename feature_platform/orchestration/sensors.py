@@ -51,7 +51,7 @@ Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 @dg.sensor(
     name="run_checks",
     description=(
-        "Warns you when prices or signals are late, incomplete or wrong: runs the checks once a"
+        "Warns you when prices or features are late, incomplete or wrong: runs the checks once a"
         " minute, the slow ones every five minutes, and reports a change at once. Every five"
         " minutes, and after a run, it reports each asset with its checks, the age of the newest"
         " rows and the past days that are complete."
@@ -127,7 +127,7 @@ def repair_missing_minutes(
 @dg.sensor(
     name="watch_refresh",
     description=(
-        "Keeps the signals current: reports the runs of the refresh policy every five minutes, and"
+        "Keeps the features current: reports the runs of the refresh policy every five minutes, and"
         " a failed run at once. It refreshes in its own tick when neither a worker nor a job of the"
         " database has run the policy for two intervals."
     ),
