@@ -80,7 +80,7 @@ def test_the_gaps_command_accounts_for_all_minutes(simulated_database: str) -> N
         assert "to account for" in done.stdout
         done = run_on(simulated_database, "gaps", "--symbol", "ZZZ")
         assert (done.returncode, minutes_to_account(conn)) == (0, 0)
-    assert "minutes open in 1 gaps" in done.stdout
+    assert "minutes open in 1 gap\n" in done.stdout
     assert "to account for" not in run_on(simulated_database, "top", "--once").stdout
 
 

@@ -119,3 +119,19 @@ def test_a_pass_of_more_than_seven_days_fails_the_check(stored: Conn) -> None:
     result = check(stored)
     assert not result.passed
     assert "takes more than 7 days" in result.summary
+
+
+def test_a_wrong_row_of_the_sample_and_of_the_pass_counts_once(stored: Conn) -> None:
+    """The check always compares the newest hour; here the pass has come to the same hour."""
+    stored.execute(
+        "UPDATE features_1m SET volume_z = volume_z + 1e-9"
+        " WHERE symbol = 'A' AND bucket = feature_platform.due_until() - interval '9 minutes'"
+    )
+    days_pass(stored, 6)
+    stored.execute(
+        "UPDATE feature_platform.verification SET symbol = 'A',"
+        " next_ts = feature_platform.due_until() - interval '50 minutes'"
+    )
+    found = check(stored)
+    assert found.summary.startswith("1 of ")
+    assert found.wrong == 1
