@@ -39,6 +39,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 _LONGEST = (
     "test_benchmarks_run.py",
     "test_dev.py",
+    "test_dev_full_disk.py",
     "test_live_chaos.py",
     "test_notebooks.py",
     "test_recorder.py",
