@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
 
 # The pause between two looks for new marks.
-_LOOK_FOR_MARKS_SECONDS = 0.07
+_LOOK_FOR_MARKS_SECONDS = 0.05
 
 # After a refresh of new marks, the worker rests as long as the refresh took, within these limits,
 # and refreshes the commits of that time together: a single bar is refreshed at once, a thousand
@@ -107,7 +107,7 @@ class RefreshLog:
 class Worker:
     """Refresh rows as soon as they are due, and run the policy on its schedule, until `stop`.
 
-    It looks for new marks in the dirty log 14 times a second and refreshes their due rows; rows of
+    It looks for new marks in the dirty log 20 times a second and refreshes their due rows; rows of
     earlier marks are refreshed when they become due.
 
     One worker of a database is active; others wait until it ends. After a lost connection it
