@@ -18,6 +18,7 @@ from feature_platform.errors import UserError, one_line
 from feature_platform.near_names import near_names
 from feature_platform.queries import queries
 from feature_platform.views import compiler, plain
+from feature_platform.views.aggregates import parse_aggregate
 from feature_platform.views.expressions import MINUTE, Lag, Window, span_text, walk
 from feature_platform.views.view import FeatureView, look_back, warm_up
 
@@ -131,11 +132,6 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
         f"there is no feature view {name!r}{near_names(name, sorted(known))}:"
         " `feature-platform views list` lists all"
     )
-
-
-def served_columns(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
-    """Return the columns of each view that can be read, by its name."""
-    return {name: columns for name, _, columns in connection.execute(queries["views_served"])}
 
 
 def plan(connection: psycopg.Connection[Any], views: Sequence[FeatureView]) -> list[ViewPlan]:
@@ -336,12 +332,11 @@ def _check(connection: psycopg.Connection[Any], view: FeatureView) -> None:
         for node in walk(expression):
             if not isinstance(node, Window) or node.aggregate is None:
                 continue
-            function, _, fraction = node.aggregate.partition("(")
-            schema, _, name = function.partition(".")
-            asked = {"schema": schema, "name": name, "ordered": bool(fraction)}
+            schema, name, fraction = parse_aggregate(node.aggregate, f"{view.name}.{column}")
+            asked = {"schema": schema, "name": name, "ordered": fraction is not None}
             row = connection.execute(queries["views_aggregate"], asked).fetchone()
             if row is not None and row[0] is not None:
-                raise UserError(f"{view.name}.{column}: aggregate {function} {row[0]}: {node}")
+                raise UserError(f"{view.name}.{column}: aggregate {schema}.{name} {row[0]}: {node}")
 
 
 class _Measured(Exception):

@@ -19,6 +19,7 @@ from datetime import timedelta
 
 from psycopg import sql
 
+from feature_platform.views.aggregates import aggregate_call
 from feature_platform.views.expressions import (
     MINUTE,
     SUMMED,
@@ -32,7 +33,6 @@ from feature_platform.views.expressions import (
     Window,
     walk,
 )
-from feature_platform.views.plain import aggregate_call, is_integer
 from feature_platform.views.stages import (
     Ref,
     Stage,
@@ -1070,7 +1070,7 @@ def outputs(plan: Plan) -> _Named:
     found: _Named = []
     for name, expression in plan.view.columns.items():
         value = plan.value(expression)
-        if is_integer(expression):
+        if expression.is_integer:
             value = text("({value})::integer", value=value)
         found.append((name, value))
     return found
@@ -1217,7 +1217,7 @@ def _tables(plan: Plan, names: Names) -> sql.Composed:
         state=names.state,
         columns=listed(
             [
-                declared(name, "integer" if is_integer(one) else "double precision")
+                declared(name, "integer" if one.is_integer else "double precision")
                 for name, one in plan.view.columns.items()
             ],
             "",

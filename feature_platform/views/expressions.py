@@ -71,6 +71,11 @@ class Expression:
         return False
 
     @property
+    def is_integer(self) -> bool:
+        """Return whether the values are whole numbers: those of `count`."""
+        return False
+
+    @property
     def key(self) -> str:
         """Return the text that equal expressions share: the source of the expression."""
         return str(self)
@@ -231,6 +236,10 @@ class Window(Expression):
     @property
     def arguments(self) -> tuple[Expression, ...]:
         return self.of
+
+    @property
+    def is_integer(self) -> bool:
+        return self.function == "count"
 
     def __str__(self) -> str:
         name = "" if self.aggregate is None else f'"{self.aggregate}", '

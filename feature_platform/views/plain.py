@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from psycopg import sql
 
+from feature_platform.views.aggregates import aggregate_call
 from feature_platform.views.expressions import (
     MINUTE,
     Bar,
@@ -79,7 +80,7 @@ def compiled(view: FeatureView, number: int) -> sql.Composed:
     columns = [
         sql.SQL("{} {}").format(
             sql.Identifier(name),
-            sql.SQL("integer" if is_integer(expression) else "double precision"),
+            sql.SQL("integer" if expression.is_integer else "double precision"),
         )
         for name, expression in view.columns.items()
     ]
@@ -140,7 +141,7 @@ def _values(view: FeatureView) -> sql.Composed:
     columns = [
         sql.SQL("{}{} AS {}").format(
             _value(expression, number),
-            sql.SQL("::integer" if is_integer(expression) else ""),
+            sql.SQL("::integer" if expression.is_integer else ""),
             sql.Identifier(name),
         )
         for name, expression in view.columns.items()
@@ -172,11 +173,6 @@ def _guarded(node: Expression, number: dict[str, int]) -> sql.Composable:
     if isinstance(node, Window) and node.aggregate is not None:
         return _aggregate(raw, node.aggregate)
     return raw if node.is_condition else _GUARD.format(raw)
-
-
-def is_integer(expression: Expression) -> bool:
-    """Return whether a column has whole numbers: that of `count`."""
-    return isinstance(expression, Window) and expression.function == "count"
 
 
 def _value(node: Expression, number: dict[str, int]) -> sql.Composable:
@@ -309,17 +305,6 @@ def _aggregate(raw: sql.Composable, name: str) -> sql.Composable:
         "(SELECT {guarded} FROM (SELECT {call} AS value"
         " FROM unnest({raw}) WITH ORDINALITY AS u (value, place)) AS a)"
     ).format(guarded=guarded, call=aggregate_call(name), raw=raw)
-
-
-def aggregate_call(name: str) -> sql.Composable:
-    """Return the call of an aggregate on u.value, in the order of u.place."""
-    function, _, fraction = name.rstrip(")").partition("(")
-    called = sql.SQL(".").join(sql.Identifier(one) for one in function.split("."))
-    if fraction:
-        return sql.SQL("({}({}) WITHIN GROUP (ORDER BY u.value))::double precision").format(
-            called, sql.Literal(float(fraction))
-        )
-    return sql.SQL("{}(u.value ORDER BY u.place)::double precision").format(called)
 
 
 def _ema(node: Ema, of: sql.Composable, view: FeatureView, before: int) -> sql.Composable:

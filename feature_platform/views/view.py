@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from feature_platform.errors import UserError
+from feature_platform.views.aggregates import parse_aggregate
 from feature_platform.views.expressions import (
-    MINUTE,
-    Call,
     Ema,
     Expression,
     Lag,
@@ -92,7 +91,7 @@ class FeatureView:
                     f" '{self.every}' in {node}"
                 )
             if isinstance(node, Window) and node.function == "aggregate":
-                check_aggregate_name(node.aggregate or "", where)
+                parse_aggregate(node.aggregate or "", where)
         back = look_back(expression, width)
         if back > MAX_LOOK_BACK:
             raise UserError(f"{where}: it looks back {back.days} days; the most is 400 days")
@@ -133,21 +132,9 @@ def ema_grid(span: timedelta, width: timedelta) -> timedelta:
     return buckets * width
 
 
-def check_aggregate_name(name: str, where: str) -> None:
-    """Raise UserError where a name cannot be that of an aggregate, with its schema."""
-    if not re.fullmatch(r"[a-z_][a-z0-9_]*\.[a-z_][a-z0-9_]*(\((0|1|0?\.\d+|1\.0)\))?", name):
-        raise UserError(
-            f"{where}: aggregate {name!r} is not a name with its schema, such as"
-            ' "public.my_aggregate" or "pg_catalog.percentile_cont(0.5)"'
-        )
-
-
 def _check_name(name: object, which: str, reserved: Collection[str]) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in reserved:
         raise UserError(
             f"{which} {name!r}: a name has lower-case letters, digits and underscores, begins with"
             f" a letter, has at most 51 characters, and is none of {', '.join(sorted(reserved))}"
         )
-
-
-__all__ = ["MINUTE", "Call", "FeatureView", "ema_grid", "look_back", "warm_up"]

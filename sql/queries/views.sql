@@ -73,10 +73,6 @@ SELECT v.name, v.version, v.every, v.description, v.columns, v.sources, v.look_b
  CROSS JOIN LATERAL feature_platform.view_progress(v) AS s
  ORDER BY v.name, v.version;
 
--- views_served --
--- The views that can be read, with their columns.
-SELECT name, every, columns FROM feature_platform.feature_view WHERE served ORDER BY name;
-
 -- views_compiled --
 -- The SQL of the newest version of a view.
 SELECT compiled FROM feature_platform.feature_view WHERE name = %(name)s ORDER BY version DESC LIMIT 1;
