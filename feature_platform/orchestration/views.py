@@ -22,13 +22,13 @@ from feature_platform.refresh import refresh
 from feature_platform.schema import require_version
 from feature_platform.settings import get_settings
 from feature_platform.views import catalog
-from feature_platform.views.catalog import ViewStatus
+from feature_platform.views.catalog import Version
 from feature_platform.views.checks import CHECKS, evaluate
 
 _log = logging.getLogger(__name__)
 
 
-def applied_views() -> list[ViewStatus]:
+def applied_views() -> list[Version]:
     """Return the views that can be read; none where the database does not answer.
 
     An embedded server is not started for this.
@@ -39,23 +39,23 @@ def applied_views() -> list[ViewStatus]:
     try:
         with connect_briefly() as brief:
             require_version(brief.connection)
-            return [view for view in catalog.list_views(brief.connection) if view.served]
+            return [view for view in catalog.all_versions(brief.connection) if view.served]
     except (UserError, psycopg.Error) as error:
         _log.warning("no assets of feature views: %s", one_line(error))
         return []
 
 
-def view_assets(views: list[ViewStatus]) -> list[dg.AssetsDefinition]:
+def view_assets(views: list[Version]) -> list[dg.AssetsDefinition]:
     """Return an asset for each view, partitioned by day."""
     return [_asset(view) for view in views]
 
 
-def view_checks(views: list[ViewStatus]) -> list[dg.AssetChecksDefinition]:
+def view_checks(views: list[Version]) -> list[dg.AssetChecksDefinition]:
     """Return the checks of each view."""
     return [_checks(view) for view in views]
 
 
-def _asset(view: ViewStatus) -> dg.AssetsDefinition:
+def _asset(view: Version) -> dg.AssetsDefinition:
     columns = [
         dg.TableColumn("symbol", "text", description="The symbol, as in ohlcv_1m."),
         dg.TableColumn("bucket", "timestamp with time zone", description="UTC start."),
@@ -116,7 +116,7 @@ def _asset(view: ViewStatus) -> dg.AssetsDefinition:
     return of_view
 
 
-def _checks(view: ViewStatus) -> dg.AssetChecksDefinition:
+def _checks(view: Version) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=f"{view.name}_checks",
         specs=[

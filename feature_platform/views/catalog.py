@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -93,7 +93,12 @@ class ViewPlan:
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
+    """A version of a feature view, as it was applied.
+
+    sources: the expression of each column.
+    """
+
     id: int
     name: str
     version: int
@@ -102,22 +107,28 @@ class _Version:
     description: str
     columns: list[str]
     sources: list[str]
+    look_back: timedelta
     served: bool
     state: str
 
 
-def list_views(connection: psycopg.Connection[Any]) -> list[ViewStatus]:
-    """Return every version of every view, in the order of their names."""
+def list_views(connection: psycopg.Connection[Any], name: str | None = None) -> list[ViewStatus]:
+    """Return every version of every view, or of one, in the order of their names."""
     with connection.cursor(row_factory=class_row(ViewStatus)) as cursor:
-        return cursor.execute(queries["views_list"]).fetchall()
+        return cursor.execute(queries["views_list"], {"name": name}).fetchall()
+
+
+def all_versions(connection: psycopg.Connection[Any]) -> list[Version]:
+    """Return every version of every view, in the order of their names; `list_views` knows more."""
+    with connection.cursor(row_factory=class_row(Version)) as cursor:
+        return cursor.execute(queries["views_versions"]).fetchall()
 
 
 def versions_of(connection: psycopg.Connection[Any], name: str) -> list[ViewStatus]:
     """Return the versions of one view; raises UserError where there is none."""
-    found = list_views(connection)
-    versions = [one for one in found if one.name == name]
+    versions = list_views(connection, name)
     if not versions:
-        raise _unknown(name, {one.name for one in found})
+        raise _unknown(connection, name)
     return versions
 
 
@@ -127,16 +138,17 @@ def compiled_text(connection: psycopg.Connection[Any], name: str) -> str:
     return "" if row is None else str(row[0])
 
 
-def _unknown(name: str, known: Iterable[str]) -> UserError:
+def _unknown(connection: psycopg.Connection[Any], name: str) -> UserError:
+    known = sorted({one.name for one in all_versions(connection)})
     return UserError(
-        f"there is no feature view {name!r}{near_names(name, sorted(known))}:"
+        f"there is no feature view {name!r}{near_names(name, known)}:"
         " `feature-platform views list` lists all"
     )
 
 
 def plan(connection: psycopg.Connection[Any], views: Sequence[FeatureView]) -> list[ViewPlan]:
     """Return the change that `apply` would make, and the cost of each view; change nothing."""
-    versions = _versions(connection)
+    versions = all_versions(connection)
     return [_measured(connection, _plan_of(view, versions)) for view in views]
 
 
@@ -149,7 +161,7 @@ def apply(connection: psycopg.Connection[Any], views: Sequence[FeatureView]) -> 
     Raises UserError, and changes nothing, where the user may not, or a view cannot be made.
     """
     with _owner(connection):
-        versions = _versions(connection)
+        versions = all_versions(connection)
         plans = [_plan_of(view, versions) for view in views]
         for one in plans:
             _check(connection, one.view)
@@ -169,12 +181,7 @@ def drop(connection: psycopg.Connection[Any], name: str) -> None:
         except psycopg.errors.DependentObjectsStillExist as error:
             raise UserError(f"{name} is not dropped: {error.diag.message_detail}") from None
         if row is None or not row[0]:
-            raise _unknown(name, {one.name for one in _versions(connection)})
-
-
-def _versions(connection: psycopg.Connection[Any]) -> list[_Version]:
-    with connection.cursor(row_factory=class_row(_Version)) as cursor:
-        return cursor.execute(queries["views_versions"]).fetchall()
+            raise _unknown(connection, name)
 
 
 @contextmanager
@@ -226,9 +233,8 @@ def _act_as_owner(connection: psycopg.Connection[Any]) -> None:
     connection.execute("SET LOCAL client_min_messages = warning")
 
 
-def _plan_of(view: FeatureView, versions: Sequence[_Version]) -> ViewPlan:
-    own = [one for one in versions if one.name == view.name]
-    newest = max(own, key=lambda one: one.version, default=None)
+def _plan_of(view: FeatureView, versions: Sequence[Version]) -> ViewPlan:
+    newest = _newest(_own(view, versions))
     sources = {name: str(expression) for name, expression in view.columns.items()}
     made = ViewPlan(
         view,
@@ -256,7 +262,15 @@ def _plan_of(view: FeatureView, versions: Sequence[_Version]) -> ViewPlan:
     return made
 
 
-def _shift(version: _Version) -> timedelta:
+def _own(view: FeatureView, versions: Sequence[Version]) -> list[Version]:
+    return [one for one in versions if one.name == view.name]
+
+
+def _newest(versions: Sequence[Version]) -> Version | None:
+    return max(versions, key=lambda one: one.version, default=None)
+
+
+def _shift(version: Version) -> timedelta:
     return timedelta(seconds=version.origin.timestamp())
 
 
@@ -270,11 +284,11 @@ def _bytes_a_year(view: FeatureView) -> int:
 
 
 def _apply_one(
-    connection: psycopg.Connection[Any], one: ViewPlan, versions: Sequence[_Version]
+    connection: psycopg.Connection[Any], one: ViewPlan, versions: Sequence[Version]
 ) -> None:
     view = one.view
-    own = [version for version in versions if version.name == view.name]
-    newest = max(own, key=lambda version: version.version, default=None)
+    own = _own(view, versions)
+    newest = _newest(own)
     if one.action == "new":
         taken = connection.execute(queries["views_name_taken"], {"name": view.name}).fetchone()
         if taken is None or taken[0]:

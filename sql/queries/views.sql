@@ -13,7 +13,7 @@ LOCK TABLE feature_platform.view_lock IN EXCLUSIVE MODE;
 
 -- views_versions --
 -- The versions of all views, the served one of a name first.
-SELECT id, name, version, every, origin, description, columns, sources, served, state
+SELECT id, name, version, every, origin, description, columns, sources, look_back, served, state
   FROM feature_platform.feature_view ORDER BY name, version;
 
 -- views_name_taken --
@@ -65,12 +65,14 @@ SELECT feature_platform.drop_view_version(%(id)s);
 SELECT feature_platform.drop_view(%(name)s);
 
 -- views_list --
--- The state of each version: its symbols, the built part of its history, dirty buckets and the age of its newest row.
+-- The state of each version of a view, or of all views: its symbols, the built part of its history, dirty buckets and
+-- the age of its newest row.
 SELECT v.name, v.version, v.every, v.description, v.columns, v.sources, v.look_back, v.state, v.error, v.served,
        v.applied_at, v.built_at, s.symbols, s.buckets, s.unbuilt, s.dirty, s.dirty_age,
        feature_platform.view_lag(v) AS lag
   FROM feature_platform.feature_view v
  CROSS JOIN LATERAL feature_platform.view_progress(v) AS s
+ WHERE %(name)s::text IS NULL OR v.name = %(name)s
  ORDER BY v.name, v.version;
 
 -- views_compiled --
