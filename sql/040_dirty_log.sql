@@ -85,6 +85,9 @@ COMMENT ON FUNCTION feature_platform.mark_dirty() IS
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty_truncate() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    every_minute CONSTANT tstzmultirange :=
+        tstzmultirange(tstzrange('1970-01-01 00:00:00+00', '10000-01-01 00:00:00+00'));
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'TRUNCATE of ohlcv_1m needs READ COMMITTED, this transaction is %',
@@ -98,15 +101,13 @@ BEGIN
                (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket LIMIT 1),
                (SELECT f.bucket FROM public.features_1m f WHERE f.symbol = s.symbol ORDER BY f.bucket DESC LIMIT 1)
                    + interval '24 hours')),
-           tstzmultirange(tstzrange('1970-01-01 00:00:00+00', '10000-01-01 00:00:00+00')), true
+           every_minute, true
     FROM feature_platform.stored_symbol s
     ORDER BY s.symbol;
     -- Feature views may have rows of other symbols: of bars whose rows of features_1m were not due in a refresh.
     INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, removed)
-    SELECT DISTINCT v.symbol, everything.range, everything.range, true
+    SELECT DISTINCT v.symbol, every_minute, every_minute, true
     FROM feature_platform.view_symbol v
-    CROSS JOIN (VALUES (tstzmultirange(tstzrange('1970-01-01 00:00:00+00', '10000-01-01 00:00:00+00'))))
-        AS everything (range)
     WHERE NOT EXISTS (SELECT FROM feature_platform.stored_symbol s WHERE s.symbol = v.symbol);
     -- The next bars may begin later than the remembered first bar, also of symbols without rows.
     DELETE FROM feature_platform.symbol_state;

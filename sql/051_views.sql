@@ -40,8 +40,8 @@ COMMENT ON COLUMN feature_platform.feature_view.state IS
     'failed: it is no longer refreshed, see error.';
 
 -- Changed minutes of each symbol, for all views: the refresh of features_1m moves them here from the dirty log. A view
--- remembers the number up to which it has processed the changes of a symbol, so one row serves all views. The numbers
--- of one symbol increase in the order of commits, because the refresher has locked the symbol.
+-- remembers the number up to which it has processed the changes of a symbol, so one row serves all views. A refresher
+-- locks the symbol before it writes a change. Therefore a later commit always has a greater number.
 CREATE TABLE IF NOT EXISTS feature_platform.view_change (
     symbol    text COLLATE "C" NOT NULL,
     id        bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,

@@ -157,6 +157,16 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.policy_begin(text) IS 'Begins a run of the policy; returns its id.';
 
+-- Whether the next run of the policy is due, so that this one ends.
+CREATE OR REPLACE FUNCTION feature_platform.run_is_over(run_id bigint) RETURNS boolean
+    LANGUAGE sql VOLATILE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM feature_platform.policy_run r CROSS JOIN feature_platform.policy p
+                   WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
+END;
+COMMENT ON FUNCTION feature_platform.run_is_over(bigint) IS 'Whether the run after this one is due.';
+
 -- Refresh one slice of a run in the caller's transaction: of the last start_offset where rows are dirty there, else of
 -- older rows, so that a bulk import never delays the live minute. Return whether there is more for this run. A run ends
 -- when all is done or, at the end of a slice, when the next run is due. `woken`: a commit after the run caused this
@@ -202,8 +212,7 @@ BEGIN
     SET slices = r.slices + sign(slice.symbols)::integer, rows_written = r.rows_written + slice.rows_written,
         wakes = r.wakes + woken::integer, woken_at = CASE WHEN woken THEN feature_platform.clock() ELSE r.woken_at END
     WHERE r.id = run_id AND slice.symbols > 0;
-    RETURN more AND NOT EXISTS (SELECT FROM feature_platform.policy_run r
-                                WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
+    RETURN more AND NOT feature_platform.run_is_over(run_id);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.policy_step(bigint, bigint, boolean) IS

@@ -9,6 +9,16 @@ CREATE OR REPLACE FUNCTION feature_platform.view_due(
 COMMENT ON FUNCTION feature_platform.view_due(interval, timestamptz, interval) IS
     'Buckets before this time are closed, and as old as `age`.';
 
+-- The first bucket of a version at or after a time; -infinity before all of them, infinity after all.
+CREATE OR REPLACE FUNCTION feature_platform.view_from(v feature_platform.feature_view, moment timestamptz)
+    RETURNS timestamptz
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+    RETURN CASE WHEN isfinite(moment) THEN date_bin(v.every, moment + v.every - interval '1 microsecond', v.origin)
+                ELSE moment END;
+COMMENT ON FUNCTION feature_platform.view_from(feature_platform.feature_view, timestamptz) IS
+    'The first bucket of a version at or after a time.';
+
 -- The newest part of a view's buckets that holds at most so many bars (and stored rows where bars were removed), and at
 -- least one bucket; and how many these are.
 CREATE OR REPLACE FUNCTION feature_platform.newest_part(
@@ -508,16 +518,6 @@ $$;
 COMMENT ON FUNCTION feature_platform.view_step(bigint) IS
     'Refreshes one slice of the feature views; returns whether there is more.';
 
--- Whether the next run of the policy is due, so that this one ends.
-CREATE OR REPLACE FUNCTION feature_platform.run_is_over(run_id bigint) RETURNS boolean
-    LANGUAGE sql VOLATILE
-    SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT EXISTS (SELECT FROM feature_platform.policy_run r CROSS JOIN feature_platform.policy p
-                   WHERE r.id = run_id AND r.started_at + p.schedule_interval <= feature_platform.clock());
-END;
-COMMENT ON FUNCTION feature_platform.run_is_over(bigint) IS 'Whether the run after this one is due.';
-
 -- Delete the changes that every view has processed.
 CREATE OR REPLACE FUNCTION feature_platform.clear_view_changes() RETURNS void
     LANGUAGE sql VOLATILE
@@ -537,7 +537,7 @@ CREATE OR REPLACE PROCEDURE public.refresh_feature_view(
     LANGUAGE plpgsql
 AS $$
 DECLARE
-    v record;
+    v feature_platform.feature_view;
     slice record;
 BEGIN
     IF window_start >= window_end THEN
@@ -550,14 +550,12 @@ BEGIN
     -- The changes of the bars reach the views by way of features_1m. This also commits: each slice is its own
     -- transaction.
     CALL public.refresh_features_1m(window_start, window_end);
-    FOR v IN SELECT w.id, w.every, w.origin FROM feature_platform.feature_view w
+    FOR v IN SELECT * FROM feature_platform.feature_view w
              WHERE w.name = refresh_feature_view.name ORDER BY w.id LOOP
         LOOP
             SELECT * INTO slice FROM feature_platform.view_slice(
-                v.id, coalesce(date_bin(v.every, window_start + v.every - interval '1 microsecond', v.origin),
-                               '-infinity'),
-                least(date_bin(v.every, window_end + v.every - interval '1 microsecond', v.origin),
-                      feature_platform.view_due(v.every, v.origin)));
+                v.id, coalesce(feature_platform.view_from(v, window_start), '-infinity'),
+                least(feature_platform.view_from(v, window_end), feature_platform.view_due(v.every, v.origin)));
             COMMIT;
             EXIT WHEN NOT slice.more;
         END LOOP;

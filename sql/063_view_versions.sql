@@ -8,6 +8,24 @@ CREATE OR REPLACE FUNCTION feature_platform.view_columns(columns text[]) RETURNS
             FROM unnest(ARRAY['symbol', 'bucket'] || columns) WITH ORDINALITY AS c (name, place));
 COMMENT ON FUNCTION feature_platform.view_columns(text[]) IS 'The columns of a version in SQL.';
 
+-- Grant a right such as "SELECT ON public.momentum_1m" to the roles that may read all features.
+CREATE OR REPLACE FUNCTION feature_platform.grant_to_readers(right_on text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role text;
+BEGIN
+    FOR role IN SELECT r.rolname FROM pg_roles r
+                WHERE r.rolname IN ('feature_platform_refresher', 'feature_platform_orchestrator',
+                                    'feature_platform_reader') LOOP
+        EXECUTE format('GRANT %s TO %I', right_on, role);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.grant_to_readers(text) IS
+    'Grants a right to the roles that may read all features.';
+
 -- Make public.NAME show the rows of a version, with the rights that it had, and drop the version that it showed. The
 -- caller has locked view_lock in EXCLUSIVE mode.
 CREATE OR REPLACE FUNCTION feature_platform.serve_view(of_view integer) RETURNS void
@@ -21,7 +39,6 @@ DECLARE
     made text;
     rights aclitem[];
     granted record;
-    role text;
 BEGIN
     SELECT * INTO STRICT v FROM feature_platform.feature_view w WHERE w.id = of_view;
     SELECT * INTO old FROM feature_platform.feature_view w WHERE w.name = v.name AND w.served AND w.id <> of_view;
@@ -46,11 +63,7 @@ BEGIN
     FOR granted IN SELECT c.name, c.source FROM unnest(v.columns, v.sources) AS c (name, source) LOOP
         EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', qualified, granted.name, granted.source);
     END LOOP;
-    FOREACH role IN ARRAY '{refresher,orchestrator,reader}'::text[] LOOP
-        IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'feature_platform_' || role) THEN
-            EXECUTE format('GRANT SELECT ON %s TO %I', qualified, 'feature_platform_' || role);
-        END IF;
-    END LOOP;
+    PERFORM feature_platform.grant_to_readers('SELECT ON ' || qualified);
     UPDATE feature_platform.feature_view w SET served = false WHERE w.id = old.id;
     UPDATE feature_platform.feature_view w SET served = true WHERE w.id = of_view;
     IF old.id IS NOT NULL THEN
@@ -184,17 +197,13 @@ CREATE OR REPLACE FUNCTION feature_platform.finish_view_tables(of_view integer) 
 AS $$
 DECLARE
     made record;
-    role text;
 BEGIN
     FOR made IN SELECT p.oid::regprocedure::text AS name, p.proname LIKE '%\_plain%' AS is_plain FROM pg_proc p
                 WHERE p.pronamespace = 'feature_views'::regnamespace AND p.proname LIKE 'v' || of_view || '\_%' LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.name);
-        CONTINUE WHEN NOT made.is_plain;
-        FOREACH role IN ARRAY '{refresher,orchestrator,reader}'::text[] LOOP
-            IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'feature_platform_' || role) THEN
-                EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', made.name, 'feature_platform_' || role);
-            END IF;
-        END LOOP;
+        IF made.is_plain THEN
+            PERFORM feature_platform.grant_to_readers('EXECUTE ON FUNCTION ' || made.name);
+        END IF;
     END LOOP;
     PERFORM feature_platform.make_view_hypertables(of_view);
 END
@@ -235,16 +244,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.drop_view(text) IS 'Drops a view with all of its versions.';
-
--- The first bucket of a version at or after a time; -infinity before all of them, infinity after all.
-CREATE OR REPLACE FUNCTION feature_platform.view_from(v feature_platform.feature_view, moment timestamptz)
-    RETURNS timestamptz
-    LANGUAGE sql STABLE
-    SET search_path = pg_catalog, pg_temp
-    RETURN CASE WHEN isfinite(moment) THEN date_bin(v.every, moment + v.every - interval '1 microsecond', v.origin)
-                ELSE moment END;
-COMMENT ON FUNCTION feature_platform.view_from(feature_platform.feature_view, timestamptz) IS
-    'The first bucket of a version at or after a time.';
 
 -- The symbols of a version, the buckets between their first and last bar, those of them that are not built yet, those
 -- that are dirty, and since when.
@@ -342,7 +341,7 @@ $$;
 COMMENT ON FUNCTION feature_platform.dirty_newest_bucket(integer) IS
     'Makes each symbol''s newest bucket dirty, for a measurement.';
 
--- Of the bars of a symbol, the newest that no kept row needs, whatever its view: bars before it may be deleted.
+-- The time from which on the views need the bars of a symbol for the rows that are kept. Earlier bars may be deleted.
 CREATE OR REPLACE FUNCTION feature_platform.views_need_from(of_symbol text, kept_from timestamptz) RETURNS timestamptz
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -406,9 +405,10 @@ COMMENT ON FUNCTION feature_platform.delete_old_view_rows(timestamptz, bigint) I
 
 -- Every relation of features that can be read, with its columns: features_1m and the feature views.
 CREATE OR REPLACE VIEW feature_platform.readable_view AS
-SELECT 'features_1m' AS name,
-       ARRAY['last_close', 'vol', 'log_return', 'n_1d', 'ma_vol_1d', 'std_vol_1d', 'volume_z', 'vwap_gap',
-             'parkinson_vol'] AS columns
+SELECT 'features_1m' AS name, array_agg(a.attname::text ORDER BY a.attnum) AS columns
+  FROM pg_attribute a
+ WHERE a.attrelid = 'public.features_1m'::regclass AND a.attnum > 0 AND NOT a.attisdropped
+   AND a.attname NOT IN ('symbol', 'bucket')
 UNION ALL
 SELECT v.name, v.columns FROM feature_platform.feature_view v WHERE v.served;
 COMMENT ON VIEW feature_platform.readable_view IS 'Every relation of features that can be read, with its columns.';

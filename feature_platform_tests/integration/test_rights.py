@@ -167,6 +167,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.newest_part": NO_ROLE,
     "feature_platform.pick_view_symbols": NO_ROLE,
     "feature_platform.refresh_view_symbols": NO_ROLE,
+    "feature_platform.grant_to_readers": NO_ROLE,
     "feature_platform.run_is_over": NO_ROLE,
     "feature_platform.serve_view": NO_ROLE,
     "feature_platform.view_columns": NO_ROLE,

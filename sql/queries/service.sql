@@ -126,7 +126,8 @@ SELECT f.bucket
  ORDER BY f.bucket OFFSET %(rows)s LIMIT 1;
 
 -- service_view_states --
--- Of each view that can be read: seconds of lag, dirty buckets, seconds since the oldest mark, built part, failed.
+-- One row for each view that can be read: the lag in seconds, the number of dirty buckets, the seconds since the oldest
+-- mark, the built part (0 to 1), and 1 if the view has failed.
 SELECT v.name, extract(epoch FROM feature_platform.view_lag(v))::double precision, s.dirty,
        coalesce(extract(epoch FROM s.dirty_age), 0)::double precision,
        CASE WHEN s.buckets > 0 THEN 1 - s.unbuilt::double precision / s.buckets ELSE 1 END,

@@ -216,7 +216,8 @@ SELECT k.symbol, newest.bucket
  ORDER BY k.symbol LIMIT 1000;
 
 -- views_check_nulls --
--- Of each symbol, the number of values of each column in its newest 100 rows, where its warm-up was over before them.
+-- One row for each symbol: the number of values of each column in its newest 100 rows. A symbol whose warm-up ended
+-- later than its oldest row of these has no row.
 SELECT k.symbol AS _symbol, n.*
   FROM feature_platform.feature_view v
  CROSS JOIN feature_platform.bar_symbol k
