@@ -12,7 +12,6 @@ import pyarrow.csv
 import pyarrow.ipc
 
 from feature_platform.service.answers import dump_json
-from feature_platform.service.rows import COLUMNS
 
 Format = Literal["json", "csv", "arrow"]
 
@@ -98,7 +97,7 @@ class _TableWriter:
         return written
 
 
-def make_writer(form: Format, next_page: str | None, columns: Sequence[str] = COLUMNS) -> Writer:
+def make_writer(form: Format, next_page: str | None, columns: Sequence[str]) -> Writer:
     """Return a new writer; only JSON holds the address of the next page.
 
     columns: of the rows; the first two are symbol and bucket.

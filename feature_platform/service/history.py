@@ -7,7 +7,7 @@ blocks no other client, and costs the memory of one part.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -22,7 +22,7 @@ from feature_platform.clock import parse_time
 from feature_platform.service.answers import RejectedError, error_responses
 from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
 from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
-from feature_platform.service.rows import Row, Symbol
+from feature_platform.service.rows import COLUMNS, Row, Symbol
 from feature_platform.service.symbols import unknown_symbols
 
 MOST_DAYS = 366
@@ -100,21 +100,17 @@ def make_router(pool: QueryPool) -> APIRouter:
 
         If the database fails meanwhile, the connection is closed before the page is complete.
         """
-        form = query.format or choose(",".join(request.headers.getlist("accept")))
-        if form is None:
-            raise RejectedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
-        check_range(query)
+        form = check_page(request, query)
         next_start = await _next_start(pool, query)
         end = next_start or query.end
         first = await _part(pool, query.symbol, query.start, end)
         if not first:
             await _check_symbol(pool, query.symbol)
-        next_page = None if next_start is None else _link(query, next_start)
-        return Parts(
-            _write(make_writer(form, next_page), pool, query.symbol, first, end),
-            media_type=MEDIA_TYPES[form],
-            headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
-        )
+
+        def after(bucket: datetime) -> Awaitable[list[TupleRow]]:
+            return _part(pool, query.symbol, bucket + _MINUTE, end)
+
+        return answer_page(form, _PATH, query, next_start, COLUMNS, first, after)
 
     return router
 
@@ -129,19 +125,40 @@ class Parts(StreamingResponse):
             _log.warning("an answer ended before it was complete: %s", error)
 
 
+def answer_page(
+    form: Format,
+    path: str,
+    query: HistoryQuery,
+    next_start: datetime | None,
+    columns: Sequence[str],
+    rows: list[TupleRow],
+    after: Callable[[datetime], Awaitable[list[TupleRow]]],
+) -> Response:
+    """Return a page of rows, which names the address of the next page, if any.
+
+    path, next_start: of the next page; without a start this page is the last one.
+    rows: the first part of the page.
+    after: return the part after a bucket; a part has `PART` rows, the last one fewer.
+    """
+    next_page = None
+    if next_start is not None:
+        next_page = f"{path}?{urlencode(_page_parameters(query, next_start))}"
+    return Parts(
+        _write(make_writer(form, next_page, columns), rows, after),
+        media_type=MEDIA_TYPES[form],
+        headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
+    )
+
+
 async def _write(
     writer: Writer,
-    pool: QueryPool,
-    symbol: str,
     rows: list[TupleRow],
-    end: datetime,
+    after: Callable[[datetime], Awaitable[list[TupleRow]]],
 ) -> AsyncIterator[bytes]:
-    """Yield the bytes of the rows before `end`; `rows` are the first of them."""
     yield writer.begin()
     while rows:
         yield writer.add(rows)
-        start = rows[-1][1] + _MINUTE
-        rows = await _part(pool, symbol, start, end) if len(rows) == PART else []
+        rows = await after(rows[-1][1]) if len(rows) == PART else []
     yield writer.end()
 
 
@@ -164,19 +181,19 @@ async def _check_symbol(pool: QueryPool, symbol: str) -> None:
         raise await unknown_symbols(pool, [symbol])
 
 
-def check_range(query: HistoryQuery) -> None:
-    """Raise RejectedError for a range that is empty or too long."""
+def check_page(request: Request, query: HistoryQuery) -> Format:
+    """Return the format of a page; raise RejectedError if there is none, or for a bad range."""
+    form = query.format or choose(",".join(request.headers.getlist("accept")))
+    if form is None:
+        raise RejectedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
     if query.start >= query.end:
         raise RejectedError(400, "start is not before end")
     if query.end - query.start > timedelta(days=MOST_DAYS):
         raise RejectedError(400, f"from start to end is more than {MOST_DAYS} days")
+    return form
 
 
-def _link(query: HistoryQuery, start: datetime) -> str:
-    return f"{_PATH}?{urlencode(page_parameters(query, start))}"
-
-
-def page_parameters(query: HistoryQuery, start: datetime) -> dict[str, object]:
+def _page_parameters(query: HistoryQuery, start: datetime) -> dict[str, object]:
     """Return the parameters of the page that begins at a bucket."""
     return {
         "symbol": query.symbol,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
-from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request
 from psycopg import sql
@@ -15,15 +15,7 @@ from starlette.responses import Response
 
 from feature_platform.near_names import near_names
 from feature_platform.service.answers import RejectedError, answer_json, error_responses
-from feature_platform.service.formats import MEDIA_TYPES, Writer, choose, make_writer
-from feature_platform.service.history import (
-    PAGE,
-    PART,
-    HistoryQuery,
-    Parts,
-    check_range,
-    page_parameters,
-)
+from feature_platform.service.history import PAGE, PART, HistoryQuery, answer_page, check_page
 from feature_platform.service.latest import LatestQuery
 from feature_platform.service.pool import QueryPool
 
@@ -138,10 +130,7 @@ def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
 
         If the database goes away, the connection is cut before the page is complete.
         """
-        form = query.format or choose(",".join(request.headers.getlist("accept")))
-        if form is None:
-            raise RejectedError(406, f"the formats are {', '.join(MEDIA_TYPES.values())}")
-        check_range(query)
+        form = check_page(request, query)
         width, columns, identifiers = await _table(pool, view)
         window = {"symbol": query.symbol, "start": query.start, "end": query.end}
         page = {**window, "rows": query.limit}
@@ -153,37 +142,16 @@ def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
             any_row = {"symbols": [query.symbol], "width": width}
             newest = await pool.fetch("service_view_latest", any_row, **identifiers)
             _check_symbols(view, [query.symbol], {row[0]: row for row in newest})
-        next_page = None
-        if next_start is not None:
-            next_page = f"{_PATH}/{quote(view)}?{urlencode(page_parameters(query, next_start))}"
-        writer = make_writer(form, next_page, ("symbol", "bucket", *columns))
-        return Parts(
-            _write(writer, pool, window, first, width, identifiers),
-            media_type=MEDIA_TYPES[form],
-            headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
-        )
+
+        def after(bucket: datetime) -> Awaitable[list[TupleRow]]:
+            part = {**window, "start": bucket + width, "rows": PART}
+            return pool.fetch("service_view_rows", part, **identifiers)
+
+        path = f"{_PATH}/{quote(view)}"
+        all_columns = ("symbol", "bucket", *columns)
+        return answer_page(form, path, query, next_start, all_columns, first, after)
 
     return router
-
-
-async def _write(
-    writer: Writer,
-    pool: QueryPool,
-    window: dict[str, Any],
-    rows: list[TupleRow],
-    width: timedelta,
-    identifiers: dict[str, sql.Composable],
-) -> AsyncIterator[bytes]:
-    """Yield the bytes of the rows of a window; `rows` are the first of them."""
-    yield writer.begin()
-    while rows:
-        yield writer.add(rows)
-        after: datetime = rows[-1][1] + width
-        part = {**window, "start": after, "rows": PART}
-        rows = (
-            await pool.fetch("service_view_rows", part, **identifiers) if len(rows) == PART else []
-        )
-    yield writer.end()
 
 
 async def _table(
