@@ -251,6 +251,7 @@ def _read(
     to_form = _converter(form)
     index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
     with reader() as source:
+        _check_ever(source, table, names)
         rows = _rows(source, table, names, window, (*index, *wanted_columns))
     return to_form(_as_float64(rows, wanted_columns), index)
 
@@ -284,18 +285,16 @@ def _read_views(
         }
         shown = tuple(name for of_view in wanted.values() for name in of_view.values())
         chosen = _check_columns(_Table("+".join(views), "bucket", shown, "", ""), columns)
+        _check_ever(source, tables[0], names)
         for table in tables:
             own = {a: b for a, b in wanted[table.name].items() if b in chosen}
             rows = _rows(source, table, names, window, (*keys, *own))
             rows = rows.rename_columns([*keys, *own.values()])
             joined = rows if joined is None else joined.join(rows, keys, join_type="full outer")
     assert joined is not None, "at least one view is given"
-    joined = (
-        joined.select([*index, *chosen])
-        if len(tables) == 1
-        else (joined.sort_by([(key, "ascending") for key in keys]).select([*index, *chosen]))
-    )
-    return to_form(_as_float64(joined, chosen), index)
+    if len(tables) > 1:  # a join has no order
+        joined = joined.sort_by([(key, "ascending") for key in keys])
+    return to_form(_as_float64(joined.select([*index, *chosen]), chosen), index)
 
 
 def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
@@ -305,7 +304,6 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
         name: tuple(columns)
         for name, columns in zip(rows["name"].to_pylist(), rows["columns"].to_pylist(), strict=True)
     }
-    found["features_1m"] = FEATURES
     for view in views:
         if view not in found:
             near = near_names(str(view), list(found))
@@ -330,7 +328,6 @@ def _rows(
     """
     from feature_platform._adbc import TEXTS, one
 
-    _check_ever(source, table, names)
     names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
     first, after = window
     rows = source.stream(

@@ -20,8 +20,8 @@ from feature_platform_tests.oracle import Bar as Row
 
 Value = float | None | bool
 
-# The allowed relative difference. math.log and the server's ln may differ in the last bit, and nested
-# windows add up such differences.
+# The allowed relative difference. math.log and the server's ln may differ in the last bit, and
+# nested windows add up such differences.
 RELATIVE = 1e-9
 
 

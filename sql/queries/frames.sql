@@ -63,8 +63,8 @@ SELECT {columns}
  ORDER BY symbol, {time};
 
 -- frames_views --
--- The views that can be read, with their columns.
-SELECT name, columns FROM feature_platform.feature_view WHERE served ORDER BY name;
+-- Every table of features that can be read, with its columns; features_1m is the last one.
+SELECT name, columns FROM feature_platform.readable_view ORDER BY name = 'features_1m', name;
 
 -- frames_latest --
 -- The newest features of each of some symbols, of those that have one since a time, by one index look-up each.
