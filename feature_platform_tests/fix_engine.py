@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, LiteralString
@@ -174,3 +174,23 @@ def bench(databases: Databases) -> Iterator[Bench]:
             stack.enter_context(psycopg.connect(url, autocommit=True)) for _ in range(3)
         )
         yield Bench(databases.engine, url, conn, refresher, holder)
+
+
+def in_threads(url: str, *jobs: Callable[[psycopg.Connection], None]) -> None:
+    """Run each job in its own thread and connection, and raise the first error."""
+    raised: list[BaseException] = []
+
+    def run(job: Callable[[psycopg.Connection], None]) -> None:
+        try:
+            with psycopg.connect(url, autocommit=True) as conn:
+                job(conn)
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=[job]) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]

@@ -14,6 +14,7 @@ import pytest
 
 from feature_platform_tests.fix_engine import (
     Bench,
+    in_threads,
     read_features,
     refresh,
     waits_for_a_lock,
@@ -22,26 +23,6 @@ from feature_platform_tests.fix_processes import wait_until
 from feature_platform_tests.histories import at, bar, copy, write
 
 DAY = 1440
-
-
-def in_threads(url: str, *jobs: Callable[[psycopg.Connection], None]) -> None:
-    """Run each job in its own thread and connection, and raise the first error."""
-    raised: list[BaseException] = []
-
-    def run(job: Callable[[psycopg.Connection], None]) -> None:
-        try:
-            with psycopg.connect(url, autocommit=True) as conn:
-                job(conn)
-        except BaseException as error:  # noqa: BLE001
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=[job]) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if raised:
-        raise raised[0]
 
 
 def writer(seed: int, commits: int) -> Callable[[psycopg.Connection], None]:

@@ -6,9 +6,7 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import psycopg
 import pytest
 
 from feature_platform.views import FeatureView, bar, catalog, mean, zscore
+from feature_platform_tests.fix_engine import in_threads
 from feature_platform_tests.fix_processes import COMMAND
 from feature_platform_tests.fix_views import (
     CANDLES,
@@ -38,26 +37,6 @@ VERSIONS = [
     FeatureView("changing", "5 minutes", {"y": zscore(RETURN, "20 minutes")}),
 ]
 Conn = psycopg.Connection[Any]
-
-
-def in_threads(url: str, *jobs: Callable[[Conn], None]) -> None:
-    """Run each job in a thread with a connection of its own, and raise the first error of any."""
-    raised: list[BaseException] = []
-
-    def run(job: Callable[[Conn], None]) -> None:
-        try:
-            with psycopg.connect(url, autocommit=True) as conn:
-                job(conn)
-        except BaseException as error:  # noqa: BLE001
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=[job]) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if raised:
-        raise raised[0]
 
 
 @pytest.mark.slow

@@ -79,14 +79,21 @@ def test_a_view_is_built_by_the_policy_and_follows_its_bars(conn: psycopg.Connec
     assert left == (0,)
 
 
-def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection) -> None:
+def leave_a_mark(conn: psycopg.Connection) -> None:
+    """Add a bar, and correct one that leaves the next window: the cached sums have its old volume.
+
+    The mark of the correction is not processed.
+    """
     add_bars(conn, DAY_1, 60)
     catalog.apply(conn, [SHORT])
     refresh_all(conn)
     add_bars(conn, minute(60), 1)
     take_marks(conn)
-    # This bar leaves the window of the next bucket, and the cached sums have its old volume.
     correct(conn, 55)
+
+
+def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection) -> None:
+    leave_a_mark(conn)
     written = conn.execute(
         "SELECT rows_written FROM feature_platform.feature_view v, "
         "feature_platform.view_slice(v.id, '-infinity', '2027-01-01', waits => false)"
@@ -99,12 +106,7 @@ def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection
 
 
 def test_a_refresh_ends_beside_a_mark_that_no_session_processes(conn: psycopg.Connection) -> None:
-    add_bars(conn, DAY_1, 60)
-    catalog.apply(conn, [SHORT])
-    refresh_all(conn)
-    add_bars(conn, minute(60), 1)
-    take_marks(conn)
-    correct(conn, 55)
+    leave_a_mark(conn)
     slices = [
         conn.execute(
             "SELECT rows_written, more FROM feature_platform.feature_view v, "
