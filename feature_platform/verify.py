@@ -17,7 +17,13 @@ from psycopg.rows import dict_row
 from feature_platform.errors import UserError
 from feature_platform.near_names import near_names
 from feature_platform.queries import queries
-from feature_platform.views.verify import View, compare, served_views, slices_of
+from feature_platform.views.verify import (
+    View,
+    compare,
+    differences_of,
+    served_views,
+    slices_of,
+)
 
 SLICE = timedelta(days=30)
 # Within this time the rolling verification has compared every row of all history.
@@ -132,8 +138,7 @@ def _verify_view(
     report.pending += found.pending
     report.mismatches += found.mismatches
     for one in found.differences:
-        example = Mismatch(symbol, one.bucket, one.column, one.stored, one.expected, view.name)
-        report.examples.append(example)
+        report.examples.append(Mismatch(symbol, **vars(one), view=view.name))
     del report.examples[EXAMPLES:]
 
 
@@ -268,23 +273,7 @@ def _verify_slice(connection: psycopg.Connection[Any], one: _Slice, report: Veri
     report.pending += row["pending"]
     report.mismatches += row["mismatches"]
     for example in row["examples"]:
-        report.examples.extend(_differences(one.symbol, example))
+        report.examples += [
+            Mismatch(one.symbol, **vars(found)) for found in differences_of(example, "last_close")
+        ]
     del report.examples[EXAMPLES:]
-
-
-def _differences(symbol: str, example: dict[str, Any]) -> Iterator[Mismatch]:
-    bucket, stored, expected = example["bucket"], example["stored"], example["expected"]
-    # A missing row of an outer join has only NULLs.
-    if stored is None or stored["bucket"] is None:
-        yield Mismatch(symbol, bucket, "row", None, _number(expected["last_close"]))
-    elif expected is None or expected["bucket"] is None:
-        yield Mismatch(symbol, bucket, "row", _number(stored["last_close"]), None)
-    else:
-        for column, value in expected.items():
-            if stored[column] != value:
-                yield Mismatch(symbol, bucket, column, _number(stored[column]), _number(value))
-
-
-def _number(value: Any) -> float | None:
-    """Return a number of JSON, in which NaN is a text and a whole double an integer."""
-    return None if value is None else float(value)

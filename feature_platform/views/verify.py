@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -104,19 +104,30 @@ def compare(
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(statement, parameters).fetchone()
     assert row is not None, "the statement always gives one row"
-    differences = [found for one in row["examples"] for found in _differences(view, one)]
+    differences = [
+        found
+        for one in row["examples"]
+        for found in differences_of(one, view.columns[0], view.columns)
+    ]
     return Comparison(row["rows_checked"], row["pending"], row["mismatches"], differences[:show])
 
 
-def _differences(view: View, example: dict[str, Any]) -> Iterator[Difference]:
-    stored, expected = example["stored"], example["expected"]
-    bucket = example["bucket"]
+def differences_of(
+    example: dict[str, Any], shown: str, columns: Iterable[str] | None = None
+) -> Iterator[Difference]:
+    """Yield the values that differ between the stored and the expected row of a bucket.
+
+    shown: the column whose value stands for a row where the other row is missing.
+    columns: in this order; by default all of the expected row.
+    """
+    bucket, stored, expected = example["bucket"], example["stored"], example["expected"]
+    # A missing row of an outer join is NULL, or has only NULLs.
     if not stored or stored["bucket"] is None:
-        yield Difference(bucket, "row", None, _number(expected[view.columns[0]]))
+        yield Difference(bucket, "row", None, _number(expected[shown]))
     elif not expected or expected["bucket"] is None:
-        yield Difference(bucket, "row", _number(stored[view.columns[0]]), None)
+        yield Difference(bucket, "row", _number(stored[shown]), None)
     else:
-        for column in view.columns:
+        for column in columns or expected:
             if stored[column] != expected[column]:
                 value = _number(stored[column]), _number(expected[column])
                 yield Difference(bucket, column, *value)
