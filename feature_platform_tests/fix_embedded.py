@@ -10,12 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Self
 
+import psutil
 import psycopg
 import pytest
 
@@ -228,6 +229,21 @@ def is_running(home: Path) -> bool:
 def postmaster_pid(home: Path) -> int:
     """Return the process id of the running server."""
     return int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+@contextmanager
+def suspended(processes: Iterable[psutil.Process]) -> Iterator[list[psutil.Process]]:
+    """Suspend processes of a server while the body runs; yield those that had not ended before."""
+    alive = []
+    try:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # an autovacuum worker ends at any time
+                process.suspend()
+                alive.append(process)
+        yield alive
+    finally:
+        for process in alive:
+            process.resume()
 
 
 def use_until_it_ends(connection: psycopg.Connection) -> None:

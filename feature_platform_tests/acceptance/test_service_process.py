@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,6 +11,7 @@ import psutil
 import psycopg
 import pytest
 
+from feature_platform_tests.fix_embedded import postmaster_pid, suspended
 from feature_platform_tests.fix_processes import value, wait_until
 from feature_platform_tests.fix_service import ServiceProcess
 
@@ -37,29 +36,12 @@ def answers(http: httpx.Client) -> bool:
     return http.get(LATEST).status_code == 200
 
 
-def postmaster_of(home: Path) -> psutil.Process:
-    pid = int((home / "postgres" / "postmaster.pid").read_text().split()[0])
-    return psutil.Process(pid)
-
-
-@contextmanager
-def suspended(sessions: list[psutil.Process]) -> Iterator[None]:
-    """Suspend processes of a server while the body runs."""
-    for session in sessions:
-        session.suspend()
-    try:
-        yield
-    finally:
-        for session in sessions:
-            session.resume()
-
-
 @pytest.mark.timing
 @pytest.mark.usefixtures("existing_data")
 def test_a_request_is_rejected_soon_while_all_sessions_are_suspended(home: Path) -> None:
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:
         assert http.get(LATEST).status_code == 404
-        with suspended(postmaster_of(home).children()):
+        with suspended(psutil.Process(postmaster_pid(home)).children()):
             began = time.monotonic()
             assert http.get(LATEST).status_code == 503
             assert time.monotonic() - began < SOON
@@ -71,11 +53,11 @@ def test_the_service_survives_and_restarts_its_embedded_server(home: Path) -> No
     """The sessions of its embedded server are suspended, then the server is killed."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service, service.client() as http:
         assert http.get(LATEST).status_code == 404
-        postmaster = postmaster_of(home)
-        sessions = postmaster.children()
-        with suspended(sessions):
+        postmaster = psutil.Process(postmaster_pid(home))
+        with suspended(postmaster.children()) as sessions:
             # The service answers while the sessions are suspended.
             assert http.get(LATEST).status_code == 503
+            assert sessions
             assert all(session.status() == psutil.STATUS_STOPPED for session in sessions)
         wait_until(lambda: http.get("/readyz").status_code == 200, "the service is ready")
         postmaster.kill()

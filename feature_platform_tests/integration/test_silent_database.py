@@ -13,6 +13,7 @@ import psutil
 import psycopg
 import pytest
 
+from feature_platform_tests.fix_embedded import postmaster_pid, suspended
 from feature_platform_tests.fix_processes import COMMAND, only_line, run, run_on, wait_until
 from feature_platform_tests.fix_service import ServiceProcess
 
@@ -78,18 +79,10 @@ def stopped(home: Path) -> Iterator[Path]:
     """Yield the home of an embedded server in use, all of whose processes are suspended."""
     with ServiceProcess(FEATURE_PLATFORM_HOME=str(home)) as service:
         service.client().close()
-        postmaster = psutil.Process(
-            int((home / "postgres" / "postmaster.pid").read_text().split()[0])
-        )
-        processes = [postmaster, *postmaster.children()]
-        for process in processes:
-            process.suspend()
-        try:
+        postmaster = psutil.Process(postmaster_pid(home))
+        with suspended([postmaster, *postmaster.children()]):
             yield home
-        finally:
-            for process in processes:
-                process.resume()
-            service.stop()
+        service.stop()
 
 
 @pytest.mark.usefixtures("existing_data")
