@@ -99,7 +99,8 @@ COMMENT ON FUNCTION feature_platform.drop_view_version(integer) IS 'Drops a vers
 
 -- Let a version whose history is complete take its name, in the caller's transaction. A reader of the old version in an
 -- open transaction keeps it waiting: the attempt ends after 0.2 s and is repeated after 5 s; meanwhile the state is
--- `waiting`. Return whether a version has become live.
+-- `waiting`. Return whether there was an attempt. The caller commits after it, because a session that drops the view
+-- waits for the version's row.
 CREATE OR REPLACE FUNCTION feature_platform.serve_complete_views() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -109,33 +110,31 @@ DECLARE
     v feature_platform.feature_view;
     problem text;
 BEGIN
-    FOR v IN
-        SELECT * FROM feature_platform.feature_view w
-        WHERE w.state IN ('building', 'waiting')
-          AND coalesce(w.tried_at, '-infinity') < clock_timestamp() - interval '5 seconds'
-          AND NOT EXISTS (SELECT FROM feature_platform.view_symbol s WHERE s.view = w.id AND s.building)
-    LOOP
-        BEGIN
-            IF NOT v.served THEN
-                LOCK TABLE feature_platform.view_lock IN EXCLUSIVE MODE;
-                -- Another session may have served or dropped it while this one waited.
-                CONTINUE WHEN NOT EXISTS (SELECT FROM feature_platform.feature_view w
-                                          WHERE w.id = v.id AND NOT w.served AND w.state <> 'failed');
-                PERFORM feature_platform.serve_view(v.id);
-            END IF;
-            UPDATE feature_platform.feature_view w
-            SET state = 'live', error = NULL, built_at = coalesce(w.built_at, feature_platform.clock())
-            WHERE w.id = v.id;
-            RETURN true;
-        EXCEPTION WHEN lock_not_available OR dependent_objects_still_exist THEN
-            GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
-            UPDATE feature_platform.feature_view w
-            SET state = 'waiting', error = problem, tried_at = clock_timestamp(),
-                built_at = coalesce(w.built_at, feature_platform.clock())
-            WHERE w.id = v.id;
-        END;
-    END LOOP;
-    RETURN false;
+    SELECT * INTO v FROM feature_platform.feature_view w
+    WHERE w.state IN ('building', 'waiting')
+      AND coalesce(w.tried_at, '-infinity') < clock_timestamp() - interval '5 seconds'
+      AND NOT EXISTS (SELECT FROM feature_platform.view_symbol s WHERE s.view = w.id AND s.building)
+    ORDER BY w.id LIMIT 1
+    FOR UPDATE SKIP LOCKED;     -- a locked version is being served or dropped
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    BEGIN
+        IF NOT v.served THEN
+            LOCK TABLE feature_platform.view_lock IN EXCLUSIVE MODE;
+            PERFORM feature_platform.serve_view(v.id);
+        END IF;
+        UPDATE feature_platform.feature_view w
+        SET state = 'live', error = NULL, built_at = coalesce(w.built_at, feature_platform.clock())
+        WHERE w.id = v.id;
+    EXCEPTION WHEN lock_not_available OR dependent_objects_still_exist THEN
+        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+        UPDATE feature_platform.feature_view w
+        SET state = 'waiting', error = problem, tried_at = clock_timestamp(),
+            built_at = coalesce(w.built_at, feature_platform.clock())
+        WHERE w.id = v.id;
+    END;
+    RETURN true;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.serve_complete_views() IS
@@ -235,7 +234,7 @@ DECLARE
     of_view integer;
     dropped boolean := false;
 BEGIN
-    FOR of_view IN SELECT v.id FROM feature_platform.feature_view v WHERE v.name = of_name LOOP
+    FOR of_view IN SELECT v.id FROM feature_platform.feature_view v WHERE v.name = of_name ORDER BY v.id LOOP
         EXECUTE format('DROP VIEW IF EXISTS public.%I', of_name);
         PERFORM feature_platform.drop_view_version(of_view);
         dropped := true;

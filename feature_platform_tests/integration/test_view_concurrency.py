@@ -25,6 +25,7 @@ from feature_platform_tests.fix_views import (
     add_bars,
     check_views,
     refresh_all,
+    retry_soon,
     rows_of,
     state_of,
 )
@@ -71,7 +72,7 @@ def test_views_are_applied_changed_and_dropped_beside_writers_and_refreshers(
             step = "SELECT feature_platform.policy_step(%s, feature_platform.dirty_horizon())"
             conn.execute(step, run)
             conn.execute("SELECT feature_platform.view_step(%s)", run)
-            conn.execute("UPDATE feature_platform.feature_view SET tried_at = NULL")
+            retry_soon(conn)
 
     def change(conn: Conn) -> None:
         r = random.Random(5)
@@ -93,7 +94,7 @@ def test_views_are_applied_changed_and_dropped_beside_writers_and_refreshers(
     in_threads(database, *writers, refresh, refresh, policy, change, read)
     catalog.apply(conn, VERSIONS[:1])
     refresh_all(conn)
-    conn.execute("UPDATE feature_platform.feature_view SET tried_at = NULL")
+    retry_soon(conn)
     refresh_all(conn)
     assert check_views(conn) > 900
     (only,) = state_of(conn, "changing")
@@ -138,7 +139,7 @@ def test_a_kill_in_any_phase_leaves_the_old_version_served(
         process.wait()
         versions = state_of(conn, "short_1m")
         assert sum(served for _, _, served in versions) == 1
-        conn.execute("UPDATE feature_platform.feature_view SET tried_at = NULL")
+        retry_soon(conn)
         if killed >= 8:
             refresh_all(conn)
     assert rows_of(conn, "std_10m, ema_3m", "short_1m") == before

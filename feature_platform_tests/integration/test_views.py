@@ -29,6 +29,7 @@ from feature_platform_tests.fix_views import (
     ago,
     check_views,
     refresh_all,
+    retry_soon,
     rows_of,
     state_of,
 )
@@ -170,7 +171,7 @@ def test_a_changed_view_is_served_when_complete_and_no_reader_stops_the_others(
         add_bars(conn, minute(200), 1)
         refresh_all(conn)
         assert reader.execute(count).fetchone() == (197,)
-    conn.execute("UPDATE feature_platform.feature_view SET tried_at = NULL")
+    retry_soon(conn)
     refresh_all(conn)
     assert state_of(conn, "short_1m") == [(2, "live", True)]
     after = rows_of(conn, "std_10m, corr_7m, ema_3m", "short_1m")
@@ -198,7 +199,8 @@ def test_an_object_that_needs_the_old_columns_keeps_the_old_version(
         "SELECT error FROM feature_platform.feature_view WHERE version = 2"
     ).fetchone() or ("",)
     assert "other objects depend on it" in error
-    conn.execute("DROP VIEW mine; UPDATE feature_platform.feature_view SET tried_at = NULL")
+    conn.execute("DROP VIEW mine")
+    retry_soon(conn)
     refresh_all(conn)
     assert state_of(conn, "short_1m") == [(2, "live", True)]
     assert check_views(conn) == 20
