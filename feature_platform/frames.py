@@ -175,6 +175,8 @@ def latest(
     symbols: Symbols | None = None,
     columns: Sequence[str] | None = None,
     as_: Literal["pandas"] = "pandas",
+    *,
+    view: str = "features_1m",
 ) -> pd.DataFrame: ...
 
 
@@ -184,6 +186,7 @@ def latest(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["arrow"],
+    view: str = "features_1m",
 ) -> pa.Table: ...
 
 
@@ -193,6 +196,7 @@ def latest(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["polars"],
+    view: str = "features_1m",
 ) -> pl.DataFrame: ...
 
 
@@ -200,14 +204,18 @@ def latest(
     symbols: Symbols | None = None,
     columns: Sequence[str] | None = None,
     as_: Form = "pandas",
+    *,
+    view: str = "features_1m",
 ) -> Any:
     """Read the newest feature row of each symbol, by default of all that have one.
 
     The frame is indexed by `symbol`, its first column is `bucket`; one index look-up a symbol,
     however long the history. The rows may be of any age. Columns, forms and errors as in
     `read_features`.
+    view: the name of one feature view; two views have no newest row in common.
     """
-    wanted_columns = _check_columns(_FEATURES, columns)
+    if not isinstance(view, str):
+        raise UserError(f"latest reads one view, such as view='features_1m', not {view!r}")
     names = None if symbols is None else _check_symbols(symbols)
     import pyarrow as pa
 
@@ -216,21 +224,26 @@ def latest(
     to_form = _converter(as_)
     recent, ever = _starts()
     with reader() as source:
+        table = _FEATURES if view == _FEATURES.name else _tables(source, [view])[0]
+        wanted_columns = _check_columns(table, columns)
+        names_of = {
+            "table": Identifier("public", table.name),
+            "columns": _columns(["symbol", table.time, *wanted_columns]),
+        }
 
         def newest(wanted: Sequence[str], since: sql.Literal) -> pa.Table:
-            columns_ = _columns(wanted_columns)
-            return source.fetch("frames_latest", one(wanted, TEXTS), columns=columns_, since=since)
+            return source.fetch("frames_latest", one(wanted, TEXTS), since=since, **names_of)
 
         if names is None:
             wanted = source.stream("frames_ever")["symbol"].to_pylist()
         else:
             wanted = names
-            _check_ever(source, _FEATURES, names)
+            _check_ever(source, table, names)
         rows = newest(wanted, recent)
         if rest := _absent(wanted, rows):
             older = newest(rest, ever)
             if names is not None and (unknown := _absent(rest, older)):
-                raise _unknown(source, _FEATURES, unknown)
+                raise _unknown(source, table, unknown)
             rows = pa.concat_tables([rows, older]).sort_by("symbol")
     return to_form(_as_float64(rows, wanted_columns), ["symbol"])
 

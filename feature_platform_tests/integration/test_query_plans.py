@@ -168,7 +168,7 @@ def frame_statement(query: str, newest: datetime) -> LiteralString:
     since = Literal(newest - timedelta(hours=1))
     return text_of(
         query,
-        columns=COLUMNS,
+        columns=SQL(", ").join([SQL("symbol, bucket"), COLUMNS]),
         table=FEATURES,
         time=SQL("bucket"),
         symbols=Literal(["S3", "S7"]),

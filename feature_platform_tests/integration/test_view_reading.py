@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from feature_platform import read_features
+from feature_platform import latest, read_features
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 from feature_platform.verify import verify
@@ -124,6 +124,22 @@ def test_a_reader_reads_views_and_verifies_them(
         read_features("A/B", "2026-01-01T00:00Z", ago(0), view="shrt_1m")
     with pytest.raises(UserError, match="has no column 'mean_6m'"):
         read_features("A/B", "2026-01-01T00:00Z", ago(0), ["mean_6m"], view="short_1m")
+    newest = latest(view="short_1m")
+    assert list(newest.index) == ["A/B", "old"]
+    assert list(newest.columns) == ["bucket", *SHORT.columns]
+    assert newest.loc["A/B"].drop("bucket").equals(frame.iloc[-1].rename("A/B").astype(object))
+    assert newest.loc["A/B", "bucket"] == frame.index[-1]
+    hours = latest(["A/B"], ["close", "n"], as_="arrow", view="candles_1h")
+    assert hours.column_names == ["symbol", "bucket", "close", "n"]
+    assert hours.num_rows == 1
+    with pytest.raises(UserError, match="there is no feature view 'shrt_1m'"):
+        latest(view="shrt_1m")
+    with pytest.raises(UserError, match="short_1m has no column 'mean_6m'"):
+        latest("A/B", ["mean_6m"], view="short_1m")
+    with pytest.raises(UserError, match="no rows in short_1m of 'A/C'"):
+        latest("A/C", view="short_1m")
+    with pytest.raises(UserError, match="latest reads one view"):
+        latest("A/B", view=["short_1m", "candles_1h"])  # type: ignore[call-overload]
     with psycopg.connect(as_reader, autocommit=True) as reader:
         report = verify(reader)
         assert (report.views, report.mismatches, report.pending) == (2, 0, 0)

@@ -70,8 +70,8 @@ SELECT name, columns FROM feature_platform.readable_view ORDER BY name = 'featur
 -- The newest features of each of some symbols, of those that have one since a time, by one index look-up each.
 SELECT f.*
   FROM unnest($1::text[]) AS wanted (symbol)
- CROSS JOIN LATERAL (SELECT symbol, bucket, {columns}
-                       FROM public.features_1m f
+ CROSS JOIN LATERAL (SELECT {columns}
+                       FROM {table} f
                       WHERE f.symbol = wanted.symbol AND f.bucket >= {since}
                       ORDER BY bucket DESC
                       LIMIT 1) AS f
