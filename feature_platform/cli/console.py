@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # ccxt takes long to import
 out = Console(width=10_000, markup=False, emoji=False)
 err = Console(markup=False, emoji=False, stderr=True)
 
+# The least width of a column whose texts are wrapped.
+_LEAST_TEXT = 30
+
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
@@ -39,12 +42,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """Make a plain table; a column whose name begins with ">" is aligned to the right."""
+def table(*columns: str, title: str | None = None, wrap_last: bool = False) -> Table:
+    """Make a plain table; a column whose name begins with ">" is aligned to the right.
+
+    wrap_last: wrap texts of the last column in a narrow terminal.
+    """
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for number, column in enumerate(columns, 1):
         made.add_column(
-            column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True
+            column.lstrip(">"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=not (wrap_last and number == len(columns)),
+            overflow="fold",  # a cell that is cut off cannot be read
         )
     return made
 
@@ -57,8 +66,12 @@ def show(*tables: Table) -> Table:
     """
     width = shutil.get_terminal_size().columns if out.is_terminal else out.width
     for made in tables:
-        if out.measure(made).maximum <= width:
-            out.print(made)
+        needed = out.measure(made).maximum
+        if not made.columns[-1].no_wrap:
+            longest = max(map(len, map(str, made.columns[-1].cells)), default=0)
+            needed -= max(longest - _LEAST_TEXT, 0)
+        if needed <= width:
+            out.print(made, width=width)
             return made
     made = tables[0]
     names = [str(column.header) for column in made.columns]
@@ -287,6 +300,11 @@ def duration(value: timedelta) -> str:
             amount = seconds / size
             return f"{amount:,.0f} {unit}" if abs(amount) >= 100 else f"{amount:.3g} {unit}"
     return f"{seconds * 1000:.0f} ms"
+
+
+def size(count: int) -> str:
+    """Show a number of bytes, such as "74 MB"; 1 MB is a million bytes."""
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def name(symbol: str) -> str:

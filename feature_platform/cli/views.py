@@ -27,16 +27,19 @@ def plan_command(file: _File) -> None:
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
     from feature_platform.views import catalog
+    from feature_platform.views.expressions import span_words
     from feature_platform.views.files import load_views
 
     declared = load_views(file)
     with database_session() as connection:
         plans = catalog.plan(connection, declared)
-    for one in plans:
+    for number, one in enumerate(plans):
+        if number:
+            typer.echo()
         typer.echo(_change_line(one))
-        made = console.table("  column", ">look-back", "expression")
+        made = console.table("  column", "look-back", "expression", wrap_last=True)
         for name, expression in one.view.columns.items():
-            text = catalog.look_back_text(one.look_backs[name])
+            text = span_words(one.look_backs[name])
             made.add_row(f"  {name}", text, str(expression))
         console.show(made)
         typer.echo(f"  {_cost_text(one)}")
@@ -70,7 +73,7 @@ def apply_command(file: _File) -> None:
 
 @views.command("list")
 def list_command() -> None:
-    """Show each view: version, columns, look-back, the built part, dirty buckets, lag and state."""
+    """Show each view: version, columns, look-back, built part, waiting buckets, lag and state."""
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
     from feature_platform.views import catalog
@@ -80,7 +83,7 @@ def list_command() -> None:
     if not found:
         typer.echo("no feature views yet: `feature-platform views apply FILE`")
         return
-    console.show(views_table(found))
+    console.show(views_table(found), views_table(found, short=True))
     for one in found:
         if one.error is not None:
             typer.echo(f"{one.name} version {one.version}: {one_line(one.error)}")
@@ -106,7 +109,7 @@ def show_command(
             f"{one.name} version {one.version}, every {console.duration(one.every)},"
             f" {state_text(one)}: {one.description or 'no description'}"
         )
-        made = console.table("  column", "expression")
+        made = console.table("  column", "expression", wrap_last=True)
         for column, source in zip(one.columns, one.sources, strict=True):
             made.add_row(f"  {column}", source)
         console.show(made)
@@ -137,21 +140,22 @@ def state_text(one: ViewStatus) -> str:
     return one.state
 
 
-def views_table(found: Sequence[ViewStatus]) -> Table:
-    """Show the state of each version of each view."""
-    from feature_platform.cli import console
-    from feature_platform.views import catalog
+def views_table(found: Sequence[ViewStatus], *, short: bool = False) -> Table:
+    """Show the state of each version of each view.
 
-    made = console.table(
-        "view", ">version", "every", ">columns", ">look-back", ">built", ">dirty", ">lag", "state"
-    )
+    short: without the columns that `views show` gives, for a narrow terminal.
+    """
+    from feature_platform.cli import console
+    from feature_platform.views.expressions import span_words
+
+    sizes = () if short else (">columns", ">look-back")
+    made = console.table("view", ">version", "every", *sizes, ">built", ">waiting", ">lag", "state")
     for one in found:
         made.add_row(
             one.name,
             str(one.version),
-            catalog.look_back_text(one.every),
-            str(len(one.columns)),
-            catalog.look_back_text(one.look_back),
+            span_words(one.every),
+            *(() if short else (str(len(one.columns)), span_words(one.look_back))),
             f"{int(one.built * 100)} %",
             f"{one.dirty:,}",
             "-" if one.lag is None else console.duration(one.lag),
@@ -177,7 +181,9 @@ def _change_line(one: ViewPlan) -> str:
 
 
 def _cost_text(one: ViewPlan) -> str:
-    size = f"{one.bytes_a_year / 1e6:,.0f} MB a symbol and year"
+    from feature_platform.cli import console
+
+    size = f"{console.size(one.bytes_a_year)} a symbol and year"
     if one.milliseconds is None:
         return f"{size}; no bars to measure the time of a new bucket with"
     symbols = "1 symbol" if one.symbols == 1 else f"{one.symbols:,} symbols"

@@ -19,7 +19,7 @@ from feature_platform.near_names import near_names
 from feature_platform.queries import queries
 from feature_platform.views import compiler, plain
 from feature_platform.views.aggregates import parse_aggregate
-from feature_platform.views.expressions import MINUTE, Lag, Window, span_text, walk
+from feature_platform.views.expressions import MINUTE, Lag, Window, walk
 from feature_platform.views.view import FeatureView, look_back, warm_up
 
 # The time in which a change of the list of views tries to get its lock, 0.2 s at a time, so that
@@ -392,11 +392,6 @@ def _measure(connection: psycopg.Connection[Any], one: ViewPlan) -> None:
         connection.execute(queries["views_sample_refresh"], parameters)
         times.append(time.perf_counter() - began)
     one.milliseconds = min(times) * 1000 / len(sample) * one.symbols
-
-
-def look_back_text(span: timedelta) -> str:
-    """Return a look-back in words."""
-    return span_text(span) if span else "none"
 
 
 def refresh_views(

@@ -25,6 +25,21 @@ SUMMED = ("sum", "mean", "std", "var", "zscore", "count", *TWO_ARGUMENTS)
 
 COMPARISONS = ("<", "<=", ">", ">=", "=", "<>")
 
+# Python's operators, and how strongly each binds.
+_OPERATORS = {
+    **{name: ({"=": "==", "<>": "!="}.get(name, name), 1) for name in COMPARISONS},
+    "or": ("|", 2),
+    "and": ("&", 3),
+    "+": ("+", 4),
+    "-": ("-", 4),
+    "*": ("*", 5),
+    "/": ("/", 5),
+    "neg": ("-", 6),
+    "not": ("~", 6),
+    "square": ("** 2", 7),
+}
+_STRONGEST = 9
+
 _UNITS = {"minute": 1, "hour": 60, "day": 1440, "week": 10080}
 _SPAN = re.compile(r"\s*(\d{1,7})\s*(minute|hour|day|week)s?\s*")
 _FUNCTION = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
@@ -52,8 +67,28 @@ def span_text(span: timedelta) -> str:
     for unit in ("day", "hour", "minute"):
         if minutes % _UNITS[unit] == 0:
             number = minutes // _UNITS[unit]
-            return f"{number} {unit}{'' if number == 1 else 's'}"
+            return _counted(number, unit)
     raise AssertionError(span)
+
+
+def span_words(span: timedelta) -> str:
+    """Return a span as people read it, such as "16 hours 8 minutes", "7 days" or "none".
+
+    It has two units at most: beside days, minutes are rounded up to an hour.
+    """
+    minutes = span // MINUTE
+    if minutes >= _UNITS["day"]:
+        minutes = -(-minutes // _UNITS["hour"]) * _UNITS["hour"]
+    parts = []
+    for unit in ("day", "hour", "minute"):
+        number, minutes = divmod(minutes, _UNITS[unit])
+        if number:
+            parts.append(_counted(number, unit))
+    return " ".join(parts) or "none"
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +200,7 @@ class Constant(Expression):
     value: float
 
     def __str__(self) -> str:
-        return repr(self.value)
+        return repr(self.value).removesuffix(".0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,19 +219,30 @@ class Call(Expression):
         return self.function in (*COMPARISONS, "and", "or", "not")
 
     def __str__(self) -> str:
-        shown = [str(one) for one in self.operands]
-        match self.function:
-            case "neg":
-                return f"(-{shown[0]})"
-            case "not":
-                return f"(~{shown[0]})"
-            case "square":
-                return f"({shown[0]} ** 2)"
-            case "+" | "-" | "*" | "/" | "<" | "<=" | ">" | ">=" | "=" | "<>" | "and" | "or":
-                sign = {"=": "==", "<>": "!=", "and": "&", "or": "|"}
-                return f"({shown[0]} {sign.get(self.function, self.function)} {shown[1]})"
-            case name:
-                return f"{name}({', '.join(shown)})"
+        """Return the Python text of this tree and of no other one, without needless parentheses."""
+        sign, strength = _OPERATORS.get(self.function, ("", _STRONGEST))
+        if not sign:
+            return f"{self.function}({', '.join(map(str, self.operands))})"
+        if self.function in ("neg", "not"):
+            return f"{sign}{_operand(self.operands[0], strength)}"
+        if self.function == "square":
+            return f"{_operand(self.operands[0], strength + 1)} ** 2"
+        left, right = self.operands
+        # Operators of one strength are read from the left; comparisons would be chained.
+        weakest_left = strength + (self.function in COMPARISONS)
+        return f"{_operand(left, weakest_left)} {sign} {_operand(right, strength + 1)}"
+
+
+def _operand(one: Expression, weakest: int) -> str:
+    """Return the text of an operand, in parentheses if its operator binds less than `weakest`."""
+    match one:
+        case Call():
+            strength = _OPERATORS.get(one.function, ("", _STRONGEST))[1]
+        case Constant() if one.value < 0:
+            strength = _OPERATORS["neg"][1]
+        case _:
+            strength = _STRONGEST
+    return str(one) if strength >= weakest else f"({one})"
 
 
 @dataclass(frozen=True, eq=False)

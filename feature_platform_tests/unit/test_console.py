@@ -266,6 +266,20 @@ def shown_at(monkeypatch: pytest.MonkeyPatch, columns: int, *tables: Table) -> l
     return [line.rstrip() for line in lines]
 
 
+def test_texts_of_the_last_column_are_wrapped_and_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = f"{'one two ' * 20}{'x' * 100}"
+    made = console.table("column", "expression", wrap_last=True)
+    made.add_row("a" * 20, text)
+    lines = shown_at(monkeypatch, 80, made)
+    assert max(map(len, lines)) <= 80
+    words = " ".join(line[22:] for line in lines[1:]).replace(" ", "")
+    assert words == text.replace(" ", "")
+    assert len(shown_at(monkeypatch, 400, made)) == 2
+    assert shown_at(monkeypatch, 40, made)[0] == f"column      {'a' * 20}"
+
+
 def test_a_month_of_a_symbol_has_one_line_of_a_terminal_of_80_columns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

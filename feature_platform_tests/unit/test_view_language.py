@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import cast
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from feature_platform import views as v
 from feature_platform.errors import UserError
 from feature_platform.views import FeatureView, bar
-from feature_platform.views.expressions import Expression
+from feature_platform.views.expressions import Expression, parse_span, span_words
 from feature_platform.views.files import load_views
 from feature_platform.views.view import look_back, warm_up
+from feature_platform_tests.view_histories import random_expression
 
 MINUTE = timedelta(minutes=1)
 
@@ -79,7 +81,7 @@ def test_look_back_and_warm_up_add_up_over_nested_windows() -> None:
 def test_equal_expressions_have_one_source() -> None:
     left = v.ln(bar.close / v.lag(bar.close)) + 1
     right = v.ln(bar.close / v.lag(bar.close, 1)) + 1.0
-    assert left.key == right.key == "(ln((bar.close / lag(bar.close))) + 1.0)"
+    assert left.key == right.key == "ln(bar.close / lag(bar.close)) + 1"
 
 
 def test_the_source_of_a_column_makes_the_column_again() -> None:
@@ -88,6 +90,46 @@ def test_the_source_of_a_column_makes_the_column_again() -> None:
     for view in load_views(examples):
         for expression in view.columns.values():
             assert eval(str(expression), names).key == expression.key
+
+
+def test_the_text_of_an_expression_is_python_without_needless_parentheses() -> None:
+    random = Random(7)
+    names = {name: getattr(v, name) for name in v.__all__}
+    for _ in range(3000):
+        expression = random_expression(random, 5, MINUTE)
+        assert _tree(eval(str(expression), names)) == _tree(expression)
+    close, before = bar.close, v.lag(bar.close)
+    assert str(v.max(close - before, "1 hour") - (close - before) / 2 - 1) == (
+        'max(bar.close - lag(bar.close), "1 hour") - (bar.close - lag(bar.close)) / 2 - 1'
+    )
+    assert str((-close) ** 2 + -(close**2)) == "(-bar.close) ** 2 + -bar.close ** 2"
+
+
+def _tree(expression: Expression) -> tuple[object, ...]:
+    """Return the nodes of an expression, which do not depend on its text."""
+    kept = {name: value for name, value in vars(expression).items() if name not in _OPERANDS}
+    return type(expression), str(kept), tuple(map(_tree, expression.arguments))
+
+
+_OPERANDS = ("of", "operands")
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        ("1 minute", "1 minute"),
+        ("968 minutes", "16 hours 8 minutes"),
+        ("1439 minutes", "23 hours 59 minutes"),
+        ("10079 minutes", "7 days"),
+        ("1500 minutes", "1 day 1 hour"),
+    ],
+)
+def test_a_span_is_shown_in_two_units(span: str, words: str) -> None:
+    assert span_words(parse_span(span)) == words
+
+
+def test_no_span_is_shown_as_none() -> None:
+    assert span_words(timedelta()) == "none"
 
 
 def test_a_bad_file_is_reported_with_its_line(tmp_path: Path) -> None:
