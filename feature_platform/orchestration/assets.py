@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psycopg
 from pydantic import Field
 
-from feature_platform.backfill import BackfillReport, backfill_day, backfill_gaps
 from feature_platform.errors import UserError
-from feature_platform.exchange.client import ExchangeUnavailable
 from feature_platform.gaps import find_gaps
 from feature_platform.orchestration import metadata
 from feature_platform.orchestration.partitions import (
@@ -26,6 +24,9 @@ from feature_platform.queries import queries
 from feature_platform.refresh import refresh
 from feature_platform.status import PolicyStatus, policy_status
 from feature_platform.tables import BAR_COLUMNS, FEATURE_COLUMNS
+
+if TYPE_CHECKING:
+    from feature_platform.backfill import BackfillReport
 
 GROUP = "feature_platform"
 
@@ -101,6 +102,10 @@ def ohlcv_1m(
     exchange: ExchangeResource,
 ) -> dg.MaterializeResult[Any]:
     """Fetch the missing minutes of this run's days, or the whole days."""
+    # ccxt, which takes half a second that a load of the definitions does not need.
+    from feature_platform.backfill import backfill_day, backfill_gaps
+    from feature_platform.exchange.client import ExchangeUnavailable
+
     window = context.partition_time_window
     with database.connection() as connection:
         try:
@@ -266,7 +271,7 @@ def _refresh_next_day(
         )
 
 
-def _log(context: dg.AssetExecutionContext, reports: Sequence[BackfillReport]) -> None:
+def _log(context: dg.AssetExecutionContext, reports: Sequence["BackfillReport"]) -> None:
     for report in reports:
         context.log.info(
             f"{report.symbol}: {report.start:%Y-%m-%d %H:%M} to {report.end:%Y-%m-%d %H:%M}:"

@@ -12,7 +12,6 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
-from feature_platform.plot import window_png
 from feature_platform.queries import queries, sql_dir
 from feature_platform.validation import CheckResult
 
@@ -110,6 +109,8 @@ def of_features(
     # Symbols with missing minutes first.
     drawn = sorted((row for row in rows if row["rows"]), key=lambda row: -row["missing"])
     if drawn:
+        from feature_platform.plot import window_png  # pandas, only for runs that draw
+
         names = [row["symbol"] for row in drawn[:SYMBOLS_DRAWN]]
         shown["plot"] = picture(window_png(connection, names, start, end))
     return shown

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psycopg
 
 from feature_platform.database import connect
-from feature_platform.exchange.client import Exchanges
 from feature_platform.origin import exchange_settings
 from feature_platform.schema import prepare
+
+if TYPE_CHECKING:
+    from feature_platform.exchange.client import Exchanges
 
 
 class DatabaseResource(dg.ConfigurableResource[Any]):
@@ -32,6 +34,8 @@ class ExchangeResource(dg.ConfigurableResource[Any]):
     @contextmanager
     def clients(self) -> Iterator[Exchanges]:
         """Open clients of the exchanges for the length of a block."""
+        from feature_platform.exchange.client import Exchanges  # ccxt, only for runs that fetch
+
         with connect(application_name="feature_platform dagster") as connection:
             settings = exchange_settings(connection)
         with Exchanges(settings) as exchanges:
