@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.compose import example, image_environment, required, services
 from feature_platform_tests.fix_database import Engine
 from feature_platform_tests.fix_embedded import CHECKOUT
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
@@ -159,8 +159,7 @@ def deployment(
     values["FEATURE_PLATFORM_EXCHANGE_URL"] = simulator.url.replace("127.0.0.1", "localhost")
     values["FEATURE_PLATFORM_SYMBOLS"] = "BTC/USDT"
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="feature_platform-")))
-        folder.chmod(0o755)
+        folder = stack.enter_context(passable_directory())
         access = folder / "pg_hba.conf"
         access.write_text("local all all trust\nhost all all 127.0.0.0/8 scram-sha-256\n")
         conf = {"listen_addresses": address, "hba_file": str(access), "fsync": "off"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from feature_platform.embedded.server import EmbeddedServer
 from feature_platform.orchestration.instance import prepare_instance
 from feature_platform.roles import ROLES, role_name, set_logins
 from feature_platform.settings import Settings
+from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import WorkerProcess, only_line, run, value
 
 # Characters that are special in a URL, a shell, SQL or libpq's quoting.
@@ -33,13 +32,11 @@ def guarded() -> Iterator[EmbeddedServer]:
 
     `db logins` has set its logins.
     """
-    home = Path(tempfile.mkdtemp(prefix="feature_platform-"))
-    home.chmod(0o755)
-    rules = home / "hba.conf"
-    rules.write_text("local all postgres trust\nlocal all all scram-sha-256\n")
-    rules.chmod(0o644)
-    conf = {"fsync": "off", "hba_file": str(rules), "log_statement": "all"}
-    try:
+    with passable_directory() as home:
+        rules = home / "hba.conf"
+        rules.write_text("local all postgres trust\nlocal all all scram-sha-256\n")
+        rules.chmod(0o644)
+        conf = {"fsync": "off", "hba_file": str(rules), "log_statement": "all"}
         with EmbeddedServer(home, conf=conf) as server:
             with psycopg.connect(server.url(), autocommit=True) as connection:
                 schema.apply(connection)
@@ -48,8 +45,6 @@ def guarded() -> Iterator[EmbeddedServer]:
             names = ", ".join(role_name(role) for role in PASSWORDS)
             assert done.stdout == f"can log in: {names}\n"
             yield server
-    finally:
-        shutil.rmtree(home)
 
 
 def login(server: EmbeddedServer, role: str, password: str | None = None) -> str:
