@@ -10,6 +10,7 @@ from feature_platform.orchestration.jobs import jobs
 from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
 from feature_platform.orchestration.schedules import schedules
 from feature_platform.orchestration.sensors import sensors
+from feature_platform.orchestration.view_sensor import view_sensor
 from feature_platform.orchestration.views import applied_views, view_assets, view_checks
 
 
@@ -22,7 +23,7 @@ def defs() -> dg.Definitions:
         asset_checks=[*checks, *view_checks(views)],
         jobs=jobs,
         schedules=schedules,
-        sensors=sensors,
+        sensors=[*sensors, view_sensor(views)],
         resources={"database": DatabaseResource(), "exchange": ExchangeResource()},
         executor=dg.in_process_executor,
     )

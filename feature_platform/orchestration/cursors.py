@@ -6,8 +6,9 @@ A cursor of another shape, such as that of an older version, is read as an empty
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Self
@@ -64,6 +65,43 @@ class ReportedChecks(Cursor):
         """Store that assets were reported now."""
         now = round(time.time(), 3)
         self.reports |= dict.fromkeys(assets, now)
+
+
+@dataclass
+class ReportedViews(Cursor):
+    """The state that `watch_views` reported, by view.
+
+    reports: when each was last reported, in seconds since 1970.
+    newest: its newest bucket, in ISO-8601.
+    states: its state.
+    """
+
+    reports: dict[str, float] = field(default_factory=dict)
+    newest: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+
+    def due(self, states: Mapping[str, str], outdated: Collection[str]) -> list[str]:
+        """Return the views to report now: those outdated or in another state, and some old ones.
+
+        states: of all views. Of those whose report is old, each tick of a minute gets its share.
+        """
+        before = time.time() - REPORT_INTERVAL.total_seconds()
+        old = sorted(
+            (name for name in states if self.reports.get(name, 0) <= before),
+            key=lambda name: self.reports.get(name, 0),
+        )
+        share = math.ceil(len(states) * timedelta(minutes=1) / REPORT_INTERVAL)
+        changed = (name for name in states if self.states.get(name, states[name]) != states[name])
+        return list(dict.fromkeys([*changed, *outdated, *old[:share]]))
+
+    def note_reports(self, due: Collection[str], states: Mapping[str, str]) -> None:
+        """Store that views were reported now; forget those that are no longer there."""
+        now = round(time.time(), 3)
+        self.reports |= dict.fromkeys(due, now)
+        self.states |= {name: states[name] for name in due}
+        for kept in (self.reports, self.newest, self.states):
+            for name in kept.keys() - states.keys():
+                del kept[name]
 
 
 @dataclass

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from feature_platform.queries import queries, sql_dir
 from feature_platform.validation import CheckResult
+from feature_platform.views.catalog import ViewStatus
 
 SYMBOLS_SHOWN = 50
 SYMBOLS_DRAWN = 3
@@ -114,6 +116,57 @@ def of_features(
         names = [row["symbol"] for row in drawn[:SYMBOLS_DRAWN]]
         shown["plot"] = picture(window_png(connection, names, start, end))
     return shown
+
+
+def of_view(
+    connection: psycopg.Connection[Any], status: ViewStatus
+) -> tuple[dict[str, Any], datetime | None]:
+    """Describe the state of a view and of its symbols; also return the view's newest bucket."""
+    rows = _rows_of_view(connection, "view_newest_rows", status.name, {"name": status.name})
+    newest = max((row["newest"] for row in rows if row["newest"] is not None), default=None)
+    symbols = [
+        {
+            "symbol": row["symbol"],
+            "newest_row": "" if row["newest"] is None else f"{row['newest'].astimezone(UTC):%F %T}",
+            "lag_seconds": -1.0 if row["lag"] is None else round(row["lag"], 1),
+        }
+        for row in rows
+    ]
+    shown: dict[str, Any] = {
+        "number of symbols": status.symbols,
+        "rows waiting for refresh": status.dirty,
+        "history built (%)": round(100 * status.built, 1),
+        "state": status.state,
+        "version": status.version,
+        "symbols": table(symbols[:SYMBOLS_SHOWN]),
+    }
+    if status.lag is not None and newest is not None:
+        newest = newest.astimezone(UTC)
+        shown |= {
+            "newest": dg.MetadataValue.timestamp(newest),
+            "lag (s)": round(status.lag.total_seconds(), 1),
+        }
+    return shown, newest
+
+
+def of_view_rows(
+    connection: psycopg.Connection[Any], name: str, start: datetime, end: datetime
+) -> dict[str, Any]:
+    """Count the rows of some days in a view, in total and by symbol."""
+    window = {"start": start, "end": end}
+    rows = _rows_of_view(connection, "view_window", name, window)
+    return {
+        _rows_of(start, end): sum(row["rows"] for row in rows),
+        "rows by symbol": table(rows[:SYMBOLS_SHOWN]),
+    }
+
+
+def _rows_of_view(
+    connection: psycopg.Connection[Any], query: str, name: str, given: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    statement = sql.SQL(queries[query]).format(view=sql.Identifier("public", name))
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(statement, given).fetchall()
 
 
 def picture(png: bytes) -> dg.MarkdownMetadataValue:

@@ -1,7 +1,7 @@
 """The sensors: each does its work in its tick, once a minute; only a repair starts a run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -38,8 +38,9 @@ EVERY_MINUTE = 58
 # The most seconds that `watch_refresh` refreshes in a tick.
 _REFRESH_SECONDS = 20.0
 
-# The most past days that a tick reports: years of imported history are reported month by month.
-_MOST_DAYS = 31
+# The most past days of a table that a tick reports: years of imported history are reported month
+# by month.
+MOST_DAYS = 31
 
 TABLES = ("ohlcv_1m", "features_1m")
 # The assets with checks, in the order of their reports.
@@ -64,7 +65,7 @@ def run_checks(
 ) -> dg.SensorResult | dg.SkipReason:
     """Report the checks that changed, and each asset in its turn."""
     reported = ReportedChecks.parse(context.cursor)
-    due = reported.due(ASSETS, _outdated(context.instance, reported))
+    due = reported.due(ASSETS, outdated(context.instance, reported.reports, ASSETS))
     names = [check.name for check in CHECKS if check.table in due or not check.slow]
     events: list[Event] = []
     with database.connection() as connection:
@@ -170,21 +171,24 @@ def watch_refresh(
     )
 
 
-def _outdated(instance: dg.DagsterInstance, reported: ReportedChecks) -> set[str]:
+def outdated(
+    instance: dg.DagsterInstance, reports: Mapping[str, float], names: Sequence[str]
+) -> set[str]:
     """Return the assets that a run or another sensor materialised after their last report.
 
     The UI shows no state of their checks until these are reported again.
+    reports: when each asset was last reported, in seconds since 1970.
     """
-    assets = {dg.AssetKey(name): name for name in ASSETS}
-    outdated = set()
+    assets = {dg.AssetKey(name): name for name in names}
+    found = set()
     for record in instance.get_asset_records(list(assets)):
         event, name = record.asset_entry.last_materialization, assets[record.asset_entry.asset_key]
-        # This sensor's own materialisations have no run; it reports the checks after them.
+        # The caller's own materialisations have no run; it reports the checks after them.
         if event is None or not (event.run_id or name == "features_1m_policy"):
             continue
-        if event.timestamp > reported.reports.get(name, 0):
-            outdated.add(name)
-    return outdated
+        if event.timestamp > reports.get(name, 0):
+            found.add(name)
+    return found
 
 
 def _note(results: list[CheckResult], reported: ReportedChecks) -> None:
@@ -229,7 +233,7 @@ def _whole_days(
     rows = connection.execute(
         queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
     )
-    for (day,) in islice(rows, _MOST_DAYS):
+    for (day,) in islice(rows, MOST_DAYS):
         key = partition_key(day.astimezone(UTC))
         done.add(key)
         yield dg.AssetMaterialization(

@@ -15,7 +15,8 @@ from feature_platform.database import connect_briefly
 from feature_platform.embedded.server import embedded_server
 from feature_platform.errors import UserError, one_line
 from feature_platform.orchestration.assets import GROUP
-from feature_platform.orchestration.metadata import table
+from feature_platform.orchestration.checks import SEVERITIES
+from feature_platform.orchestration.metadata import of_view, of_view_rows, table
 from feature_platform.orchestration.partitions import days
 from feature_platform.orchestration.resources import DatabaseResource
 from feature_platform.refresh import refresh
@@ -23,7 +24,8 @@ from feature_platform.schema import require_version
 from feature_platform.settings import get_settings
 from feature_platform.views import catalog
 from feature_platform.views.catalog import Version
-from feature_platform.views.checks import CHECKS, evaluate
+from feature_platform.views.checks import CHECKS, ViewCheckResult, evaluate
+from feature_platform.views.expressions import span_words
 
 _log = logging.getLogger(__name__)
 
@@ -85,15 +87,21 @@ def _asset(view: Version) -> dg.AssetsDefinition:
         kinds={"postgres", "table"},
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        # Dagster's own alarm: `watch_views` reports new rows about every five minutes, and a view
+        # has new rows once a bucket.
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=view.every + timedelta(minutes=20),
+            warn_window=view.every + timedelta(minutes=10),
+        ),
         metadata={
             "dagster/table_name": f"public.{view.name}",
             "dagster/column_schema": dg.TableSchema(columns),
             "version": view.version,
-            "every": str(view.every),
-            "look-back": str(view.look_back),
+            "every": span_words(view.every),
+            "look-back": span_words(view.look_back),
         },
     )
-    def of_view(
+    def asset_of_view(
         context: dg.AssetExecutionContext, database: DatabaseResource
     ) -> dg.MaterializeResult[Any]:
         """Refresh the days of this run."""
@@ -102,18 +110,31 @@ def _asset(view: Version) -> dg.AssetsDefinition:
             # It sends the changes of the bars to the views.
             refresh(connection, window.start, window.end)
             written = catalog.refresh_views(connection, window.start, window.end, name=view.name)
-            (status, *_) = catalog.versions_of(connection, view.name)
-        return dg.MaterializeResult(
-            metadata={
-                "rows written": written,
-                "version": status.version,
-                "state": status.state,
-                "dirty buckets": status.dirty,
-                "built": status.built,
-            }
-        )
+            status = next(one for one in catalog.versions_of(connection, view.name) if one.served)
+            shown, _ = of_view(connection, status)
+            rows = of_view_rows(connection, view.name, window.start, window.end)
+        return dg.MaterializeResult(metadata={**rows, "rows written": written, **shown})
 
-    return of_view
+    return asset_of_view
+
+
+def evaluation(name: str, result: ViewCheckResult) -> dg.AssetCheckEvaluation:
+    """Return a result as an event that is reported without a run.
+
+    It has no partition: Dagster stores at most one such event for each partition.
+    """
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(name),
+        check_name=result.check.name,
+        passed=result.passed,
+        severity=SEVERITIES[result.check.severity],
+        description=result.summary,
+        metadata=_of_check(result),
+    )
+
+
+def _of_check(result: ViewCheckResult) -> dict[str, Any]:
+    return {"findings": table(result.findings)} if result.findings else {}
 
 
 def _checks(view: Version) -> dg.AssetChecksDefinition:
@@ -125,7 +146,7 @@ def _checks(view: Version) -> dg.AssetChecksDefinition:
         ],
         can_subset=True,
     )
-    def of_view(
+    def checks_of_view(
         context: dg.AssetCheckExecutionContext, database: DatabaseResource
     ) -> Iterator[dg.AssetCheckResult]:
         """Evaluate the selected checks of a view."""
@@ -136,9 +157,9 @@ def _checks(view: Version) -> dg.AssetChecksDefinition:
                     passed=result.passed,
                     asset_key=view.name,
                     check_name=result.check.name,
-                    severity=getattr(dg.AssetCheckSeverity, result.check.severity),
+                    severity=SEVERITIES[result.check.severity],
                     description=result.summary,
-                    metadata={"findings": table(result.findings)} if result.findings else {},
+                    metadata=_of_check(result),
                 )
 
-    return of_view
+    return checks_of_view

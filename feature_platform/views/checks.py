@@ -104,6 +104,8 @@ def _waits(_connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> 
 
 
 def _recomputed(connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> _Found:
+    if status.state == "failed":
+        return False, "not compared: the view has failed, so its rows are no longer refreshed", []
     view = next(one for one in served_views(connection) if one.name == status.name)
     row = connection.execute(queries["views_bar_symbols"], {"most": 1_000_000}).fetchone()
     symbols = row[1] if row is not None else []

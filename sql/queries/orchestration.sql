@@ -149,3 +149,47 @@ SELECT coalesce((SELECT max(r.started_at) FROM feature_platform.policy_run r WHE
                 p.changed_at)
        < feature_platform.clock() - 2 * p.schedule_interval
   FROM feature_platform.policy p;
+
+-- view_newest_rows --
+-- The newest row of each symbol in a view, and its age in seconds from the end of its bucket; the oldest first.
+SELECT k.symbol, newest.bucket AS newest,
+       extract(epoch FROM feature_platform.clock() - newest.bucket - v.every)::double precision AS lag
+  FROM feature_platform.feature_view v
+ CROSS JOIN feature_platform.bar_symbol k
+  LEFT JOIN LATERAL (SELECT f.bucket FROM {view} f WHERE f.symbol = k.symbol ORDER BY f.bucket DESC LIMIT 1) AS newest
+         ON true
+ WHERE v.name = %(name)s AND v.served
+ ORDER BY newest.bucket NULLS FIRST, k.symbol;
+
+-- view_window --
+-- The number of rows of each symbol in a window of a view; the symbols with the fewest rows first.
+SELECT k.symbol, has.rows
+  FROM feature_platform.bar_symbol k
+ CROSS JOIN LATERAL (SELECT count(*) AS rows FROM {view} f
+                      WHERE f.symbol = k.symbol AND f.bucket >= %(start)s AND f.bucket < %(end)s) AS has
+ ORDER BY has.rows, k.symbol;
+
+-- view_whole_days --
+-- The days of these UTC days that have rows in a view, no open gap and no row that waits for a refresh, newest first.
+-- A change that is not processed yet may reach every later row.
+WITH served AS MATERIALIZED (
+    SELECT v.id FROM feature_platform.feature_view v WHERE v.name = %(name)s AND v.served AND v.state <> 'failed'
+), filled AS MATERIALIZED (
+    SELECT day.first, tstzrange(day.first, day.first + interval '24 hours') AS span
+      FROM served CROSS JOIN unnest(%(days)s::timestamptz[]) AS day (first)
+     WHERE EXISTS (SELECT FROM {view} f WHERE f.bucket >= day.first AND f.bucket < day.first + interval '24 hours')
+), waiting AS MATERIALIZED (
+    SELECT coalesce(range_agg(s.dirty), '{{}}') AS rows,
+           least((SELECT min(lower(n.changed)) FROM feature_platform.view_change n
+                   WHERE n.id > coalesce((SELECT o.processed FROM feature_platform.view_symbol o
+                                           WHERE o.view = (SELECT id FROM served) AND o.symbol = n.symbol), 0)),
+                 (SELECT min(lower(l.buckets)) FROM feature_platform.dirty_log l)) AS changed_from
+      FROM feature_platform.view_symbol s WHERE s.view = (SELECT id FROM served) AND s.dirty <> '{{}}'
+)
+SELECT filled.first
+  FROM filled CROSS JOIN waiting
+ WHERE NOT filled.span && waiting.rows
+   AND NOT coalesce(upper(filled.span) > waiting.changed_from, false)
+   AND NOT EXISTS (SELECT FROM public.ohlcv_1m_gaps g
+                    WHERE g.state = 'open' AND g.start_ts < upper(filled.span) AND g.end_ts > filled.first)
+ ORDER BY filled.first DESC;
