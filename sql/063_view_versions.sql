@@ -371,27 +371,31 @@ CREATE OR REPLACE FUNCTION feature_platform.delete_old_view_rows(kept_from times
     SET jit = off
 AS $$
 DECLARE
-    v feature_platform.feature_view;
     part record;
-    until timestamptz;
+    stored record;
     gone bigint;
     total bigint := 0;
 BEGIN
-    FOR v IN SELECT * FROM feature_platform.feature_view LOOP
-        FOR part IN
-            SELECT k.symbol, t.suffix FROM (SELECT DISTINCT n.symbol FROM feature_platform.known_symbol n) AS k
-            CROSS JOIN (SELECT '_rows' AS suffix UNION ALL SELECT '_inner' WHERE v.has_inner) AS t
+    FOR part IN
+        SELECT k.symbol, CASE WHEN views.has_inner THEN feature_platform.views_need_from(k.symbol, kept_from) END
+               AS inner_from
+        FROM (SELECT bool_or(w.has_inner) AS has_inner FROM feature_platform.feature_view w HAVING count(*) > 0) AS views
+        CROSS JOIN (SELECT DISTINCT n.symbol FROM feature_platform.known_symbol n) AS k
+    LOOP
+        FOR stored IN
+            SELECT 'v' || v.id || t.suffix AS name, v.every,
+                   CASE t.suffix WHEN '_rows' THEN kept_from ELSE part.inner_from END AS until
+            FROM feature_platform.feature_view v CROSS JOIN (VALUES ('_rows'), ('_inner')) AS t (suffix)
+            WHERE t.suffix = '_rows' OR v.has_inner
         LOOP
             IF total >= budget THEN
                 RETURN total;
             END IF;
-            until := CASE WHEN part.suffix = '_rows' THEN kept_from
-                          ELSE feature_platform.views_need_from(part.symbol, kept_from) END;
             EXECUTE format('DELETE FROM feature_views.%1$I f
                             WHERE f.symbol = $1 AND f.bucket < least($2,
                                 (SELECT o.bucket FROM feature_views.%1$I o WHERE o.symbol = $1
-                                 ORDER BY o.bucket LIMIT 1) + $3)', 'v' || v.id || part.suffix)
-                USING part.symbol, until, (budget - total) * v.every;
+                                 ORDER BY o.bucket LIMIT 1) + $3)', stored.name)
+                USING part.symbol, stored.until, (budget - total) * stored.every;
             GET DIAGNOSTICS gone = ROW_COUNT;
             total := total + gone;
         END LOOP;

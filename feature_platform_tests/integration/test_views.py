@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -354,6 +355,24 @@ def test_retention_keeps_the_longest_look_back_of_all_views(conn: psycopg.Connec
     add_bars(conn, ago(1), 1, ("A", "B"))
     conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts = %s", [ago(1400)])
     refresh_all(conn)
+    check_views(conn)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_retention_looks_once_for_the_bars_that_all_views_need(conn: psycopg.Connection) -> None:
+    add_bars(conn, ago(3000), 2999, ("A", "B"))
+    views = [replace(SHORT, name=f"short_{number}") for number in range(4)]
+    catalog.apply(conn, [*views, CANDLES])
+    refresh_all(conn)
+    conn.execute("SELECT set_features_1m_retention(features => '1 day')")  # all bars are kept
+    conn.execute("SET track_functions = 'all'")
+    conn.execute("SELECT feature_platform.retention_step()")
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    calls = conn.execute(
+        "SELECT calls FROM pg_stat_user_functions WHERE funcname = 'views_need_from'"
+    ).fetchone()
+    assert calls == (2,)  # symbols
+    assert conn.execute("SELECT min(bucket) FROM short_3").fetchone() == (ago(1440),)
     check_views(conn)
 
 
