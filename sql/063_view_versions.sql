@@ -1,5 +1,6 @@
 -- The versions of feature views: a version is built beside the one that is served, and takes the name when it is
 -- complete.
+
 -- The columns of a version in SQL, as identifiers.
 CREATE OR REPLACE FUNCTION feature_platform.view_columns(columns text[]) RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -25,6 +26,31 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.grant_to_readers(text) IS
     'Grants a right to the roles that may read all features.';
+
+-- Grant the rights on a version: its functions of verify, and public.NAME where it is served. 085_rights.sql repeats it,
+-- for roles that are younger than the version, and after a dump was restored without rights.
+CREATE OR REPLACE FUNCTION feature_platform.grant_view_rights(of_view integer) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v feature_platform.feature_view;
+    made record;
+BEGIN
+    SELECT * INTO STRICT v FROM feature_platform.feature_view w WHERE w.id = of_view;
+    FOR made IN SELECT p.oid::regprocedure::text AS name, p.proname LIKE '%\_plain%' AS is_plain FROM pg_proc p
+                WHERE p.pronamespace = 'feature_views'::regnamespace AND p.proname LIKE 'v' || of_view || '\_%' LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.name);
+        IF made.is_plain THEN
+            PERFORM feature_platform.grant_to_readers('EXECUTE ON FUNCTION ' || made.name);
+        END IF;
+    END LOOP;
+    IF v.served THEN
+        PERFORM feature_platform.grant_to_readers(format('SELECT ON public.%I', v.name));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.grant_view_rights(integer) IS 'Grants the rights on a version to its readers.';
 
 -- Make public.NAME show the rows of a version, with the rights that it had, and drop the version that it showed. The
 -- caller has locked view_lock in EXCLUSIVE mode.
@@ -63,9 +89,9 @@ BEGIN
     FOR granted IN SELECT c.name, c.source FROM unnest(v.columns, v.sources) AS c (name, source) LOOP
         EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', qualified, granted.name, granted.source);
     END LOOP;
-    PERFORM feature_platform.grant_to_readers('SELECT ON ' || qualified);
     UPDATE feature_platform.feature_view w SET served = false WHERE w.id = old.id;
     UPDATE feature_platform.feature_view w SET served = true WHERE w.id = of_view;
+    PERFORM feature_platform.grant_view_rights(of_view);
     IF old.id IS NOT NULL THEN
         PERFORM feature_platform.drop_view_version(old.id);
     END IF;
@@ -194,16 +220,8 @@ CREATE OR REPLACE FUNCTION feature_platform.finish_view_tables(of_view integer) 
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    made record;
 BEGIN
-    FOR made IN SELECT p.oid::regprocedure::text AS name, p.proname LIKE '%\_plain%' AS is_plain FROM pg_proc p
-                WHERE p.pronamespace = 'feature_views'::regnamespace AND p.proname LIKE 'v' || of_view || '\_%' LOOP
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.name);
-        IF made.is_plain THEN
-            PERFORM feature_platform.grant_to_readers('EXECUTE ON FUNCTION ' || made.name);
-        END IF;
-    END LOOP;
+    PERFORM feature_platform.grant_view_rights(of_view);
     PERFORM feature_platform.make_view_hypertables(of_view);
 END
 $$;

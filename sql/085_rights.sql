@@ -101,6 +101,7 @@ BEGIN
             EXECUTE format('GRANT %s TO %s', right_of.what, list);
         END IF;
     END LOOP;
+    PERFORM feature_platform.grant_view_rights(v.id) FROM feature_platform.feature_view v;
     IF cardinality(present) IS DISTINCT FROM cardinality(ours) THEN
         RAISE NOTICE 'not all of the roles exist, nor may this user create them'
             USING HINT = 'Have an administrator run 005_roles.sql, then set up again: that grants their rights.';

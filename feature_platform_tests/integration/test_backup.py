@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,23 @@ from feature_platform.embedded.server import EmbeddedServer, bin_dir
 from feature_platform.roles import role_name, set_logins
 from feature_platform.settings import Settings
 from feature_platform.verify import verify
+from feature_platform.views import catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import (
     assert_same_bits,
     read_features,
-    refresh,
     stored_bars,
 )
 from feature_platform_tests.fix_environment import passable_directory
 from feature_platform_tests.fix_processes import insert_bars, run_on, value
+from feature_platform_tests.fix_views import (
+    CANDLES,
+    SHORT,
+    check_views,
+    refresh_all,
+    rows_of,
+    state_of,
+)
 
 Conn = psycopg.Connection[Any]
 
@@ -62,11 +71,14 @@ def empty_server(another_server: str) -> Iterator[str]:
 
 
 def fill(connection: Conn) -> None:
-    """Write two days of two symbols, with gaps, and with marks that are still pending."""
+    """Write two days of two symbols and two views, with gaps, and with pending marks."""
     first = value(connection, "SELECT feature_platform.due_until()") - timedelta(days=2)
     insert_bars(connection, "A", first, 2000)
     insert_bars(connection, "B", first, 200, step=7)
-    refresh(connection)
+    catalog.apply(connection, [SHORT, CANDLES])
+    refresh_all(connection)
+    # A second version, which is not built, beside the served one.
+    catalog.apply(connection, [replace(SHORT, columns={"mean_5m": SHORT.columns["mean_5m"]})])
     connection.execute("SELECT feature_platform.find_gaps()")
     insert_bars(connection, "A", first + timedelta(minutes=2000), 50)
     connection.execute("DELETE FROM ohlcv_1m WHERE symbol = 'B' AND ts = %s", [first])
@@ -80,17 +92,32 @@ def check_restored(connection: Conn, dumped: Conn) -> None:
     assert connection.execute(gaps).fetchall() == dumped.execute(gaps).fetchall()
     marks = "SELECT symbol, id, buckets, removed FROM feature_platform.dirty_log ORDER BY 1, 2"
     assert connection.execute(marks).fetchall() == dumped.execute(marks).fetchall()
+    views = "SELECT (v).* FROM feature_platform.feature_view v ORDER BY id"
+    assert connection.execute(views).fetchall() == dumped.execute(views).fetchall()
+    states = """SELECT view, symbol, processed, dirty, removed, building
+                FROM feature_platform.view_symbol ORDER BY 1, 2"""
+    assert connection.execute(states).fetchall() == dumped.execute(states).fetchall()
+    assert state_of(connection, "short_1m") == [(1, "live", True), (2, "building", False)]
+    for columns, name in (", ".join(SHORT.columns), "short_1m"), ("close, n", "candles_1h"):
+        assert rows_of(connection, columns, name) == rows_of(dumped, columns, name)
     report = verify(connection)
-    assert (report.mismatches, report.pending > 0) == (0, True)
-    refresh(connection)
+    assert (report.mismatches, report.pending > 0, report.views) == (0, True, 2)
+    refresh_all(connection)
+    assert state_of(connection, "short_1m") == [(2, "live", True)]
+    assert value(connection, "SELECT count(*) FROM short_1m") == len(stored_bars(connection))
     first = value(connection, "SELECT min(ts) FROM ohlcv_1m WHERE symbol = 'A'")
     insert_bars(connection, "A", first - timedelta(minutes=100), 100)
     insert_bars(connection, "C", first, 10)
     connection.execute("SELECT feature_platform.find_gaps()")
-    refresh(connection)
+    refresh_all(connection)
     report = verify(connection)
-    assert (report.mismatches, report.pending) == (0, 0)
-    assert report.rows == len(stored_bars(connection))
+    assert (report.mismatches, report.pending, report.views) == (0, 0, 2)
+    of_views = check_views(connection)
+    assert report.rows == len(stored_bars(connection)) + of_views
+    assert of_views > len(stored_bars(connection))
+    catalog.apply(connection, [SHORT])  # the third version
+    refresh_all(connection)
+    assert check_views(connection) == of_views
     assert value(connection, "SELECT feature_platform.policy_begin('worker')") > 0
 
 
@@ -115,8 +142,9 @@ def test_a_dump_is_restored_on_an_empty_server(
         check_restored(connection, conn)
         owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'ohlcv_1m'::regclass"
         assert value(connection, owner) == (role_name("owner") if roles_first else "postgres")
-        may_read = "SELECT has_table_privilege(%s, 'features_1m', 'SELECT')"
-        assert value(connection, may_read, role_name("reader"))
+        may_read = "SELECT has_table_privilege(%s, %s, 'SELECT')"
+        for relation in ("features_1m", "short_1m", "candles_1h"):
+            assert value(connection, may_read, role_name("reader"), relation), relation
 
 
 @pytest.mark.parametrize("engine", ["timescaledb"], indirect=True)

@@ -106,6 +106,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.find_symbols": NO_ROLE,
     "feature_platform.forget_minutes": NO_ROLE,
     "feature_platform.forget_symbol": NO_ROLE,
+    "feature_platform.grant_view_rights": NO_ROLE,
     "feature_platform.due_gaps": RECORDERS,
     "feature_platform.gap_answered": RECORDERS,
     "feature_platform.gap_failed": RECORDERS,

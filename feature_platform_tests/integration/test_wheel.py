@@ -83,6 +83,35 @@ def test_the_wheel_sets_up_the_embedded_database(program: Path, home: Path) -> N
     )
 
 
+VIEWS = """
+from feature_platform.views import FeatureView, bar, ema, mean
+
+trend = FeatureView(
+    "trend_1m",
+    "1 minute",
+    {"mean_3m": mean(bar.close, "3 minutes"), "ema_3m": ema(bar.vol, "3 minutes")},
+)
+"""
+
+
+def test_the_wheel_applies_builds_and_verifies_views(
+    program: Path, empty_database: str, tmp_path: Path
+) -> None:
+    def output(*command: str | Path) -> str:
+        return run(program, *command, cwd=tmp_path, FEATURE_PLATFORM_DATABASE_URL=empty_database)
+
+    views, bars = tmp_path / "mine.py", tmp_path / "bars.csv"
+    views.write_text(VIEWS)
+    rows = [f"2026-02-01T00:{minute:02}Z,10,12,9,{10 + minute % 3},1" for minute in range(60)]
+    bars.write_text("\n".join(["ts,open,high,low,close,vol", *rows]))
+    output("db", "apply")
+    output("import", bars, "--symbol", "A")
+    assert "trend_1m: new, version 1, 2 columns" in output("views", "plan", views)
+    assert "60 rows written" in output("views", "apply", views)
+    assert "trend_1m" in output("views", "list")
+    assert "120 rows of 1 symbol in features_1m and 1 view checked, all equal" in output("verify")
+
+
 def test_the_wheel_sets_up_a_configured_database(
     program: Path, empty_database: str, tmp_path: Path
 ) -> None:
