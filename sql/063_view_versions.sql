@@ -397,7 +397,8 @@ BEGIN
     FOR part IN
         SELECT k.symbol, CASE WHEN views.has_inner THEN feature_platform.views_need_from(k.symbol, kept_from) END
                AS inner_from
-        FROM (SELECT bool_or(w.has_inner) AS has_inner FROM feature_platform.feature_view w HAVING count(*) > 0) AS views
+        FROM (SELECT bool_or(v.has_inner) AS has_inner FROM feature_platform.feature_view v
+              HAVING count(*) > 0) AS views
         CROSS JOIN (SELECT DISTINCT n.symbol FROM feature_platform.known_symbol n) AS k
     LOOP
         FOR stored IN
