@@ -27,8 +27,8 @@ $$;
 COMMENT ON FUNCTION feature_platform.grant_to_readers(text) IS
     'Grants a right to the roles that may read all features.';
 
--- Grant the rights on a version: its functions of verify, and public.NAME where it is served. 085_rights.sql repeats it,
--- for roles that are younger than the version, and after a dump was restored without rights.
+-- Grant the rights on a version: its functions of verify, and public.NAME where it is served. 085_rights.sql repeats
+-- it, for roles that are younger than the version, and after a dump was restored without rights.
 CREATE OR REPLACE FUNCTION feature_platform.grant_view_rights(of_view integer) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
