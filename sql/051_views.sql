@@ -2,8 +2,8 @@
 --
 -- A declaration is compiled when it is applied. Its functions and tables are in the schema feature_views, named by the
 -- number of the view's version: v7_rows (the features), v7_inner (values that windows and lags look up), v7_state (the
--- cached state of each symbol's newest buckets), v7_reach, v7_start, v7_range, v7_step, v7_plain and v7_plain_from. The
--- view public.NAME shows the rows of the version that is served.
+-- cached state of each symbol's newest buckets), v7_reach, v7_reach_short, v7_start, v7_range, v7_step, v7_plain and
+-- v7_plain_from. The view public.NAME shows the rows of the version that is served.
 CREATE SCHEMA IF NOT EXISTS feature_views;
 COMMENT ON SCHEMA feature_views IS
     'Tables and functions of feature views, which `feature-platform views apply` writes.';
@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS feature_platform.view_symbol (
     first_bucket timestamptz,                           -- the stored rows' warm-up was counted from it
     newest_tick  timestamptz,                           -- the newest bar inside a minute
     dirty        tstzmultirange   NOT NULL DEFAULT '{}',    -- buckets
+    long_only    tstzmultirange   NOT NULL DEFAULT '{}',    -- of these, only columns with a long look-back are dirty
     removed      boolean          NOT NULL DEFAULT false,   -- whether dirty buckets may have lost their last bar
     building     boolean          NOT NULL DEFAULT false,   -- dirty because the view is new
     marked_at    timestamptz,                           -- since when buckets are dirty
@@ -83,7 +84,8 @@ BEGIN
             hi         timestamptz,
             start      timestamptz,     -- the first bar to read
             first      timestamptz,     -- the first bucket of the symbol
-            state_from timestamptz      -- the first bucket whose state is cached
+            state_from timestamptz,     -- the first bucket whose state is cached
+            whole      tstzmultirange   -- all columns are computed here, else those with a long look-back; NULL: all
         );
         CREATE TYPE feature_platform.view_extreme AS (value double precision, place timestamptz);
     END IF;

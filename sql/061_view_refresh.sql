@@ -84,7 +84,8 @@ DECLARE
     one record;
     stepped record;
     first timestamptz; last timestamptz; ends timestamptz; start timestamptz; at timestamptz; state_start timestamptz;
-    dirty tstzmultirange; reached tstzmultirange; todo tstzmultirange; rest tstzmultirange;
+    state_from timestamptz;
+    dirty tstzmultirange; reached tstzmultirange; whole tstzmultirange; todo tstzmultirange; rest tstzmultirange;
     part tstzrange; newest record;
     rows_left bigint := budget;
     gone bigint;
@@ -135,7 +136,7 @@ BEGIN
                        ELSE n.newest_tick < feature_views.%2$I(n.symbol, n.at) - $3 END
         ), stored AS (
             UPDATE feature_platform.view_symbol s
-            SET processed = coalesce(r.id, r.processed), dirty = r.left_dirty,
+            SET processed = coalesce(r.id, r.processed), dirty = r.left_dirty, long_only = s.long_only * r.older,
                 marked_at = CASE WHEN r.left_dirty <> '{}' THEN least(r.dirty_since, r.marked_at) END
             FROM ready r
             WHERE s.view = $1 AND s.symbol = r.symbol
@@ -159,6 +160,7 @@ BEGIN
     -- 2. The other symbols.
     FOR one IN
         SELECT p.symbol, coalesce(s.processed, 0) AS processed, s.first_bucket, coalesce(s.dirty, '{}') AS dirty,
+               coalesce(s.long_only, '{}') AS long_only,
                coalesce(s.removed, false) OR coalesce(c.removed, false) AS removed,
                coalesce(s.building, false) AS building, c.id, c.changed, least(s.marked_at, c.marked_at) AS marked_at
         FROM unnest(picked) WITH ORDINALITY AS p (symbol, place)
@@ -179,14 +181,17 @@ BEGIN
         last := (SELECT date_bin(v.every, b.ts, v.origin) FROM public.ohlcv_1m b
                  WHERE b.symbol = one.symbol ORDER BY b.ts DESC LIMIT 1);
         ends := last + v.every;
-        dirty := one.dirty;
+        -- Beyond the reach of the other columns, a change makes only those with a long look-back dirty.
+        whole := one.dirty - one.long_only;
+        reached := '{}';
         IF one.changed IS NOT NULL THEN
-            EXECUTE format('SELECT feature_views.%I($1, $2, $3)', prefix || '_reach') INTO reached
-                USING one.symbol, one.changed, coalesce(last, '-infinity');
-            dirty := dirty + reached;
+            EXECUTE format('SELECT feature_views.%I($1, $2, $3), $4 + feature_views.%I($1, $2, $3)',
+                           prefix || '_reach', prefix || '_reach_short') INTO reached, whole
+                USING one.symbol, one.changed, coalesce(last, '-infinity'), whole;
         END IF;
+        dirty := one.dirty + reached;
         IF one.removed THEN     -- rows of buckets without bars are dirty, too
-            dirty := dirty + (SELECT coalesce(range_agg(tstzrange(
+            whole := whole + (SELECT coalesce(range_agg(tstzrange(
                 date_bin(v.every, lower(r), v.origin),
                 date_bin(v.every, upper(r) - interval '1 microsecond', v.origin) + v.every)), '{}')
                 FROM unnest(one.changed) AS r);
@@ -195,14 +200,15 @@ BEGIN
                 INTO ends USING one.symbol, v.every, ends;
         END IF;
         IF one.first_bucket IS NULL AND first IS NOT NULL THEN
-            dirty := dirty + tstzmultirange(tstzrange(first, ends));
+            whole := whole + tstzmultirange(tstzrange(first, ends));
         ELSIF one.first_bucket <> first THEN    -- the values whose warm-up moved, and all that depend on them
             EXECUTE format('SELECT feature_views.%I($1, $2, $3)', prefix || '_reach') INTO reached
                 USING one.symbol, tstzmultirange(tstzrange(least(one.first_bucket, first),
                                                            greatest(one.first_bucket, first) + v.warm_up + v.every)),
                       last;
-            dirty := dirty + reached;
+            whole := whole + reached;
         END IF;
+        dirty := dirty + whole;
         dirty := CASE WHEN ends > kept_from THEN dirty * tstzmultirange(tstzrange(kept_from, ends)) ELSE '{}' END;
         EXECUTE format('DELETE FROM feature_views.%I s WHERE s.symbol = $1 AND $2 @> s.bucket', prefix || '_state')
             USING one.symbol, dirty;
@@ -218,16 +224,16 @@ BEGIN
         rest := dirty - todo;
         more := more OR rest && refresh_window;
         INSERT INTO feature_platform.view_symbol AS s
-            (view, symbol, processed, first_bucket, newest_tick, dirty, removed, building, marked_at)
+            (view, symbol, processed, first_bucket, newest_tick, dirty, long_only, removed, building, marked_at)
         VALUES (of_view, one.symbol, coalesce(one.id, one.processed), first,
                 (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = one.symbol
                  AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
-                rest, one.removed AND rest <> '{}',
+                rest, rest - whole, one.removed AND rest <> '{}',
                 one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END)
         ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
         SET processed = excluded.processed, first_bucket = excluded.first_bucket, newest_tick = excluded.newest_tick,
-            dirty = excluded.dirty, removed = excluded.removed, building = excluded.building,
-            marked_at = excluded.marked_at;
+            dirty = excluded.dirty, long_only = excluded.long_only, removed = excluded.removed,
+            building = excluded.building, marked_at = excluded.marked_at;
 
         FOR part IN SELECT r FROM unnest(todo) AS r ORDER BY lower(r) LOOP
             IF one.removed THEN
@@ -268,14 +274,17 @@ BEGIN
                 untils := untils || upper(part);
                 firsts := firsts || first;
             ELSE
+                -- Only the newest range leaves states: eight buckets have the slots of their numbers.
+                state_from := CASE WHEN upper(part) >= least(last + v.every, due)
+                                   THEN date_bin(v.every, (SELECT b.ts FROM public.ohlcv_1m b
+                                                           WHERE b.symbol = one.symbol AND b.ts < upper(part)
+                                                           ORDER BY b.ts DESC LIMIT 1), v.origin) - 7 * v.every
+                                   ELSE 'infinity' END;
                 ranges := ranges || ROW(
-                    one.symbol, lower(part), least(upper(part), last + v.every), start, first,
-                    -- Only the newest range leaves states: eight buckets have the slots of their numbers.
-                    CASE WHEN upper(part) >= least(last + v.every, due)
-                         THEN date_bin(v.every, (SELECT b.ts FROM public.ohlcv_1m b
-                                                 WHERE b.symbol = one.symbol AND b.ts < upper(part)
-                                                 ORDER BY b.ts DESC LIMIT 1), v.origin) - 7 * v.every
-                         ELSE 'infinity' END)::feature_platform.view_item;
+                    one.symbol, lower(part), least(upper(part), last + v.every), start, first, state_from,
+                    CASE WHEN NOT whole @> part
+                         THEN whole * tstzmultirange(part) + tstzmultirange(tstzrange(state_from, 'infinity'))
+                         END)::feature_platform.view_item;
             END IF;
         END LOOP;
     END LOOP;

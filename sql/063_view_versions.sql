@@ -185,8 +185,8 @@ BEGIN ATOMIC
     WHERE v.id = of_view
     ORDER BY k.symbol
     ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
-    SET processed = excluded.processed, dirty = excluded.dirty, building = true, removed = true,
-        marked_at = excluded.marked_at;
+    SET processed = excluded.processed, dirty = excluded.dirty, long_only = excluded.long_only, building = true,
+        removed = true, marked_at = excluded.marked_at;
 END;
 COMMENT ON FUNCTION feature_platform.begin_view_build(integer) IS 'Marks all history of a new version dirty.';
 

@@ -34,6 +34,7 @@ from feature_platform.views.expressions import (
     walk,
 )
 from feature_platform.views.stages import (
+    Column,
     Ref,
     Stage,
     double,
@@ -44,7 +45,7 @@ from feature_platform.views.stages import (
     render,
     text,
 )
-from feature_platform.views.view import FeatureView, ema_grid, warm_up
+from feature_platform.views.view import FeatureView, ema_grid, look_back, warm_up
 
 # Values of these need no guard: they are values of their arguments, or of a known size.
 _IN_RANGE = frozenset({"abs", "sign", "least", "greatest", "where", "ln", "sqrt"})
@@ -66,6 +67,10 @@ class Plan:
 
     inner: nodes whose values are stored for each bucket, as look-ups of earlier buckets need them;
         empty where all look-ups read bars of one minute.
+    long: the keys of the stored values that look back more than half as far as the view, where the
+        others have at least as many windows. Beyond the reach of the others, a change makes only
+        these dirty.
+    stored: the nodes of the columns and of the inner values, by key.
     """
 
     def __init__(self, view: FeatureView) -> None:
@@ -105,6 +110,14 @@ class Plan:
             }
             for key in lags_only - windowed - beside:  # bars of one minute have it
                 del self.inner[key]
+        self.stored = {one.key: one for one in [*view.columns.values(), *self.inner.values()]}
+        backs = {key: look_back(one, view.width) for key, one in self.stored.items()}
+        long = {key for key, back in backs.items() if 2 * back > max(backs.values())}
+        of_long, of_short = (
+            {node.key for key in keys for node in walk(self.nodes[key]) if isinstance(node, Window)}
+            for keys in (long, backs.keys() - long)
+        )
+        self.long = long if of_short and len(of_short) >= len(of_long) else set()
         self.windows = [node for node in self.nodes.values() if isinstance(node, Window)]
         self.summed = [node for node in self.windows if node.function in SUMMED]
         self.extremes = [node for node in self.windows if node.function in ("min", "max")]
@@ -241,6 +254,7 @@ def add_moments(node: Window, plan: Plan, stage: Stage) -> None:
     add("n", "({n})::double precision")
     if node.function == "count":
         return
+    stage.add(warm_name(node, plan), is_warm(node, plan))
     q, qy = "({n} * {xx} - {x} * {x})", "({n} * {yy} - {y} * {y})"
     p = "({n} * {xy} - {x} * {y})"
     if node.function == "beta":  # a quotient of numbers beyond the range of a double
@@ -249,12 +263,14 @@ def add_moments(node: Window, plan: Plan, stage: Stage) -> None:
     elif node.function in ("corr", "cov"):
         add("p", p + "::double precision")
         if node.function == "corr":
-            add("q", q + "::double precision")
-            add("qy", qy + "::double precision")
+            add("r", f"sqrt({q}::double precision)")
+            add("ry", f"sqrt({qy}::double precision)")
     else:
         add("x", "({x})::double precision")
-        if "xx" in found:
+        if node.function == "var":
             add("q", q + "::double precision")
+        elif "xx" in found:
+            add("r", f"sqrt({q}::double precision)")
 
 
 def moment_names(node: Window, plan: Plan) -> dict[str, str]:
@@ -265,7 +281,8 @@ def moment_names(node: Window, plan: Plan) -> dict[str, str]:
         "n": ("mn", "n"),
         "x": ("mx", "x"),
         "q": ("mq", "xx"),
-        "qy": ("mq", "yy"),
+        "r": ("mr", "xx"),
+        "ry": ("mr", "yy"),
         "p": ("mp", "xy"),
         "pn": ("mpn", "xy"),
         "yn": ("mqn", "yy"),
@@ -280,17 +297,16 @@ def moment_names(node: Window, plan: Plan) -> dict[str, str]:
 _SUMMED_TEXT = {
     "sum": "{x}",
     "mean": "{x} / {n}",
-    "std": "sqrt({q}) / {n}",
+    "std": "{r} / {n}",
     "var": "{q} / {n} / {n}",
-    "zscore": "({value} - {x} / {n}) / nullif(sqrt({q}) / {n}, 0)",
+    "zscore": "({value} - {x} / {n}) / nullif({r} / {n}, 0)",
     "cov": "{p} / {n} / {n}",
     "beta": "CASE WHEN {yn} = 0 OR abs({pn}) > 1e130 * {yn} THEN NULL"
     " WHEN abs({pn}) < 1e-130 * {yn} THEN 0"
     " ELSE {pn}::double precision / {yn}::double precision END",
-    "corr": "CASE WHEN (sqrt({q}) * sqrt({qy})) = 0 THEN NULL"
-    " WHEN (sqrt({q}) * sqrt({qy})) >= 1e-150"
-    " AND abs({p}) < (sqrt({q}) * sqrt({qy})) * 1e-130 THEN 0"
-    " ELSE greatest(-1, least(1, {p} / (sqrt({q}) * sqrt({qy})))) END",
+    "corr": "CASE WHEN {r} * {ry} = 0 THEN NULL"
+    " WHEN {r} * {ry} >= 1e-150 AND abs({p}) < {r} * {ry} * 1e-130 THEN 0"
+    " ELSE greatest(-1, least(1, {p} / ({r} * {ry}))) END",
 }
 
 
@@ -302,7 +318,7 @@ def summed_text(node: Window, plan: Plan) -> sql.Composable:
     value = text(_SUMMED_TEXT[node.function], **found, value=plan.value(node.of[0]))
     return text(
         "CASE WHEN {warm} AND {n} > 0 THEN {summed} END",
-        warm=is_warm(node, plan),
+        warm=Ref(warm_name(node, plan)),
         n=found["n"],
         summed=value,
     )
@@ -311,6 +327,11 @@ def summed_text(node: Window, plan: Plan) -> sql.Composable:
 def is_warm(node: Window | Ema, plan: Plan) -> sql.Composed:
     """Return the condition that a window is full."""
     return text("{bucket} >= {first} + {warm}", warm=interval(warm_up(node, plan.view.width)))
+
+
+def warm_name(node: Window, plan: Plan) -> str:
+    """Return the column of `is_warm`, which the windows of a span share."""
+    return f"w{warm_up(node, plan.view.width) // MINUTE}"
 
 
 def when_warm(node: Window | Ema, plan: Plan, value: sql.Composable) -> sql.Composed:
@@ -409,19 +430,29 @@ class Range:
         spans = {node.span for node in plan.summed}
         spans |= {node.span for node in plan.nodes.values() if isinstance(node, Lag) and node.span}
         self.backs = {span: f"back{span // MINUTE}" for span in sorted(spans)}
-        for kind, nodes in Schedule(plan).rounds:
+        rounds = Schedule(plan).rounds
+        last = max((at for at, (kind, _) in enumerate(rounds) if kind == "window"), default=-1)
+        for at, (kind, nodes) in enumerate(rounds):
             if kind == "row":
-                stage = Stage()
+                stage = Stage(is_last=at > last)
                 self.stages.append(stage)
                 for node in nodes:
                     assert isinstance(node, Call)
                     stage.add(plan.name(node), row_text(node, plan))
             else:
-                self._windows(nodes)
+                self._windows(nodes, is_last=at == last)
 
-    def _windows(self, nodes: list[Expression]) -> None:
+    def _windows(self, nodes: list[Expression], *, is_last: bool) -> None:
+        """Add the stages of a round of lags and windows."""
         plan = self.plan
-        exact, running, packed, gone, result = Stage(), Stage(), Stage(), Stage(), Stage()
+        exact, running, packed, gone = Stage(), Stage(), Stage(), Stage()
+        offsets, result, moments, values = (Stage(is_last=is_last) for _ in range(4))
+        backs = self.backs
+        if is_last:  # only the wanted rows look up
+            backs = {span: f"last_{name}" for span, name in backs.items()}
+            for span, name in backs.items():
+                back = Ref(self.backs[span])
+                offsets.add(name, text("CASE WHEN {bucket} >= {lo} THEN {back} END", back=back))
         windows = [node for node in nodes if isinstance(node, Window)]
         exact_columns(windows, plan, exact)
         # Running sums in one array, of which a frame a span gives those that have left the window.
@@ -456,7 +487,7 @@ class Range:
                 own = [term for term in terms if term in places and term.of]
                 if not own:
                     continue
-                left = gone.add(f"{array}_{span // MINUTE}", self._left(Ref(array), span))
+                left = gone.add(f"{array}_{span // MINUTE}", left_text(Ref(array), backs[span]))
                 for term in own:
                     result.add(
                         plan.sum_name(term, span),
@@ -467,8 +498,6 @@ class Range:
                             place=sql.Literal(places[term]),
                         ),
                     )
-        moments = Stage()
-        values = Stage()
         for node in nodes:
             name = plan.name(node)
             match node:
@@ -478,7 +507,7 @@ class Range:
                         over_all("lag({value}, {rows})", plan.value(node.of), sql.Literal(rows)),
                     )
                 case Lag(span=timedelta() as span):
-                    running.add(name, self._left(plan.value(node.of), span))
+                    gone.add(name, left_text(plan.value(node.of), backs[span]))
                 case Ema():
                     self._ema(node, exact, running, result)
                 case Window(function="min" | "max"):
@@ -492,13 +521,22 @@ class Range:
         for stage in self.stages:
             stage.where = None
         result.where = text("{bucket} >= {lo}")
-        for stage in (exact, running, packed, gone, result, moments, values):
+        for stage in (exact, running, packed, offsets, gone, result, moments, values):
             if stage.columns or stage.where is not None:
                 self.stages.append(stage)
 
-    def _left(self, value: sql.Composable, span: timedelta) -> sql.Composed:
-        """Return the value at the newest bucket at or before bucket - span."""
-        return over_all("lag({value}, {rows})", value, Ref(self.backs[span]))
+    def skip_short(self, wanted: set[str]) -> None:
+        """Compute what only short columns need for whole rows alone.
+
+        wanted: the columns of the last stage that long columns need.
+        """
+        for stage in reversed(self.stages):
+            for at, column in enumerate(stage.columns):
+                if column.name in wanted:
+                    wanted = wanted | set(refs(column.value))
+                elif stage.is_last:
+                    value = text("CASE WHEN {whole} THEN {value} END", value=column.value)
+                    stage.columns[at] = Column(column.name, value)
 
     def _running(self, term: Term) -> str:
         return f"r_{self.plan.term_name(term)}"
@@ -577,6 +615,11 @@ class Range:
             f"next{at}", text("CASE WHEN {block} & 1 = 1 THEN {odd} ELSE {even} END", **part)
         )
         result.add(plan.name(node), when_warm(node, plan, text("({used})[1]", used=used)))
+
+
+def left_text(value: sql.Composable, back: str) -> sql.Composed:
+    """Return the value so many rows before; back: the column of the number."""
+    return over_all("lag({value}, {rows})", value, Ref(back))
 
 
 def array_of(items: Iterable[sql.Composable], kind: str) -> sql.Composed:
@@ -1145,6 +1188,7 @@ class Names:
         self.inner = self._full("inner")
         self.state = self._full("state")
         self.reach = self._full("reach")
+        self.reach_short = self._full("reach_short")
         self.start = self._full("start")
         self.range = self._full("range")
         self.step = self._full("step")
@@ -1162,8 +1206,16 @@ def compiled(view: FeatureView, number: int) -> sql.Composed:
     number: of the version, which begins their names in the schema feature_views: "v7_rows".
     """
     plan, names = Plan(view), Names(number)
-    parts = (_tables, _reach, _start, _range, _step)
-    return listed([part(plan, names) for part in parts], "\n")
+    short = [node for key, node in plan.stored.items() if key not in plan.long]
+    parts = [
+        _tables(plan, names),
+        _reach(plan, names.reach, plan.nodes.values()),
+        _reach(plan, names.reach_short, short),
+        _start(plan, names),
+        _range(plan, names),
+        _step(plan, names),
+    ]
+    return listed(parts, "\n")
 
 
 def has_inner(view: FeatureView) -> bool:
@@ -1240,8 +1292,8 @@ def _tables(plan: Plan, names: Names) -> sql.Composed:
 Path = tuple[tuple[str, int], ...]
 
 
-def paths(plan: Plan) -> list[Path]:
-    """Return how the nodes of a view depend on bars, from the bar to the node; spans in minutes.
+def paths(plan: Plan, wanted: Iterable[Expression]) -> list[Path]:
+    """Return how some nodes of a view depend on bars, from the bar to the node; spans in minutes.
 
     Paths of the same form that differ in their windows only are one, with the longest windows.
     """
@@ -1262,7 +1314,7 @@ def paths(plan: Plan) -> list[Path]:
                 step = ("anchor", ema_grid(span, width) // MINUTE)
         of_node[key] = {_joined(path, step) for path in below} if step else below
     longest: dict[tuple[object, ...], Path] = {}
-    for path in {path for found in of_node.values() for path in found}:
+    for path in {path for node in wanted for path in of_node[node.key]}:
         form = tuple(kind if kind == "window" else (kind, number) for kind, number in path)
         known = longest.get(form, path)
         longest[form] = tuple(
@@ -1279,7 +1331,8 @@ def _joined(path: Path, step: tuple[str, int]) -> Path:
 
 
 _REACH = """
--- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket.
+-- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket: of all columns
+-- and inner values, or of those with a short look-back.
 CREATE OR REPLACE FUNCTION {name}(
     of_symbol text, changed tstzmultirange, last_bucket timestamptz) RETURNS tstzmultirange
     LANGUAGE sql STABLE
@@ -1296,10 +1349,10 @@ END;
 """
 
 
-def _reach(plan: Plan, names: Names) -> sql.Composed:
+def _reach(plan: Plan, name: sql.Identifier, of: Iterable[Expression]) -> sql.Composed:
     view = plan.view
     parts = []
-    for path in paths(plan):
+    for path in paths(plan, of):
         lo: sql.Composable = sql.SQL("c.lo")
         hi: sql.Composable = sql.SQL("c.hi")
         for kind, number in path:
@@ -1343,7 +1396,7 @@ def _reach(plan: Plan, names: Names) -> sql.Composed:
         )
     return text(
         _REACH,
-        name=names.reach,
+        name=name,
         lo=bin_text(view, sql.SQL("lower(r)")),
         hi=bin_text(view, sql.SQL("upper(r) - interval '1 microsecond'")),
         parts=listed(parts, " UNION ALL "),
@@ -1365,7 +1418,7 @@ CREATE OR REPLACE FUNCTION {name}(of_symbol text, wanted timestamptz) RETURNS ti
 def _start(plan: Plan, names: Names) -> sql.Composed:
     view = plan.view
     starts: dict[str, sql.Composable] = {}
-    for path in paths(plan):
+    for path in paths(plan, plan.nodes.values()):
         at: sql.Composable = sql.SQL("wanted")
         for kind, number in reversed(path):
             part: dict[str, sql.Composable] = {
@@ -1401,7 +1454,7 @@ def _start(plan: Plan, names: Names) -> sql.Composed:
 
 _STORED = """{name} AS (
     INSERT INTO {table} AS f (symbol, bucket, {columns})
-    SELECT c.symbol, c.bucket, {values} FROM computed c
+    SELECT c.symbol, c.bucket, {values} FROM computed c{where}
     ON CONFLICT (symbol, bucket) DO UPDATE
     SET {assigned}
     WHERE ({old}) IS DISTINCT FROM
@@ -1422,8 +1475,15 @@ def _each(template: str, names: Iterable[str], separator: str = ", ") -> sql.Com
     return listed([text(template, it=sql.Identifier(name)) for name in names], separator)
 
 
+# A bar without a row yet has an unprocessed mark, which stores the whole row. The fence keeps the
+# look-up a scan of one key.
+_HAS_ROW = """ WHERE NOT c.whole AND EXISTS (
+        SELECT FROM {table} o WHERE o.symbol = c.symbol AND o.bucket = c.bucket
+            AND o.bucket >= reads_from AND o.bucket < reads_until OFFSET 0)"""
+
+
 def _rows_stored(
-    name: str, table: sql.Identifier, columns: dict[str, str], returning: str
+    name: str, table: sql.Identifier, columns: dict[str, str], where: str, returning: str = ""
 ) -> sql.Composed:
     """Return the sub-query that stores columns in a table; columns: of `computed`, by the table's."""
     return text(
@@ -1435,17 +1495,32 @@ def _rows_stored(
         assigned=_each("{it} = excluded.{it}", columns),
         old=_each("f.{it}", columns),
         new=_each("excluded.{it}", columns),
+        where=text(where, table=table),
         returning=sql.SQL(returning),
     )
 
 
-def _stored(plan: Plan, names: Names, *, has_places: bool) -> list[sql.Composed]:
-    """Return the sub-queries that store rows, inner values and states of `computed`."""
-    columns = {name: f"o{at}" for at, name in enumerate(plan.view.columns)}
-    made = [_rows_stored("stored", names.rows, columns, "\n    RETURNING 1")]
-    if plan.inner:
-        inner = {name: name for name, _ in inner_columns(plan)}
-        made.append(_rows_stored("inner_stored", names.inner, inner, ""))
+def _stored(plan: Plan, names: Names, *, has_places: bool, splits: bool) -> list[sql.Composed]:
+    """Return the sub-queries that store rows, inner values and states of `computed`.
+
+    splits: whether rows that are not whole store the values of long columns only.
+    """
+    columns = {
+        name: (f"o{at}", one.key) for at, (name, one) in enumerate(plan.view.columns.items())
+    }
+    inner = {f"x{plan.number[key]}": (f"x{plan.number[key]}", key) for key in plan.inner}
+    made = []
+    for prefix, keys, where in (
+        ("", plan.stored.keys(), " WHERE c.whole" if splits else ""),
+        ("long_", plan.long if splits else (), _HAS_ROW),
+    ):
+        for name, table, of, returning in (
+            (f"{prefix}stored", names.rows, columns, "\n    RETURNING 1"),
+            (f"{prefix}inner_stored", names.inner, inner, ""),
+        ):
+            chosen = {column: value for column, (value, key) in of.items() if key in keys}
+            if chosen:
+                made.append(_rows_stored(name, table, chosen, where, returning))
     state = [name for name, _ in state_columns(plan, has_places=has_places)]
     made.append(
         text(
@@ -1480,7 +1555,7 @@ _COMPUTED = """computed AS MATERIALIZED (
 def _computed(
     plan: Plan, before: str, keeps: str, *, has_places: bool, more: str = ""
 ) -> sql.Composed:
-    columns: list[sql.Composable] = [Ref("until")] if has_places else []
+    columns: list[sql.Composable] = [Ref("until" if has_places else "whole")]
     # Names of their own, because a column may be named like anything in here.
     columns += [named(value, f"o{at}") for at, (_, value) in enumerate(outputs(plan))]
     columns += [named(value, name) for name, value in inner_columns(plan)]
@@ -1509,9 +1584,9 @@ _HAS_TICKS = sql.SQL(""", EXISTS (
 
 _RANGE_BARS = """item AS MATERIALIZED (
     SELECT i.*{ticks}
-    FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, k)
+    FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
-    SELECT r.k, r.symbol, r.lo, r.first, r.state_from, b.*
+    SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*
     FROM item r
     CROSS JOIN LATERAL (
         {bars}
@@ -1543,7 +1618,7 @@ DECLARE
     written bigint;
 BEGIN
     WITH {body}
-    SELECT count(*) INTO written FROM stored;
+    SELECT {written} INTO written;
     RETURN written;
 END
 $$;
@@ -1551,9 +1626,12 @@ $$;
 
 
 def _range(plan: Plan, names: Names) -> sql.Composed:
-    always = {"k", "symbol", "lo", "first", "state_from", "bucket"}
+    splits = bool(plan.long)
+    always = {"k", "symbol", "lo", "first", "state_from", "whole", "bucket"}
     wanted = _wanted(plan, has_places=False) | always
     stages = Range(plan)
+    if splits:
+        stages.skip_short({one for key in plan.long for one in refs(plan.value(plan.nodes[key]))})
     backs = stages.backs
     carried = always | BAR_COLUMNS | set(backs.values())
     chain, last, fields = render(stages.stages, carried, wanted, "placed" if backs else "bar")
@@ -1566,8 +1644,18 @@ def _range(plan: Plan, names: Names) -> sql.Composed:
         plan, last, "bucket >= state_from", has_places=False, more="WHERE bucket >= lo"
     )
     places = [_places(plan, backs)] if backs else []
-    body = [bars, *places, *chain, computed, *_stored(plan, names, has_places=False)]
-    return text(_RANGE, name=names.range, settings=_SETTINGS, body=listed(body, ",\n"))
+    body = [bars, *places, *chain, computed, *_stored(plan, names, has_places=False, splits=splits)]
+    stored = ("stored", "long_stored") if splits else ("stored",)
+    written = listed(
+        [text("(SELECT count(*) FROM {one})", one=sql.Identifier(one)) for one in stored], " + "
+    )
+    return text(
+        _RANGE,
+        name=names.range,
+        settings=_SETTINGS,
+        body=listed(body, ",\n"),
+        written=written,
+    )
 
 
 def _places(plan: Plan, backs: dict[timedelta, str]) -> sql.Composed:
@@ -1720,5 +1808,5 @@ def _step(plan: Plan, names: Names) -> sql.Composed:
         look_ups=listed(look_ups, ""),
     )
     computed = _computed(plan, last, "true", has_places=True)
-    body = [bars, *chain, computed, *_stored(plan, names, has_places=True)]
+    body = [bars, *chain, computed, *_stored(plan, names, has_places=True, splits=False)]
     return text(_STEP, name=names.step, settings=_SETTINGS, body=listed(body, ",\n"))

@@ -69,10 +69,14 @@ class Column:
 
 @dataclass
 class Stage:
-    """One sub-query: the columns that it adds, and the rows that it keeps."""
+    """One sub-query: the columns that it adds, and the rows that it keeps.
+
+    is_last: whether no other row reads these columns.
+    """
 
     columns: list[Column] = field(default_factory=list)
     where: sql.Composed | None = None
+    is_last: bool = False
 
     def add(self, name: str, value: sql.Composable) -> Ref:
         """Add a column, unless the stage has it, and return a reference to it."""

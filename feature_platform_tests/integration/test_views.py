@@ -432,3 +432,94 @@ def test_candles_of_a_symbol_with_an_open_bucket_are_built_to_the_end(
         slices += 1
         assert slices < 100, done
     assert check_views(conn) >= 2 * 49
+
+
+TWO_SPANS = FeatureView(
+    "two_spans_1m",
+    "1 minute",
+    {"near": mean(bar.vol, "5 minutes"), "far": mean(RETURN, "400 minutes"), "vol": bar.vol},
+)
+
+
+def two_spans(conn: psycopg.Connection) -> str:
+    """Build TWO_SPANS of minutes 0 to 999 without 600 to 609; return the prefix of its tables."""
+    add_bars(conn, DAY_1, 600)
+    add_bars(conn, minute(610), 390)
+    catalog.apply(conn, [TWO_SPANS])
+    refresh_all(conn)
+    row = conn.execute("SELECT 'feature_views.v' || id FROM feature_platform.feature_view")
+    return str((row.fetchone() or ("",))[0])
+
+
+def change_close(conn: psycopg.Connection, number: int) -> None:
+    statement = "UPDATE ohlcv_1m SET close = close + 0.001 WHERE symbol = 'A' AND ts = %s"
+    assert conn.execute(statement, [minute(number)]).rowcount == 1
+
+
+def slice_of_two_spans(conn: psycopg.Connection, rows: int) -> None:
+    statement = (
+        "SELECT feature_platform.view_slice(id, '-infinity', '2027-01-01', slice_rows => %s)"
+        " FROM feature_platform.feature_view"
+    )
+    conn.execute(statement, [rows])
+
+
+def test_beyond_a_short_span_a_correction_computes_only_long_columns(
+    conn: psycopg.Connection,
+) -> None:
+    prefix = two_spans(conn)
+    spoil = f"UPDATE {prefix}_rows SET near = -near WHERE bucket = %s"  # noqa: S608
+    for number in (402, 405, 500):
+        conn.execute(spoil.encode(), [minute(number)])
+    change_close(conn, 400)
+    refresh_all(conn)
+    left = conn.execute("SELECT bucket FROM two_spans_1m WHERE near < 0 ORDER BY bucket")
+    assert left.fetchall() == [(minute(405),), (minute(500),)]
+    for number in (405, 500):
+        conn.execute(spoil.encode(), [minute(number)])
+    assert check_views(conn) == 990
+    states = conn.execute(f"SELECT count(*) FROM {prefix}_state".encode())  # noqa: S608
+    assert states.fetchone() == (8,)
+
+
+def test_a_change_of_pending_long_columns_computes_all_that_it_reaches(
+    conn: psycopg.Connection,
+) -> None:
+    two_spans(conn)
+    change_close(conn, 300)
+    take_marks(conn)
+    slice_of_two_spans(conn, 50)
+    left = conn.execute("SELECT long_only, dirty FROM feature_platform.view_symbol").fetchone()
+    assert left is not None
+    long_only, dirty = left
+    assert long_only[-1].lower == minute(305)
+    assert dirty[-1] == type(dirty[-1])(minute(300), long_only[-1].upper)
+    correct(conn, 500)
+    take_marks(conn)
+    slice_of_two_spans(conn, 50)
+    refresh_all(conn)
+    assert check_views(conn) == 990
+
+
+def test_a_bar_beside_pending_long_columns_has_no_part_of_a_row(conn: psycopg.Connection) -> None:
+    """The reach of the correction covers a gap; bars that fill it have no processed mark yet."""
+    two_spans(conn)
+    change_close(conn, 400)
+    take_marks(conn)
+    add_bars(conn, minute(600), 10)
+    slice_of_two_spans(conn, 100_000)
+    rows = "SELECT count(*) FROM two_spans_1m WHERE bucket >= %s AND bucket < %s"
+    assert conn.execute(rows, [minute(600), minute(610)]).fetchone() == (0,)
+    refresh_all(conn)
+    assert check_views(conn) == 1000
+
+
+def test_a_build_from_pending_long_columns_computes_all(conn: psycopg.Connection) -> None:
+    prefix = two_spans(conn)
+    change_close(conn, 300)
+    take_marks(conn)
+    slice_of_two_spans(conn, 50)
+    conn.execute(f"DELETE FROM {prefix}_rows".encode())  # noqa: S608
+    conn.execute("SELECT feature_platform.begin_view_build(id) FROM feature_platform.feature_view")
+    refresh_all(conn)
+    assert check_views(conn) == 990
