@@ -248,13 +248,6 @@ def import_command(
 
     Exit status 1 if a file gave no bar.
     """
-    from feature_platform.cli import console
-    from feature_platform.importer import import_bars, view
-    from feature_platform.importer.columns import ColumnMap
-    from feature_platform.importer.importer import ImportStoppedError
-    from feature_platform.importer.opening import find_files
-    from feature_platform.importer.times import TimeRule
-
     if exchange is not None:
         if files or symbol is None or start is None:
             raise UserError("--from needs --symbol and --start, and no files")
@@ -264,6 +257,14 @@ def import_command(
         raise UserError("--start and --end go with --from binance")
     if not files:
         raise UserError("give files to import, or --from binance with --symbol and --start")
+
+    from feature_platform.cli import console
+    from feature_platform.importer import import_bars, view
+    from feature_platform.importer.columns import ColumnMap
+    from feature_platform.importer.importer import ImportStoppedError
+    from feature_platform.importer.opening import find_files
+    from feature_platform.importer.times import TimeRule
+
     columns = ColumnMap(
         ts=column_ts,
         open=column_open,
