@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -30,10 +31,7 @@ from feature_platform import views as v
 from feature_platform.queries import queries as platform_queries
 from feature_platform.views import FeatureView, bar, catalog, corr, ema, lag, ln, mean, std, zscore
 
-DAYS = 8  # more than the longest span
 LONGER = 10  # times the history
-BUILD_DAYS = 30
-AGE = 12  # days, of the corrected bar
 BY = 12.34  # volume
 LIVE_SECONDS = 120.0
 BATCH = 1000  # bars
@@ -102,6 +100,25 @@ EXTREMES = FeatureView(
 )
 
 
+@dataclass(frozen=True)
+class Days:
+    """Lengths of histories in days.
+
+    past: before the new minutes.
+    build: of the histories that are built.
+    age: of the corrected bar.
+    """
+
+    past: int
+    build: int
+    age: int
+
+
+# A past is longer than the longest span, unless the scale is too small for a result.
+FULL = Days(past=8, build=30, age=12)
+SMALL = Days(past=1, build=3, age=2)
+
+
 class History:
     """Keep features_1m and some views of some symbols up to date, minute by minute."""
 
@@ -166,12 +183,17 @@ def run(bench: Workbench) -> Result:
     )
 
 
+def _days(bench: Workbench) -> Days:
+    return FULL if bench.scale >= 0.05 else SMALL
+
+
 def _new_minutes(bench: Workbench) -> Result:
     symbols = bench.scaled(1000)
+    days = _days(bench).past
     taken: dict[str, list[float]] = {}
     with bench.database("views_minute") as connection:
-        bench.show(f"{symbols} symbols, {DAYS} days, three views")
-        history = History(connection, symbols, DAYS, (SAME, WIDE, EXTREMES))
+        bench.show(f"{symbols} symbols, {days} days, three views")
+        history = History(connection, symbols, days, (SAME, WIDE, EXTREMES))
         for number in range(bench.rounds(30) + 2):
             for name, seconds in history.add_minute().items():
                 if number >= 2:  # the first ones plan the session's statements
@@ -198,10 +220,11 @@ def _new_minutes(bench: Workbench) -> Result:
 
 def _longer_past(bench: Workbench) -> Result:
     symbols = bench.scaled(50)
+    days = _days(bench).past
     with bench.database("views_short") as connection, bench.database("views_long") as other:
-        bench.show(f"{symbols} symbols, {DAYS} and {DAYS * LONGER} days")
-        short = History(connection, symbols, DAYS, (WIDE,))
-        long = History(other, symbols, DAYS * LONGER, (WIDE,))
+        bench.show(f"{symbols} symbols, {days} and {days * LONGER} days")
+        short = History(connection, symbols, days, (WIDE,))
+        long = History(other, symbols, days * LONGER, (WIDE,))
         names = "new minute, short past", "new minute, long past"
         sides: dict[str, Side] = {
             name: partial(_wide_minute, side)
@@ -231,11 +254,13 @@ def _wide_minute(history: History) -> float:
 def _builds(bench: Workbench) -> Result:
     """Build the views of long histories, and correct a bar of each symbol afterwards."""
     rounds = bench.rounds(10)
+    days = _days(bench)
+    minute = (days.build - days.age) * DAY
     symbols = bench.scaled(20, at_least=rounds + 1)
     with bench.database("views_build") as connection:
-        bench.show(f"{symbols} symbols, {BUILD_DAYS} days: builds")
+        bench.show(f"{symbols} symbols, {days.build} days: builds")
         create_generator(connection)
-        load_bars(connection, range(1, symbols + 1), range(BUILD_DAYS * DAY))
+        load_bars(connection, range(1, symbols + 1), range(days.build * DAY))
         connection.execute(queries["settle"])
         connection.execute(queries["keep_marks"])
         builds = interleave(
@@ -248,15 +273,15 @@ def _builds(bench: Workbench) -> Result:
         )
         connection.execute(queries["settle_views"])
         bench.show("corrections")
-        corrected = [_correct(connection, symbol) for symbol in range(1, rounds + 2)][1:]
-        require_exact(connection, start=moment((BUILD_DAYS - AGE) * DAY - 1))
+        corrected = [_correct(connection, symbol, minute) for symbol in range(1, rounds + 2)][1:]
+        require_exact(connection, start=moment(minute - 1))
     repairs = {
         name: [seconds[name] / seconds[f"rows of {name}"] for seconds in corrected]
         for name in ("features_1m", SAME.name, WIDE.name)
     }
     built = builds["features_1m"]
     repaired = repairs["features_1m"]
-    name = f"full build, {symbols} symbols x {BUILD_DAYS} days"
+    name = f"full build, {symbols} symbols x {days.build} days"
     return Result(
         ratios=[
             Ratio(
@@ -281,7 +306,7 @@ def _builds(bench: Workbench) -> Result:
             ),
         ],
         figures={
-            f"rows/s, build of {name}": symbols * BUILD_DAYS * DAY / statistics.median(taken)
+            f"rows/s, build of {name}": symbols * days.build * DAY / statistics.median(taken)
             for name, taken in builds.items()
         },
         seconds={f"build, {name}": taken for name, taken in builds.items()}
@@ -304,9 +329,8 @@ def _build_view(connection: Connection, view: FeatureView) -> float:
     return timed(lambda: catalog.refresh_views(connection, name=view.name))
 
 
-def _correct(connection: Connection, symbol: int) -> dict[str, float]:
+def _correct(connection: Connection, symbol: int, minute: int) -> dict[str, float]:
     """Correct a bar; return the seconds of each repair, and the rows that were dirty."""
-    minute = (BUILD_DAYS - AGE) * DAY
     change = {"symbol": symbol, "minute": minute, "by": BY}
     require(1, connection.execute(queries["correct_bar"], change).rowcount, "bars corrected")
     found = {"features_1m": timed(lambda: refresh(connection)), "rows of features_1m": float(DAY)}
@@ -411,13 +435,12 @@ def _live_beside_a_build(bench: Workbench) -> Result:
     symbols = bench.scaled(1000)
     live = bench.scaled(LIVE, at_least=100)
     minute = int((datetime.now(UTC) - FIRST).total_seconds()) // 60 - 1
+    days = _days(bench).build
     seconds = LIVE_SECONDS if bench.scale >= 0.05 else 3.0
     with bench.database("views_lag") as connection:
-        bench.show(f"live bars while a view of {symbols} symbols x {BUILD_DAYS} days is built")
+        bench.show(f"live bars while a view of {symbols} symbols x {days} days is built")
         create_generator(connection)
-        load_bars(
-            connection, range(1, symbols + 1), range(minute - BUILD_DAYS * DAY - 5, minute - 5)
-        )
+        load_bars(connection, range(1, symbols + 1), range(minute - days * DAY - 5, minute - 5))
         connection.execute(queries["forget_marks"])  # only the view has a history to build
         connection.execute(queries["live_history"], {"symbols": live, "minute": minute})
         refresh(connection)
@@ -432,7 +455,7 @@ def _live_beside_a_build(bench: Workbench) -> Result:
     return Result(
         ratios=[
             Ratio(
-                f"live bars while a view of {symbols} symbols x {BUILD_DAYS} days is built: p99,"
+                f"live bars while a view of {symbols} symbols x {days} days is built: p99,"
                 f" of the promised {PROMISED:g} s",
                 p99(traffic.lags) / PROMISED,
                 at_most=1,

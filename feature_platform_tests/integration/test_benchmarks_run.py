@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main
+from feature_platform_tests.fix_environment import fast_directory
 
 TINY = "0.002"
 
@@ -19,7 +21,9 @@ pytestmark = pytest.mark.slow
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run every benchmark at a tiny size; return the stored results. Each checks its own."""
     output = tmp_path_factory.mktemp("benchmarks") / "results"
-    main(["--scale", TINY, "--output", str(output)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(fast_directory()))
+        main(["--scale", TINY, "--output", str(output)])
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in output.iterdir()}
 
 
