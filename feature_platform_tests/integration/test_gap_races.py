@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 
 from feature_platform.gaps import find_gaps, note_answer
+from feature_platform_tests.fix_engine import in_threads
 from feature_platform_tests.fix_processes import account_for_all, insert_bars, value
 from feature_platform_tests.integration.test_gaps import (
     MINUTE,
@@ -109,20 +109,19 @@ def test_slow_writers_and_accountants_at_once_lose_no_minute(conn: Conn, databas
     for symbol in symbols[:2]:
         insert_bars(conn, symbol, begin, span)
     until = time.monotonic() + 12
-    problems: list[str] = []
 
-    def write(number: int) -> None:
+    def write(number: int, writer: Conn) -> None:
         chance = random.Random(number)
-        with psycopg.connect(database) as writer:
-            writer.isolation_level = REPEATABLE_READ if number % 2 else READ_COMMITTED
-            while time.monotonic() < until:
-                with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                    for _ in range(chance.randint(1, 4)):
-                        change(writer, chance)
-                        time.sleep(chance.choice([0, 0.01, 0.05]))
-                    if chance.random() < 0.7:
-                        writer.commit()
-                writer.rollback()
+        writer.autocommit = False
+        writer.isolation_level = REPEATABLE_READ if number % 2 else READ_COMMITTED
+        while time.monotonic() < until:
+            with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                for _ in range(chance.randint(1, 4)):
+                    change(writer, chance)
+                    time.sleep(chance.choice([0, 0.01, 0.05]))
+                if chance.random() < 0.7:
+                    writer.commit()
+            writer.rollback()
 
     def change(writer: Conn, chance: random.Random) -> None:
         start = begin + chance.randrange(span) * MINUTE
@@ -144,42 +143,25 @@ def test_slow_writers_and_accountants_at_once_lose_no_minute(conn: Conn, databas
                 [chance.choice(symbols), start, min(end, now)],
             )
 
-    def account(number: int) -> None:
+    def account(number: int, accountant: Conn) -> None:
         chance = random.Random(number)
-        with psycopg.connect(database, autocommit=True) as accountant:
-            while time.monotonic() < until:
-                if chance.random() < 0.5:
-                    budget = chance.choice([7, 50, 200000])
-                    accountant.execute("SELECT feature_platform.find_gaps('2 min', %s)", [budget])
-                elif chance.random() < 0.9:
-                    start = begin + chance.randrange(span) * MINUTE
-                    end = start + timedelta(minutes=20)
-                    note_answer(accountant, chance.choice(symbols), start, end)
-                else:
-                    accountant.execute("SELECT feature_platform.recheck_gaps()")
+        while time.monotonic() < until:
+            if chance.random() < 0.5:
+                budget = chance.choice([7, 50, 200000])
+                accountant.execute("SELECT feature_platform.find_gaps('2 min', %s)", [budget])
+            elif chance.random() < 0.9:
+                start = begin + chance.randrange(span) * MINUTE
+                end = start + timedelta(minutes=20)
+                note_answer(accountant, chance.choice(symbols), start, end)
+            else:
+                accountant.execute("SELECT feature_platform.recheck_gaps()")
 
-    def watch(number: int) -> None:
-        looks = 0
-        with psycopg.connect(database, autocommit=True) as watcher:
-            while time.monotonic() < until:
-                looks += 1
-                if (wrong := value(watcher, UNACCOUNTED)) != 0:
-                    problems.append(f"look {looks} of watcher {number} found {wrong} minutes")
-                    return
+    def watch(watcher: Conn) -> None:
+        while time.monotonic() < until:
+            assert value(watcher, UNACCOUNTED) == 0
 
-    def guarded(job: Callable[[int], None], number: int) -> None:
-        try:
-            job(number)
-        except psycopg.Error as error:
-            problems.append(f"{job.__name__}: {error}")
-
-    jobs = [(write, number) for number in range(5)] + [(account, 5), (account, 6), (watch, 7)]
-    threads = [threading.Thread(target=guarded, args=job) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    writers = [partial(write, number) for number in range(5)]
+    in_threads(database, *writers, partial(account, 5), partial(account, 6), watch)
     account_for_all(conn)
     while value(conn, "SELECT feature_platform.minutes_to_account()"):
         find_gaps(conn)

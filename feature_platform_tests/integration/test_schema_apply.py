@@ -15,7 +15,7 @@ from feature_platform.embedded.server import bin_dir
 from feature_platform.errors import UserError
 from feature_platform.queries import sql_dir
 from feature_platform_tests.fix_database import Databases
-from feature_platform_tests.fix_engine import check
+from feature_platform_tests.fix_engine import check, in_threads
 from feature_platform_tests.histories import bar, write
 
 POLICY = "SELECT * FROM feature_platform.policy"
@@ -85,23 +85,13 @@ def test_psql_sets_up_the_same_schema(databases: Databases) -> None:
 
 
 def test_set_ups_at_once_all_succeed(empty_database: str) -> None:
-    raised: list[Exception] = []
     barrier = threading.Barrier(3)
 
-    def run() -> None:
-        try:
-            with psycopg.connect(empty_database, autocommit=True) as conn:
-                barrier.wait()
-                schema.apply(conn)
-        except (psycopg.Error, UserError) as error:
-            raised.append(error)
+    def run(conn: psycopg.Connection) -> None:
+        barrier.wait()
+        schema.apply(conn)
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not raised
+    in_threads(empty_database, run, run, run)
     with psycopg.connect(empty_database) as conn:
         assert len(conn.execute(POLICY).fetchall()) == 1
         version = conn.execute("SELECT count(*) FROM feature_platform.schema_version")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from typing import Any, LiteralString
 
 import psycopg
@@ -13,6 +12,7 @@ from feature_platform import schema
 from feature_platform.embedded.server import bin_dir
 from feature_platform.errors import UserError
 from feature_platform.queries import sql_dir
+from feature_platform_tests.fix_engine import in_threads
 
 _OBJECTS = """
     SELECT n.nspname, c.relname, c.relkind::text, pg_get_viewdef(c.oid) AS definition
@@ -55,20 +55,7 @@ def test_a_second_set_up_changes_nothing(database: str) -> None:
 
 
 def test_two_set_ups_at_once_wait_for_each_other(empty_database: str) -> None:
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            apply(empty_database)
-        except Exception as error:  # noqa: BLE001
-            raised.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert raised == []
+    in_threads(empty_database, schema.apply, schema.apply)
 
 
 def test_psql_sets_up_the_same_schema(database: str, empty_database: str) -> None:
