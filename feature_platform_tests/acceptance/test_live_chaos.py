@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,8 @@ SPEED = 30.0
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPAN = timedelta(minutes=30)
 MINUTE = timedelta(minutes=1)
+# Seconds between two tries of a wait. A look at all processes, or all bars, takes a processor.
+INTERVAL = 0.5
 # Three thin symbols, and others.
 SYMBOLS = ("XRP/ETH", "ALGO/USDT", "LINK/USDT", *(f"S{number:02}/USDT" for number in range(47)))
 
@@ -121,15 +122,19 @@ class Chaos:
 
     def kill(self, name: str) -> None:
         """Kill a process as kill -9 does, and wait until there is another in its place."""
-        wait_until(lambda: self.find(name), f"the {name} is up")
+        self.wait_for(name)
         victim = self.find(name)
         assert victim is not None
         self.killed.add(victim.pid)
         victim.kill()
-        wait_until(lambda: self.find(name), f"the {name} is back")
+        self.wait_for(name)
         if name == "exchange":
-            wait_until(lambda: is_served(self._admin), "the exchange answers")
+            wait_until(lambda: is_served(self._admin), "the exchange answers", interval=INTERVAL)
             self.begin_accidents()
+
+    def wait_for(self, name: str) -> None:
+        """Wait until a process is at work; all of Dagster's start again if one has ended."""
+        wait_until(lambda: self.find(name), f"the {name} is up", 2 * PATIENCE, INTERVAL)
 
     def restart_database(self) -> None:
         """Stop the database without a word; who needs it starts it again."""
@@ -192,7 +197,9 @@ def chaos() -> Iterator[Chaos]:
 def test_half_an_hour_of_accidents_ends_as_the_truth(chaos: Chaos) -> None:
     with connect() as connection:
         wait_until(
-            lambda: len(list_heartbeats(connection)) == len(SYMBOLS), "the recorder is at work"
+            lambda: len(list_heartbeats(connection)) == len(SYMBOLS),
+            "the recorder is at work",
+            interval=INTERVAL,
         )
     chaos.begin_accidents()
     began = chaos.clock.now()
@@ -202,23 +209,26 @@ def test_half_an_hour_of_accidents_ends_as_the_truth(chaos: Chaos) -> None:
         if name == "recorder":
             chaos.restart_database()
     chaos.pass_until(began + SPAN)
-    wait_until(lambda: not chaos.never_happened(), "every accident has happened", interval=1)
+    wait_until(lambda: not chaos.never_happened(), "every accident has happened", interval=INTERVAL)
     chaos.end_accidents()
     end = chaos.clock.now().replace(second=0, microsecond=0)
 
     with connect() as connection:
         accounts = Accounts(connection, end)
         accounts.wait_for_truth()
-        wait_until(accounts.are_complete, "every minute is accounted for")
-        wait_until(lambda: verify(connection, end=end).pending == 0, "nothing is pending")
-        wait_until(lambda: states(connection) == {"live"}, "all markets are live")
+        for condition, event in (
+            (accounts.are_complete, "every minute is accounted for"),
+            (lambda: verify(connection, end=end).pending == 0, "no row is pending"),
+            (lambda: states(connection) == {"live"}, "all symbols are live"),
+        ):
+            wait_until(condition, event, interval=INTERVAL)
     done = run("verify", "--end", f"{end:%Y-%m-%dT%H:%MZ}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " checked, all equal\n" in done.stdout
     for name in PROCESSES:
-        wait_until(partial(chaos.find, name), f"the {name} is up")
+        chaos.wait_for(name)
     chaos.dev.wait_for_page(f"{chaos.dev.url}/server_info")
-    wait_until(chaos.is_dagster_well, "Dagster's daemons and its code are well")
+    wait_until(chaos.is_dagster_well, "Dagster's daemons and its code are well", interval=INTERVAL)
 
 
 class Accounts:
@@ -238,7 +248,7 @@ class Accounts:
             return not found
 
         try:
-            wait_until(is_true, "the bars are the truth", patience=2 * PATIENCE)
+            wait_until(is_true, "the bars are the truth", 2 * PATIENCE, INTERVAL)
         except AssertionError:
             raise AssertionError("\n".join([f"{len(found)} bars", *found[:20]])) from None
 
