@@ -5,7 +5,8 @@ BARS ?=
 PORT ?= 3000
 PYTEST_ARGS ?=
 DEV_ARGS ?=
-WORKERS ?= 2
+# More than the cores: some tests wait most of their time.
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin

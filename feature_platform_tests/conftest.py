@@ -21,9 +21,11 @@ pytest_plugins = (
 )
 
 # No deadline, because a busy machine is slow. CI runs the same examples each time, so that no
-# change passes or fails by chance; other runs draw new examples.
+# change passes or fails by chance; other runs draw new examples. FEATURE_PLATFORM_TEST_SEARCH=N
+# draws N of them for each test.
 settings.register_profile(
     "tests",
+    max_examples=int(os.environ.get("FEATURE_PLATFORM_TEST_SEARCH", "100")),
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
@@ -34,23 +36,30 @@ settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The files that take longest, the longest first. A worker that begins one of them at the end would
-# leave the others idle.
+# The files that take longest, or that wait most of their time. A worker that begins one of them at
+# the end would leave the others idle. Each worker gets two files at first: with three workers, the
+# first and the fourth of this list, and so on.
 _LONGEST = (
-    "test_benchmarks_run.py",
+    "test_full_disk.py",
     "test_dev.py",
-    "test_dev_full_disk.py",
     "test_live_chaos.py",
-    "test_notebooks.py",
+    "test_dev_full_disk.py",
+    "test_benchmarks_run.py",
     "test_recorder.py",
-    "test_compose_services.py",
-    "test_demo.py",
-    "test_import_memory.py",
-    "test_dagster_sensors.py",
+    "test_notebooks.py",
     "test_embedded_sharing.py",
+    "test_import_memory.py",
+    "test_service_openapi.py",
+    "test_worker.py",
     "test_embedded_start.py",
-    "test_dagster_assets.py",
+    "test_demo.py",
+    "test_compose_services.py",
+    "test_reader_isolation.py",
+    "test_import_rules.py",
     "test_refresh_command.py",
+    "test_view_plans.py",
+    "test_dagster_sensors.py",
+    "test_dagster_assets.py",
 )
 
 

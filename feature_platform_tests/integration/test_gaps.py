@@ -349,8 +349,6 @@ _STEPS = st.lists(
     ]
 )
 @settings(
-    max_examples=200,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

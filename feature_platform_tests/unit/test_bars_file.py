@@ -824,7 +824,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=RECORDS,
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
@@ -881,7 +881,7 @@ def test_every_row_is_found_with_its_line(
     assert [b.line for b in result.bad] == bad_lines
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.text(st.sampled_from('0123456789,."\r x-TZ:\té'), max_size=40), max_size=20),
     batch_rows=st.integers(1, 3) | st.just(100_000),

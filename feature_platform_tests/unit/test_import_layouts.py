@@ -470,7 +470,7 @@ def _moment(seconds: int, form: str) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime(form)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bars=tables(),
     time=st.sampled_from(sorted(TIMES)),
@@ -552,7 +552,7 @@ STARTS = [
 TEXTS = st.text('0123456789,.;-:TZ \n\r"[]{}eE#', max_size=200).map(str.encode)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200) | TEXTS)
 def test_any_bytes_give_bars_or_one_line(tmp_path: Path, start: bytes, rest: bytes) -> None:
     path = tmp_path / "bars"
