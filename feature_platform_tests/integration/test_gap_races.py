@@ -108,7 +108,7 @@ def test_slow_writers_and_accountants_at_once_lose_no_minute(conn: Conn, databas
     begin = now - span * MINUTE
     for symbol in symbols[:2]:
         insert_bars(conn, symbol, begin, span)
-    until = time.monotonic() + 12
+    until = time.monotonic() + 6
 
     def write(number: int, writer: Conn) -> None:
         chance = random.Random(number)

@@ -46,7 +46,7 @@ def test_views_are_applied_changed_and_dropped_beside_writers_and_refreshers(
 ) -> None:
     add_bars(conn, DAY_1, 300, SYMBOLS)
     catalog.apply(conn, [SHORT, CANDLES])
-    until = time.monotonic() + 12
+    until = time.monotonic() + 6
 
     def write(conn: Conn, seed: int) -> None:
         r = random.Random(seed)
