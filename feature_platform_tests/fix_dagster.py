@@ -25,7 +25,7 @@ from feature_platform.settings import get_settings
 from feature_platform.simulator.server import SimulatedExchange
 from feature_platform_tests.fix_database import copy_of
 
-_LONGEST_TEST = timedelta(minutes=1)
+_LONGEST_TEST = timedelta(minutes=2)
 
 
 @pytest.fixture(scope="session")

@@ -283,25 +283,27 @@ def test_days_of_streamed_bars_are_shown_as_materialised(live: Platform) -> None
     insert_bars(live.connection, "ETH/USDT", earlier[1] + timedelta(hours=1), 30)
     find_gaps(live.connection)
     # The rows of these days still wait for a refresh.
-    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
+    assert materialized_days(live, today) == {"ohlcv_1m": [], "features_1m": []}
     live.connection.execute("CALL refresh_features_1m(NULL, NULL)")
     # Two of the three days have open gaps of ETH/USDT.
     whole = [partition_key(earlier[0])]
-    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": whole, "features_1m": whole}
+    assert materialized_days(live, today) == {"ohlcv_1m": whole, "features_1m": whole}
     note_answer(live.connection, "ETH/USDT", earlier[1], earlier[2] + timedelta(days=1))
     others = [partition_key(day) for day in (earlier[2], earlier[1])]
-    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": others, "features_1m": others}
-    assert materialized_days(live.tick("run_checks")) == {"ohlcv_1m": [], "features_1m": []}
+    assert materialized_days(live, today) == {"ohlcv_1m": others, "features_1m": others}
+    assert materialized_days(live, today) == {"ohlcv_1m": [], "features_1m": []}
 
 
-def materialized_days(data: Any) -> dict[str, list[str]]:
-    """Return the past days that a tick materialised, by table."""
-    today = partition_key(datetime.now(UTC))
+def materialized_days(live: Platform, today: datetime) -> dict[str, list[str]]:
+    """Tick; return the days before `today` that it materialised, by table.
+
+    Midnight may pass between two ticks.
+    """
     found: dict[str, list[str]] = {"ohlcv_1m": [], "features_1m": []}
-    for event in data.asset_events:
-        if isinstance(event, dg.AssetMaterialization) and event.partition not in (today, None):
-            assert event.partition is not None
-            found[event.asset_key.to_user_string()].append(event.partition)
+    for event in live.tick("run_checks").asset_events:
+        day = event.partition if isinstance(event, dg.AssetMaterialization) else None
+        if day is not None and day < partition_key(today):
+            found[event.asset_key.to_user_string()].append(day)
     return found
 
 
