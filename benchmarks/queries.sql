@@ -496,7 +496,7 @@ SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(first_minute)s), benc
 
 -- store_heartbeats --
 -- The heartbeat of a recorder with all symbols live.
-INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, connected_at, heard_at, beat_at)
+INSERT INTO feature_platform.heartbeat (symbol, state, state_at, first_at, connected_at, update_at, beat_at)
 SELECT symbol, 'live', since_ts, since_ts, since_ts, until_ts, until_ts FROM feature_platform.gap_watermark;
 
 -- analyze_pasts --
@@ -511,7 +511,7 @@ SELECT benchmark.symbol_name(s.symbol), benchmark.moment(%(minute)s), b.*
 
 -- beat --
 -- Renew the heartbeat of all symbols.
-UPDATE feature_platform.heartbeat SET beat_at = feature_platform.clock(), heard_at = feature_platform.clock();
+UPDATE feature_platform.heartbeat SET beat_at = feature_platform.clock(), update_at = feature_platform.clock();
 
 -- count_bars_of_one --
 -- How many bars one symbol has.

@@ -29,7 +29,7 @@ class Heartbeat:
         was stopped; `not_recorded`: the symbol is no longer in the settings.
     state_at: when this state began.
     connected_at: when the current connection began; None without one.
-    heard_at: when the last update of the symbol arrived.
+    update_at: when the last update of the symbol arrived.
     bar_at: the newest minute that arrived by the stream.
     rejected: the number of rows of the stream that were not valid bars, since the recorder started.
     """
@@ -38,7 +38,7 @@ class Heartbeat:
     state: StreamState
     state_at: datetime
     connected_at: datetime | None = None
-    heard_at: datetime | None = None
+    update_at: datetime | None = None
     bar_at: datetime | None = None
     rejected: int = 0
     last_error: str | None = None
@@ -63,7 +63,7 @@ class StoredHeartbeat:
     state: StreamState
     state_at: datetime
     connected_at: datetime | None
-    heard_at: datetime | None
+    update_at: datetime | None
     bar_at: datetime | None
     beat_at: datetime
     rejected: int
@@ -106,7 +106,7 @@ def write_heartbeats(
         "state",
         "state_at",
         "connected_at",
-        "heard_at",
+        "update_at",
         "bar_at",
         "rejected",
         "last_error",

@@ -6,10 +6,10 @@ CREATE TABLE IF NOT EXISTS feature_platform.heartbeat (
     state_at      timestamptz NOT NULL,     -- begin of this state
     first_at      timestamptz NOT NULL,     -- first subscription by a recorder
     connected_at  timestamptz,              -- begin of the present connection
-    heard_at      timestamptz,              -- last update of this symbol
+    update_at     timestamptz,              -- last update of this symbol
     bar_at        timestamptz,              -- newest minute that came by the stream
     beat_at       timestamptz NOT NULL,     -- last write of this row
-    refused       bigint      NOT NULL DEFAULT 0,
+    rejected      bigint      NOT NULL DEFAULT 0,
     last_error    text,
     last_error_at timestamptz,
     exchange      text        NOT NULL DEFAULT '',
@@ -21,7 +21,7 @@ COMMENT ON COLUMN feature_platform.heartbeat.state IS
     'live: updates arrive and no minute is missing; catching_up: updates arrive and missed minutes are requested; '
     'down: no updates; stopped: the recorder ended in order; not_recorded: the symbol was removed from the settings.';
 COMMENT ON COLUMN feature_platform.heartbeat.exchange IS 'The exchange of the symbol, by ccxt''s id.';
-COMMENT ON COLUMN feature_platform.heartbeat.refused IS
+COMMENT ON COLUMN feature_platform.heartbeat.rejected IS
     'The number of rejected rows of the stream since the recorder started.';
 
 -- The times without updates of an exchange, with the reason; kept for 30 days.

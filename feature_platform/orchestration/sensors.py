@@ -280,7 +280,7 @@ def _stream_observation(beats: list[StoredHeartbeat]) -> list[Event]:
         {
             "symbol": beat.symbol,
             "state": beat.state,
-            "last_update": _second(beat.heard_at),
+            "last_update": _second(beat.update_at),
             "newest_bar": _second(beat.bar_at),
             "rows_rejected": beat.rejected,
             "last_error": beat.last_error or "",

@@ -288,7 +288,7 @@ class ExchangeRecorder:
         if state is not None:
             self._set_state(state)
         for symbol, updated_at in self._updated_at.items():
-            self._beats[symbol].heard_at = time_of(updated_at)
+            self._beats[symbol].update_at = time_of(updated_at)
         outages, self._outages = self._outages, []
         beats = [Heartbeat(**vars(beat)) for beat in self._beats.values()]
         self._writer.beat(beats, outages)

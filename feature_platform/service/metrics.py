@@ -172,7 +172,7 @@ def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
         "1 for the state of each symbol's stream.",
         labels=["symbol", "state"],
     )
-    for symbol, state, _beat_age, _message_age, _rejected in rows:
+    for symbol, state, _beat_age, _update_age, _rejected in rows:
         states.add_metric([symbol, state], 1)
     yield states
     rows = [row for row in rows if row[1] != "not_recorded"]
@@ -183,13 +183,13 @@ def _of_the_recorder(rows: list[TupleRow]) -> Iterator[Metric]:
         [(row[0], row[2]) for row in rows],
     )
     yield _gauges(
-        "recorder_unheard_seconds",
-        "Seconds since the last message of a symbol's stream.",
+        "recorder_update_age_seconds",
+        "Seconds since the last update of a symbol by its stream.",
         "symbol",
         [(row[0], row[3]) for row in rows if row[3] is not None],
     )
     yield _gauges(
-        "recorder_refused_rows",
+        "recorder_rejected_rows",
         "Rows of the stream that were not valid bars, since the recorder started.",
         "symbol",
         [(row[0], row[4]) for row in rows],

@@ -274,9 +274,9 @@ class _Rest:
 
     async def add_faults(self, request: Request) -> Response:
         """Add faults: a JSON list of objects."""
-        refused = self._admin(request)
-        if refused is not None:
-            return refused
+        rejected = self._admin(request)
+        if rejected is not None:
+            return rejected
         try:
             faults = parse_faults(await request.body())
         except UserError as error:
@@ -287,9 +287,9 @@ class _Rest:
 
     async def end_faults(self, request: Request) -> Response:
         """End all faults."""
-        refused = self._admin(request)
-        if refused is not None:
-            return refused
+        rejected = self._admin(request)
+        if rejected is not None:
+            return rejected
         self._published.faults.replace(())
         _log.info("faults ended=all")
         return self._listing()

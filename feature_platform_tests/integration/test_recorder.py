@@ -41,7 +41,7 @@ def test_bars_are_stored_as_they_are_closed(live: Live) -> None:
     with connect(live.database.url) as connection:
         feeds = list_heartbeats(connection)
     assert {feed.state for feed in feeds} == {"stopped"}
-    assert all(feed.bar_at and feed.heard_at and feed.rejected == 0 for feed in feeds)
+    assert all(feed.bar_at and feed.update_at and feed.rejected == 0 for feed in feeds)
 
 
 # Faults in groups, because each group takes minutes of the exchange's time.
@@ -217,7 +217,7 @@ def test_bars_of_the_future_or_of_long_ago_are_not_stored(live: Live) -> None:
         recorder.stop()
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE ts > %s", live.clock.now()) == 0
     assert live.value("SELECT count(*) FROM ohlcv_1m WHERE ts < %s", live.start - HOUR) == 0
-    assert live.value("SELECT sum(refused) FROM feature_platform.heartbeat") > 0
+    assert live.value("SELECT sum(rejected) FROM feature_platform.heartbeat") > 0
     error = live.value("SELECT max(last_error) FROM feature_platform.heartbeat")
     assert "in the future" in error
 

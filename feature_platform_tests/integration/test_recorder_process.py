@@ -22,7 +22,7 @@ def test_bars_survive_a_kill_and_a_stop_while_the_database_is_away(
         with live.database.away():
             killed.wait_for("bars to disk", times=2)
             killed.kill()
-        heard = live.clock.now()
+        since = live.clock.now()
     assert spool.stat().st_size > 0
 
     with RecorderProcess() as stopped:
@@ -30,10 +30,10 @@ def test_bars_survive_a_kill_and_a_stop_while_the_database_is_away(
         stopped.wait_for("that were on disk")
         stopped.wait_for("no minute is missing")
         assert spool.stat().st_size == 0
-        refused = run("record")
-        assert refused.returncode == 2
-        assert "another recorder runs in" in only_line(refused.stderr)
-        live.wait_for_truth(live.pass_minutes(1), heard)
+        rejected = run("record")
+        assert rejected.returncode == 2
+        assert "another recorder runs in" in only_line(rejected.stderr)
+        live.wait_for_truth(live.pass_minutes(1), since)
         with live.database.away():
             live.pass_minutes(2)
             log = stopped.stop()

@@ -119,7 +119,7 @@ def test_metrics_show_the_state_of_the_recorder(served: ServedDatabase) -> None:
     served.conn.execute(
         """
         INSERT INTO feature_platform.heartbeat
-            (symbol, state, state_at, first_at, heard_at, beat_at, refused)
+            (symbol, state, state_at, first_at, update_at, beat_at, rejected)
         VALUES (%s, 'live', now(), now(), now() - interval '5 s', now() - interval '3 s', 2),
                ('B', 'down', now(), now(), NULL, now() - interval '3 s', 0)
         """,
@@ -132,9 +132,9 @@ def test_metrics_show_the_state_of_the_recorder(served: ServedDatabase) -> None:
         ("recorder_state", ("down", "B")): 1,
     }
     assert 3 <= found["recorder_silent_seconds", ("B",)] < 60
-    assert 5 <= found["recorder_unheard_seconds", (STRANGE,)] < 60
-    assert ("recorder_unheard_seconds", ("B",)) not in found
-    assert found["recorder_refused_rows", (STRANGE,)] == 2
+    assert 5 <= found["recorder_update_age_seconds", (STRANGE,)] < 60
+    assert ("recorder_update_age_seconds", ("B",)) not in found
+    assert found["recorder_rejected_rows", (STRANGE,)] == 2
 
 
 def test_every_metric_is_documented(served: ServedDatabase) -> None:

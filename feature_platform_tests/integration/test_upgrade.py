@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from feature_platform import schema
 from feature_platform.embedded.server import bin_dir
+from feature_platform.heartbeat import list_heartbeats
 from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_processes import insert_recent, run_on, value
@@ -95,6 +97,22 @@ def test_an_upgraded_database_keeps_its_rows_and_stays_exact(old: str, old_versi
         while value(connection, "SELECT feature_platform.minutes_to_account()"):
             connection.execute("SELECT feature_platform.find_gaps()")
         assert value(connection, "SELECT to_regclass('feature_platform.late_change')") is None
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_an_upgrade_renames_columns_and_keeps_their_values(old: str) -> None:
+    with psycopg.connect(old, autocommit=True) as connection:
+        if value(connection, "SELECT to_regclass('feature_platform.heartbeat')") is None:
+            pytest.skip("the first version had no heartbeats")
+        connection.execute(
+            """INSERT INTO feature_platform.heartbeat
+                   (symbol, state, state_at, first_at, heard_at, beat_at, refused)
+               VALUES ('A', 'live', now(), now(), '2026-02-01 00:00Z', now(), 7)"""
+        )
+        for _ in range(2):
+            schema.apply(connection)
+        (beat,) = list_heartbeats(connection)
+        assert (beat.update_at, beat.rejected) == (datetime(2026, 2, 1, tzinfo=UTC), 7)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

@@ -77,7 +77,14 @@ def _comments(path: Path) -> Iterator[tuple[int, str]]:
             yield number, comment[1]
 
 
+def _dashboard(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if text := re.search(r'"(?:title|description|label)": "(.*)"', line):
+            yield number, text[1]
+
+
 _READERS = {".py": _python, ".sql": _sql, ".md": _page}
+_DASHBOARDS = "deploy/grafana/dashboards/"
 _COMMENTED = (".yml", ".yaml", ".toml", ".sh", "Makefile", "Dockerfile", ".env.example", "run")
 
 
@@ -89,6 +96,8 @@ def prose() -> Iterator[tuple[str, int, str]]:
     for name in listed.stdout.splitlines():
         path = ROOT / name
         reader = _READERS.get(path.suffix) or (_comments if name.endswith(_COMMENTED) else None)
+        if name.startswith(_DASHBOARDS):
+            reader = _dashboard
         if reader is not None and path.exists() and path != Path(__file__):
             for number, line in reader(path):
                 yield name, number, line
@@ -112,3 +121,19 @@ def test_prose_names_things_instead_of_what() -> None:
     words = sum(len(line.split()) for line in lines)
     whats = sum(len(re.findall(r"\bwhat\b", line, re.IGNORECASE)) for line in lines)
     assert 1000 * whats / words <= MOST_WHAT
+
+
+def test_names_of_the_schema_and_of_metrics_have_no_banned_words() -> None:
+    """A name of the database or of a metric is part of the interface."""
+    found = []
+    files = [*(ROOT / "sql").glob("*.sql"), *(ROOT / "sql" / "queries").glob("*.sql")]
+    for path in (*files, ROOT / "feature_platform" / "service" / "metrics.py"):
+        for name in re.findall(r"\b[a-z]+(?:_[a-z]+)*", path.read_text(encoding="utf-8")):
+            words = name.removeprefix("un").replace("_", " ")
+            # `account_minutes` accounts for them.
+            found += [
+                f"{path.name}: {name}"
+                for pattern in _BANNED
+                if "account" not in pattern.pattern and pattern.search(words)
+            ]
+    assert not found, "\n".join(found)

@@ -62,7 +62,7 @@ SELECT symbol, exchange, 'down', now.at, now.at, now.at, now.at
 ON CONFLICT (symbol) DO UPDATE
    SET exchange = excluded.exchange, state = 'down', state_at = excluded.state_at, connected_at = NULL,
        beat_at = excluded.beat_at,
-       refused = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END,
+       rejected = 0, first_at = CASE WHEN h.state = 'not_recorded' THEN excluded.first_at ELSE h.first_at END,
        -- The start of a recorder does not end the time without a live stream: it may be one of many.
        not_live_since = CASE WHEN h.state = 'not_recorded' THEN excluded.not_live_since
                              ELSE coalesce(h.not_live_since, h.beat_at) END;
@@ -81,19 +81,19 @@ SELECT least(from_at, to_at), to_at, reason, exchange
 -- Store the state of each symbol's stream.
 UPDATE feature_platform.heartbeat h
    SET state = b.state, state_at = b.state_at, connected_at = b.connected_at,
-       heard_at = coalesce(b.heard_at, h.heard_at),
-       bar_at = coalesce(b.bar_at, h.bar_at), refused = b.refused, last_error = b.last_error,
+       update_at = coalesce(b.update_at, h.update_at),
+       bar_at = coalesce(b.bar_at, h.bar_at), rejected = b.rejected, last_error = b.last_error,
            last_error_at = b.last_error_at,
        beat_at = feature_platform.clock(),
        not_live_since = CASE WHEN b.state <> 'live' THEN coalesce(h.not_live_since, b.state_at) END
   FROM unnest(%(symbol)s::text[], %(state)s::text[], %(state_at)s::timestamptz[], %(connected_at)s::timestamptz[],
-              %(heard_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(rejected)s::bigint[], %(last_error)s::text[],
+              %(update_at)s::timestamptz[], %(bar_at)s::timestamptz[], %(rejected)s::bigint[], %(last_error)s::text[],
               %(last_error_at)s::timestamptz[])
-       AS b (symbol, state, state_at, connected_at, heard_at, bar_at, refused, last_error, last_error_at)
+       AS b (symbol, state, state_at, connected_at, update_at, bar_at, rejected, last_error, last_error_at)
  WHERE h.symbol = b.symbol;
 
 -- heartbeat_list --
 -- The state of each symbol's stream.
-SELECT symbol, state, state_at, connected_at, heard_at, bar_at, beat_at, refused AS rejected, last_error,
+SELECT symbol, state, state_at, connected_at, update_at, bar_at, beat_at, rejected, last_error,
        extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS age
   FROM feature_platform.heartbeat ORDER BY symbol;

@@ -139,6 +139,6 @@ SELECT v.name, extract(epoch FROM feature_platform.view_lag(v))::double precisio
 -- service_recorder --
 -- The last state of each symbol's stream, and the seconds since its heartbeat and since its last update.
 SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,
-       extract(epoch FROM feature_platform.clock() - heard_at)::double precision AS heard_age, refused
+       extract(epoch FROM feature_platform.clock() - update_at)::double precision AS update_age, rejected
   FROM feature_platform.heartbeat
  ORDER BY symbol;

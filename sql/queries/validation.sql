@@ -418,7 +418,7 @@ SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
 -- check_recorder_alive --
 -- Symbols with an old heartbeat, or not live for too long; none if no recorder has ever run.
 WITH judged AS MATERIALIZED (
-    SELECT h.symbol, h.state, h.heard_at, h.last_error, h.refused,
+    SELECT h.symbol, h.state, h.update_at, h.last_error, h.rejected,
            extract(epoch FROM feature_platform.clock() - h.beat_at)::double precision AS age,
            extract(epoch FROM feature_platform.clock() - h.state_at)::double precision AS since,
            -- Not the start of the state: a connection without valid updates may be replaced again and again.
@@ -430,13 +430,13 @@ WITH judged AS MATERIALIZED (
 SELECT count(*) AS checked, count(*) FILTER (WHERE is_wrong) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'state', state, 'state_seconds', round(since),
                                             'beat_seconds', round(age),
-                                            'heard_at', coalesce(to_char(heard_at AT TIME ZONE 'UTC',
+                                            'last_update', coalesce(to_char(update_at AT TIME ZONE 'UTC',
                                                 'YYYY-MM-DD HH24:MI:SS'), ''),
                                             'last_error', coalesce(last_error, '')) ORDER BY age DESC, symbol)
           FROM (SELECT * FROM judged WHERE is_wrong ORDER BY age DESC, symbol LIMIT %(show)s) AS worst) AS rows,
        count(*) FILTER (WHERE state = 'live') AS live, count(*) FILTER (WHERE state = 'catching_up') AS catching_up,
        count(*) FILTER (WHERE state IN ('down', 'stopped')) AS down, max(age) AS oldest_beat_seconds,
-           sum(refused)::bigint AS rows_refused
+           sum(rejected)::bigint AS rows_rejected
   FROM judged;
 
 -- check_volume_z_shape --
@@ -457,7 +457,7 @@ WITH now AS MATERIALIZED (
     SELECT symbol, min(bucket) AS bucket, count(*) AS rows
       FROM feature WHERE volume_z = previous AND vol > 0
      GROUP BY symbol, run HAVING count(*) >= %(flat)s - 1
-), hole AS (
+), unrefreshed AS (
     SELECT s.symbol, b.bucket
       FROM now CROSS JOIN feature_platform.bar_symbol s
      CROSS JOIN LATERAL (
@@ -470,7 +470,7 @@ WITH now AS MATERIALIZED (
     SELECT symbol, bucket, format('the same value in %%s rows', rows + 1) AS what FROM run
     UNION ALL SELECT symbol, bucket, 'NULL after the first day' FROM feature WHERE volume_z IS NULL
         AND ma_vol_1d IS NOT NULL
-    UNION ALL SELECT symbol, bucket, 'a bar and no row' FROM hole
+    UNION ALL SELECT symbol, bucket, 'a bar and no row' FROM unrefreshed
 )
 SELECT (SELECT count(*) FROM feature) AS checked, (SELECT count(*) FROM finding) AS wrong,
        (SELECT jsonb_agg(jsonb_build_object('symbol', symbol, 'bucket',

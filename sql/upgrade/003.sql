@@ -6,13 +6,36 @@ ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 -- Version 2 had no feature views.
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
 
--- Version 2 knew one exchange, and no symbol that is no longer recorded.
+-- Version 2 knew one exchange.
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS not_live_since timestamptz;
 ALTER TABLE IF EXISTS feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 ALTER TABLE IF EXISTS feature_platform.database_origin
     ADD COLUMN IF NOT EXISTS exchange text,
     ADD COLUMN IF NOT EXISTS exchange_url text;
+
+-- Columns that have another name since.
+DO $$
+DECLARE
+    old_name text;
+    new_name text;
+BEGIN
+    FOR old_name, new_name IN VALUES ('heard_at', 'update_at'), ('refused', 'rejected') LOOP
+        IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('feature_platform.heartbeat')
+                   AND attname = old_name) THEN
+            EXECUTE format('ALTER TABLE feature_platform.heartbeat RENAME COLUMN %I TO %I', old_name, new_name);
+        END IF;
+    END LOOP;
+    -- From PostgreSQL 18 on, NOT NULL is a constraint with a name.
+    IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('feature_platform.heartbeat')
+               AND conname = 'heartbeat_refused_not_null') THEN
+        ALTER TABLE feature_platform.heartbeat
+            RENAME CONSTRAINT heartbeat_refused_not_null TO heartbeat_rejected_not_null;
+    END IF;
+END
+$$;
+
+-- Version 2 knew no symbol that is no longer recorded.
 DO $$
 BEGIN
     IF (SELECT pg_get_constraintdef(oid) FROM pg_constraint
