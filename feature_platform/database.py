@@ -1,4 +1,4 @@
-"""Connections to the configured database, or without one to the embedded database."""
+"""Connections to the configured database, or without one to the embedded server."""
 
 from __future__ import annotations
 

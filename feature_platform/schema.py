@@ -133,8 +133,8 @@ def _apply_files(connection: psycopg.Connection[Any], settings: dict[str, str]) 
 def prepare(connection: psycopg.Connection[Any], *, simulated: bool = False) -> None:
     """Make sure that the database has this code's schema and clock before it is used.
 
-    The embedded database is set up or upgraded at once; the owner of any other database has to run
-    `feature-platform db apply`.
+    That of the embedded server is set up or upgraded at once; the owner of any other database has
+    to run `feature-platform db apply`.
     simulated: whether the caller stores simulated bars.
     Raises UserError when the database is not set up, older or newer than this code, when the user
     has no right to use it, and when simulated bars or a simulated clock do not belong in it.

@@ -62,7 +62,7 @@ def write_files(directory: Path) -> list[Files]:
 def fill_where_empty() -> bool:
     """Store the month and its late bars, with features; return whether that was needed.
 
-    Only in the embedded database, and only while it has no bars: generated bars are never mixed
+    Only in the embedded server, and only while it has no bars: generated bars are never mixed
     with real ones.
     """
     if get_settings().database_url is not None:

@@ -74,7 +74,7 @@ def _system_user() -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)  # another process may have been quicker
     except KeyError:
         raise UserError(
-            f"as root the embedded database needs the system user {SYSTEM_USER}, which could not"
+            f"as root the embedded server needs the system user {SYSTEM_USER}, which could not"
             f" be made ({why}): make it, run as another user, or set FEATURE_PLATFORM_DATABASE_URL"
         ) from None
 
