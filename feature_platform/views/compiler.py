@@ -342,7 +342,8 @@ def when_warm(node: Window | Ema, plan: Plan, value: sql.Composable) -> sql.Comp
 class Schedule:
     """The order of the nodes: rounds of row values and rounds of lags and windows.
 
-    A window is computed in the last round that is early enough, so that windows share their scans.
+    A node is computed in the last round that is early enough, so that windows share their scans,
+    and values of the wanted rows alone are computed after them.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -360,17 +361,17 @@ class Schedule:
             self.rounds.append((kind, nodes))
             done |= {node.key for node in nodes}
             left = {key: node for key, node in left.items() if key not in done}
+        self.rounds += [(kind, []) for kind, _ in self.rounds if kind == "row"]
         self._delay()
 
     def _delay(self) -> None:
-        """Move each lag and window to the last round before its first use."""
+        """Move each node to the last round before its first use."""
         first_use: dict[str, int] = {}
         placed: list[list[Expression]] = [[] for _ in self.rounds]
-        windows = [at for at, (kind, _) in enumerate(self.rounds) if kind == "window"]
-        for at, (kind, nodes) in reversed(list(enumerate(self.rounds))):
+        for kind, nodes in reversed(self.rounds):
             for node in nodes:
                 last = first_use.get(node.key, len(self.rounds))
-                place = max(one for one in windows if one < last) if kind == "window" else at
+                place = max(at for at in range(last) if self.rounds[at][0] == kind)
                 placed[place].append(node)
                 for one in node.arguments:
                     first_use[one.key] = min(place, first_use.get(one.key, place))
