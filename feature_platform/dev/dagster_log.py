@@ -19,6 +19,10 @@ _BACKGROUND = ("(Background on this error at: ", "DETAIL:", "HINT:")
 _TRACE = re.compile(r"Stack Trace:|Traceback \(most recent call last\):")
 # A wrong warning about the project's dagster.yaml: `prepare_instance` has copied it to its place.
 _WRONG_WARNING = "Found a dagster instance configuration value (dagster.yaml) in the current folder"
+# Records of a tick without contents: its result is in another record.
+_EMPTY = ("Checking for new runs for ", "Instance is configured with the following daemons: ")
+# Dagster writes "skipped" for each tick that starts no run; the text states what the tick did.
+_TICK = re.compile(r"Sensor (?P<sensor>\w+) skipped: (?P<text>.*)", re.DOTALL)
 _REPEATED_LINES = 200
 _CAUSE = "The above exception was caused by the following exception:"
 
@@ -58,8 +62,10 @@ class DagsterLog:
     def _show_record(self, record: dict[str, Any]) -> str | None:
         event, level = str(record.get("event", "")), str(record.get("level", "")).upper()
         self._seen.extend(part.rstrip() for part in event.splitlines())
-        if event.startswith(_WRONG_WARNING):
+        if event.startswith((_WRONG_WARNING, *_EMPTY)):
             return None
+        if (tick := _TICK.fullmatch(event)) is not None:
+            event = f"{tick['sensor']}: {tick['text']}"
         before_trace = _TRACE.split(event, maxsplit=1)[0]
         parts = [part.strip() for part in before_trace.splitlines() if part.strip()][:2]
         cause = record.get("exc_info")

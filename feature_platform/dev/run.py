@@ -127,7 +127,7 @@ def _add_processes(
     days: int,
     environment: dict[str, str],
 ) -> None:
-    def add(name: str, *command: str, **options: float) -> None:
+    def add(name: str, *command: str, **options: Any) -> None:
         supervisor.add(name, command, environment, **options)
 
     platform = _script("feature-platform")
@@ -136,7 +136,8 @@ def _add_processes(
         simulate = ("simulate", "--host", _HOST, "--port", str(at), "--seed", str(seed))
         names = ",".join(name_at(name, one) for one in symbols[name])
         add("exchange" if len(ports) == 1 else name, platform, *simulate, "--symbols", names)
-    add("recorder", platform, "record", "--days", str(days))
+    exchanges = [(_HOST, at) for at in ports.values()]
+    add("recorder", platform, "record", "--days", str(days), after=exchanges)
     add("worker", platform, "worker")
     workspace = instance_file().with_name("workspace.yaml")
     command = (_script("dagster"), "dev", "-w", str(workspace), "-h", _HOST, "-p", str(port))

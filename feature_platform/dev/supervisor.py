@@ -9,6 +9,7 @@ import ctypes
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,8 @@ _GRACE = 5.0
 # A process that has run for this many seconds is healthy: when it ends, its back-off begins again.
 _HEALTHY = 60.0
 _LONGEST_PAUSE = 30.0
+# Seconds for the servers that a process connects to, which start with it.
+_LONGEST_WAIT = 10.0
 # The exit status of a mistake that the user has to correct.
 _MISTAKE = 2
 _PR_SET_PDEATHSIG = 1
@@ -56,14 +59,18 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
         command: Sequence[str],
         environment: Mapping[str, str],
         patience: float = _PATIENCE,
+        after: Sequence[tuple[str, int]] = (),
     ) -> None:
         """Add a process, to be started by `run`.
 
         name: the prefix of its lines.
         patience: seconds for it to stop before it and its children are killed.
+        after: addresses that it connects to; it is started when they accept connections, and in
+            any case after some seconds.
         """
         # Instead of the shell, so that signals reach it and its status is its own.
         self.add_process(name, f"exec {shlex.join(command)}", env=dict(environment))
+        self._processes[name]["obj"].after = after
         self._processes[name]["deaths"] = 0
         self._processes[name]["patience"] = patience
 
@@ -148,11 +155,23 @@ class _Child(Process):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._child_ctor = _popen
+        self.after: Sequence[tuple[str, int]] = ()
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
         """Run it to its end."""
         _die_with_parent(signal.SIGKILL)
+        _wait_for(self.after)
         super().run(events, ignore_signals)
+
+
+def _wait_for(addresses: Sequence[tuple[str, int]]) -> None:
+    """Return when all addresses accept connections, or after some seconds."""
+    end = time.monotonic() + _LONGEST_WAIT
+    for address in addresses:
+        while time.monotonic() < end:
+            with suppress(OSError), socket.create_connection(address, timeout=1):
+                break
+            time.sleep(0.1)
 
 
 def _popen(command: str, **options: Any) -> Any:

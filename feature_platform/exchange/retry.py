@@ -212,6 +212,8 @@ def describe(error: BaseException | None) -> str:
     """Return an error and its cause in one line of bounded length."""
     if error is None:
         return "no reason given"
+    if isinstance(error, ExchangeUnavailable | UserError):  # its text is complete
+        return one_line(error)
     text = f"{type(error).__name__}: {error}"
     reasons = [one for one in _chain(error) if isinstance(one, OSError) and one.errno is not None]
     if reasons:

@@ -159,7 +159,7 @@ def watch_refresh(
         events.append(_policy_observation(policy, runs))
     if not events:
         return dg.SkipReason(
-            f"{runs['runs']} runs since the last report"
+            f"runs since the last report: {runs['runs']}"
             + (
                 f"; no worker is running: refreshed {refreshed} rows"
                 if refreshed is not None

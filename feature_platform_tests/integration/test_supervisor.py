@@ -29,7 +29,9 @@ if __name__ == "__main__":
     supervisor = Supervisor()
     for name, code in zip(sys.argv[1::2], sys.argv[2::2]):
         patience = 1 if name == "stays" else 20
-        supervisor.add(name, (sys.executable, "-uc", code), os.environ, patience)
+        # Of a process named p8000, the code runs when port 8000 accepts connections.
+        after = [("127.0.0.1", int(name[1:]))] if name[1:].isdecimal() else []
+        supervisor.add(name, (sys.executable, "-uc", code), os.environ, patience, after)
     sys.exit(supervisor.run())
 """
 WAITS = "import os, time; print('pid', os.getpid()); time.sleep(1000)"
@@ -170,6 +172,27 @@ def test_a_second_dev_in_one_home_names_the_first(tmp_path: Path) -> None:
         f"`make dev` runs here already: open http://127.0.0.1:3000 (process 4711, in {tmp_path});"
         " end it with Ctrl-C, or set FEATURE_PLATFORM_HOME and other ports for a second one"
     )
+
+
+def test_a_process_starts_when_the_server_that_it_needs_has_started() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    serves = f"""
+import socket, time
+time.sleep(1.5)
+server = socket.create_server(("127.0.0.1", {port}))
+print("pid", 0)
+time.sleep(1000)
+"""
+    connects = f"""
+import socket, time
+socket.create_connection(("127.0.0.1", {port})).close()
+print("pid", 1)
+time.sleep(1000)
+"""
+    with Supervised(**{f"p{port}": connects, "serves": serves}) as supervised:
+        assert supervised.pids(f"p{port}") == [1]
+    assert not any("Connection refused" in line for line in supervised.lines)
 
 
 def test_a_process_that_cannot_start_ends_all() -> None:

@@ -23,6 +23,15 @@ def test_a_record_is_shown_as_one_line() -> None:
     ]
 
 
+def test_a_tick_has_one_line_with_its_result() -> None:
+    assert shown(
+        record("Checking for new runs for sensor: run_checks"),
+        "INFO:dagster.daemon.SensorDaemon:Checking for new runs for sensor: run_checks",
+        record("Sensor run_checks skipped: 24 events reported; failing: none"),
+        "INFO:dagster.daemon.SensorDaemon:Sensor run_checks skipped: 24 events reported",
+    ) == ["run_checks: 24 events reported; failing: none"]
+
+
 def test_a_repeated_record_is_omitted() -> None:
     twice = "two\nlines"
     assert shown(
