@@ -49,7 +49,8 @@ fmt: setup ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schema-hash: setup ## Record the hash of sql/ after a change of a file there
+schema-hash: setup ## Compile features_1m, and record the hash of sql/ after a change
+	$(BIN)/python -m feature_platform.views.features_1m
 	$(BIN)/python -m feature_platform.schema
 
 docs: setup ## Write the pages that are generated from the code

@@ -52,7 +52,8 @@ CALL refresh_features_1m(NULL, NULL);
 
 -- settle --
 -- Do the work of autovacuum before a measurement.
-VACUUM (ANALYZE) public.ohlcv_1m, public.features_1m, feature_platform.dirty_log, feature_platform.symbol_state;
+VACUUM (ANALYZE) public.ohlcv_1m, public.features_1m, feature_platform.dirty_log, feature_platform.symbol_state,
+       feature_platform.features_1m_state;
 
 -- checkpoint --
 -- Write the prepared pages to disk before a measurement.
@@ -101,7 +102,8 @@ DROP TABLE pg_temp.last_day;
 
 -- vacuum_small_tables --
 -- The work that autovacuum does every few minutes, which are a second here.
-VACUUM feature_platform.dirty_log, feature_platform.symbol_state;
+VACUUM feature_platform.dirty_log, feature_platform.symbol_state,
+       feature_platform.features_1m_state;
 
 
 -- ==== full_build.py ====
@@ -120,7 +122,8 @@ VACUUM (ANALYZE) benchmark.finished;
 
 -- forget_features --
 -- The state before the first refresh, but for the marks.
-TRUNCATE public.features_1m, feature_platform.symbol_state, feature_platform.dirty_log;
+TRUNCATE public.features_1m, feature_platform.symbol_state, feature_platform.features_1m_state,
+         feature_platform.dirty_log;
 
 -- mark_again --
 -- The marks as the load left them.
@@ -473,11 +476,17 @@ SELECT benchmark.symbol_name(s.symbol), f.bucket, f.last_close, f.vol, f.log_ret
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f WHERE f.symbol = benchmark.symbol_name(1) ORDER BY f.bucket) AS f;
 
 -- multiply_state --
--- The sums that the refresh stores for each symbol.
-INSERT INTO feature_platform.symbol_state
-SELECT benchmark.symbol_name(s.symbol), t.first_bucket, t.newest_bucket, t.newest_n, t.newest_sum, t.newest_sum_sq, t.newest_close
+-- The caches of the refresh.
+WITH first AS (
+    INSERT INTO feature_platform.symbol_state
+    SELECT benchmark.symbol_name(s.symbol), t.first_bucket
+      FROM generate_series(2, %(symbols)s) AS s (symbol)
+     CROSS JOIN feature_platform.symbol_state t WHERE t.symbol = benchmark.symbol_name(1)
+)
+INSERT INTO feature_platform.features_1m_state (symbol, slot, bucket, sums, counts)
+SELECT benchmark.symbol_name(s.symbol), t.slot, t.bucket, t.sums, t.counts
   FROM generate_series(2, %(symbols)s) AS s (symbol)
- CROSS JOIN feature_platform.symbol_state t WHERE t.symbol = benchmark.symbol_name(1);
+ CROSS JOIN feature_platform.features_1m_state t WHERE t.symbol = benchmark.symbol_name(1);
 
 -- account_for_quiet --
 -- The minutes without a bar, as the platform lists them.

@@ -27,6 +27,7 @@ _EMPTY = """
     DELETE FROM public.ohlcv_1m;
     DELETE FROM public.features_1m;
     DELETE FROM feature_platform.symbol_state;
+    DELETE FROM feature_platform.features_1m_state;
     DELETE FROM feature_platform.dirty_log;
     DELETE FROM feature_platform.policy_run;
     RESET ALL;
@@ -88,7 +89,8 @@ class Bench:
         """Fail unless a build of an empty table stores the same values to the last bit."""
         stored = self.features()
         self.conn.execute(
-            "DELETE FROM public.features_1m; DELETE FROM feature_platform.symbol_state"
+            """DELETE FROM public.features_1m; DELETE FROM feature_platform.symbol_state;
+               DELETE FROM feature_platform.features_1m_state"""
         )
         self.refresh(force=True)
         assert_same_bits(stored, self.features())

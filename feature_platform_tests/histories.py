@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 from hypothesis import strategies as st
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Identifier
 
 from feature_platform_tests.fix_engine import STOPS, Bench, Stop
 from feature_platform_tests.oracle import MINUTE, Bar, Key, expected_features, mismatches
@@ -251,10 +251,13 @@ class Transaction(Operation):
 
 @dataclass(frozen=True)
 class ForgetCache(Operation):
-    """Empty the cache `symbol_state`."""
+    """Empty one of the caches of the refresh, or both."""
+
+    tables: tuple[str, ...] = ("symbol_state", "features_1m_state")
 
     def __call__(self, bench: Bench) -> None:
-        bench.conn.execute("DELETE FROM feature_platform.symbol_state")
+        for table in self.tables:
+            bench.conn.execute(SQL("DELETE FROM {}").format(Identifier("feature_platform", table)))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ _EMPTY = """
     DELETE FROM public.ohlcv_1m;
     DELETE FROM public.features_1m;
     DELETE FROM feature_platform.symbol_state;
+    DELETE FROM feature_platform.features_1m_state;
     DELETE FROM feature_platform.dirty_log;
     DELETE FROM feature_platform.view_change;
     DELETE FROM feature_platform.view_symbol;
@@ -102,7 +103,7 @@ def _row(random: Random, below: Any) -> Expression:
         return x**2
     if one == "two":
         y = random.choice([below(), 2, 0.1, -3.5])
-        result: Expression = random.choice([x + y, x - y, x * y, x / y])
+        result: Expression = random.choice([x + y, x - y, x * y, x / y, v.log_ratio(x, y)])
         return result
     if one == "where":
         y = below()

@@ -297,6 +297,7 @@ def _call(function: str, of: list[Value]) -> Value:
         "abs": lambda: abs(x),
         "sign": lambda: float((x > 0) - (x < 0)),
         "ln": lambda: math.log(x) if x > 0 else None,
+        "log_ratio": lambda: math.log(x / y) if y != 0 and x / y > 0 else None,
         "sqrt": lambda: math.sqrt(x) if x >= 0 else None,
         "exp": lambda: None if x > 300 else 0.0 if x < -300 else math.exp(x),
     }

@@ -111,6 +111,7 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM feature_platform.stored_symbol s WHERE s.symbol = v.symbol);
     -- The next bars may begin later than the remembered first bar, also of symbols without rows.
     DELETE FROM feature_platform.symbol_state;
+    DELETE FROM feature_platform.features_1m_state;
     -- Without a first bar there are no minutes to account for.
     DELETE FROM public.ohlcv_1m_gaps;
     DELETE FROM feature_platform.gap_watermark;

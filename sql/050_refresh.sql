@@ -1,42 +1,33 @@
 -- The refresh: it takes marks out of the dirty log, recomputes their rows from the bars, and stores the rows that
 -- differ.
 
--- A cache of each symbol's last refresh. Deleting rows costs only time.
+-- A cache of each symbol's first bucket; the states of its newest rows are in features_1m_state. Deleting rows of
+-- either costs only time.
 CREATE TABLE IF NOT EXISTS feature_platform.symbol_state (
     symbol        text COLLATE "C" NOT NULL CONSTRAINT symbol_state_pkey PRIMARY KEY,
-    first_bucket  timestamptz,          -- the first bucket that the stored rows' warm-up was counted from
-    newest_bucket timestamptz,          -- the newest computed row, NULL: unknown
-    newest_n      bigint,               -- the exact sums of that row's one-day window
-    newest_sum    numeric,
-    newest_sum_sq numeric,
-    newest_close  double precision,
-    newest_vol    numeric               -- the newest row's own part of the sums
+    first_bucket  timestamptz           -- the first bucket that the stored rows' warm-up was counted from
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
-COMMENT ON TABLE feature_platform.symbol_state IS
-    'Cache of each symbol''s newest window sums; may be emptied at any time.';
+COMMENT ON TABLE feature_platform.symbol_state IS 'Cache of each symbol''s first bucket; may be emptied at any time.';
 
 DO $$
 BEGIN
-    IF to_regtype('feature_platform.refresh_item') IS NULL THEN
-        CREATE TYPE feature_platform.refresh_item AS (
+    IF to_regtype('feature_platform.refresh_work') IS NULL THEN
+        CREATE TYPE feature_platform.refresh_work AS (
             symbol       text COLLATE "C",
-            lo           timestamptz,   -- rows to store: lo <= bucket < hi
-            hi           timestamptz,
-            first_bucket timestamptz,
+            mark         bigint,            -- the number of its first mark
+            marked_at    timestamptz,
             removed      boolean,
-            has_ticks    boolean,       -- whether there are rows inside minutes
-            start        timestamptz,   -- the window sums are known, or computed, just before this; start <= lo
-            leaves_until timestamptz,   -- of the day before start, the bars before this are read
-            base_n       bigint,        -- window sums just before start, NULL where that whole day is read instead
-            base_sum     numeric,
-            base_sum_sq  numeric,
-            prev_close   double precision
+            first_bucket timestamptz,
+            last_bucket  timestamptz,
+            dirty        tstzmultirange,    -- all dirty minutes
+            whole        tstzmultirange,    -- those of which all columns are dirty, NULL: of all
+            now          tstzmultirange,    -- those that the slice refreshes
+            step_from    timestamptz        -- the bucket whose state they all continue, NULL: not decided yet
         );
     END IF;
 END
 $$;
-COMMENT ON TYPE feature_platform.refresh_item IS
-    'One range of minutes of one symbol, and the start of its recomputation.';
+COMMENT ON TYPE feature_platform.refresh_work IS 'The minutes of one symbol that a slice refreshes.';
 
 -- The first minute at or after a time. Both ends of a refresh window are rounded up by it, so that the window holds
 -- exactly the buckets with window_start <= bucket < window_end.
@@ -111,22 +102,14 @@ $$;
 COMMENT ON FUNCTION feature_platform.newest_rows(text, tstzmultirange, bigint, boolean) IS
     'The newest part of a symbol''s minutes, of at most a number of rows.';
 
--- The time just before which the remembered sums hold, for a range that is recomputed from them. This is a range up to
--- a day after the newest row, or a range that begins with that row, where no earlier bar of its window changed: the
--- row's own part is then subtracted from the sums. Only the bars that enter or leave the window are read. For other
--- ranges the result is NULL, and the day before them is read.
-CREATE OR REPLACE FUNCTION feature_platform.sums_from(
-    newest_bucket timestamptz, newest_vol numeric, changed tstzmultirange, removed boolean,
-    lo timestamptz, hi timestamptz) RETURNS timestamptz
-    LANGUAGE sql STABLE PARALLEL SAFE       -- STABLE as timestamptz + interval, else it is not inlined
-    RETURN CASE WHEN removed OR newest_bucket IS NULL OR hi - newest_bucket > '24 hours'::interval THEN NULL
-                WHEN NOT changed @> newest_bucket
-                THEN CASE WHEN newest_bucket < lo THEN newest_bucket + '1 minute'::interval END
-                WHEN newest_bucket <= lo AND newest_vol IS NOT NULL
-                     AND NOT changed @> newest_bucket - '1 minute'::interval THEN newest_bucket END;
-COMMENT ON FUNCTION feature_platform.sums_from(
-    timestamptz, numeric, tstzmultirange, boolean, timestamptz, timestamptz) IS
-    'The time just before which the remembered sums hold, for a range that is recomputed from them.';
+-- Whether all buckets from the one after `step_from` up to `until` are computed by steps, from the state of
+-- `step_from`. A step of one symbol costs as much as eight rows of a range, and a range reads the day before it.
+CREATE OR REPLACE FUNCTION feature_platform.can_step(
+    step_from timestamptz, first_bucket timestamptz, removed boolean, until timestamptz) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE       -- STABLE as timestamptz - timestamptz, else it is not inlined
+    RETURN NOT removed AND step_from >= first_bucket AND until - step_from <= '100 minutes'::interval;
+COMMENT ON FUNCTION feature_platform.can_step(timestamptz, timestamptz, boolean, timestamptz) IS
+    'Whether buckets are computed one after another from a cached state.';
 
 -- The last mark that a refresh which starts now has to process. The next refresh processes later marks.
 CREATE OR REPLACE FUNCTION feature_platform.dirty_horizon() RETURNS bigint
@@ -281,14 +264,19 @@ BEGIN
                   AND (NOT l.reach_known OR l.buckets && refresh_window)
             ) AS mark
         ), cached AS (
-            -- With the cache of its last refresh; aggregates, because a symbol without a cache counts, too.
-            SELECT marked.*, state.*
+            -- With the caches of its last refresh; aggregates, because a symbol without a cache counts, too.
+            SELECT marked.*, state.first_bucket, newest.step_from
             FROM marked
             CROSS JOIN LATERAL (
-                SELECT max(s.first_bucket) AS first_bucket, max(s.newest_bucket) AS newest_bucket,
-                       max(s.newest_vol) AS newest_vol
+                SELECT max(s.first_bucket) AS first_bucket
                 FROM feature_platform.symbol_state s WHERE s.symbol = marked.symbol
             ) AS state
+            CROSS JOIN LATERAL (
+                SELECT max(t.bucket) AS step_from
+                FROM feature_platform.features_1m_state t
+                WHERE t.symbol = marked.symbol
+                  AND t.bucket < coalesce(lower(marked.changed), lower(marked.buckets * tstzmultirange(kept)))
+            ) AS newest
         )
         SELECT c.symbol,
                cost.rows
@@ -299,7 +287,7 @@ BEGIN
         FROM cached AS c
         CROSS JOIN LATERAL (
             -- The rows that a refresh of its marks reads, each range counting as one more.
-            SELECT coalesce(sum(1 + bar.count + base.count + gone.count), 0)::bigint AS rows
+            SELECT coalesce(sum(1 + bar.count * step.cost + base.count + gone.count), 0)::bigint AS rows
             FROM unnest(c.buckets * tstzmultirange(kept)) AS r
             CROSS JOIN LATERAL (
                 -- The bars of the dirty minutes.
@@ -310,13 +298,17 @@ BEGIN
                       ORDER BY b.ts DESC LIMIT slice_rows) AS b
             ) AS bar
             CROSS JOIN LATERAL (
-                -- The bars of the day before them, unless the cached sums replace these. A mark reaches a day beyond
+                SELECT CASE WHEN lower(r) > c.step_from
+                                 AND feature_platform.can_step(c.step_from, c.first_bucket, c.removed, bar.until)
+                            THEN 8 ELSE 1 END AS cost
+            ) AS step
+            CROSS JOIN LATERAL (
+                -- The bars of the day before them, unless a cached state replaces these. A mark reaches a day beyond
                 -- its last bar; a recomputation does not, so it ends with the last bar.
                 SELECT count(*) AS count
                 FROM (SELECT FROM public.ohlcv_1m b
                       WHERE bar.count > 0 AND b.symbol = c.symbol AND b.ts >= lower(r) - day AND b.ts < lower(r)
-                        AND feature_platform.sums_from(c.newest_bucket, c.newest_vol, c.changed,
-                                                       c.removed, lower(r), bar.until) IS NULL
+                        AND step.cost = 1
                         AND b.ts >= reads_from AND b.ts < reads_until LIMIT slice_rows) AS b
             ) AS base
             CROSS JOIN LATERAL (
@@ -377,100 +369,6 @@ $$;
 COMMENT ON FUNCTION feature_platform.lock_symbols(text[]) IS
     'Locks the given symbols that no other refresher has locked.';
 
--- The feature rows of these ranges, and the sums behind them. STABLE, so that it reads the bars by the snapshot of the
--- statement that calls it.
-CREATE OR REPLACE FUNCTION feature_platform.compute_features(items feature_platform.refresh_item[])
-    RETURNS TABLE (symbol text, bucket timestamptz, last_close double precision, vol double precision,
-                   log_return double precision, n_1d integer, ma_vol_1d double precision, std_vol_1d double precision,
-                   volume_z double precision, vwap_gap double precision, parkinson_vol double precision,
-                   sum_vol numeric, sum_vol_sq numeric, exact_vol numeric, last_of_range boolean)
-    LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_custom_plan     -- plans depend on the size of the slice
-    SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
-    SET work_mem = '64MB'
-    SET jit = off
-AS $$
-#variable_conflict use_column
-DECLARE
-    day CONSTANT interval := '24 hours';        -- not '1 day': that follows the session's time zone
-    warm_up CONSTANT interval := '1439 minutes';
-    -- The bars of all ranges lie between these, so that a hypertable's other chunks are not even planned.
-    reads_from CONSTANT timestamptz := (SELECT min(i.start) - day FROM unnest(items) AS i);
-    reads_until CONSTANT timestamptz := (SELECT max(i.hi) FROM unnest(items) AS i);
-BEGIN
-    RETURN QUERY
-    WITH minute_bar AS (
-        -- Bars by minute, with exact volumes: of the range, and of the earlier minutes that its windows need.
-        SELECT i.k, i.symbol, i.lo, i.start, i.first_bucket, i.base_n, i.base_sum, i.base_sum_sq, i.prev_close,
-               i.base_n IS NULL OR b.bucket >= i.start AS enters, b.*
-        FROM unnest(items) WITH ORDINALITY
-             AS i (symbol, lo, hi, first_bucket, removed, has_ticks, start, leaves_until,
-                   base_n, base_sum, base_sum_sq, prev_close, k)
-        CROSS JOIN LATERAL (VALUES (i.start - day, i.leaves_until), (i.start, i.hi)) AS span (lo, hi)
-        CROSS JOIN LATERAL (
-            SELECT b.ts AS bucket, b.close AS last_close, b.vol + 0.0 AS vol,    -- + 0.0: a negative zero is a zero
-                   b.vol::text::numeric AS exact_vol, b.high, b.low,
-                   CASE WHEN b.vol > 0 THEN ((b.open + b.high + b.low + b.close) / 4 * b.vol) / b.vol
-                        ELSE (b.open + b.high + b.low + b.close) / 4 END AS vwap
-            FROM public.ohlcv_1m b
-            WHERE NOT i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
-              AND b.ts >= reads_from AND b.ts < reads_until
-            UNION ALL
-            SELECT feature_platform.bucket_of(b.ts), (array_agg(b.close ORDER BY b.ts DESC))[1],
-                   sum(b.vol::text::numeric)::double precision, sum(b.vol::text::numeric), max(b.high), min(b.low),
-                   CASE WHEN max(b.vol) > 0
-                        THEN sum((b.open + b.high + b.low + b.close) / 4 * b.vol ORDER BY b.ts) / sum(b.vol
-                            ORDER BY b.ts)
-                        ELSE avg((b.open + b.high + b.low + b.close) / 4 ORDER BY b.ts) END
-            FROM public.ohlcv_1m b
-            WHERE i.has_ticks AND b.symbol = i.symbol AND b.ts >= span.lo AND b.ts < span.hi
-              AND b.ts >= reads_from AND b.ts < reads_until
-            GROUP BY 1
-        ) AS b
-    ), running AS (
-        -- Running sums from the first bar that is read: of all bars, and of the bars that enter the window. A cached
-        -- base already has the bars before `start`; they are read only because they leave the window.
-        SELECT m.*,
-               lag(m.bucket) OVER u AS prev_bucket, lag(m.last_close) OVER u AS lag_close,
-                   lead(m.bucket) OVER u AS next_bucket,
-               count(*) FILTER (WHERE m.enters) OVER u AS n_in,
-               sum(m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_in,
-               sum(m.exact_vol * m.exact_vol) FILTER (WHERE m.enters) OVER u AS sum_sq_in,
-               count(*) OVER u AS n_all, sum(m.exact_vol) OVER u AS sum_all,
-                   sum(m.exact_vol * m.exact_vol) OVER u AS sum_sq_all
-        FROM minute_bar m
-        WINDOW u AS (PARTITION BY m.k ORDER BY m.bucket ROWS UNBOUNDED PRECEDING)
-    ), window_sum AS (
-        -- Sums over (bucket - 1 day, bucket]: the base and the bars that entered, minus the bars that left.
-        SELECT r.symbol, r.lo, r.bucket, r.last_close, r.vol, r.vwap, r.high, r.low, r.next_bucket, r.first_bucket,
-               r.exact_vol,
-               CASE WHEN r.prev_bucket >= r.start OR (r.base_n IS NULL AND r.prev_bucket IS NOT NULL)
-                    THEN r.lag_close ELSE r.prev_close END AS prev_close,
-               coalesce(r.base_n, 0) + r.n_in - coalesce(last_value(r.n_all) OVER gone, 0) AS n,
-               coalesce(r.base_sum, 0) + r.sum_in - coalesce(last_value(r.sum_all) OVER gone, 0) AS sum,
-               coalesce(r.base_sum_sq, 0) + r.sum_sq_in - coalesce(last_value(r.sum_sq_all) OVER gone, 0) AS sum_sq,
-               r.bucket >= r.lo AS wanted
-        FROM running r
-        WINDOW gone AS (PARTITION BY r.k ORDER BY r.bucket
-                        RANGE BETWEEN UNBOUNDED PRECEDING AND interval '24 hours' PRECEDING)
-    ), moments AS (
-        SELECT w.*,
-               CASE WHEN w.bucket >= w.first_bucket + warm_up THEN w.sum::double precision / w.n END AS mean,
-               CASE WHEN w.bucket >= w.first_bucket + warm_up
-                    THEN sqrt((w.n * w.sum_sq - w.sum * w.sum)::double precision) / w.n END AS std
-        FROM window_sum w WHERE w.wanted
-    )
-    SELECT m.symbol, m.bucket, m.last_close, m.vol, ln(m.last_close / m.prev_close), m.n::integer, m.mean, m.std,
-           CASE WHEN m.std > 0 THEN (m.vol - m.mean) / m.std END, m.last_close - m.vwap,
-               0.5 * power(ln(m.high / m.low), 2),
-           m.sum, m.sum_sq, m.exact_vol, m.next_bucket IS NULL
-    FROM moments m;
-END
-$$;
-COMMENT ON FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]) IS
-    'The feature rows of these ranges by their definition over the bars, and their sums.';
-
 -- The first bucket of a symbol, and the last that may have a row. After the last bar there are no new rows; old rows
 -- may still be stored there where bars were removed.
 CREATE OR REPLACE FUNCTION feature_platform.bucket_ends(
@@ -492,141 +390,51 @@ END;
 COMMENT ON FUNCTION feature_platform.bucket_ends(text, tstzmultirange, boolean, timestamptz) IS
     'The first bucket of a symbol, and the last that may have a row.';
 
--- The rows that changed minutes reach beyond a day. `known_first` is the first bucket that the stored rows' warm-up was
--- counted from, NULL where it is unknown.
-CREATE OR REPLACE FUNCTION feature_platform.mark_reach(
-    of_symbol text, changed tstzmultirange, known_first timestamptz, first_bucket timestamptz, last_bucket timestamptz)
-    RETURNS TABLE (next_rows tstzmultirange, warm_up tstzmultirange)
+-- The rows whose warm-up has moved, because the first bucket did: the old and the new first day. `known_first` is the
+-- first bucket that the stored rows' warm-up was counted from. Where it is unknown, the stored rows show it: within the
+-- warm-up they have no mean.
+CREATE OR REPLACE FUNCTION feature_platform.moved_warm_up(
+    of_symbol text, known_first timestamptz, first_bucket timestamptz) RETURNS TABLE (buckets tstzmultirange)
     LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT
-        -- The log return of the next existing row depends on a changed bar, across a gap of any length.
-        coalesce((SELECT range_agg(tstzrange(next.bucket, next.bucket + '1 minute'::interval))
-                  FROM unnest(changed) AS r
-                  CROSS JOIN LATERAL (SELECT feature_platform.bucket_of(b.ts) AS bucket FROM public.ohlcv_1m b
-                                      WHERE b.symbol = of_symbol
-                                        AND b.ts >= upper(r) - '24 hours'::interval + '1 minute'::interval
-                                      ORDER BY b.ts LIMIT 1) AS next
-                  WHERE upper(r) - '24 hours'::interval < last_bucket AND next.bucket >= upper(r)), '{}'),
-        -- The warm-up begins at the first bucket: where that moved, the old and the new first day are dirty. Without
-        -- the cache, the stored rows show the old one: within the warm-up they have no mean.
-        CASE WHEN known_first = first_bucket OR first_bucket IS NULL THEN '{}'
-             WHEN known_first IS NOT NULL
-             THEN tstzmultirange(tstzrange(known_first, known_first + '1439 minutes'::interval),
-                                 tstzrange(first_bucket, first_bucket + '1439 minutes'::interval))
-             ELSE coalesce((SELECT range_agg(tstzrange(f.bucket, f.bucket + '1 minute'::interval))
-                            FROM public.features_1m f
-                            WHERE f.symbol = of_symbol
-                              AND (f.ma_vol_1d IS NULL) <> (f.bucket < first_bucket + '1439 minutes'::interval)),
-                           '{}') END;
+    SELECT CASE WHEN known_first = first_bucket OR first_bucket IS NULL THEN '{}'
+                WHEN known_first IS NOT NULL
+                THEN tstzmultirange(tstzrange(known_first, known_first + '1439 minutes'::interval),
+                                    tstzrange(first_bucket, first_bucket + '1439 minutes'::interval))
+                ELSE coalesce((SELECT range_agg(tstzrange(f.bucket, f.bucket + '1 minute'::interval))
+                               FROM public.features_1m f
+                               WHERE f.symbol = of_symbol
+                                 AND (f.ma_vol_1d IS NULL) <> (f.bucket < first_bucket + '1439 minutes'::interval)),
+                              '{}') END;
 END;
-COMMENT ON FUNCTION feature_platform.mark_reach(text, tstzmultirange, timestamptz, timestamptz, timestamptz) IS
-    'The rows that changed minutes reach beyond a day: next rows, and rows of a moved warm-up.';
+COMMENT ON FUNCTION feature_platform.moved_warm_up(text, timestamptz, timestamptz) IS
+    'The rows whose warm-up has moved with the first bucket of a symbol.';
 
--- The base of a range's recomputation, as refresh_item holds it: from the remembered sums where they hold, else from
--- the bars of the day before the range. No bar before reads_from or from reads_until on is needed; these limits let a
--- hypertable exclude chunks.
-CREATE OR REPLACE FUNCTION feature_platform.range_base(
-    of_symbol text, lo timestamptz, hi timestamptz, changed tstzmultirange, removed boolean,
-    newest_bucket timestamptz, newest_n bigint, newest_sum numeric, newest_sum_sq numeric,
-    newest_close double precision, newest_vol numeric, reads_from timestamptz, reads_until timestamptz)
-    RETURNS TABLE (has_ticks boolean, start timestamptz, leaves_until timestamptz, base_n bigint, base_sum numeric,
-                   base_sum_sq numeric, prev_close double precision)
-    LANGUAGE sql STABLE
-BEGIN ATOMIC
-    SELECT EXISTS (SELECT FROM public.ohlcv_1m b
-                   WHERE b.symbol = of_symbol AND b.ts >= base.start - '24 hours'::interval AND b.ts < hi
-                     AND b.ts >= reads_from AND b.ts < reads_until
-                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
-           base.start,
-           CASE WHEN base.known THEN hi - '24 hours'::interval ELSE base.start END,
-           CASE WHEN base.known THEN newest_n + own.n END,
-           CASE WHEN base.known THEN newest_sum + own.sum END,
-           CASE WHEN base.known THEN newest_sum_sq + own.sum_sq END,
-           CASE WHEN base.known AND base.start > newest_bucket THEN newest_close
-                ELSE (SELECT b.close FROM public.ohlcv_1m b
-                      WHERE b.symbol = of_symbol AND b.ts < base.start ORDER BY b.ts DESC LIMIT 1) END
-    FROM (SELECT s.start IS NOT NULL AS known, coalesce(s.start, lo) AS start
-          FROM (SELECT feature_platform.sums_from(newest_bucket, newest_vol, changed, removed, lo, hi) AS start) AS s
-         ) AS base
-    CROSS JOIN LATERAL (
-        -- Just before the newest row, the window has not yet that row, and still has the minute a day earlier.
-        SELECT CASE WHEN base.start = newest_bucket THEN leaving.n - 1 ELSE 0 END AS n,
-               CASE WHEN base.start = newest_bucket THEN leaving.vol - newest_vol ELSE 0 END AS sum,
-               CASE WHEN base.start = newest_bucket
-                    THEN leaving.vol * leaving.vol - newest_vol * newest_vol ELSE 0 END AS sum_sq
-        FROM (SELECT sign(count(*))::bigint AS n, coalesce(sum(b.vol::text::numeric), 0) AS vol
-              FROM public.ohlcv_1m b
-              WHERE base.known AND base.start = newest_bucket AND b.symbol = of_symbol
-                AND b.ts >= base.start - '24 hours'::interval
-                AND b.ts < base.start - '24 hours'::interval + '1 minute'::interval
-                AND b.ts >= reads_from AND b.ts < reads_until) AS leaving
-    ) AS own;
-END;
-COMMENT ON FUNCTION feature_platform.range_base(
-    text, timestamptz, timestamptz, tstzmultirange, boolean, timestamptz, bigint, numeric, numeric, double precision,
-    numeric, timestamptz, timestamptz) IS
-    'The base of a range''s recomputation: its start, and the window sums and the close just before it.';
-
--- Delete the rows of these ranges whose minute has lost its last bar; return their number. It works range by range, so
--- that a columnstore decompresses only these. As a difference of two sets, its cost is their size, with or without
--- statistics. The planner's settings are those of refresh_symbols.
-CREATE OR REPLACE FUNCTION feature_platform.delete_rows_without_bars(items feature_platform.refresh_item[])
-    RETURNS bigint
-    LANGUAGE plpgsql
-AS $$
-DECLARE
-    item feature_platform.refresh_item;
-    deleted bigint;
-    total bigint := 0;
-BEGIN
-    FOREACH item IN ARRAY items LOOP
-        IF item.removed THEN
-            -- IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by the index on the
-            -- bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
-            DELETE FROM public.features_1m f
-            WHERE f.symbol = item.symbol AND f.bucket >= item.lo AND f.bucket < item.hi
-              AND (f.bucket IN (
-                  SELECT o.bucket FROM public.features_1m o
-                  WHERE o.symbol = item.symbol AND o.bucket >= item.lo AND o.bucket < item.hi
-                  EXCEPT
-                  SELECT feature_platform.bucket_of(b.ts) FROM public.ohlcv_1m b
-                  WHERE b.symbol = item.symbol AND b.ts >= item.lo AND b.ts < item.hi)) IS TRUE;
-            GET DIAGNOSTICS deleted = ROW_COUNT;
-            total := total + deleted;
-        END IF;
-    END LOOP;
-    RETURN total;
-END
-$$;
-COMMENT ON FUNCTION feature_platform.delete_rows_without_bars(feature_platform.refresh_item[]) IS
-    'Deletes the rows of these ranges whose minute has no bar.';
-
--- Bring the rows of these symbols up to date with the marks in a window; return the number of rows that were stored or
--- deleted. The caller has locked the symbols. One statement, and so one snapshot, takes the marks, reads the bars and
--- stores the rows. It sees a change together with its mark or neither, so no commit can come between the two.
-CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
-    picked text[], refresh_window tstzrange, slice_rows bigint, OUT minutes bigint, OUT rows_written bigint)
+-- Take the marks of these symbols in a window out of the dirty log, and divide what they reach: `now` is the part that
+-- a slice refreshes, the rest is put back. The caller has locked the symbols.
+--
+-- Most symbols of a slice have new minutes only. They continue the state of the bucket before these, so that no row
+-- beyond them has to be looked up.
+CREATE OR REPLACE FUNCTION feature_platform.take_marks(
+    picked text[], refresh_window tstzrange, slice_rows bigint) RETURNS feature_platform.refresh_work[]
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
     SET enable_seqscan = off
     SET jit = off
-    SET extra_float_digits = 1                  -- as in compute_features
 AS $$
 DECLARE
-    -- No range needs bars before the two days up to the window. The limit is known when the statement starts, so that a
+    minute CONSTANT interval := '1 minute';
+    kept_from CONSTANT timestamptz := coalesce(feature_platform.features_from(), '-infinity');
+    -- No row needs bars before the two days up to the window. The limit is known when the statement starts, so that a
     -- hypertable excludes older chunks. '24 hours': a day would follow the session's time zone.
     reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * interval '24 hours';
-    reads_until CONSTANT timestamptz := upper(refresh_window);
-    items feature_platform.refresh_item[];
     has_views boolean;
+    work feature_platform.refresh_work[];
 BEGIN
     -- A view that is applied meanwhile either gets the changes or sees their bars.
     LOCK TABLE feature_platform.view_lock IN ROW SHARE MODE;
     has_views := EXISTS (SELECT FROM feature_platform.feature_view v WHERE v.state <> 'failed');
-    -- 1. Take the marks, add the rows that they reach beyond a day, put back the part outside of the window or the
-    -- slice.
     WITH taken AS (
         DELETE FROM feature_platform.dirty_log l
         WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window)
@@ -639,24 +447,49 @@ BEGIN
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,
+               coalesce(range_agg(coalesce(t.changed, t.buckets)) FILTER (WHERE NOT t.reach_known), '{}') AS minutes,
                coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
         FROM taken t GROUP BY t.symbol
     ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
-        SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket,
-               s.newest_bucket, s.newest_n, s.newest_sum, s.newest_sum_sq, s.newest_close, s.newest_vol,
-               s.newest_bucket IS NOT NULL AND NOT m.removed AND NOT m.changed @> s.newest_bucket AS newest_holds
+        SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket, state.newest, state.before
         FROM mark m
         LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
         CROSS JOIN LATERAL feature_platform.bucket_ends(m.symbol, m.changed, m.removed, s.first_bucket) AS ends
-    ), dirty AS MATERIALIZED (
-        SELECT k.*, (k.changed + k.rest + reach.next_rows + reach.warm_up)
-                    * tstzmultirange(tstzrange(feature_platform.features_from(), NULL) * tstzrange(NULL,
-                        coalesce(k.last_bucket + interval '1 minute', '-infinity'))) AS buckets
+        CROSS JOIN LATERAL (
+            SELECT max(t.bucket) AS newest,
+                   max(t.bucket) FILTER (
+                       WHERE t.bucket < coalesce(lower(m.changed), lower(m.rest * tstzmultirange(refresh_window)))
+                   ) AS before
+            FROM feature_platform.features_1m_state t WHERE t.symbol = m.symbol
+        ) AS state
+    ), stepped AS MATERIALIZED (
+        SELECT k.*, CASE WHEN feature_platform.can_step(k.before, k.old_first, k.removed, k.last_bucket + minute)
+                              AND k.old_first = k.first_bucket AND k.before < k.last_bucket
+                              AND k.before + minute >= lower(refresh_window) AND k.before + minute >= kept_from
+                              AND NOT EXISTS (
+                                  SELECT FROM public.ohlcv_1m b
+                                  WHERE b.symbol = k.symbol AND b.ts >= k.before - interval '24 hours'
+                                    AND b.ts <= k.last_bucket + minute AND b.ts >= reads_from
+                                    AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))
+                         THEN k.before END AS step_from
         FROM known k
-        CROSS JOIN LATERAL feature_platform.mark_reach(
-            k.symbol, k.changed, k.old_first, k.first_bucket, k.last_bucket) AS reach
-    ), todo AS (
-        SELECT d.*, CASE WHEN cardinality(picked) = 1
+    ), dirty AS MATERIALIZED (
+        SELECT d.*, CASE WHEN d.step_from IS NULL
+                         THEN d.changed + d.rest + feature_platform.features_1m_reach(
+                                  d.symbol, d.minutes, coalesce(d.last_bucket, '-infinity'))
+                              + w.buckets
+                         ELSE d.rest + tstzmultirange(tstzrange(d.step_from + minute, NULL)) END
+                    * tstzmultirange(tstzrange(kept_from, NULL) * tstzrange(NULL,
+                        coalesce(d.last_bucket + minute, '-infinity'))) AS buckets,
+               CASE WHEN d.step_from IS NULL AND d.rest = '{}'
+                    THEN w.buckets + feature_platform.features_1m_reach_short(
+                             d.symbol, d.minutes, coalesce(d.last_bucket, '-infinity')) END AS whole
+        FROM stepped d
+        CROSS JOIN LATERAL feature_platform.moved_warm_up(d.symbol, d.old_first, d.first_bucket) AS w
+    ), todo AS MATERIALIZED (
+        SELECT d.*, CASE WHEN d.step_from IS NOT NULL
+                         THEN tstzmultirange(refresh_window * tstzrange(d.step_from + minute, d.last_bucket + minute))
+                         WHEN cardinality(picked) = 1
                          THEN feature_platform.newest_rows(
                              d.symbol, d.buckets * tstzmultirange(refresh_window), slice_rows, d.removed)
                          ELSE d.buckets * tstzmultirange(refresh_window) END AS now
@@ -665,69 +498,88 @@ BEGIN
         INSERT INTO feature_platform.dirty_log (symbol, id, buckets, reach_known, removed, marked_at)
         SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at
         FROM todo t WHERE t.buckets - t.now <> '{}'
-    -- 2. The start of each range's recomputation.
-    ), item AS MATERIALIZED (
-        SELECT coalesce(array_agg(
-                   ROW(t.symbol, lower(r), upper(r), t.first_bucket, t.removed, base.*)::feature_platform.refresh_item
-                   ORDER BY t.symbol, lower(r)), '{}') AS items
-        FROM todo t
-        CROSS JOIN LATERAL unnest(t.now) AS r
-        CROSS JOIN LATERAL feature_platform.range_base(
-            t.symbol, lower(r), upper(r), t.changed, t.removed, t.newest_bucket, t.newest_n, t.newest_sum,
-            t.newest_sum_sq, t.newest_close, t.newest_vol, reads_from, reads_until) AS base
-    -- 3. Recompute, and store the rows that differ.
-    ), computed AS MATERIALIZED (
-        SELECT c.* FROM item i CROSS JOIN LATERAL feature_platform.compute_features(i.items) AS c
-    ), stored AS (
-        INSERT INTO public.features_1m AS f
-            (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap,
-             parkinson_vol)
-        SELECT c.symbol, c.bucket, c.last_close, c.vol, c.log_return, c.n_1d, c.ma_vol_1d, c.std_vol_1d, c.volume_z,
-               c.vwap_gap, c.parkinson_vol
-        FROM computed c
-        ON CONFLICT (symbol, bucket) DO UPDATE
-        SET last_close = excluded.last_close, vol = excluded.vol, log_return = excluded.log_return,
-            n_1d = excluded.n_1d, ma_vol_1d = excluded.ma_vol_1d, std_vol_1d = excluded.std_vol_1d,
-            volume_z = excluded.volume_z, vwap_gap = excluded.vwap_gap, parkinson_vol = excluded.parkinson_vol
-        WHERE (f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
-               f.parkinson_vol)
-              IS DISTINCT FROM
-              (excluded.last_close, excluded.vol, excluded.log_return, excluded.n_1d, excluded.ma_vol_1d,
-               excluded.std_vol_1d, excluded.volume_z, excluded.vwap_gap, excluded.parkinson_vol)
-        RETURNING 1
-    -- 4. Remember the first bucket and the newest sums; delete sums that a change made wrong.
-    ), newest AS (
-        SELECT DISTINCT ON (c.symbol) c.* FROM computed c WHERE c.last_of_range ORDER BY c.symbol, c.bucket DESC
+    ), wrong_state AS (
+        DELETE FROM feature_platform.features_1m_state s USING todo t
+        WHERE s.symbol = t.symbol AND t.newest IS NOT NULL
+          AND (t.step_from IS NULL OR t.newest > t.step_from)
+          AND (s.bucket > t.step_from OR t.old_first IS NULL OR t.buckets @> s.bucket)
     ), remembered AS (
-        INSERT INTO feature_platform.symbol_state AS s
-            (symbol, first_bucket, newest_bucket, newest_n, newest_sum, newest_sum_sq, newest_close, newest_vol)
-        SELECT t.symbol, t.first_bucket,
-               CASE WHEN better.keep THEN t.newest_bucket ELSE n.bucket END,
-               CASE WHEN better.keep THEN t.newest_n ELSE n.n_1d END,
-               CASE WHEN better.keep THEN t.newest_sum ELSE n.sum_vol END,
-               CASE WHEN better.keep THEN t.newest_sum_sq ELSE n.sum_vol_sq END,
-               CASE WHEN better.keep THEN t.newest_close ELSE n.last_close END,
-               CASE WHEN better.keep THEN t.newest_vol ELSE n.exact_vol END
-        FROM todo t
-        LEFT JOIN newest n ON n.symbol = t.symbol
-        CROSS JOIN LATERAL (
-            SELECT t.newest_holds AND (n.bucket IS NULL OR n.bucket <= t.newest_bucket) AS keep
-        ) AS better
-        WHERE (t.first_bucket IS DISTINCT FROM t.old_first OR NOT better.keep)
-          AND (t.first_bucket IS NOT NULL OR t.old_first IS NOT NULL)     -- a symbol without bars needs no row
+        INSERT INTO feature_platform.symbol_state AS s (symbol, first_bucket)
+        SELECT t.symbol, t.first_bucket FROM todo t
+        WHERE t.first_bucket IS DISTINCT FROM t.old_first
         ORDER BY t.symbol
-        ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE
-        SET first_bucket = excluded.first_bucket, newest_bucket = excluded.newest_bucket, newest_n = excluded.newest_n,
-            newest_sum = excluded.newest_sum, newest_sum_sq = excluded.newest_sum_sq,
-            newest_close = excluded.newest_close, newest_vol = excluded.newest_vol
+        ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE SET first_bucket = excluded.first_bucket
     )
-    SELECT i.items, (SELECT count(*) FROM stored),
-           (SELECT coalesce(sum(extract(epoch FROM r.hi - r.lo))::bigint / 60, 0) FROM unnest(i.items) AS r)
-    INTO items, rows_written, minutes FROM item i;
+    SELECT coalesce(array_agg(ROW(t.symbol, t.id, t.marked_at, t.removed, t.first_bucket, t.last_bucket, t.buckets,
+                                  t.whole, t.now, t.step_from)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
+    INTO work FROM todo t;
+    RETURN work;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.take_marks(text[], tstzrange, bigint) IS
+    'Takes the marks of some symbols out of the dirty log; returns the minutes that a slice refreshes.';
 
-    -- 5. Delete the rows that have no bar any more. This statement has a later snapshot, which does no harm: it deletes
-    -- a row only where there is no bar now.
-    rows_written := rows_written + feature_platform.delete_rows_without_bars(items);
+-- Bring the rows of these symbols up to date with the marks in a window; return the number of rows that were stored or
+-- deleted. The caller has locked the symbols.
+--
+-- A change that is committed after the marks were taken has its mark in the log. Rows of ranges may hold such a change
+-- early, and its mark makes them dirty again. A step skips a symbol with such a mark, because its state may lack the
+-- change that the step's look-ups see; the skipped minutes become dirty again.
+CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
+    picked text[], refresh_window tstzrange, slice_rows bigint, OUT minutes bigint, OUT rows_written bigint)
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    origin CONSTANT timestamptz := '1970-01-01 00:00:00+00';
+    due CONSTANT timestamptz := feature_platform.due_until();
+    work CONSTANT feature_platform.refresh_work[] :=
+        feature_platform.take_marks(picked, refresh_window, slice_rows);
+    one feature_platform.refresh_work;
+    symbols text[]; ats timestamptz[]; untils timestamptz[]; firsts timestamptz[];
+    ranges feature_platform.view_item[] := '{}';
+    divided record;
+    steps record;
+BEGIN
+    SELECT coalesce(array_agg(w.symbol), '{}'), coalesce(array_agg(w.step_from), '{}'),
+           coalesce(array_agg(upper(w.now)), '{}'), coalesce(array_agg(w.first_bucket), '{}')
+    INTO symbols, ats, untils, firsts
+    FROM unnest(work) AS w WHERE w.step_from IS NOT NULL;
+    rows_written := 0;
+    FOR one IN SELECT * FROM unnest(work) AS w WHERE w.step_from IS NULL AND w.now <> '{}' LOOP
+        SELECT * INTO divided FROM feature_platform.divide_buckets(
+            'feature_platform', 'features_1m', minute, origin, false, 100,
+            one.symbol, one.now, one.dirty, one.whole, one.first_bucket, one.last_bucket, due);
+        IF divided.at IS NOT NULL THEN
+            symbols := symbols || one.symbol;
+            ats := ats || divided.at;
+            untils := untils || divided.until;
+            firsts := firsts || one.first_bucket;
+        END IF;
+        ranges := ranges || divided.ranges;
+        IF one.removed THEN
+            rows_written := rows_written + (
+                SELECT coalesce(sum(feature_platform.delete_rows_without_bars(
+                    'public.features_1m', one.symbol, r, minute)), 0)
+                FROM unnest(one.now) AS r);
+        END IF;
+    END LOOP;
+    -- Steps come before the ranges, whose states may take the same slots.
+    SELECT * INTO steps FROM feature_platform.run_steps(
+        'feature_platform', 'features_1m', minute, symbols, ats, untils, firsts);
+    INSERT INTO feature_platform.dirty_log AS l (symbol, id, buckets, reach_known, marked_at)
+    SELECT w.symbol, w.mark, tstzmultirange(s.buckets), true, w.marked_at
+    FROM unnest(steps.skipped_symbols, steps.skipped) AS s (symbol, buckets)
+    JOIN unnest(work) AS w ON w.symbol = s.symbol
+    ON CONFLICT ON CONSTRAINT dirty_log_pkey DO UPDATE SET buckets = l.buckets + excluded.buckets;
+    rows_written := rows_written + steps.written
+        + feature_platform.run_ranges('feature_platform', 'features_1m', ranges);
+    minutes := (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
+                FROM unnest(work) AS w CROSS JOIN LATERAL unnest(w.now) AS r);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS

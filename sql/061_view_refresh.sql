@@ -82,18 +82,20 @@ DECLARE
     symbols text[]; ats timestamptz[]; untils timestamptz[]; firsts timestamptz[];
     ranges feature_platform.view_item[] := '{}';
     one record;
-    stepped record;
-    first timestamptz; last timestamptz; ends timestamptz; start timestamptz; at timestamptz; state_start timestamptz;
-    state_from timestamptz;
+    divided record;
+    steps record;
+    first timestamptz; last timestamptz; ends timestamptz;
     dirty tstzmultirange; reached tstzmultirange; whole tstzmultirange; todo tstzmultirange; rest tstzmultirange;
     part tstzrange; newest record;
     rows_left bigint := budget;
-    gone bigint;
+    tables_of_rows regclass[];
 BEGIN
     written := 0;
     more := false;
     SELECT * INTO v FROM feature_platform.feature_view w WHERE w.id = of_view;
     due := feature_platform.view_due(v.every, v.origin);
+    tables_of_rows := ARRAY['feature_views.' || prefix || '_rows']
+        || CASE WHEN v.has_inner THEN ARRAY['feature_views.' || prefix || '_inner'] END;
 
     -- 1. Symbols that go on from their newest state. `older` buckets stay dirty: without stored inner values a step
     -- does not read them, else they must lie before all that the state holds. Bars inside minutes have to lie before
@@ -235,124 +237,40 @@ BEGIN
             dirty = excluded.dirty, long_only = excluded.long_only, removed = excluded.removed,
             building = excluded.building, marked_at = excluded.marked_at;
 
-        FOR part IN SELECT r FROM unnest(todo) AS r ORDER BY lower(r) LOOP
-            IF one.removed THEN
-                gone := feature_platform.delete_view_rows(of_view, one.symbol, part, v.every, v.has_inner);
-                written := written + gone;
-            END IF;
-            CONTINUE WHEN last IS NULL OR lower(part) > last;
-            -- The steps of the part before go on to this one: two steps of one symbol would compute the same bucket.
-            IF symbols[cardinality(symbols)] = one.symbol
-               AND upper(part) - ats[cardinality(ats)] <= step_limit * v.every
-               AND (v.every > interval '1 minute' OR NOT EXISTS (
-                   SELECT FROM public.ohlcv_1m b
-                   WHERE b.symbol = one.symbol AND b.ts >= ats[cardinality(ats)] AND b.ts < upper(part)
-                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))) THEN
-                untils[cardinality(untils)] := upper(part);
-                CONTINUE;
-            END IF;
-            EXECUTE format('SELECT feature_views.%I($1, $2)', prefix || '_start') INTO start
-                USING one.symbol, lower(part);
-            -- From a state just before the part, where the part is short.
-            EXECUTE format('SELECT max(s.bucket) FROM feature_views.%I s WHERE s.symbol = $1 AND s.bucket < $2',
-                           prefix || '_state') INTO at USING one.symbol, lower(part);
-            -- All that the state holds must be clean: a step subtracts the stored values that leave.
-            state_start := NULL;
-            IF upper(part) - at <= step_limit * v.every
-               AND symbols[cardinality(symbols)] IS DISTINCT FROM one.symbol THEN
-                EXECUTE format('SELECT feature_views.%I($1, $2)', prefix || '_start') INTO state_start
-                    USING one.symbol, at;
-            END IF;
-            IF state_start IS NOT NULL
-               AND (NOT v.has_inner OR NOT (dirty - tstzmultirange(part)) && tstzrange(state_start, lower(part)))
-               AND (v.every > interval '1 minute' OR NOT EXISTS (
-                   SELECT FROM public.ohlcv_1m b
-                   WHERE b.symbol = one.symbol AND b.ts >= state_start - v.every AND b.ts < upper(part)
-                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))) THEN
-                symbols := symbols || one.symbol;
-                ats := ats || at;
-                untils := untils || upper(part);
-                firsts := firsts || first;
-            ELSE
-                -- Only the newest range leaves states: eight buckets have the slots of their numbers.
-                state_from := CASE WHEN upper(part) >= least(last + v.every, due)
-                                   THEN date_bin(v.every, (SELECT b.ts FROM public.ohlcv_1m b
-                                                           WHERE b.symbol = one.symbol AND b.ts < upper(part)
-                                                           ORDER BY b.ts DESC LIMIT 1), v.origin) - 7 * v.every
-                                   ELSE 'infinity' END;
-                ranges := ranges || ROW(
-                    one.symbol, lower(part), least(upper(part), last + v.every), start, first, state_from,
-                    CASE WHEN NOT whole @> part
-                         THEN whole * tstzmultirange(part) + tstzmultirange(tstzrange(state_from, 'infinity'))
-                         END)::feature_platform.view_item;
-            END IF;
-        END LOOP;
+        IF one.removed THEN
+            written := written + (
+                SELECT coalesce(sum(feature_platform.delete_rows_without_bars(t.name, one.symbol, r, v.every)), 0)
+                FROM unnest(todo) AS r CROSS JOIN unnest(tables_of_rows) AS t (name));
+        END IF;
+        SELECT * INTO divided FROM feature_platform.divide_buckets(
+            'feature_views', prefix, v.every, v.origin, v.has_inner, step_limit,
+            one.symbol, todo, dirty, whole, first, last, due);
+        IF divided.at IS NOT NULL THEN
+            symbols := symbols || one.symbol;
+            ats := ats || divided.at;
+            untils := untils || divided.until;
+            firsts := firsts || first;
+        END IF;
+        ranges := ranges || divided.ranges;
     END LOOP;
 
-    -- 3. Steps, one bucket of each symbol after another; before the ranges, whose states may take the same slots.
-    WHILE symbols <> '{}' LOOP
-        EXECUTE format('SELECT * FROM feature_views.%I($1, $2, $3, $4)', prefix || '_step') INTO stepped
-            USING symbols, ats, untils, firsts;
-        written := written + coalesce(stepped.written, 0);
-        UPDATE feature_platform.view_symbol s
-        SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock())
-        FROM (SELECT a.symbol, range_agg(tstzrange(a.at + v.every, a.until)) AS skipped
-              FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
-              WHERE NOT EXISTS (SELECT FROM unnest(stepped.stepped, stepped.ends) AS s (symbol, until)
-                                WHERE s.symbol = a.symbol AND s.until = a.until)
-                AND EXISTS (SELECT FROM public.ohlcv_1m b
-                            WHERE b.symbol = a.symbol AND b.ts >= a.at + v.every AND b.ts < a.until)
-              GROUP BY a.symbol) AS a
-        WHERE s.view = of_view AND s.symbol = a.symbol;
-        more := more OR FOUND;
-        SELECT coalesce(array_agg(s.symbol), '{}'), coalesce(array_agg(s.bucket), '{}'),
-               coalesce(array_agg(a.until), '{}'), coalesce(array_agg(a.first), '{}')
-        INTO symbols, ats, untils, firsts
-        FROM unnest(stepped.stepped, stepped.buckets, stepped.ends) AS s (symbol, bucket, until)
-        JOIN unnest(symbols, untils, firsts) AS a (symbol, until, first)
-          ON a.symbol = s.symbol AND a.until = s.until AND s.bucket + v.every < a.until;
-    END LOOP;
+    -- 3. Steps come before the ranges, whose states may take the same slots.
+    SELECT * INTO steps FROM feature_platform.run_steps(
+        'feature_views', prefix, v.every, symbols, ats, untils, firsts);
+    written := written + steps.written;
+    UPDATE feature_platform.view_symbol s
+    SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock())
+    FROM (SELECT k.symbol, range_agg(k.buckets) AS skipped
+          FROM unnest(steps.skipped_symbols, steps.skipped) AS k (symbol, buckets) GROUP BY k.symbol) AS a
+    WHERE s.view = of_view AND s.symbol = a.symbol;
+    more := more OR FOUND;
 
     -- 4. Ranges, from the bars alone.
-    IF ranges <> '{}' THEN
-        EXECUTE format('SELECT feature_views.%I($1)', prefix || '_range') INTO gone USING ranges;
-        written := written + gone;
-    END IF;
+    written := written + feature_platform.run_ranges('feature_views', prefix, ranges);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer) IS
     'Brings one view up to date in a window for some locked symbols.';
-
--- Delete the rows and inner values of buckets that have no bar any more.
-CREATE OR REPLACE FUNCTION feature_platform.delete_view_rows(
-    of_view integer, of_symbol text, part tstzrange, every interval, has_inner boolean) RETURNS bigint
-    LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    suffix text;
-    gone bigint;
-    rows bigint;
-BEGIN
-    FOREACH suffix IN ARRAY CASE WHEN has_inner THEN ARRAY['inner', 'rows'] ELSE ARRAY['rows'] END LOOP
-        -- As in refresh_symbols: the difference of two sets becomes a hash table, whatever the statistics.
-        EXECUTE format('DELETE FROM feature_views.%1$I f
-                        WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3
-                          AND (f.bucket IN (
-                              SELECT o.bucket FROM feature_views.%1$I o
-                              WHERE o.symbol = $1 AND o.bucket >= $2 AND o.bucket < $3
-                              EXCEPT
-                              SELECT date_bin($4, b.ts, $2) FROM public.ohlcv_1m b
-                              WHERE b.symbol = $1 AND b.ts >= $2 AND b.ts < $3)) IS TRUE',
-                       'v' || of_view || '_' || suffix)
-            USING of_symbol, lower(part), upper(part), every;
-        GET DIAGNOSTICS rows = ROW_COUNT;
-    END LOOP;
-    RETURN rows;
-END
-$$;
-COMMENT ON FUNCTION feature_platform.delete_view_rows(integer, text, tstzrange, interval, boolean) IS
-    'Deletes the rows of buckets without bars; returns their number.';
 
 -- Symbols of a view with dirty buckets in [window_lo, window_hi), the newest first, at most so many. `live` picks only
 -- symbols whose newest bars changed and whose newest buckets have been built.

@@ -17,6 +17,7 @@ BEGIN
     DELETE FROM public.ohlcv_1m_gaps WHERE symbol = forgotten;
     DELETE FROM feature_platform.gap_watermark WHERE symbol = forgotten;
     DELETE FROM feature_platform.symbol_state WHERE symbol = forgotten;
+    DELETE FROM feature_platform.features_1m_state WHERE symbol = forgotten;
     DELETE FROM feature_platform.heartbeat WHERE symbol = forgotten;
     DELETE FROM feature_platform.known_symbol WHERE symbol = forgotten;
 END

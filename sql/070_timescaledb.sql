@@ -241,7 +241,7 @@ BEGIN
     -- Slices bound the work already. Without the extension, only a superuser may set an unknown parameter.
     ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
-    ALTER FUNCTION feature_platform.delete_view_rows(integer, text, tstzrange, interval, boolean)
+    ALTER FUNCTION feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     ALTER FUNCTION feature_platform.delete_old_view_rows(timestamptz, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;

@@ -48,7 +48,7 @@ from feature_platform.views.stages import (
 from feature_platform.views.view import FeatureView, ema_grid, look_back, warm_up
 
 # Values of these need no guard: they are values of their arguments, or of a known size.
-_IN_RANGE = frozenset({"abs", "sign", "least", "greatest", "where", "ln", "sqrt"})
+_IN_RANGE = frozenset({"abs", "sign", "least", "greatest", "where", "ln", "log_ratio", "sqrt"})
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,8 @@ def row_text(node: Call, plan: Plan) -> sql.Composed:
             template = "{0} / nullif({1}, 0)"
         case "ln":
             template = "CASE WHEN {0} > 0 THEN ln({0}) END"
+        case "log_ratio":
+            template = "CASE WHEN {0} / nullif({1}, 0) > 0 THEN ln({0} / {1}) END"
         case "sqrt":
             template = "CASE WHEN {0} >= 0 THEN sqrt({0}) END"
         case "exp":
@@ -1179,13 +1181,16 @@ def origin_text(view: FeatureView) -> sql.Composed:
 
 
 class Names:
-    """The names of a version's tables and functions in the schema feature_views: v7_rows."""
+    """The names of a version's tables and functions: feature_views.v7_rows.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    schema, prefix: of all names. Without `rows` the table of the rows is one of them.
+    """
+
+    def __init__(self, schema: str, prefix: str, rows: sql.Identifier | None = None) -> None:
+        self.schema, self.prefix = schema, prefix
         self.key = self._short("rows_pkey")
         self.index = self._short("rows_bucket_idx")
-        self.rows = self._full("rows")
+        self.rows = rows or self._full("rows")
         self.inner = self._full("inner")
         self.state = self._full("state")
         self.reach = self._full("reach")
@@ -1195,10 +1200,10 @@ class Names:
         self.step = self._full("step")
 
     def _short(self, suffix: str) -> sql.Identifier:
-        return sql.Identifier(f"v{self.number}_{suffix}")
+        return sql.Identifier(f"{self.prefix}_{suffix}")
 
     def _full(self, suffix: str) -> sql.Identifier:
-        return sql.Identifier("feature_views", f"v{self.number}_{suffix}")
+        return sql.Identifier(self.schema, f"{self.prefix}_{suffix}")
 
 
 def compiled(view: FeatureView, number: int) -> sql.Composed:
@@ -1206,17 +1211,30 @@ def compiled(view: FeatureView, number: int) -> sql.Composed:
 
     number: of the version, which begins their names in the schema feature_views: "v7_rows".
     """
-    plan, names = Plan(view), Names(number)
+    plan, names = Plan(view), Names("feature_views", f"v{number}")
+    return listed([_tables(plan, names), *_maintenance(plan, names)], "\n")
+
+
+def compiled_beside(view: FeatureView, schema: str, rows: sql.Identifier) -> sql.Composed:
+    """Return the SQL that keeps a view exact whose table of rows exists.
+
+    schema: of the table of states and of the functions, whose names begin with the view's.
+    """
+    plan, names = Plan(view), Names(schema, view.name, rows)
+    return listed(_maintenance(plan, names), "\n")
+
+
+def _maintenance(plan: Plan, names: Names) -> list[sql.Composed]:
+    """Return the SQL of the table of states and of the functions."""
     short = [node for key, node in plan.stored.items() if key not in plan.long]
-    parts = [
-        _tables(plan, names),
+    return [
+        text(_STATE_TABLE, state=names.state),
         _reach(plan, names.reach, plan.nodes.values()),
         _reach(plan, names.reach_short, short),
         _start(plan, names),
         _range(plan, names),
         _step(plan, names),
     ]
-    return listed(parts, "\n")
 
 
 def has_inner(view: FeatureView) -> bool:
@@ -1236,6 +1254,9 @@ CREATE TABLE IF NOT EXISTS {rows} (
 {columns}    CONSTRAINT {key} PRIMARY KEY (symbol, bucket)
 );
 CREATE INDEX IF NOT EXISTS {index} ON {rows} (bucket DESC);
+"""
+
+_STATE_TABLE = """
 CREATE TABLE IF NOT EXISTS {state} (
     symbol text COLLATE "C" NOT NULL,
     slot smallint NOT NULL,
@@ -1267,7 +1288,6 @@ def _tables(plan: Plan, names: Names) -> sql.Composed:
         rows=names.rows,
         key=names.key,
         index=names.index,
-        state=names.state,
         columns=listed(
             [
                 declared(name, "integer" if one.is_integer else "double precision")

@@ -430,6 +430,11 @@ def ln(x: Expression | float) -> Expression:
     return _call("ln", x)
 
 
+def log_ratio(x: Expression | float, y: Expression | float) -> Expression:
+    """Return ln(x / y); NULL where x / y <= 0. The quotient itself may be beyond 1e130."""
+    return _call("log_ratio", x, y)
+
+
 def exp(x: Expression | float) -> Expression:
     """Return e to the power of x."""
     return _call("exp", x)

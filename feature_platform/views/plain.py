@@ -216,6 +216,8 @@ def _call(function: str, of: list[sql.Composable]) -> sql.Composable:
             text = "{0} / nullif({1}, 0)"
         case "ln":
             text = "CASE WHEN {0} > 0 THEN ln({0}) END"
+        case "log_ratio":
+            text = "CASE WHEN {0} / nullif({1}, 0) > 0 THEN ln({0} / {1}) END"
         case "sqrt":
             text = "CASE WHEN {0} >= 0 THEN sqrt({0}) END"
         case "exp":

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
 from feature_platform.errors import UserError
 from feature_platform.views.aggregates import parse_aggregate
@@ -20,7 +21,6 @@ from feature_platform.views.expressions import (
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
-_RESERVED_VIEWS = frozenset({"ohlcv_1m", "ohlcv_1m_gaps", "features_1m"})
 # The key, and the columns that every table of PostgreSQL has.
 _RESERVED_COLUMNS = frozenset(
     {"symbol", "bucket", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
@@ -47,9 +47,10 @@ class FeatureView:
     columns: Mapping[str, Expression]
     offset: str | None = None
     description: str = ""
+    reserved: ClassVar[frozenset[str]] = frozenset({"ohlcv_1m", "ohlcv_1m_gaps", "features_1m"})
 
     def __post_init__(self) -> None:
-        _check_name(self.name, "the view", _RESERVED_VIEWS)
+        _check_name(self.name, "the view", self.reserved)
         width = parse_span(self.every)
         if width > DAY or DAY % width:
             raise UserError(

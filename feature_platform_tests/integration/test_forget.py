@@ -24,6 +24,7 @@ TABLES = (
     ("feature_platform", "gap_watermark"),
     ("feature_platform", "dirty_log"),
     ("feature_platform", "symbol_state"),
+    ("feature_platform", "features_1m_state"),
     ("feature_platform", "heartbeat"),
     ("feature_platform", "known_symbol"),
 )

@@ -219,7 +219,7 @@ def test_a_live_bar_is_refreshed_between_the_steps_of_many_windows(
         conn.execute("VACUUM (ANALYZE)")
     conn.execute(
         """UPDATE ohlcv_1m SET vol = 2
-           WHERE ts = (SELECT max(ts) - interval '2 minutes' FROM ohlcv_1m WHERE symbol = 'S1')"""
+           WHERE ts = (SELECT max(ts) - interval '50 minutes' FROM ohlcv_1m WHERE symbol = 'S1')"""
     )
     run = begun(conn)
     conn.execute(STEP, run)

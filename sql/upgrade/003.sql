@@ -49,7 +49,6 @@ END
 $$;
 
 -- Version 2 did not keep the volume of the newest row.
-ALTER TABLE IF EXISTS feature_platform.symbol_state ADD COLUMN IF NOT EXISTS newest_vol numeric;
 
 -- Version 2 listed missing minutes of a symbol that is no longer recorded as open.
 DO $$
@@ -64,6 +63,21 @@ BEGIN
 END
 $$;
 
+-- Version 2 had a computation of features_1m of its own, which kept the sums of the newest row in symbol_state.
+DROP FUNCTION IF EXISTS feature_platform.compute_features(feature_platform.refresh_item[]);
+DROP FUNCTION IF EXISTS feature_platform.delete_rows_without_bars(feature_platform.refresh_item[]);
+DROP FUNCTION IF EXISTS feature_platform.range_base(
+    text, timestamptz, timestamptz, tstzmultirange, boolean, timestamptz, bigint, numeric, numeric, double precision,
+    numeric, timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS feature_platform.mark_reach(text, tstzmultirange, timestamptz, timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS feature_platform.sums_from(
+    timestamptz, numeric, tstzmultirange, boolean, timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS feature_platform.delete_view_rows(integer, text, tstzrange, interval, boolean);
+DROP TYPE IF EXISTS feature_platform.refresh_item;
+ALTER TABLE IF EXISTS feature_platform.symbol_state
+    DROP COLUMN IF EXISTS newest_bucket, DROP COLUMN IF EXISTS newest_n, DROP COLUMN IF EXISTS newest_sum,
+    DROP COLUMN IF EXISTS newest_sum_sq, DROP COLUMN IF EXISTS newest_close, DROP COLUMN IF EXISTS newest_vol;
+
 -- Version 2 refreshed slices of minutes, whether they had bars or not.
 DROP FUNCTION IF EXISTS feature_platform.pick_symbols(tstzrange, bigint, bigint, integer);
 DROP FUNCTION IF EXISTS feature_platform.refresh_slice(timestamptz, timestamptz, bigint, bigint, integer);
@@ -76,10 +90,6 @@ BEGIN
     IF (SELECT 'slice_minutes' = ANY (p.proargnames) FROM pg_proc p
         WHERE p.oid = to_regprocedure('feature_platform.refresh_symbols(text[], tstzrange, bigint)')) THEN
         DROP FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint);
-    END IF;
-    IF (SELECT 'exact_vol' <> ALL (p.proargnames) FROM pg_proc p
-        WHERE p.proname = 'compute_features' AND p.pronamespace = to_regnamespace('feature_platform')) THEN
-        DROP FUNCTION feature_platform.compute_features(feature_platform.refresh_item[]);
     END IF;
     IF (SELECT 'day' <> ALL (p.proargnames) FROM pg_proc p
         WHERE p.oid = to_regprocedure('feature_platform.due_gaps(text[])')) THEN

@@ -1,0 +1,179 @@
+-- How dirty buckets are computed, for features_1m and for every view: from the cached state of the bucket before them,
+-- one bucket after another, or as ranges from the bars alone. `schema` and `prefix` name the compiled functions and the
+-- table of states: feature_platform.features_1m_step, feature_views.v7_step.
+
+-- Whether a symbol has rows inside minutes of a range of time.
+CREATE OR REPLACE FUNCTION feature_platform.has_ticks(of_symbol text, lo timestamptz, hi timestamptz) RETURNS boolean
+    LANGUAGE plpgsql STABLE     -- keeps its plan, as an SQL function does not
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM public.ohlcv_1m b
+                   WHERE b.symbol = of_symbol AND b.ts >= lo AND b.ts < hi
+                     AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'));
+END
+$$;
+COMMENT ON FUNCTION feature_platform.has_ticks(text, timestamptz, timestamptz) IS
+    'Whether a symbol has rows inside minutes of a range of time.';
+
+-- Divide the buckets of one symbol that are to be computed, `todo`: those after `at` and before `until` by steps from
+-- the state of `at` (NULL: none), the others by ranges. `dirty` are all dirty buckets of the symbol, `whole` those of which
+-- all columns are dirty (NULL: all of them), `first` and `last` its first and last bucket; buckets before `due` are
+-- closed.
+CREATE OR REPLACE FUNCTION feature_platform.divide_buckets(
+    schema text, prefix text, every interval, origin timestamptz, has_inner boolean, step_limit integer,
+    of_symbol text, todo tstzmultirange, dirty tstzmultirange, whole tstzmultirange,
+    first timestamptz, last timestamptz, due timestamptz,
+    OUT at timestamptz, OUT until timestamptz, OUT ranges feature_platform.view_item[])
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    ends CONSTANT timestamptz := last + every;
+    part tstzrange;
+    state_at timestamptz;
+    start timestamptz;
+    state_from timestamptz;
+BEGIN
+    ranges := '{}';
+    FOR part IN SELECT r FROM unnest(todo) AS r ORDER BY lower(r) LOOP
+        EXIT WHEN last IS NULL OR lower(part) > last;
+        -- The steps of the part before go on to this one: two steps of one symbol would compute the same bucket.
+        IF upper(part) - at <= step_limit * every
+           AND (every > minute OR NOT feature_platform.has_ticks(of_symbol, at, upper(part))) THEN
+            until := upper(part);
+            CONTINUE;
+        END IF;
+        IF at IS NULL THEN
+            -- From a state just before the part, where the part is short. All that the state holds must be clean where
+            -- inner values are stored: a step subtracts the stored values that leave.
+            EXECUTE format('SELECT max(s.bucket) FROM %I.%I s WHERE s.symbol = $1 AND s.bucket < $2',
+                           schema, prefix || '_state') INTO state_at USING of_symbol, lower(part);
+            IF upper(part) - state_at <= step_limit * every THEN
+                EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start
+                    USING of_symbol, state_at;
+                IF (NOT has_inner OR NOT (dirty - tstzmultirange(part)) && tstzrange(start, lower(part)))
+                   AND (every > minute OR NOT feature_platform.has_ticks(of_symbol, start - every, upper(part))) THEN
+                    at := state_at;
+                    until := upper(part);
+                    CONTINUE;
+                END IF;
+            END IF;
+        END IF;
+        EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start USING of_symbol, lower(part);
+        -- Only the newest range leaves states: eight buckets have the slots of their numbers.
+        state_from := 'infinity';
+        IF upper(part) >= least(ends, due) THEN
+            state_from := (SELECT date_bin(every, b.ts, origin) FROM public.ohlcv_1m b
+                           WHERE b.symbol = of_symbol AND b.ts < upper(part) ORDER BY b.ts DESC LIMIT 1) - 7 * every;
+        END IF;
+        ranges := ranges || ROW(
+            of_symbol, lower(part), least(upper(part), ends), start, first, state_from,
+            CASE WHEN NOT whole @> part
+                 THEN whole * tstzmultirange(part) + tstzmultirange(tstzrange(state_from, 'infinity'))
+                 END)::feature_platform.view_item;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.divide_buckets(
+    text, text, interval, timestamptz, boolean, integer, text, tstzmultirange, tstzmultirange, tstzmultirange,
+    timestamptz, timestamptz, timestamptz) IS
+    'Divides the buckets of a symbol that are to be computed: steps from a cached state, and ranges.';
+
+-- Compute the buckets after `ats` and before `untils` of these symbols, one bucket of each symbol after another. Return
+-- how many rows differed from what was stored, and the buckets of symbols that were skipped, because they have an
+-- unprocessed mark.
+CREATE OR REPLACE FUNCTION feature_platform.run_steps(
+    schema text, prefix text, every interval,
+    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
+    OUT written bigint, OUT skipped_symbols text[], OUT skipped tstzrange[])
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    stepped record;
+    missed record;
+BEGIN
+    written := 0;
+    skipped_symbols := '{}';
+    skipped := '{}';
+    WHILE symbols <> '{}' LOOP
+        EXECUTE format('SELECT * FROM %I.%I($1, $2, $3, $4)', schema, prefix || '_step') INTO stepped
+            USING symbols, ats, untils, firsts;
+        written := written + coalesce(stepped.written, 0);
+        SELECT coalesce(array_agg(a.symbol), '{}') AS symbols,
+               coalesce(array_agg(tstzrange(a.at + every, a.until)), '{}') AS ranges
+        INTO missed
+        FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
+        WHERE NOT EXISTS (SELECT FROM unnest(stepped.stepped, stepped.ends) AS s (symbol, until)
+                          WHERE s.symbol = a.symbol AND s.until = a.until)
+          AND EXISTS (SELECT FROM public.ohlcv_1m b
+                      WHERE b.symbol = a.symbol AND b.ts >= a.at + every AND b.ts < a.until);
+        skipped_symbols := skipped_symbols || missed.symbols;
+        skipped := skipped || missed.ranges;
+        SELECT coalesce(array_agg(s.symbol), '{}'), coalesce(array_agg(s.bucket), '{}'),
+               coalesce(array_agg(a.until), '{}'), coalesce(array_agg(a.first), '{}')
+        INTO symbols, ats, untils, firsts
+        FROM unnest(stepped.stepped, stepped.buckets, stepped.ends) AS s (symbol, bucket, until)
+        JOIN unnest(symbols, untils, firsts) AS a (symbol, until, first)
+          ON a.symbol = s.symbol AND a.until = s.until AND s.bucket + every < a.until;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.run_steps(
+    text, text, interval, text[], timestamptz[], timestamptz[], timestamptz[]) IS
+    'Computes the next buckets of many symbols from their cached states.';
+
+-- Compute ranges of buckets from the bars alone; return how many rows differed from what was stored.
+CREATE OR REPLACE FUNCTION feature_platform.run_ranges(
+    schema text, prefix text, ranges feature_platform.view_item[]) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    written bigint := 0;
+BEGIN
+    IF ranges <> '{}' THEN
+        EXECUTE format('SELECT %I.%I($1)', schema, prefix || '_range') INTO written USING ranges;
+    END IF;
+    RETURN written;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.run_ranges(text, text, feature_platform.view_item[]) IS
+    'Computes ranges of buckets from the bars alone.';
+
+-- Delete the rows of a table in a range of buckets whose bucket has no bar any more; return their number. It works
+-- range by range, so that a columnstore decompresses only these. As a difference of two sets, its cost is their size,
+-- with or without statistics. IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by
+-- the index on the bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
+CREATE OR REPLACE FUNCTION feature_platform.delete_rows_without_bars(
+    of_table regclass, of_symbol text, part tstzrange, every interval) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    deleted bigint;
+BEGIN
+    EXECUTE format('DELETE FROM %1$s f
+                    WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3
+                      AND (f.bucket IN (
+                          SELECT o.bucket FROM %1$s o
+                          WHERE o.symbol = $1 AND o.bucket >= $2 AND o.bucket < $3
+                          EXCEPT
+                          SELECT date_bin($4, b.ts, $2) FROM public.ohlcv_1m b
+                          WHERE b.symbol = $1 AND b.ts >= $2 AND b.ts < $3)) IS TRUE', of_table)
+        USING of_symbol, lower(part), upper(part), every;
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval) IS
+    'Deletes the rows of a range of buckets whose bucket has no bar.';
