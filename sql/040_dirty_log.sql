@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
     -- The changed minutes, from which each feature view derives its own dirty buckets; NULL in marks of a refresh.
     changed     tstzmultirange,
     -- false in marks of the triggers: the refresh looks up the rows beyond those 24 hours (the next existing row, a
-    -- moved warm-up). true in marks that a refresh inserted.
+    -- moved warm-up). true in marks that a refresh inserted, also one with `force`.
     reach_known boolean          NOT NULL DEFAULT false,
     -- Whether minutes may have lost their last bar, so that feature rows have to be deleted.
     removed     boolean          NOT NULL DEFAULT false,

@@ -321,8 +321,10 @@ computed AS MATERIALIZED (
 ),
 state_stored AS (
     INSERT INTO "feature_platform"."features_1m_state" AS s (symbol, slot, bucket, "sums", "counts")
-    SELECT c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 8, c.bucket, c."st_sums", c."st_counts"
-    FROM computed c WHERE c.keeps_state
+    SELECT DISTINCT ON (c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 7) c.symbol, ((extract(epoch FROM
+        c.bucket) - 0) / 60)::bigint % 7, c.bucket, c."st_sums", c."st_counts"
+    FROM computed c WHERE c.keeps_state ORDER BY c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 7,
+        c.bucket DESC
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket, "sums" = excluded."sums", "counts" = excluded."counts"
 )
@@ -358,7 +360,7 @@ BEGIN
         s."counts"
     FROM asked a
     JOIN "feature_platform"."features_1m_state" s ON s.symbol = a.symbol AND s.slot = ((extract(epoch FROM a.at) - 0) /
-        60)::bigint % 8 AND s.bucket = a.at
+        60)::bigint % 7 AND s.bucket = a.at
     CROSS JOIN LATERAL (
         SELECT feature_platform.bucket_of(b.ts) AS "bucket", b.close AS "close", b.vol::text::numeric AS "exact_vol",
             b.high AS "high", b.low AS "low", b.vol + 0.0 AS "vol", CASE WHEN b.vol > 0 THEN ((b.open + b.high + b.low +
@@ -606,8 +608,10 @@ computed AS MATERIALIZED (
 ),
 state_stored AS (
     INSERT INTO "feature_platform"."features_1m_state" AS s (symbol, slot, bucket, "sums", "counts")
-    SELECT c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 8, c.bucket, c."st_sums", c."st_counts"
-    FROM computed c WHERE c.keeps_state
+    SELECT DISTINCT ON (c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 7) c.symbol, ((extract(epoch FROM
+        c.bucket) - 0) / 60)::bigint % 7, c.bucket, c."st_sums", c."st_counts"
+    FROM computed c WHERE c.keeps_state ORDER BY c.symbol, ((extract(epoch FROM c.bucket) - 0) / 60)::bigint % 7,
+        c.bucket DESC
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket, "sums" = excluded."sums", "counts" = excluded."counts"
 )

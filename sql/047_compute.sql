@@ -64,12 +64,10 @@ BEGIN
             END IF;
         END IF;
         EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start USING of_symbol, lower(part);
-        -- Only the newest range leaves states: eight buckets have the slots of their numbers.
-        state_from := 'infinity';
-        IF upper(part) >= least(ends, due) THEN
-            state_from := (SELECT date_bin(every, b.ts, origin) FROM public.ohlcv_1m b
-                           WHERE b.symbol = of_symbol AND b.ts < upper(part) ORDER BY b.ts DESC LIMIT 1) - 7 * every;
-        END IF;
+        -- Only the newest range leaves states, those of its last buckets.
+        state_from := CASE WHEN upper(part) >= least(ends, due)
+                           THEN feature_platform.bucket_before(of_symbol, upper(part), 7, every, origin)
+                           ELSE 'infinity' END;
         ranges := ranges || ROW(
             of_symbol, lower(part), least(upper(part), ends), start, first, state_from,
             CASE WHEN NOT whole @> part

@@ -132,8 +132,9 @@ CREATE OR REPLACE FUNCTION feature_platform.mark_window(window_start timestamptz
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT feature_platform.find_symbols();
-    INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, removed)
-    SELECT s.symbol, tstzmultirange(w.buckets), tstzmultirange(w.buckets), true
+    -- The bars have not changed, so no row beyond the window is dirty.
+    INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, reach_known, removed)
+    SELECT s.symbol, tstzmultirange(w.buckets), tstzmultirange(w.buckets), true, true
     FROM feature_platform.stored_symbol s
     CROSS JOIN LATERAL (
         SELECT least((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1),

@@ -664,8 +664,9 @@ def base_text(node: Ema, plan: Plan) -> sql.Composed:
 
 
 # The cached states that a symbol keeps: a correction of one of its last buckets begins from the
-# state before it, not from the bars of the whole look-back.
-STATES = 8
+# state before it, not from the bars of the whole look-back. A prime, so that a symbol with a bar
+# every 2, 5 or 10 minutes uses all slots.
+STATES = 7
 
 _BAR_TEXT = {  # of a minute that is one row, b
     "open": sql.SQL("b.open"),
@@ -1484,8 +1485,8 @@ _STORED = """{name} AS (
 
 _STATE_STORED = """state_stored AS (
     INSERT INTO {state} AS s (symbol, slot, bucket{columns})
-    SELECT c.symbol, {slot}, c.bucket{values}
-    FROM computed c WHERE c.keeps_state
+    SELECT DISTINCT ON (c.symbol, {slot}) c.symbol, {slot}, c.bucket{values}
+    FROM computed c WHERE c.keeps_state ORDER BY c.symbol, {slot}, c.bucket DESC
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket{assigned}
 )"""

@@ -90,9 +90,10 @@ def cost_of_refresh(conn: psycopg.Connection, change: LiteralString) -> Cost:
 @pytest.mark.parametrize(
     ("change", "most_rows"),
     [
-        # Each symbol has bars that enter and leave, its first and last bar, and the old row.
-        pytest.param(NEW_MINUTE, 15 * SYMBOLS, id="a new minute of each symbol"),
-        pytest.param(CORRECTED, 20 * SYMBOLS, id="the newest bar of each symbol, corrected"),
+        # Each symbol has bars that enter and leave, its first and last bar, the old row, and its
+        # seven states, which are read three times.
+        pytest.param(NEW_MINUTE, 36 * SYMBOLS, id="a new minute of each symbol"),
+        pytest.param(CORRECTED, 44 * SYMBOLS, id="the newest bar of each symbol, corrected"),
         # The bars of two days and the rows of one, some of them twice.
         pytest.param(OLD_BAR, 6 * 144, id="an old bar"),
         pytest.param(DELETED, 10 * 144, id="an old bar that is deleted"),
