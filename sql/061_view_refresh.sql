@@ -239,8 +239,10 @@ BEGIN
 
         IF one.removed THEN
             written := written + (
-                SELECT coalesce(sum(feature_platform.delete_rows_without_bars(t.name, one.symbol, r, v.every)), 0)
-                FROM unnest(todo) AS r CROSS JOIN unnest(tables_of_rows) AS t (name));
+                SELECT coalesce(sum(gone.rows) FILTER (WHERE t.place = 1), 0)
+                FROM unnest(todo) AS r CROSS JOIN unnest(tables_of_rows) WITH ORDINALITY AS t (name, place)
+                CROSS JOIN LATERAL feature_platform.delete_rows_without_bars(t.name, one.symbol, r, v.every)
+                    AS gone (rows));
         END IF;
         SELECT * INTO divided FROM feature_platform.divide_buckets(
             'feature_views', prefix, v.every, v.origin, v.has_inner, step_limit,
