@@ -14,8 +14,33 @@ CREATE TABLE IF NOT EXISTS "feature_platform"."features_1m_state" (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
 
 
--- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket.
+-- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket: of all columns
+-- and inner values, or of those with a short look-back.
 CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_reach"(
+    of_symbol text, changed tstzmultirange, last_bucket timestamptz) RETURNS tstzmultirange
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH changed_bucket AS MATERIALIZED (
+        SELECT feature_platform.bucket_of(lower(r)) AS lo,
+               feature_platform.bucket_of(upper(r) - interval '1 microsecond') AS hi
+        FROM unnest(changed) AS r
+    )
+    SELECT coalesce(range_agg(reached.r), '{}') FROM (
+        SELECT tstzrange(c.lo, least(c.hi, last_bucket) + interval '1 minutes') AS r FROM changed_bucket c WHERE c.lo <=
+            least(c.hi, last_bucket) UNION ALL SELECT tstzrange(c.lo + interval '1 minutes',
+            least(feature_platform.bucket_after(of_symbol, c.hi, 1, interval '1 minutes', (timestamptz
+            '1970-01-01 00:00:00+00' + interval '0 minutes'), last_bucket), last_bucket) + interval '1 minutes') AS r
+            FROM changed_bucket c WHERE c.lo + interval '1 minutes' <= least(feature_platform.bucket_after(of_symbol,
+            c.hi, 1, interval '1 minutes', (timestamptz '1970-01-01 00:00:00+00' + interval '0 minutes'), last_bucket),
+            last_bucket) UNION ALL SELECT tstzrange(c.lo, least(c.hi + interval '1439 minutes', last_bucket) + interval
+            '1 minutes') AS r FROM changed_bucket c WHERE c.lo <= least(c.hi + interval '1439 minutes', last_bucket)
+    ) AS reached;
+END;
+
+
+-- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket: of all columns
+-- and inner values, or of those with a short look-back.
+CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_reach_short"(
     of_symbol text, changed tstzmultirange, last_bucket timestamptz) RETURNS tstzmultirange
     LANGUAGE sql STABLE
 BEGIN ATOMIC
@@ -65,9 +90,9 @@ BEGIN
         SELECT FROM public.ohlcv_1m b
         WHERE b.symbol = i.symbol AND b.ts >= i.start AND b.ts < i.hi AND b.ts >= reads_from AND b.ts < reads_until
           AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks
-    FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, k)
+    FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
-    SELECT r.k, r.symbol, r.lo, r.first, r.state_from, b.*
+    SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*
     FROM item r
     CROSS JOIN LATERAL (
         SELECT b.ts AS bucket, b.close AS "close", b.vol::text::numeric AS "exact_vol", b.high AS "high", b.low AS
@@ -106,6 +131,7 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            "close" - "vwap" AS "n9",
            CASE WHEN "high" / nullif("low", 0) > 0 THEN ln("high" / "low") END AS "n13"
     FROM "placed" OFFSET 0
@@ -122,6 +148,7 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            power("n13", 2) AS "n14"
     FROM "s1" OFFSET 0
 ),
@@ -137,6 +164,7 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            '0.5'::double precision * (CASE WHEN abs("n14") <= 1e130 THEN CASE WHEN abs("n14") >= 1e-130 THEN "n14" ELSE
                0 END END) AS "n15"
     FROM "s2" OFFSET 0
@@ -153,6 +181,7 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            "exact_vol" AS "d1"
     FROM "s3" OFFSET 0
 ),
@@ -168,6 +197,7 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            sum(1) OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_n",
            sum("d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_x_1",
            sum("d1" * "d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_xx_1",
@@ -190,10 +220,32 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            ARRAY["r_x_1", "r_xx_1"]::numeric[] AS "ps3"
     FROM "s5" OFFSET 0
 ),
 "s7" AS (
+    SELECT "back1440",
+           "bucket",
+           "close",
+           "first",
+           "k",
+           "lo",
+           "n15",
+           "n2",
+           "n9",
+           "ps3",
+           "r_n",
+           "r_x_1",
+           "r_xx_1",
+           "state_from",
+           "symbol",
+           "vol",
+           "whole",
+           CASE WHEN "bucket" >= "lo" THEN "back1440" END AS "last_back1440"
+    FROM "s6" OFFSET 0
+),
+"s8" AS (
     SELECT "back1440",
            "bucket",
            "close",
@@ -209,25 +261,9 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
-           lag("ps3", "back1440") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "ps3_1440"
-    FROM "s6" OFFSET 0
-),
-"s8" AS (
-    SELECT "bucket",
-           "close",
-           "first",
-           "k",
-           "lo",
-           "n15",
-           "n2",
-           "n9",
-           "state_from",
-           "symbol",
-           "vol",
-           least("r_n", "back1440") AS "s1440_n",
-           coalesce("r_x_1", 0) - coalesce(("ps3_1440")[1], 0) AS "s1440_x_1",
-           coalesce("r_xx_1", 0) - coalesce(("ps3_1440")[2], 0) AS "s1440_xx_1"
-    FROM "s7" WHERE "bucket" >= "lo" OFFSET 0
+           "whole",
+           lag("ps3", "last_back1440") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "ps3_1440"
+    FROM "s7" OFFSET 0
 ),
 "s9" AS (
     SELECT "bucket",
@@ -238,16 +274,14 @@ gapless AS (
            "n15",
            "n2",
            "n9",
-           "s1440_n",
-           "s1440_x_1",
-           "s1440_xx_1",
            "state_from",
            "symbol",
            "vol",
-           ("s1440_n")::double precision AS "mn1440_n",
-           ("s1440_x_1")::double precision AS "mx1440_x_1",
-           ("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision AS "mq1440_xx_1"
-    FROM "s8" OFFSET 0
+           "whole",
+           least("r_n", "back1440") AS "s1440_n",
+           coalesce("r_x_1", 0) - coalesce(("ps3_1440")[1], 0) AS "s1440_x_1",
+           coalesce("r_xx_1", 0) - coalesce(("ps3_1440")[2], 0) AS "s1440_xx_1"
+    FROM "s8" WHERE "bucket" >= "lo" OFFSET 0
 ),
 "s10" AS (
     SELECT "bucket",
@@ -264,16 +298,37 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
-           "mn1440_n" AS "n4",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END
-               AS "n5",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN sqrt("mq1440_xx_1") /
-               "mn1440_n" END AS "n6",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" /
-               "mn1440_n") / nullif(sqrt("mq1440_xx_1") / "mn1440_n", 0) END AS "n7"
+           "whole",
+           ("s1440_n")::double precision AS "mn1440_n",
+           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
+           ("s1440_x_1")::double precision AS "mx1440_x_1",
+           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
     FROM "s9" OFFSET 0
 ),
 "s11" AS (
+    SELECT "bucket",
+           "close",
+           "first",
+           "k",
+           "lo",
+           "n15",
+           "n2",
+           "n9",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
+           "state_from",
+           "symbol",
+           "vol",
+           "whole",
+           "mn1440_n" AS "n4",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
+               "mn1440_n", 0) END AS "n7"
+    FROM "s10" OFFSET 0
+),
+"s12" AS (
     SELECT "bucket",
            "close",
            "first",
@@ -291,11 +346,12 @@ gapless AS (
            "state_from",
            "symbol",
            "vol",
+           "whole",
            CASE WHEN "close" / nullif("n2", 0) > 0 THEN ln("close" / "n2") END AS "n3"
-    FROM "s10" OFFSET 0
+    FROM "s11" OFFSET 0
 ),
 computed AS MATERIALIZED (
-    SELECT symbol, bucket, bucket >= state_from AS keeps_state, "close" AS "o0", "vol" AS "o1", "n3" AS "o2",
+    SELECT symbol, bucket, bucket >= state_from AS keeps_state, "whole", "close" AS "o0", "vol" AS "o1", "n3" AS "o2",
         ("n4")::integer AS "o3", CASE WHEN abs("n5") <= 1e130 THEN CASE WHEN abs("n5") >= 1e-130 THEN "n5" ELSE 0 END
         END AS "o4", CASE WHEN abs("n6") <= 1e130 THEN CASE WHEN abs("n6") >= 1e-130 THEN "n6" ELSE 0 END END AS "o5",
         CASE WHEN abs("n7") <= 1e130 THEN CASE WHEN abs("n7") >= 1e-130 THEN "n7" ELSE 0 END END AS "o6", CASE WHEN
@@ -303,7 +359,7 @@ computed AS MATERIALIZED (
         1e130 THEN CASE WHEN abs("n15") >= 1e-130 THEN "n15" ELSE 0 END END AS "o8", CASE WHEN bucket >= state_from THEN
         ARRAY["s1440_x_1", "s1440_xx_1"]::numeric[] END AS "st_sums", CASE WHEN bucket >= state_from THEN
         ARRAY["s1440_n"]::bigint[] END AS "st_counts"
-    FROM "s11" WHERE bucket >= lo
+    FROM "s12" WHERE bucket >= lo
 ),
 "stored" AS (
     INSERT INTO "public"."features_1m" AS f (symbol, bucket, "last_close", "vol", "log_return", "n_1d", "ma_vol_1d",
@@ -328,7 +384,7 @@ state_stored AS (
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket, "sums" = excluded."sums", "counts" = excluded."counts"
 )
-    SELECT count(*) INTO written FROM stored;
+    SELECT (SELECT count(*) FROM "stored") INTO written;
     RETURN written;
 END
 $$;
@@ -537,8 +593,9 @@ BEGIN
            "until",
            "vol",
            ("s1440_n")::double precision AS "mn1440_n",
+           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
            ("s1440_x_1")::double precision AS "mx1440_x_1",
-           ("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision AS "mq1440_xx_1"
+           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
     FROM "s7" OFFSET 0
 ),
 "s9" AS (
@@ -555,12 +612,10 @@ BEGIN
            "until",
            "vol",
            "mn1440_n" AS "n4",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END
-               AS "n5",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN sqrt("mq1440_xx_1") /
-               "mn1440_n" END AS "n6",
-           CASE WHEN "bucket" >= "first" + interval '1439 minutes' AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" /
-               "mn1440_n") / nullif(sqrt("mq1440_xx_1") / "mn1440_n", 0) END AS "n7"
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
+               "mn1440_n", 0) END AS "n7"
     FROM "s8" OFFSET 0
 ),
 "s10" AS (
@@ -624,6 +679,8 @@ COMMENT ON TABLE feature_platform.features_1m_state IS
     'Cache of the sums behind each symbol''s newest rows; may be emptied at any time.';
 COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, timestamptz) IS
     'The rows of features_1m that depend on changed minutes.';
+COMMENT ON FUNCTION feature_platform.features_1m_reach_short(text, tstzmultirange, timestamptz) IS
+    'The rows of which columns without a window depend on changed minutes.';
 COMMENT ON FUNCTION feature_platform.features_1m_start(text, timestamptz) IS
     'From which time on the bars are read, to compute a row of features_1m from bars alone.';
 COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[]) IS

@@ -16,9 +16,9 @@ COMMENT ON FUNCTION feature_platform.has_ticks(text, timestamptz, timestamptz) I
     'Whether a symbol has rows inside minutes of a range of time.';
 
 -- Divide the buckets of one symbol that are to be computed, `todo`: those after `at` and before `until` by steps from
--- the state of `at` (NULL: none), the others by ranges. `dirty` are all dirty buckets of the symbol, `whole` those of which
--- all columns are dirty (NULL: all of them), `first` and `last` its first and last bucket; buckets before `due` are
--- closed.
+-- the state of `at` (NULL: none), the others by ranges. `dirty` are all dirty buckets of the symbol, `whole` those of
+-- which all columns are dirty (NULL: all of them), `first` and `last` its first and last bucket; buckets before `due`
+-- are closed.
 CREATE OR REPLACE FUNCTION feature_platform.divide_buckets(
     schema text, prefix text, every interval, origin timestamptz, has_inner boolean, step_limit integer,
     of_symbol text, todo tstzmultirange, dirty tstzmultirange, whole tstzmultirange,
