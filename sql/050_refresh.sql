@@ -448,7 +448,9 @@ BEGIN
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,
-               coalesce(range_agg(coalesce(t.changed, t.buckets)) FILTER (WHERE NOT t.reach_known), '{}') AS minutes,
+               -- TRUNCATE changed every minute, but only those of `buckets` have rows.
+               coalesce(range_agg(coalesce(t.changed * t.buckets, t.buckets)) FILTER (WHERE NOT t.reach_known), '{}')
+                   AS minutes,
                coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
         FROM taken t GROUP BY t.symbol
     ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
