@@ -124,49 +124,58 @@ gapless AS (
     SELECT "back1440",
            "bucket",
            "close",
-           "exact_vol",
            "first",
+           "high",
            "k",
            "lo",
+           "low",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           "close" - "vwap" AS "n9",
-           CASE WHEN "high" / nullif("low", 0) > 0 THEN ln("high" / "low") END AS "n13"
+           "exact_vol" AS "d1"
     FROM "placed" OFFSET 0
 ),
 "s2" AS (
     SELECT "back1440",
            "bucket",
            "close",
-           "exact_vol",
            "first",
+           "high",
            "k",
            "lo",
-           "n9",
+           "low",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           power("n13", 2) AS "n14"
+           sum(1) OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_n",
+           sum("d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_x_1",
+           sum("d1" * "d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_xx_1",
+           lag("close", 1) OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "n2"
     FROM "s1" OFFSET 0
 ),
 "s3" AS (
     SELECT "back1440",
            "bucket",
            "close",
-           "exact_vol",
            "first",
+           "high",
            "k",
            "lo",
-           "n9",
+           "low",
+           "n2",
+           "r_n",
+           "r_x_1",
+           "r_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           '0.5'::double precision * (CASE WHEN abs("n14") <= 1e130 THEN CASE WHEN abs("n14") >= 1e-130 THEN "n14" ELSE
-               0 END END) AS "n15"
+           ARRAY["r_x_1", "r_xx_1"]::numeric[] AS "ps0"
     FROM "s2" OFFSET 0
 ),
 "s4" AS (
@@ -174,15 +183,21 @@ gapless AS (
            "bucket",
            "close",
            "first",
+           "high",
            "k",
            "lo",
-           "n15",
-           "n9",
+           "low",
+           "n2",
+           "ps0",
+           "r_n",
+           "r_x_1",
+           "r_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           "exact_vol" AS "d1"
+           CASE WHEN "bucket" >= "lo" THEN "back1440" END AS "last_back1440"
     FROM "s3" OFFSET 0
 ),
 "s5" AS (
@@ -190,79 +205,86 @@ gapless AS (
            "bucket",
            "close",
            "first",
+           "high",
            "k",
            "lo",
-           "n15",
-           "n9",
+           "low",
+           "n2",
+           "r_n",
+           "r_x_1",
+           "r_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           sum(1) OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_n",
-           sum("d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_x_1",
-           sum("d1" * "d1") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "r_xx_1",
-           lag("close", 1) OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "n2"
+           lag("ps0", "last_back1440") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "ps0_1440"
     FROM "s4" OFFSET 0
 ),
 "s6" AS (
-    SELECT "back1440",
-           "bucket",
+    SELECT "bucket",
            "close",
            "first",
+           "high",
            "k",
            "lo",
-           "n15",
+           "low",
            "n2",
-           "n9",
-           "r_n",
-           "r_x_1",
-           "r_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           ARRAY["r_x_1", "r_xx_1"]::numeric[] AS "ps3"
-    FROM "s5" OFFSET 0
+           least("r_n", "back1440") AS "s1440_n",
+           coalesce("r_x_1", 0) - coalesce(("ps0_1440")[1], 0) AS "s1440_x_1",
+           coalesce("r_xx_1", 0) - coalesce(("ps0_1440")[2], 0) AS "s1440_xx_1"
+    FROM "s5" WHERE "bucket" >= "lo" OFFSET 0
 ),
 "s7" AS (
-    SELECT "back1440",
-           "bucket",
+    SELECT "bucket",
            "close",
            "first",
+           "high",
            "k",
            "lo",
-           "n15",
+           "low",
            "n2",
-           "n9",
-           "ps3",
-           "r_n",
-           "r_x_1",
-           "r_xx_1",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           CASE WHEN "bucket" >= "lo" THEN "back1440" END AS "last_back1440"
+           ("s1440_n")::double precision AS "mn1440_n",
+           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
+           ("s1440_x_1")::double precision AS "mx1440_x_1",
+           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
     FROM "s6" OFFSET 0
 ),
 "s8" AS (
-    SELECT "back1440",
-           "bucket",
+    SELECT "bucket",
            "close",
            "first",
+           "high",
            "k",
            "lo",
-           "n15",
+           "low",
            "n2",
-           "n9",
-           "r_n",
-           "r_x_1",
-           "r_xx_1",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           lag("ps3", "last_back1440") OVER (PARTITION BY "k" ORDER BY "bucket" ROWS UNBOUNDED PRECEDING) AS "ps3_1440"
+           "mn1440_n" AS "n4",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
+               "mn1440_n", 0) END AS "n7"
     FROM "s7" OFFSET 0
 ),
 "s9" AS (
@@ -271,17 +293,21 @@ gapless AS (
            "first",
            "k",
            "lo",
-           "n15",
            "n2",
-           "n9",
+           "n4",
+           "n5",
+           "n6",
+           "n7",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           least("r_n", "back1440") AS "s1440_n",
-           coalesce("r_x_1", 0) - coalesce(("ps3_1440")[1], 0) AS "s1440_x_1",
-           coalesce("r_xx_1", 0) - coalesce(("ps3_1440")[2], 0) AS "s1440_xx_1"
-    FROM "s8" WHERE "bucket" >= "lo" OFFSET 0
+           CASE WHEN "high" / nullif("low", 0) > 0 THEN ln("high" / "low") END AS "n13"
+    FROM "s8" OFFSET 0
 ),
 "s10" AS (
     SELECT "bucket",
@@ -289,20 +315,20 @@ gapless AS (
            "first",
            "k",
            "lo",
-           "n15",
            "n2",
-           "n9",
+           "n4",
+           "n5",
+           "n6",
+           "n7",
            "s1440_n",
            "s1440_x_1",
            "s1440_xx_1",
            "state_from",
            "symbol",
            "vol",
+           "vwap",
            "whole",
-           ("s1440_n")::double precision AS "mn1440_n",
-           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
-           ("s1440_x_1")::double precision AS "mx1440_x_1",
-           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
+           power("n13", 2) AS "n14"
     FROM "s9" OFFSET 0
 ),
 "s11" AS (
@@ -311,35 +337,10 @@ gapless AS (
            "first",
            "k",
            "lo",
-           "n15",
-           "n2",
-           "n9",
-           "s1440_n",
-           "s1440_x_1",
-           "s1440_xx_1",
-           "state_from",
-           "symbol",
-           "vol",
-           "whole",
-           "mn1440_n" AS "n4",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
-               "mn1440_n", 0) END AS "n7"
-    FROM "s10" OFFSET 0
-),
-"s12" AS (
-    SELECT "bucket",
-           "close",
-           "first",
-           "k",
-           "lo",
-           "n15",
            "n4",
            "n5",
            "n6",
            "n7",
-           "n9",
            "s1440_n",
            "s1440_x_1",
            "s1440_xx_1",
@@ -347,8 +348,11 @@ gapless AS (
            "symbol",
            "vol",
            "whole",
-           CASE WHEN "close" / nullif("n2", 0) > 0 THEN ln("close" / "n2") END AS "n3"
-    FROM "s11" OFFSET 0
+           CASE WHEN "close" / nullif("n2", 0) > 0 THEN ln("close" / "n2") END AS "n3",
+           '0.5'::double precision * (CASE WHEN abs("n14") <= 1e130 THEN CASE WHEN abs("n14") >= 1e-130 THEN "n14" ELSE
+               0 END END) AS "n15",
+           "close" - "vwap" AS "n9"
+    FROM "s10" OFFSET 0
 ),
 computed AS MATERIALIZED (
     SELECT symbol, bucket, bucket >= state_from AS keeps_state, "whole", "close" AS "o0", "vol" AS "o1", "n3" AS "o2",
@@ -359,7 +363,7 @@ computed AS MATERIALIZED (
         1e130 THEN CASE WHEN abs("n15") >= 1e-130 THEN "n15" ELSE 0 END END AS "o8", CASE WHEN bucket >= state_from THEN
         ARRAY["s1440_x_1", "s1440_xx_1"]::numeric[] END AS "st_sums", CASE WHEN bucket >= state_from THEN
         ARRAY["s1440_n"]::bigint[] END AS "st_counts"
-    FROM "s12" WHERE bucket >= lo
+    FROM "s11" WHERE bucket >= lo
 ),
 "stored" AS (
     INSERT INTO "public"."features_1m" AS f (symbol, bucket, "last_close", "vol", "log_return", "n_1d", "ma_vol_1d",
@@ -495,8 +499,9 @@ BEGIN
     SELECT "bucket",
            "close",
            "counts",
-           "exact_vol",
            "first",
+           "high",
+           "low",
            "ls1440_n",
            "ls1440_x_1",
            "ls1440_xx_1",
@@ -505,137 +510,124 @@ BEGIN
            "symbol",
            "until",
            "vol",
-           "close" - "vwap" AS "n9",
-           CASE WHEN "high" / nullif("low", 0) > 0 THEN ln("high" / "low") END AS "n13"
+           "vwap",
+           "exact_vol" AS "d1"
     FROM "s2" OFFSET 0
 ),
 "s4" AS (
     SELECT "bucket",
            "close",
-           "counts",
-           "exact_vol",
            "first",
-           "ls1440_n",
-           "ls1440_x_1",
-           "ls1440_xx_1",
+           "high",
+           "low",
            "n2",
-           "n9",
-           "sums",
            "symbol",
            "until",
            "vol",
-           power("n13", 2) AS "n14"
+           "vwap",
+           ("counts")[1] + coalesce(1, 0) - coalesce("ls1440_n", 0) AS "s1440_n",
+           ("sums")[1] + coalesce("d1", 0) - coalesce("ls1440_x_1", 0) AS "s1440_x_1",
+           ("sums")[2] + coalesce("d1" * "d1", 0) - coalesce("ls1440_xx_1", 0) AS "s1440_xx_1"
     FROM "s3" OFFSET 0
 ),
 "s5" AS (
     SELECT "bucket",
            "close",
-           "counts",
-           "exact_vol",
            "first",
-           "ls1440_n",
-           "ls1440_x_1",
-           "ls1440_xx_1",
+           "high",
+           "low",
            "n2",
-           "n9",
-           "sums",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "symbol",
            "until",
            "vol",
-           '0.5'::double precision * (CASE WHEN abs("n14") <= 1e130 THEN CASE WHEN abs("n14") >= 1e-130 THEN "n14" ELSE
-               0 END END) AS "n15"
+           "vwap",
+           ("s1440_n")::double precision AS "mn1440_n",
+           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
+           ("s1440_x_1")::double precision AS "mx1440_x_1",
+           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
     FROM "s4" OFFSET 0
 ),
 "s6" AS (
     SELECT "bucket",
            "close",
-           "counts",
            "first",
-           "ls1440_n",
-           "ls1440_x_1",
-           "ls1440_xx_1",
-           "n15",
+           "high",
+           "low",
            "n2",
-           "n9",
-           "sums",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "symbol",
            "until",
            "vol",
-           "exact_vol" AS "d1"
+           "vwap",
+           "mn1440_n" AS "n4",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
+           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
+               "mn1440_n", 0) END AS "n7"
     FROM "s5" OFFSET 0
 ),
 "s7" AS (
     SELECT "bucket",
            "close",
            "first",
-           "n15",
            "n2",
-           "n9",
+           "n4",
+           "n5",
+           "n6",
+           "n7",
+           "s1440_n",
+           "s1440_x_1",
+           "s1440_xx_1",
            "symbol",
            "until",
            "vol",
-           ("counts")[1] + coalesce(1, 0) - coalesce("ls1440_n", 0) AS "s1440_n",
-           ("sums")[1] + coalesce("d1", 0) - coalesce("ls1440_x_1", 0) AS "s1440_x_1",
-           ("sums")[2] + coalesce("d1" * "d1", 0) - coalesce("ls1440_xx_1", 0) AS "s1440_xx_1"
+           "vwap",
+           CASE WHEN "high" / nullif("low", 0) > 0 THEN ln("high" / "low") END AS "n13"
     FROM "s6" OFFSET 0
 ),
 "s8" AS (
     SELECT "bucket",
            "close",
            "first",
-           "n15",
            "n2",
-           "n9",
+           "n4",
+           "n5",
+           "n6",
+           "n7",
            "s1440_n",
            "s1440_x_1",
            "s1440_xx_1",
            "symbol",
            "until",
            "vol",
-           ("s1440_n")::double precision AS "mn1440_n",
-           "bucket" >= "first" + interval '1439 minutes' AS "w1439",
-           ("s1440_x_1")::double precision AS "mx1440_x_1",
-           sqrt(("s1440_n" * "s1440_xx_1" - "s1440_x_1" * "s1440_x_1")::double precision) AS "mr1440_xx_1"
+           "vwap",
+           power("n13", 2) AS "n14"
     FROM "s7" OFFSET 0
 ),
 "s9" AS (
     SELECT "bucket",
            "close",
            "first",
-           "n15",
-           "n2",
-           "n9",
-           "s1440_n",
-           "s1440_x_1",
-           "s1440_xx_1",
-           "symbol",
-           "until",
-           "vol",
-           "mn1440_n" AS "n4",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mx1440_x_1" / "mn1440_n" END AS "n5",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN "mr1440_xx_1" / "mn1440_n" END AS "n6",
-           CASE WHEN "w1439" AND "mn1440_n" > 0 THEN ("vol" - "mx1440_x_1" / "mn1440_n") / nullif("mr1440_xx_1" /
-               "mn1440_n", 0) END AS "n7"
-    FROM "s8" OFFSET 0
-),
-"s10" AS (
-    SELECT "bucket",
-           "close",
-           "first",
-           "n15",
            "n4",
            "n5",
            "n6",
            "n7",
-           "n9",
            "s1440_n",
            "s1440_x_1",
            "s1440_xx_1",
            "symbol",
            "until",
            "vol",
-           CASE WHEN "close" / nullif("n2", 0) > 0 THEN ln("close" / "n2") END AS "n3"
-    FROM "s9" OFFSET 0
+           CASE WHEN "close" / nullif("n2", 0) > 0 THEN ln("close" / "n2") END AS "n3",
+           '0.5'::double precision * (CASE WHEN abs("n14") <= 1e130 THEN CASE WHEN abs("n14") >= 1e-130 THEN "n14" ELSE
+               0 END END) AS "n15",
+           "close" - "vwap" AS "n9"
+    FROM "s8" OFFSET 0
 ),
 computed AS MATERIALIZED (
     SELECT symbol, bucket, true AS keeps_state, "until", "close" AS "o0", "vol" AS "o1", "n3" AS "o2", ("n4")::integer
@@ -645,7 +637,7 @@ computed AS MATERIALIZED (
         CASE WHEN abs("n9") >= 1e-130 THEN "n9" ELSE 0 END END AS "o7", CASE WHEN abs("n15") <= 1e130 THEN CASE WHEN
         abs("n15") >= 1e-130 THEN "n15" ELSE 0 END END AS "o8", CASE WHEN true THEN ARRAY["s1440_x_1",
         "s1440_xx_1"]::numeric[] END AS "st_sums", CASE WHEN true THEN ARRAY["s1440_n"]::bigint[] END AS "st_counts"
-    FROM "s10"
+    FROM "s9"
 ),
 "stored" AS (
     INSERT INTO "public"."features_1m" AS f (symbol, bucket, "last_close", "vol", "log_return", "n_1d", "ma_vol_1d",

@@ -479,7 +479,7 @@ def test_beyond_a_short_span_a_correction_computes_only_long_columns(
         conn.execute(spoil.encode(), [minute(number)])
     assert check_views(conn) == 990
     states = conn.execute(f"SELECT count(*) FROM {prefix}_state".encode())  # noqa: S608
-    assert states.fetchone() == (8,)
+    assert states.fetchone() == (7,)
 
 
 def test_a_change_of_pending_long_columns_computes_all_that_it_reaches(
