@@ -413,12 +413,12 @@ DECLARE
     reads_from CONSTANT timestamptz := (SELECT min(a) FROM unnest(ats) AS a);
     reads_until CONSTANT timestamptz := (SELECT max(u) FROM unnest(untils) AS u);
 BEGIN
-    WITH asked AS (
+    WITH requested AS (
     SELECT * FROM unnest(symbols, ats, untils, firsts) AS a (symbol, at, until, first)
 ), r AS MATERIALIZED (
     SELECT a.symbol, a.at, a.first, a.until, next.*, next.bucket - interval '1440 minutes' AS "p1440", s."sums",
         s."counts"
-    FROM asked a
+    FROM requested a
     JOIN "feature_platform"."features_1m_state" s ON s.symbol = a.symbol AND s.slot = ((extract(epoch FROM a.at) - 0) /
         60)::bigint % 7 AND s.bucket = a.at
     CROSS JOIN LATERAL (

@@ -1697,11 +1697,11 @@ def _places(plan: Plan, backs: dict[timedelta, str]) -> sql.Composed:
     )
 
 
-_STEP_BARS = """asked AS (
+_STEP_BARS = """requested AS (
     SELECT * FROM unnest(symbols, ats, untils, firsts) AS a (symbol, at, until, first)
 ), r AS MATERIALIZED (
     SELECT a.symbol, a.at, a.first, a.until, next.*{points}{state}
-    FROM asked a
+    FROM requested a
     JOIN {states} s ON s.symbol = a.symbol AND s.slot = {slot} AND s.bucket = a.at
     CROSS JOIN LATERAL (
         SELECT {next} FROM public.ohlcv_1m b
