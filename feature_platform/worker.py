@@ -193,7 +193,7 @@ class Worker:
                 self._log_progress("another worker is active: waiting until it ends")
                 logged = True
             self._sleep(_LOOK_SECONDS)
-        self._log_progress("active")
+        self._log_progress("active: refreshes features after each write")
 
     def _wait_until_due(
         self, connection: psycopg.Connection[TupleRow], run: PolicyRun, marks: MarkWatch

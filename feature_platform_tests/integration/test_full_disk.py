@@ -76,7 +76,7 @@ def test_the_disk_is_named_once_and_no_row_is_lost(disk: Path) -> None:
         worker.wait_for("times in")  # after 30 s
         lines = worker.log.removeprefix(log).splitlines()
         assert all("the disk is full" in line for line in lines), lines
-        assert worker.log.count("feature-platform: active\n") == 1
+        assert worker.log.count("feature-platform: active: ") == 1
         (disk / "filling").unlink()
         worker.wait_for("active again")
         with connect() as connection:

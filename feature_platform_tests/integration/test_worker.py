@@ -81,7 +81,7 @@ def test_the_worker_refreshes_on_its_schedule(
         wait_for_features(conn, 10, symbol)
     assert_right(conn)
     log = worker.stop()
-    assert log.startswith("feature-platform: active\n")
+    assert log.startswith("feature-platform: active: refreshes features")
     assert re.search(r"refreshed 10 rows in a slice, [\d,]+ ms\n", log)
     assert log.endswith("feature-platform: stopped\n")
     assert set(run_column(conn, "runner")) == {"worker"}
@@ -180,7 +180,7 @@ def test_a_second_worker_stands_by_and_takes_over(
     assert third.stop().endswith("stopped\n")
     with slices_held(database, conn):
         first.kill()
-    second.wait_for("feature-platform: active\n")
+    second.wait_for("feature-platform: active: ")
     insert_recent(conn, "B")
     wait_for_features(conn, 10, "B")
     assert_right(conn)
