@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -156,16 +156,20 @@ class _Printer(Printer):  # type: ignore[misc]
     def write(self, message: Message) -> None:
         """Print the lines of a message."""
         if message.name != _DAGSTER:
-            super().write(message)
+            self._print(message)
             return
         data = message.data
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
         for line in text.splitlines():
             shown = line if self._dagster is None else self._dagster.show(line)
             if shown is not None:
-                super().write(message._replace(data=shown))
+                self._print(message._replace(data=shown))
             if _SERVES in line:
-                super().write(message._replace(name="system", data=self._invitation))
+                self._print(message._replace(name="system", data=self._invitation))
+
+    def _print(self, message: Message) -> None:
+        with suppress(OSError):  # the terminal was closed; the processes still have to be stopped
+            super().write(message)
 
 
 @contextmanager

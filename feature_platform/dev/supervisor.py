@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Supervisor(honcho.Manager):  # type: ignore[misc]
-    """Run processes until SIGTERM or SIGINT, which all of them get as SIGTERM.
+    """Run processes until SIGTERM, SIGINT or SIGHUP, which all of them get as SIGTERM.
 
     A process that ends is restarted with back-off: after 1, 2, 4 ... 30 seconds. If a process ends
     with status 2, a mistake of the user, at its first start, all are stopped. On Linux no process
@@ -76,6 +76,8 @@ class Supervisor(honcho.Manager):  # type: ignore[misc]
 
     def run(self) -> int:
         """Run until a signal; return the exit status, 130 after a Ctrl-C."""
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal was closed
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         self.loop()
         return int(self.returncode or 0)
 

@@ -122,7 +122,9 @@ def test_a_killed_process_is_restarted_and_others_run_on(both: Supervised) -> No
     assert any("parent is started again in 1 s" in line for line in both.lines)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_signal_stops_all_processes_in_order(
     both: Supervised, number: signal.Signals, status: int
 ) -> None:
