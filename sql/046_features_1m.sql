@@ -38,30 +38,6 @@ BEGIN ATOMIC
 END;
 
 
--- Which buckets of a symbol depend on its bars in these minutes, up to its last bucket: of all columns
--- and inner values, or of those with a short look-back.
-CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_reach_short"(
-    of_symbol text, changed tstzmultirange, last_bucket timestamptz) RETURNS tstzmultirange
-    LANGUAGE sql STABLE
-BEGIN ATOMIC
-    WITH changed_bucket AS MATERIALIZED (
-        SELECT feature_platform.bucket_of(lower(r)) AS lo,
-               feature_platform.bucket_of(upper(r) - interval '1 microsecond') AS hi
-        FROM unnest(changed) AS r
-    )
-    SELECT coalesce(range_agg(reached.r), '{}') FROM (
-        SELECT tstzrange(c.lo, least(c.hi, last_bucket) + interval '1 minutes') AS r FROM changed_bucket c WHERE c.lo <=
-            least(c.hi, last_bucket) UNION ALL SELECT tstzrange(c.lo + interval '1 minutes',
-            least(feature_platform.bucket_after(of_symbol, c.hi, 1, interval '1 minutes', (timestamptz
-            '1970-01-01 00:00:00+00' + interval '0 minutes'), last_bucket), last_bucket) + interval '1 minutes') AS r
-            FROM changed_bucket c WHERE c.lo + interval '1 minutes' <= least(feature_platform.bucket_after(of_symbol,
-            c.hi, 1, interval '1 minutes', (timestamptz '1970-01-01 00:00:00+00' + interval '0 minutes'), last_bucket),
-            last_bucket) UNION ALL SELECT tstzrange(c.lo, least(c.hi + interval '1439 minutes', last_bucket) + interval
-            '1 minutes') AS r FROM changed_bucket c WHERE c.lo <= least(c.hi + interval '1439 minutes', last_bucket)
-    ) AS reached;
-END;
-
-
 -- From which time on the bars are to be read, to compute a bucket from bars alone.
 CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_start"(of_symbol text, wanted timestamptz) RETURNS
     timestamptz
@@ -671,8 +647,6 @@ COMMENT ON TABLE feature_platform.features_1m_state IS
     'Cache of the sums behind each symbol''s newest rows; may be emptied at any time.';
 COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, timestamptz) IS
     'The rows of features_1m that depend on changed minutes.';
-COMMENT ON FUNCTION feature_platform.features_1m_reach_short(text, tstzmultirange, timestamptz) IS
-    'The rows of which columns without a window depend on changed minutes.';
 COMMENT ON FUNCTION feature_platform.features_1m_start(text, timestamptz) IS
     'From which time on the bars are read, to compute a row of features_1m from bars alone.';
 COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[]) IS

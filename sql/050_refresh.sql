@@ -20,7 +20,6 @@ BEGIN
             first_bucket timestamptz,
             last_bucket  timestamptz,
             dirty        tstzmultirange,    -- all dirty minutes
-            whole        tstzmultirange,    -- those of which all columns are dirty, NULL: of all
             now          tstzmultirange,    -- those that the slice refreshes
             step_from    timestamptz        -- the bucket whose state they all continue, NULL: not decided yet
         );
@@ -483,10 +482,7 @@ BEGIN
                               + w.buckets
                          ELSE d.rest + tstzmultirange(tstzrange(d.step_from + minute, NULL)) END
                     * tstzmultirange(tstzrange(kept_from, NULL) * tstzrange(NULL,
-                        coalesce(d.last_bucket + minute, '-infinity'))) AS buckets,
-               CASE WHEN d.step_from IS NULL AND d.rest = '{}'
-                    THEN w.buckets + feature_platform.features_1m_reach_short(
-                             d.symbol, d.minutes, coalesce(d.last_bucket, '-infinity')) END AS whole
+                        coalesce(d.last_bucket + minute, '-infinity'))) AS buckets
         FROM stepped d
         CROSS JOIN LATERAL feature_platform.moved_warm_up(d.symbol, d.old_first, d.first_bucket) AS w
     ), todo AS MATERIALIZED (
@@ -514,7 +510,7 @@ BEGIN
         ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE SET first_bucket = excluded.first_bucket
     )
     SELECT coalesce(array_agg(ROW(t.symbol, t.id, t.marked_at, t.removed, t.first_bucket, t.last_bucket, t.buckets,
-                                  t.whole, t.now, t.step_from)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
+                                  t.now, t.step_from)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
     INTO work FROM todo t;
     RETURN work;
 END
@@ -556,7 +552,7 @@ BEGIN
     FOR one IN SELECT * FROM unnest(work) AS w WHERE w.step_from IS NULL AND w.now <> '{}' LOOP
         SELECT * INTO divided FROM feature_platform.divide_buckets(
             'feature_platform', 'features_1m', minute, origin, false, 100,
-            one.symbol, one.now, one.dirty, one.whole, one.first_bucket, one.last_bucket, due);
+            one.symbol, one.now, one.dirty, NULL, one.first_bucket, one.last_bucket, due);
         IF divided.at IS NOT NULL THEN
             symbols := symbols || one.symbol;
             ats := ats || divided.at;

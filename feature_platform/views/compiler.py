@@ -1213,11 +1213,13 @@ def compiled(view: FeatureView, number: int) -> sql.Composed:
     number: of the version, which begins their names in the schema feature_views: "v7_rows".
     """
     plan, names = Plan(view), Names("feature_views", f"v{number}")
-    return listed([_tables(plan, names), *_maintenance(plan, names)], "\n")
+    short = [node for key, node in plan.stored.items() if key not in plan.long]
+    reach_short = _reach(plan, names.reach_short, short)
+    return listed([_tables(plan, names), *_maintenance(plan, names), reach_short], "\n")
 
 
 def compiled_beside(view: FeatureView, schema: str, rows: sql.Identifier) -> sql.Composed:
-    """Return the SQL that keeps a view exact whose table of rows exists.
+    """Return the SQL that keeps a view exact whose table of rows exists, always in all columns.
 
     schema: of the table of states and of the functions, whose names begin with the view's.
     """
@@ -1227,11 +1229,9 @@ def compiled_beside(view: FeatureView, schema: str, rows: sql.Identifier) -> sql
 
 def _maintenance(plan: Plan, names: Names) -> list[sql.Composed]:
     """Return the SQL of the table of states and of the functions."""
-    short = [node for key, node in plan.stored.items() if key not in plan.long]
     return [
         text(_STATE_TABLE, state=names.state),
         _reach(plan, names.reach, plan.nodes.values()),
-        _reach(plan, names.reach_short, short),
         _start(plan, names),
         _range(plan, names),
         _step(plan, names),

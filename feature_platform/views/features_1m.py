@@ -48,8 +48,6 @@ COMMENT ON TABLE feature_platform.features_1m_state IS
     'Cache of the sums behind each symbol''s newest rows; may be emptied at any time.';
 COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, timestamptz) IS
     'The rows of features_1m that depend on changed minutes.';
-COMMENT ON FUNCTION feature_platform.features_1m_reach_short(text, tstzmultirange, timestamptz) IS
-    'The rows of which columns without a window depend on changed minutes.';
 COMMENT ON FUNCTION feature_platform.features_1m_start(text, timestamptz) IS
     'From which time on the bars are read, to compute a row of features_1m from bars alone.';
 COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[]) IS

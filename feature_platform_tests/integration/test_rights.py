@@ -104,7 +104,6 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.due_until": ALL,
     "feature_platform.features_1m_range": NO_ROLE,
     "feature_platform.features_1m_reach": NO_ROLE,
-    "feature_platform.features_1m_reach_short": NO_ROLE,
     "feature_platform.features_1m_start": NO_ROLE,
     "feature_platform.features_1m_step": NO_ROLE,
     "feature_platform.features_from": {"refresher", "orchestrator", "reader"},

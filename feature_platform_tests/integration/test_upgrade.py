@@ -15,8 +15,10 @@ from feature_platform import schema
 from feature_platform.embedded.server import bin_dir
 from feature_platform.heartbeat import list_heartbeats
 from feature_platform.verify import verify
+from feature_platform.views import catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_processes import insert_recent, run_on, value
+from feature_platform_tests.fix_views import SHORT, add_bars, refresh_all, state_of
 from feature_platform_tests.integration.test_schema_apply import dump
 
 Conn = psycopg.Connection[Any]
@@ -113,6 +115,26 @@ def test_an_upgrade_renames_columns_and_keeps_their_values(old: str) -> None:
             schema.apply(connection)
         (beat,) = list_heartbeats(connection)
         assert (beat.update_at, beat.rejected) == (datetime(2026, 2, 1, tzinfo=UTC), 7)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_views_of_an_earlier_compiler_fail_until_they_are_applied_again(conn: Conn) -> None:
+    add_bars(conn, datetime(2026, 2, 1, tzinfo=UTC), 30, ("A",))
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    conn.execute(
+        """ALTER TYPE feature_platform.view_item DROP ATTRIBUTE whole;
+           ALTER TABLE feature_platform.view_symbol DROP COLUMN long_only CASCADE"""
+    )
+    schema.apply(conn)
+    add_bars(conn, datetime(2026, 2, 2, tzinfo=UTC), 30, ("A",))
+    refresh_all(conn)
+    assert verify(conn).mismatches == 0
+    assert state_of(conn, "short_1m") == [(1, "failed", True)]
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    assert state_of(conn, "short_1m") == [(2, "live", True)]
+    assert value(conn, "SELECT count(*) FROM short_1m") == 60
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

@@ -6,6 +6,24 @@ ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 -- Version 2 had no feature views.
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
 
+-- Functions of views that earlier files compiled do not fit the refresh any more: a view has to be applied again, which
+-- builds a new version beside the stored rows. Its sources are changed, so that it does not count as unchanged.
+DO $$
+BEGIN
+    IF to_regtype('feature_platform.view_item') IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
+        WHERE t.oid = to_regtype('feature_platform.view_item') AND a.attname = 'whole') THEN
+        ALTER TYPE feature_platform.view_item ADD ATTRIBUTE whole tstzmultirange;
+        ALTER TABLE feature_platform.view_symbol
+            ADD COLUMN IF NOT EXISTS long_only tstzmultirange NOT NULL DEFAULT '{}';
+        UPDATE feature_platform.feature_view v
+        SET state = 'failed', error = 'an earlier version of the platform compiled it: apply its file again',
+            sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
+                       FROM unnest(v.sources) WITH ORDINALITY AS u (s, place));
+    END IF;
+END
+$$;
+
 -- Version 2 knew one exchange.
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS not_live_since timestamptz;
@@ -47,8 +65,6 @@ BEGIN
     END IF;
 END
 $$;
-
--- Version 2 did not keep the volume of the newest row.
 
 -- Version 2 listed missing minutes of a symbol that is no longer recorded as open.
 DO $$
