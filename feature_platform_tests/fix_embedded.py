@@ -243,7 +243,8 @@ def suspended(processes: Iterable[psutil.Process]) -> Iterator[list[psutil.Proce
         yield alive
     finally:
         for process in alive:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):  # the resumed server may end the others
+                process.resume()
 
 
 def use_until_it_ends(connection: psycopg.Connection) -> None:
