@@ -425,7 +425,6 @@ CREATE OR REPLACE FUNCTION feature_platform.take_marks(
 AS $$
 DECLARE
     minute CONSTANT interval := '1 minute';
-    kept_from CONSTANT timestamptz := coalesce(feature_platform.features_from(), '-infinity');
     -- No row needs bars before the two days up to the window. The limit is known when the statement starts, so that a
     -- hypertable excludes older chunks. '24 hours': a day would follow the session's time zone.
     reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * interval '24 hours';
@@ -446,6 +445,7 @@ BEGIN
         FROM taken t WHERE has_views AND t.changed IS NOT NULL GROUP BY t.symbol
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
+               bool_or(t.reach_known AND t.changed IS NOT NULL) AS forced,
                coalesce(range_agg(t.buckets) FILTER (WHERE NOT t.reach_known), '{}') AS changed,
                -- TRUNCATE changed every minute, but only those of `buckets` have rows.
                coalesce(range_agg(coalesce(t.changed * t.buckets, t.buckets)) FILTER (WHERE NOT t.reach_known), '{}')
@@ -453,7 +453,9 @@ BEGIN
                coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
         FROM taken t GROUP BY t.symbol
     ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
-        SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket, state.newest, state.before
+        SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket, state.newest, state.before,
+               -- By this snapshot: a longer retention is committed together with the marks of the rows to restore.
+               (SELECT feature_platform.features_from()) AS kept_from
         FROM mark m
         LEFT JOIN feature_platform.symbol_state s ON s.symbol = m.symbol
         CROSS JOIN LATERAL feature_platform.bucket_ends(m.symbol, m.changed, m.removed, s.first_bucket) AS ends
@@ -467,7 +469,7 @@ BEGIN
     ), stepped AS MATERIALIZED (
         SELECT k.*, CASE WHEN feature_platform.can_step(k.before, k.old_first, k.removed, k.last_bucket + minute)
                               AND k.old_first = k.first_bucket AND k.before < k.last_bucket
-                              AND k.before + minute >= lower(refresh_window) AND k.before + minute >= kept_from
+                              AND k.before + minute >= lower(refresh_window) AND k.before + minute >= k.kept_from
                               AND NOT EXISTS (
                                   SELECT FROM public.ohlcv_1m b
                                   WHERE b.symbol = k.symbol AND b.ts >= k.before - interval '24 hours'
@@ -481,7 +483,7 @@ BEGIN
                                   d.symbol, d.minutes, coalesce(d.last_bucket, '-infinity'))
                               + w.buckets
                          ELSE d.rest + tstzmultirange(tstzrange(d.step_from + minute, NULL)) END
-                    * tstzmultirange(tstzrange(kept_from, NULL) * tstzrange(NULL,
+                    * tstzmultirange(tstzrange(d.kept_from, NULL) * tstzrange(NULL,
                         coalesce(d.last_bucket + minute, '-infinity'))) AS buckets
         FROM stepped d
         CROSS JOIN LATERAL feature_platform.moved_warm_up(d.symbol, d.old_first, d.first_bucket) AS w
@@ -498,10 +500,13 @@ BEGIN
         SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at
         FROM todo t WHERE t.buckets - t.now <> '{}'
     ), wrong_state AS (
+        -- `buckets` lacks rows that the retention has deleted. A refresh with `force` trusts no state: the bars may
+        -- have changed without marks.
         DELETE FROM feature_platform.features_1m_state s USING todo t
         WHERE s.symbol = t.symbol AND t.newest IS NOT NULL
           AND (t.step_from IS NULL OR t.newest > t.step_from)
-          AND (s.bucket > t.step_from OR t.old_first IS NULL OR t.buckets @> s.bucket)
+          AND (s.bucket > t.step_from OR t.old_first IS NULL OR t.forced OR t.buckets @> s.bucket
+               OR s.bucket < t.kept_from)
     ), remembered AS (
         INSERT INTO feature_platform.symbol_state AS s (symbol, first_bucket)
         SELECT t.symbol, t.first_bucket FROM todo t

@@ -73,11 +73,11 @@ AS $$
 #variable_conflict use_column
 DECLARE
     prefix CONSTANT text := 'v' || of_view;
-    kept_from CONSTANT timestamptz := feature_platform.features_from();
     window_lo CONSTANT timestamptz := coalesce(lower(refresh_window), '-infinity');
     window_hi CONSTANT timestamptz := upper(refresh_window);
     v feature_platform.feature_view;
     due timestamptz;
+    kept_from timestamptz;
     ready text[];
     symbols text[]; ats timestamptz[]; untils timestamptz[]; firsts timestamptz[];
     ranges feature_platform.view_item[] := '{}';
@@ -94,6 +94,7 @@ BEGIN
     more := false;
     SELECT * INTO v FROM feature_platform.feature_view w WHERE w.id = of_view;
     due := feature_platform.view_due(v.every, v.origin);
+    kept_from := feature_platform.view_from(v, feature_platform.features_from());
     tables_of_rows := ARRAY['feature_views.' || prefix || '_rows']
         || CASE WHEN v.has_inner THEN ARRAY['feature_views.' || prefix || '_inner'] END;
 
@@ -212,8 +213,9 @@ BEGIN
         END IF;
         dirty := dirty + whole;
         dirty := CASE WHEN ends > kept_from THEN dirty * tstzmultirange(tstzrange(kept_from, ends)) ELSE '{}' END;
-        EXECUTE format('DELETE FROM feature_views.%I s WHERE s.symbol = $1 AND $2 @> s.bucket', prefix || '_state')
-            USING one.symbol, dirty;
+        -- `dirty` lacks buckets that the retention has deleted.
+        EXECUTE format('DELETE FROM feature_views.%I s WHERE s.symbol = $1 AND ($2 @> s.bucket OR s.bucket < $3)',
+                       prefix || '_state') USING one.symbol, dirty, kept_from;
 
         todo := '{}';
         FOR part IN SELECT r FROM unnest(dirty * tstzmultirange(refresh_window)) AS r ORDER BY lower(r) DESC LOOP

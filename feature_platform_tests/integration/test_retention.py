@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, LiteralString
@@ -11,8 +12,14 @@ import pytest
 
 from feature_platform.verify import verify
 from feature_platform_tests.fix_database import Databases
-from feature_platform_tests.fix_engine import assert_same_bits, read_features, refresh
-from feature_platform_tests.fix_processes import insert_bars, value
+from feature_platform_tests.fix_engine import (
+    assert_same_bits,
+    in_threads,
+    read_features,
+    refresh,
+    waits_for_a_lock,
+)
+from feature_platform_tests.fix_processes import insert_bars, value, wait_until
 from feature_platform_tests.oracle import Features, Key
 
 Conn = psycopg.Connection[Any]
@@ -156,6 +163,45 @@ def test_a_longer_retention_restores_rows(conn: Conn) -> None:
     assert value(conn, FEATURES_FROM) is None
     refresh(conn)
     assert_same_bits(before, read_features(conn))
+
+
+def test_a_retention_becomes_longer_during_a_refresh(conn: Conn, database: str) -> None:
+    fill(conn)
+    before = read_features(conn)
+    conn.execute("SELECT set_features_1m_retention(features => '1 day')")
+    conn.execute(APPLY)
+    insert_bars(conn, "gapless", now(conn), 1)  # a minute that is not due
+    insert_bars(conn, "gapless", now(conn) - 10 * DAY, 1)
+
+    def longer(refresher: Conn) -> None:
+        with psycopg.connect(database) as holder:
+            # The refresh waits here, before it takes the marks.
+            holder.execute("LOCK TABLE feature_platform.view_lock IN EXCLUSIVE MODE")
+            thread = threading.Thread(target=refresh, args=[refresher])
+            thread.start()
+            wait_until(lambda: waits_for_a_lock(conn, refresher), "the refresh waits for a lock")
+            conn.execute("SELECT set_features_1m_retention()")
+            holder.rollback()
+            thread.join()
+
+    in_threads(database, longer)
+    refresh(conn)
+    restored = read_features(conn)
+    assert before.keys() <= restored.keys()
+    assert is_proven(conn) == len(restored)
+
+
+def test_no_row_continues_a_state_of_before_the_retention(conn: Conn) -> None:
+    first = now(conn) - 3 * DAY
+    insert_bars(conn, "A", first, 2000)
+    refresh(conn)
+    newest = first + 1999 * MINUTE
+    conn.execute("UPDATE feature_platform.retention SET features_from = %s", [newest + MINUTE])
+    conn.execute("UPDATE ohlcv_1m SET vol = vol + 100 WHERE ts = %s", [newest])
+    refresh(conn)
+    insert_bars(conn, "A", newest + MINUTE, 1)
+    refresh(conn)
+    assert is_proven(conn) == 1
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

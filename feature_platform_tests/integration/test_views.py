@@ -376,6 +376,34 @@ def test_retention_looks_once_for_the_bars_that_all_views_need(conn: psycopg.Con
     check_views(conn)
 
 
+def test_a_deleted_bar_deletes_no_bucket_after_a_retention_within_a_bucket(
+    conn: psycopg.Connection,
+) -> None:
+    """Of most of these rows, only the column of a day has to be computed again."""
+    view = FeatureView(
+        "hours", "1 hour", {"near": mean(bar.vol, "2 hours"), "far": mean(bar.vol, "24 hours")}
+    )
+    add_bars(conn, DAY_1, 3 * 1440)
+    catalog.apply(conn, [view])
+    refresh_all(conn)
+    conn.execute("UPDATE feature_platform.retention SET features_from = %s", [minute(1440 + 17)])
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [minute(1435)])
+    refresh_all(conn)
+    assert check_views(conn) == 47
+
+
+def test_no_bucket_continues_a_state_of_before_the_retention(conn: psycopg.Connection) -> None:
+    add_bars(conn, DAY_1, 600)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    conn.execute("UPDATE feature_platform.retention SET features_from = %s", [minute(600)])
+    correct(conn, 599)
+    refresh_all(conn)
+    add_bars(conn, minute(600), 1)
+    refresh_all(conn)
+    assert check_views(conn) == 1
+
+
 def test_forget_deletes_the_rows_of_a_symbol_from_all_views(conn: psycopg.Connection) -> None:
     add_bars(conn, DAY_1, 60, ("A", "B"))
     catalog.apply(conn, [SHORT, CANDLES])
