@@ -37,6 +37,7 @@ DECLARE
     state_at timestamptz;
     start timestamptz;
     state_from timestamptz;
+    leaves_states boolean;
 BEGIN
     ranges := '{}';
     FOR part IN SELECT r FROM unnest(todo) AS r ORDER BY lower(r) LOOP
@@ -55,7 +56,8 @@ BEGIN
             IF upper(part) - state_at <= step_limit * every THEN
                 EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start
                     USING of_symbol, state_at;
-                IF (NOT has_inner OR NOT (dirty - tstzmultirange(part)) && tstzrange(start, lower(part)))
+                IF NOT (dirty - todo) && tstzrange(state_at + every, lower(part))   -- the steps would store these, too
+                   AND (NOT has_inner OR NOT (dirty - tstzmultirange(part)) && tstzrange(start, lower(part)))
                    AND (every > minute OR NOT feature_platform.has_ticks(of_symbol, start - every, upper(part))) THEN
                     at := state_at;
                     until := upper(part);
@@ -64,8 +66,14 @@ BEGIN
             END IF;
         END IF;
         EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start USING of_symbol, lower(part);
-        -- Only the newest range leaves states, those of its last buckets.
-        state_from := CASE WHEN upper(part) >= least(ends, due)
+        -- Only the newest range leaves states, those of its last buckets. The policy's `end_offset` may keep it before
+        -- the newest closed bucket.
+        leaves_states := upper(part) >= least(ends, due);
+        IF NOT leaves_states THEN
+            EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.%I s WHERE s.symbol = $1 AND s.bucket >= $2)',
+                           schema, prefix || '_state') INTO leaves_states USING of_symbol, upper(part);
+        END IF;
+        state_from := CASE WHEN leaves_states
                            THEN feature_platform.bucket_before(of_symbol, upper(part), 7, every, origin)
                            ELSE 'infinity' END;
         ranges := ranges || ROW(

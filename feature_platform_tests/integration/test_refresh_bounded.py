@@ -136,6 +136,48 @@ def test_force_repairs_rows_that_were_changed_by_hand(whole_days: Bench) -> None
     whole_days.check()
 
 
+def test_force_uses_no_state_of_bars_that_changed_without_marks(whole_days: Bench) -> None:
+    conn = whole_days.conn
+    newest = DAYS * DAY - 1
+    conn.execute("ALTER TABLE ohlcv_1m DISABLE TRIGGER USER")
+    conn.execute("UPDATE ohlcv_1m SET vol = 99 WHERE symbol = 'A' AND ts = %s", [at(newest - 30)])
+    conn.execute("ALTER TABLE ohlcv_1m ENABLE TRIGGER USER")
+    Refresh(newest - 2, None, force=True)(whole_days)
+    whole_days.refresh(force=True)
+    whole_days.check()
+
+
+def test_a_refresh_that_ends_before_the_newest_bar_leaves_states(whole_days: Bench) -> None:
+    """As the policy does where its `end_offset` is longer than a minute."""
+    conn = whole_days.conn
+    states = "SELECT bucket FROM feature_platform.features_1m_state WHERE symbol = 'A' ORDER BY 1"
+    conn.execute("DELETE FROM feature_platform.features_1m_state")
+    first = DAYS * DAY
+    write(conn, [bar("A", first + m, vol=m) for m in range(10)])
+    whole_days.refresh(None, at(first + 3))
+    assert conn.execute(states).fetchall() == [(at(first + m),) for m in range(3)]
+    whole_days.refresh()
+    newest = [(at(first + m),) for m in range(3, 10)]
+    assert conn.execute(states).fetchall() == newest
+    # A refresh of older rows leaves the newest states.
+    write(conn, [bar("A", 10, vol=50)])
+    whole_days.refresh(None, at(DAY))
+    assert conn.execute(states).fetchall() == newest
+    whole_days.refresh()
+    whole_days.check()
+
+
+def test_no_row_between_a_state_and_the_window_is_stored(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, [bar("A", m) for m in range(5)])
+    bench.refresh()
+    write(bench.conn, [bar("A", m) for m in range(5, 10)])
+    bench.refresh(at(6), at(8))
+    assert sorted(bucket // MINUTE - DAY_0 for _, bucket in bench.features()) == [*range(5), 6, 7]
+    bench.refresh()
+    bench.check()
+
+
 def test_a_window_includes_its_start_and_excludes_its_end(bench: Bench) -> None:
     bench.empty()
     write(bench.conn, [bar("A", m) for m in range(10)])
