@@ -274,8 +274,7 @@ BEGIN
             CROSS JOIN LATERAL (
                 SELECT max(t.bucket) AS step_from
                 FROM feature_platform.features_1m_state t
-                WHERE t.symbol = marked.symbol
-                  AND t.bucket < coalesce(lower(marked.changed), lower(marked.buckets * tstzmultirange(kept)))
+                WHERE t.symbol = marked.symbol AND NOT marked.buckets @> t.bucket
             ) AS newest
         )
         SELECT c.symbol,
@@ -470,6 +469,8 @@ BEGIN
         SELECT k.*, CASE WHEN feature_platform.can_step(k.before, k.old_first, k.removed, k.last_bucket + minute)
                               AND k.old_first = k.first_bucket AND k.before < k.last_bucket
                               AND k.before + minute >= lower(refresh_window) AND k.before + minute >= k.kept_from
+                              -- Else a symbol with new minutes in each slice would never refresh its older rows.
+                              AND NOT k.rest * tstzmultirange(refresh_window) && tstzrange(NULL, k.before + minute)
                               AND NOT EXISTS (
                                   SELECT FROM public.ohlcv_1m b
                                   WHERE b.symbol = k.symbol AND b.ts >= k.before - interval '24 hours'

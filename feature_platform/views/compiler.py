@@ -1709,8 +1709,13 @@ _STEP_BARS = """requested AS (
           AND b.ts >= reads_from AND b.ts < reads_until
         ORDER BY b.ts LIMIT 1
     ) AS next
-    WHERE NOT EXISTS (SELECT FROM feature_platform.dirty_log l
-                      WHERE l.symbol = a.symbol AND NOT l.reach_known AND lower(l.buckets) < a.until)
+    CROSS JOIN LATERAL (
+        SELECT max(upper(coalesce(l.changed, l.buckets))) AS until, bool_or(l.removed) AS removed
+        FROM feature_platform.dirty_log l
+        WHERE l.symbol = a.symbol AND NOT l.reach_known AND lower(l.buckets) < a.until
+    ) AS mark
+    WHERE CASE WHEN mark.until IS NULL THEN true
+               ELSE NOT mark.removed AND mark.until <= {start}(a.symbol, a.at) END
     OFFSET 0
 ), bar AS (
     SELECT r.*{looked_up}
@@ -1740,7 +1745,8 @@ _AFTER_GAP = """
 
 _STEP = """
 -- The row of the next bucket of these symbols, from the state of the bucket before it. A symbol with
--- an unprocessed mark is skipped: its state may lack the change that the look-ups see.
+-- an unprocessed mark is skipped where its state may lack the change that the look-ups see: unless all
+-- changes are older than what the state holds. Without bars that were deleted, its first bar is known.
 CREATE OR REPLACE FUNCTION {name}(
     symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
     OUT stepped text[], OUT buckets timestamptz[], OUT ends timestamptz[], OUT written bigint)
@@ -1815,6 +1821,7 @@ def _step(plan: Plan, names: Names) -> sql.Composed:
         after_gap=after_gap if gaps else sql.SQL(""),
         state=_each(", s.{it}", state, ""),
         states=names.state,
+        start=names.start,
         points=listed(
             [
                 text(", next.bucket - {span} AS {point}", span=interval(span), point=point)

@@ -292,3 +292,19 @@ def test_the_work_of_a_killed_refresh_stays_dirty(bench: Bench, killed: str, whe
     assert 0 < done < 1630
     bench.check()
     bench.check_build()
+
+
+def test_a_refresh_reaches_older_rows_beside_corrections_of_the_newest_bar(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", m, vol=1 + m % 7) for m in range(2 * DAY)))
+    bench.refresh()
+    write(bench.conn, [bar("A", 2 * DAY - 200, vol=50)])
+    slice_ = SLICE.replace("())", "(), slice_rows => %s)")
+    # The newest rows of the correction, which leave states, and two slices that find a new mark.
+    for vol, rows in enumerate([20, 50_000, 50_000]):
+        bench.conn.execute(slice_, [rows])
+        write(bench.conn, [bar("A", 2 * DAY - 1, vol=90 + vol)])
+    left = "SELECT lower(buckets) FROM feature_platform.dirty_log"
+    assert bench.conn.execute(left).fetchall() == [(at(2 * DAY - 1),)]
+    bench.refresh()
+    bench.check()

@@ -132,6 +132,13 @@ def test_a_new_minute_counts_as_one_row_of_a_slice(
     # The sums are cached, so the bars of the day before are not read and do not count.
     slice_ = SLICE.replace("())", "(), slice_rows => 10 * %s)")
     assert conn.execute(slice_, [symbols]).fetchone() == (symbols, symbols, False)
+    # Old bars of the same symbols leave the sums as they are.
+    conn.execute(minute, [symbols, -50_001, -50_000])
+    conn.execute(REFRESH)
+    conn.execute(minute, [symbols, -49_999, -49_999])
+    conn.execute(minute, [symbols, 1502, 1502])
+    slice_ = slice_.replace("'-infinity'", "'2025-01-05 00:00Z'").replace("10 *", "20 *")
+    assert conn.execute(slice_, [symbols]).fetchone() == (symbols, symbols, False)
 
 
 def test_the_cost_of_a_forced_refresh_is_linear(conn: psycopg.Connection, analysed: bool) -> None:

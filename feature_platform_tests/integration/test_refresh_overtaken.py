@@ -115,3 +115,57 @@ def test_older_history_is_imported_during_a_refresh(bench: Bench, stop: Stop) ->
 def test_all_bars_are_deleted_during_a_refresh(bench: Bench, stop: Stop) -> None:
     with overtaken(bench, stop):
         bench.conn.execute("DELETE FROM ohlcv_1m")
+
+
+@pytest.mark.parametrize(
+    ("change", "skips"),
+    [
+        ("INSERT", False),
+        ("UPDATE", False),
+        ("DELETE", True),  # the symbol's first bar may be another one
+        ("UPDATE of a bar in the window", True),
+        ("UPDATE of a bar that leaves the window", True),
+        ("UPDATE of the bar that has just left the window", False),
+    ],
+)
+def test_a_step_skips_a_symbol_only_where_its_state_may_lack_a_change(
+    bench: Bench, change: str, skips: bool
+) -> None:
+    """Otherwise a steady import of old bars would keep new minutes waiting."""
+    bench.empty()
+    write(bench.conn, (bar("A", m, 10 + m % 3, 1 + m % 60) for m in range(NEWEST)))
+    bench.refresh()
+    write(bench.conn, [bar("A", NEWEST, vol=4)])
+    newest = NEWEST - 1  # its state holds the day from the next minute of the day before on
+    match change:
+        case "INSERT":
+            write(bench.conn, [bar("A", -5, vol=9)])
+        case "DELETE":
+            bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [at(10)])
+        case "UPDATE":
+            write(bench.conn, [bar("A", 10, vol=9)])
+        case "UPDATE of a bar in the window":
+            write(bench.conn, [bar("A", newest - 10, vol=9)])
+        case "UPDATE of a bar that leaves the window":
+            write(bench.conn, [bar("A", NEWEST - DAY, vol=9)])
+        case _:
+            write(bench.conn, [bar("A", newest - DAY, vol=9)])
+    # The mark of the new minute itself has been processed.
+    bench.conn.execute(
+        "DELETE FROM feature_platform.dirty_log WHERE lower(buckets) = %s", [at(NEWEST)]
+    )
+    row = bench.conn.execute(
+        """SELECT written, skipped_symbols FROM feature_platform.run_steps(
+               'feature_platform', 'features_1m', '1 minute', ARRAY['A'],
+               ARRAY[%s::timestamptz], ARRAY[%s::timestamptz], ARRAY[%s::timestamptz])""",
+        (at(newest), at(NEWEST + 1), at(0)),
+    ).fetchone()
+    assert row == ((0, ["A"]) if skips else (1, []))
+    if skips:
+        bench.refresh(force=True)
+    else:
+        bench.refresh()
+    bench.check()
+    write(bench.conn, [bar("A", NEWEST + 1, vol=3)])
+    bench.refresh()
+    bench.check()
