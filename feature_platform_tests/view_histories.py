@@ -207,7 +207,10 @@ class History:
         elif kind == "move":
             self.done.append(f"move {symbol} {anywhere}")
             self.conn.execute(
-                "UPDATE ohlcv_1m SET ts = ts + interval '3 hours' WHERE symbol = %s AND ts = %s",
+                """UPDATE ohlcv_1m b SET ts = ts + interval '3 hours'
+                   WHERE symbol = %s AND ts = %s AND NOT EXISTS (
+                       SELECT FROM ohlcv_1m o
+                       WHERE o.symbol = b.symbol AND o.ts = b.ts + interval '3 hours')""",
                 (symbol, _START + anywhere * _MINUTE),
             )
         elif kind == "truncate" and r.random() < 0.2:
