@@ -403,9 +403,12 @@ BEGIN
     LOOP
         FOR stored IN
             SELECT 'v' || v.id || t.suffix AS name, v.every,
-                   CASE t.suffix WHEN '_rows' THEN kept_from ELSE part.inner_from END AS until
-            FROM feature_platform.feature_view v CROSS JOIN (VALUES ('_rows'), ('_inner')) AS t (suffix)
-            WHERE t.suffix = '_rows' OR v.has_inner
+                   CASE t.suffix WHEN '_inner' THEN part.inner_from ELSE kept_from END AS until
+            -- States go before the inner values that a step from them would look up after a longer retention.
+            FROM feature_platform.feature_view v
+            CROSS JOIN (VALUES (1, '_state'), (2, '_rows'), (3, '_inner')) AS t (place, suffix)
+            WHERE t.suffix <> '_inner' OR v.has_inner
+            ORDER BY t.place
         LOOP
             IF total >= budget THEN
                 RETURN total;

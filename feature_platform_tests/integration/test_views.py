@@ -404,6 +404,28 @@ def test_no_bucket_continues_a_state_of_before_the_retention(conn: psycopg.Conne
     assert check_views(conn) == 1
 
 
+def test_no_bucket_continues_a_state_whose_inner_values_the_retention_deleted(
+    conn: psycopg.Connection,
+) -> None:
+    move = "UPDATE feature_platform.retention SET features_from = %s"
+    add_bars(conn, DAY_1, 600)
+    catalog.apply(conn, [SHORT])
+    refresh_all(conn)
+    conn.execute(move, [minute(700)])
+    conn.execute("SELECT feature_platform.delete_old_view_rows(%s, 100000)", [minute(700)])
+    # A longer retention whose mark no refresh has processed yet.
+    conn.execute(move, ["-infinity"])
+    add_bars(conn, minute(600), 1)
+    refresh_all(conn)
+    newest = "SELECT * FROM short_1m WHERE bucket = %s"
+    stepped = conn.execute(newest, [minute(600)]).fetchone()
+    assert stepped is not None
+    conn.execute("SELECT feature_platform.mark_window('-infinity', 'infinity')")
+    refresh_all(conn)
+    assert check_views(conn) == 601
+    assert conn.execute(newest, [minute(600)]).fetchone() == stepped
+
+
 def test_forget_deletes_the_rows_of_a_symbol_from_all_views(conn: psycopg.Connection) -> None:
     add_bars(conn, DAY_1, 60, ("A", "B"))
     catalog.apply(conn, [SHORT, CANDLES])
