@@ -127,7 +127,7 @@ def of_view(
     symbols = [
         {
             "symbol": row["symbol"],
-            "newest_row": "" if row["newest"] is None else f"{row['newest'].astimezone(UTC):%F %T}",
+            "newest_row": second(row["newest"]),
             "lag_seconds": -1.0 if row["lag"] is None else round(row["lag"], 1),
         }
         for row in rows
@@ -141,7 +141,6 @@ def of_view(
         "symbols": table(symbols[:SYMBOLS_SHOWN]),
     }
     if status.lag is not None and newest is not None:
-        newest = newest.astimezone(UTC)
         shown |= {
             "newest": dg.MetadataValue.timestamp(newest),
             "lag (s)": round(status.lag.total_seconds(), 1),
@@ -167,6 +166,11 @@ def _rows_of_view(
     statement = sql.SQL(queries[query]).format(view=sql.Identifier("public", name))
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement, given).fetchall()
+
+
+def second(at: datetime | None) -> str:
+    """Show a time in UTC, to the second."""
+    return "" if at is None else f"{at.astimezone(UTC):%F %T}"
 
 
 def picture(png: bytes) -> dg.MarkdownMetadataValue:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
@@ -17,8 +17,8 @@ from feature_platform.orchestration.assets import offsets_of
 from feature_platform.orchestration.checks import evaluation
 from feature_platform.orchestration.cursors import ReportedChecks, ReportedPolicy
 from feature_platform.orchestration.jobs import rest_backfill
-from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, table
-from feature_platform.orchestration.partitions import days, has_partition, partition_key
+from feature_platform.orchestration.materializations import newer_rows, whole_days
+from feature_platform.orchestration.metadata import SYMBOLS_SHOWN, second, table
 from feature_platform.orchestration.repairs import (
     MOST_IN_FLIGHT,
     days_in_flight,
@@ -37,10 +37,6 @@ from feature_platform.validation import BY_NAME, CHECKS, RECOMPUTED, CheckResult
 EVERY_MINUTE = 58
 # The most seconds that `watch_refresh` refreshes in a tick.
 _REFRESH_SECONDS = 20.0
-
-# The most past days of a table that a tick reports: years of imported history are reported month
-# by month.
-MOST_DAYS = 31
 
 TABLES = ("ohlcv_1m", "features_1m")
 # The assets with checks, in the order of their reports.
@@ -221,54 +217,15 @@ def _materializations(
     statuses = symbol_status(connection)
     for name in tables:
         done = instance.get_materialized_partitions(dg.AssetKey(name))
-        yield from _whole_days(connection, name, done)
-        yield from _newer_rows(statuses, name, newest[TABLES.index(name)], done, reported)
-
-
-def _whole_days(
-    connection: psycopg.Connection[Any], name: str, done: set[str]
-) -> Iterator[dg.AssetMaterialization]:
-    """Yield materialisations of past days that a stream or an import completed."""
-    past = [key for key in days.get_partition_keys()[:-1] if key not in done]
-    rows = connection.execute(
-        queries["whole_days"], {"days": [datetime.fromisoformat(f"{key}T00Z") for key in past]}
-    )
-    for (day,) in islice(rows, MOST_DAYS):
-        key = partition_key(day.astimezone(UTC))
-        done.add(key)
-        yield dg.AssetMaterialization(
-            name,
-            partition=key,
-            description="Every minute of the day is accounted for, and no row waits for a refresh.",
+        yield from whole_days(
+            name, done, lambda past: connection.execute(queries["whole_days"], {"days": past})
         )
-
-
-def _newer_rows(
-    statuses: list[SymbolStatus],
-    name: str,
-    newest: datetime | None,
-    done: set[str],
-    reported: ReportedChecks,
-) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation of a table if its newest closed minute advanced.
-
-    It has the partition of the day only if that day has no materialisation yet: a later one would
-    hide the plot and the counts of a run. The freshness policy looks at the asset's newest
-    materialisation, with or without a partition.
-    """
-    if newest is None:
-        return
-    minute = newest.astimezone(UTC)
-    text, last = minute.isoformat(), reported.newest.get(name, "")
-    # If a reported minute has not ended yet, the clock was set back.
-    if last < text or last > get_settings().clock.now().isoformat():
-        reported.newest[name] = text
-        key = partition_key(minute)
-        yield dg.AssetMaterialization(
+        yield from newer_rows(
             name,
-            partition=key if has_partition(minute) and key not in done else None,
-            description=f"Newer rows, up to {text}.",
-            metadata=_state_of(statuses, minute),
+            newest[TABLES.index(name)],
+            done,
+            reported.newest,
+            lambda minute: _state_of(statuses, minute),
         )
 
 
@@ -280,8 +237,8 @@ def _stream_observation(beats: list[StoredHeartbeat]) -> list[Event]:
         {
             "symbol": beat.symbol,
             "state": beat.state,
-            "last_update": _second(beat.update_at),
-            "newest_bar": _second(beat.bar_at),
+            "last_update": second(beat.update_at),
+            "newest_bar": second(beat.bar_at),
             "rows_rejected": beat.rejected,
             "last_error": beat.last_error or "",
         }
@@ -307,8 +264,8 @@ def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
     rows = [
         {
             "symbol": one.symbol,
-            "last_bar": _second(one.last_bar),
-            "last_row": _second(one.last_feature),
+            "last_bar": second(one.last_bar),
+            "last_row": second(one.last_feature),
             "rows_waiting_for_refresh": one.rows_dirty,
             "lag_seconds": -1.0 if one.lag is None else round(one.lag.total_seconds(), 1),
         }
@@ -321,10 +278,6 @@ def _state_of(statuses: list[SymbolStatus], newest: datetime) -> dict[str, Any]:
         "lag (s)": max(lags, default=0.0),
         "symbols": table(rows[:SYMBOLS_SHOWN]),
     }
-
-
-def _second(at: datetime | None) -> str:
-    return "" if at is None else f"{at.astimezone(UTC):%F %T}"
 
 
 def _refresh_if_late(connection: psycopg.Connection[Any]) -> int | None:

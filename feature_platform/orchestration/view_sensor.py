@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -12,15 +10,14 @@ import psycopg
 from psycopg import sql
 
 from feature_platform.orchestration.cursors import ReportedViews
+from feature_platform.orchestration.materializations import newer_rows, whole_days
 from feature_platform.orchestration.metadata import of_view
-from feature_platform.orchestration.partitions import days, has_partition, partition_key
 from feature_platform.orchestration.resources import DatabaseResource
-from feature_platform.orchestration.sensors import EVERY_MINUTE, MOST_DAYS, Event, outdated
+from feature_platform.orchestration.sensors import EVERY_MINUTE, Event, outdated
 from feature_platform.orchestration.views import evaluation
 from feature_platform.queries import queries
-from feature_platform.settings import get_settings
 from feature_platform.views import catalog
-from feature_platform.views.catalog import Version, ViewStatus
+from feature_platform.views.catalog import Version
 from feature_platform.views.checks import evaluate
 
 
@@ -84,52 +81,11 @@ def _events(
     """
     status = next(one for one in catalog.versions_of(connection, name) if one.served)
     done = instance.get_materialized_partitions(dg.AssetKey(name))
-    yield from _whole_days(connection, name, done)
-    yield from _newer_rows(connection, status, done, reported)
+    statement = sql.SQL(queries["view_whole_days"]).format(view=sql.Identifier("public", name))
+    yield from whole_days(
+        name, done, lambda past: connection.execute(statement, {"name": name, "days": past})
+    )
+    shown, newest = of_view(connection, status)
+    yield from newer_rows(name, newest, done, reported.newest, lambda _bucket: shown)
     for result in evaluate(connection, name):
         yield evaluation(name, result)
-
-
-def _whole_days(
-    connection: psycopg.Connection[Any], name: str, done: set[str]
-) -> Iterator[dg.AssetMaterialization]:
-    """Yield materialisations of past days in which nothing is missing or waits."""
-    past = [key for key in days.get_partition_keys()[:-1] if key not in done]
-    statement = sql.SQL(queries["view_whole_days"]).format(view=sql.Identifier("public", name))
-    starts = [datetime.fromisoformat(f"{key}T00Z") for key in past]
-    rows = connection.execute(statement, {"name": name, "days": starts})
-    for (day,) in islice(rows, MOST_DAYS):
-        key = partition_key(day.astimezone(UTC))
-        done.add(key)
-        yield dg.AssetMaterialization(
-            name,
-            partition=key,
-            description="Every minute of the day is accounted for, and no row waits for a refresh.",
-        )
-
-
-def _newer_rows(
-    connection: psycopg.Connection[Any],
-    status: ViewStatus,
-    done: set[str],
-    reported: ReportedViews,
-) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation of a view if its newest bucket advanced.
-
-    It has the partition of the day only if that day has no materialisation yet: a later one would
-    hide the counts of a run.
-    """
-    shown, newest = of_view(connection, status)
-    if newest is None:
-        return
-    text, last = newest.isoformat(), reported.newest.get(status.name, "")
-    # If a reported bucket has not begun yet, the clock was set back.
-    if last < text or last > get_settings().clock.now().isoformat():
-        reported.newest[status.name] = text
-        key = partition_key(newest)
-        yield dg.AssetMaterialization(
-            status.name,
-            partition=key if has_partition(newest) and key not in done else None,
-            description=f"Newer rows, up to {text}.",
-            metadata=shown,
-        )
