@@ -66,8 +66,8 @@ BEGIN
             END IF;
         END IF;
         EXECUTE format('SELECT %I.%I($1, $2)', schema, prefix || '_start') INTO start USING of_symbol, lower(part);
-        -- Only the newest range leaves states, those of its last buckets. The policy's `end_offset` may keep it before
-        -- the newest closed bucket.
+        -- Only the newest range leaves states, those of its last seven buckets: STATES of the compiler. The policy's
+        -- `end_offset` may keep it before the newest closed bucket.
         leaves_states := upper(part) >= least(ends, due);
         IF NOT leaves_states THEN
             EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I.%I s WHERE s.symbol = $1 AND s.bucket >= $2)',
@@ -90,8 +90,8 @@ COMMENT ON FUNCTION feature_platform.divide_buckets(
     'Divides the buckets of a symbol that are to be computed: steps from a cached state, and ranges.';
 
 -- Compute the buckets after `ats` and before `untils` of these symbols, one bucket of each symbol after another. Return
--- how many rows differed from what was stored, and the buckets of symbols that were skipped, because they have an
--- unprocessed mark.
+-- how many rows differed from what was stored, and the buckets of symbols that were skipped, because their state may
+-- lack a change of an unprocessed mark.
 CREATE OR REPLACE FUNCTION feature_platform.run_steps(
     schema text, prefix text, every interval,
     symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],

@@ -528,8 +528,8 @@ COMMENT ON FUNCTION feature_platform.take_marks(text[], tstzrange, bigint) IS
 -- deleted. The caller has locked the symbols.
 --
 -- A change that is committed after the marks were taken has its mark in the log. Rows of ranges may hold such a change
--- early, and its mark makes them dirty again. A step skips a symbol with such a mark, because its state may lack the
--- change that the step's look-ups see; the skipped minutes become dirty again.
+-- early, and its mark makes them dirty again. A step skips a symbol where its state may lack such a change, which the
+-- step's look-ups see; the skipped minutes become dirty again.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_symbols(
     picked text[], refresh_window tstzrange, slice_rows bigint, OUT minutes bigint, OUT rows_written bigint)
     LANGUAGE plpgsql

@@ -58,8 +58,8 @@ COMMENT ON FUNCTION feature_platform.newest_part(
 -- rows stored or deleted, and whether dirty buckets remain in the window.
 --
 -- A symbol whose newest buckets changed, and nothing before them, goes on from its cached state. The statement that
--- computes such a step skips symbols with an unprocessed mark, because the state lacks the change that the look-ups of
--- the statement see. All other buckets are computed from the bars alone. A change that is committed meanwhile has its
+-- computes such a step skips symbols whose state may lack a change of an unprocessed mark, which the look-ups of the
+-- statement see. All other buckets are computed from the bars alone. A change that is committed meanwhile has its
 -- mark in the dirty log: its buckets, and the states that hold it, become dirty when the mark is processed.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_view_symbols(
     of_view integer, picked text[], refresh_window tstzrange, budget bigint, step_limit integer DEFAULT 100,

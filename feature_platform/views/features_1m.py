@@ -83,7 +83,6 @@ def _wrapped(line: str) -> list[str]:
         held,
         _WIDTH,
         subsequent_indent=indent,
-        drop_whitespace=True,
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     supervisor = Supervisor()
     for name, code in zip(sys.argv[1::2], sys.argv[2::2]):
         patience = 1 if name == "stays" else 20
-        # Of a process named p8000, the code runs when port 8000 accepts connections.
+        # The process with the name p8000 waits until port 8000 accepts connections.
         after = [("127.0.0.1", int(name[1:]))] if name[1:].isdecimal() else []
         supervisor.add(name, (sys.executable, "-uc", code), os.environ, patience, after)
     sys.exit(supervisor.run())
