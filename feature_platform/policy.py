@@ -55,7 +55,9 @@ def run_policy(connection: psycopg.Connection[Any], runner: str, until: Until) -
         while more and not until(0):
             (more,) = fetch_row(connection, "policy_step", step, until)
             # A transaction of its own, so that the rows of features_1m are readable before.
+            fetch_row(connection, "refresh_known", {}, until)
             (more_views,) = fetch_row(connection, "policy_views", {"run_id": run_id}, until)
+            fetch_row(connection, "refresh_known", {}, until)
             more |= more_views
     except psycopg.Error as error:
         if connection.broken:

@@ -61,6 +61,7 @@ def refresh(
         more = True
         while more:
             result = _one(cursor.execute(queries["refresh_slice"], {**window, **todo}))
+            cursor.execute(queries["refresh_known"])
             more = result["more"]
             slices += result["symbols"] > 0
             rows_written += result["rows_written"]

@@ -250,7 +250,9 @@ class Worker:
         try:
             more = bool(self._row(connection, "worker_wake", {"run_id": run.id})[0])
             # A transaction of its own, so that the rows of features_1m are readable before.
+            self._row(connection, "refresh_known")
             more |= bool(self._row(connection, "policy_views", {"run_id": run.id})[0])
+            self._row(connection, "refresh_known")
         except psycopg.Error:
             if connection.broken:
                 raise

@@ -11,6 +11,7 @@ CREATE TABLE IF NOT EXISTS public.features_1m (
     volume_z      double precision,
     vwap_gap      double precision,
     parkinson_vol double precision,
+    refresh_no    bigint           NOT NULL DEFAULT 0,
     CONSTRAINT features_1m_pkey PRIMARY KEY (symbol, bucket),
     CONSTRAINT features_1m_bucket_check CHECK (bucket = date_bin('1 minute', bucket, '1970-01-01 00:00:00+00'))
 );
@@ -36,6 +37,8 @@ COMMENT ON COLUMN public.features_1m.vwap_gap IS
     'was traded.';
 COMMENT ON COLUMN public.features_1m.parkinson_vol IS
     '0.5 * ln(max(high)/min(low))^2 (after Parkinson 1980, J. Business 53(1), 61-65).';
+COMMENT ON COLUMN public.features_1m.refresh_no IS
+    'The refresh that gave the row these values; 0: before refreshes had numbers.';
 
 -- Every symbol that has feature rows, found as in bar_symbol: only symbols that have or had bars have rows.
 CREATE OR REPLACE VIEW feature_platform.feature_symbol AS

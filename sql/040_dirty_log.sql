@@ -15,6 +15,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
     -- Whether minutes may have lost their last bar, so that feature rows have to be deleted.
     removed     boolean          NOT NULL DEFAULT false,
     marked_at   timestamptz      NOT NULL DEFAULT feature_platform.clock(),
+    -- In marks that a refresh put back: the number of the symbol before it. The rows stand as they were then.
+    before_no   bigint,
     CONSTRAINT dirty_log_pkey PRIMARY KEY (symbol, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000);

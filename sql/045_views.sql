@@ -1,7 +1,8 @@
 -- Feature views: the tables of features that users declare, beside features_1m.
 --
 -- A declaration is compiled when it is applied. Its functions and tables are in the schema feature_views, named by the
--- number of the view's version: v7_rows (the features), v7_inner (values that windows and lags look up), v7_state (the
+-- number of the view's version: v7_rows (the features), v7_history (the versions of rows that a refresh has changed or
+-- deleted), v7_versions (all versions), v7_inner (values that windows and lags look up), v7_state (the
 -- cached state of each symbol's newest buckets), v7_reach, v7_reach_short, v7_start, v7_range, v7_step, v7_plain and
 -- v7_plain_from. The view public.NAME shows the rows of the version that is served.
 CREATE SCHEMA IF NOT EXISTS feature_views;
@@ -64,6 +65,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.view_symbol (
     removed      boolean          NOT NULL DEFAULT false,   -- whether dirty buckets may have lost their last bar
     building     boolean          NOT NULL DEFAULT false,   -- dirty because the view is new
     marked_at    timestamptz,                           -- since when buckets are dirty
+    no           bigint           NOT NULL DEFAULT 0,   -- the symbol's last refresh of this view
+    before_no    bigint,    -- the symbol's number before the oldest of its dirty buckets; these stand as they were then
     CONSTRAINT view_symbol_pkey PRIMARY KEY (view, symbol)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX IF NOT EXISTS view_symbol_dirty_idx ON feature_platform.view_symbol (view, symbol) WHERE dirty <> '{}';

@@ -46,8 +46,11 @@ CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_start"(of_symbol text
         '1970-01-01 00:00:00+00' + interval '0 minutes')), wanted, wanted - interval '1439 minutes');
 
 
--- The rows of these ranges from the bars alone; returns how many differed from what was stored.
-CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_range"(items feature_platform.view_item[]) RETURNS bigint
+-- The rows of these ranges from the bars alone, stored as rows of a refresh. A range that reads a bar of an
+-- unprocessed mark is skipped. Returns how many rows differed from what was stored, and what was skipped.
+CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_range"(
+    items feature_platform.view_item[], of_refresh bigint,
+    OUT written bigint, OUT skipped_symbols text[], OUT skipped tstzrange[])
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
@@ -59,13 +62,13 @@ AS $$
 DECLARE
     reads_from CONSTANT timestamptz := (SELECT min(i.start) FROM unnest(items) AS i);
     reads_until CONSTANT timestamptz := (SELECT max(i.hi) FROM unnest(items) AS i);
-    written bigint;
 BEGIN
     WITH item AS MATERIALIZED (
     SELECT i.*, EXISTS (
         SELECT FROM public.ohlcv_1m b
         WHERE b.symbol = i.symbol AND b.ts >= i.start AND b.ts < i.hi AND b.ts >= reads_from AND b.ts < reads_until
-          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks
+          AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks,
+              feature_platform.has_new_marks(i.symbol, i.start, i.hi) AS skipped
     FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
     SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*
@@ -85,6 +88,7 @@ BEGIN
         FROM public.ohlcv_1m b WHERE b.symbol = r.symbol AND b.ts >= r.start AND b.ts < r.hi AND b.ts >= reads_from AND
             b.ts < reads_until AND r.has_ticks GROUP BY 1
     ) AS b
+    WHERE NOT r.skipped
 ),
 gapless AS (
     SELECT b.k FROM bar b GROUP BY b.k HAVING max(b.bucket) - min(b.bucket) = (count(*) - 1) * interval '1 minutes'
@@ -343,12 +347,14 @@ computed AS MATERIALIZED (
 ),
 "stored" AS (
     INSERT INTO "public"."features_1m" AS f (symbol, bucket, "last_close", "vol", "log_return", "n_1d", "ma_vol_1d",
-        "std_vol_1d", "volume_z", "vwap_gap", "parkinson_vol")
-    SELECT c.symbol, c.bucket, c."o0", c."o1", c."o2", c."o3", c."o4", c."o5", c."o6", c."o7", c."o8" FROM computed c
+        "std_vol_1d", "volume_z", "vwap_gap", "parkinson_vol", refresh_no)
+    SELECT c.symbol, c.bucket, c."o0", c."o1", c."o2", c."o3", c."o4", c."o5", c."o6", c."o7", c."o8", of_refresh FROM
+        computed c
     ON CONFLICT (symbol, bucket) DO UPDATE
     SET "last_close" = excluded."last_close", "vol" = excluded."vol", "log_return" = excluded."log_return", "n_1d" =
         excluded."n_1d", "ma_vol_1d" = excluded."ma_vol_1d", "std_vol_1d" = excluded."std_vol_1d", "volume_z" =
-        excluded."volume_z", "vwap_gap" = excluded."vwap_gap", "parkinson_vol" = excluded."parkinson_vol"
+        excluded."volume_z", "vwap_gap" = excluded."vwap_gap", "parkinson_vol" = excluded."parkinson_vol", refresh_no =
+        of_refresh
     WHERE (f."last_close", f."vol", f."log_return", f."n_1d", f."ma_vol_1d", f."std_vol_1d", f."volume_z", f."vwap_gap",
         f."parkinson_vol") IS DISTINCT FROM
           (excluded."last_close", excluded."vol", excluded."log_return", excluded."n_1d", excluded."ma_vol_1d",
@@ -364,8 +370,9 @@ state_stored AS (
     ON CONFLICT (symbol, slot) DO UPDATE
     SET bucket = excluded.bucket, "sums" = excluded."sums", "counts" = excluded."counts"
 )
-    SELECT (SELECT count(*) FROM "stored") INTO written;
-    RETURN written;
+    SELECT (SELECT count(*) FROM "stored"), coalesce(array_agg(i.symbol) FILTER (WHERE i.skipped), '{}'),
+           coalesce(array_agg(tstzrange(i.lo, i.hi)) FILTER (WHERE i.skipped), '{}')
+    INTO written, skipped_symbols, skipped FROM item i;
 END
 $$;
 
@@ -374,7 +381,7 @@ $$;
 -- an unprocessed mark is skipped where its state may lack the change that the look-ups see: unless all
 -- changes are older than what the state holds. Without bars that were deleted, its first bar is known.
 CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_step"(
-    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
+    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[], of_refresh bigint,
     OUT stepped text[], OUT buckets timestamptz[], OUT ends timestamptz[], OUT written bigint)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -623,12 +630,14 @@ computed AS MATERIALIZED (
 ),
 "stored" AS (
     INSERT INTO "public"."features_1m" AS f (symbol, bucket, "last_close", "vol", "log_return", "n_1d", "ma_vol_1d",
-        "std_vol_1d", "volume_z", "vwap_gap", "parkinson_vol")
-    SELECT c.symbol, c.bucket, c."o0", c."o1", c."o2", c."o3", c."o4", c."o5", c."o6", c."o7", c."o8" FROM computed c
+        "std_vol_1d", "volume_z", "vwap_gap", "parkinson_vol", refresh_no)
+    SELECT c.symbol, c.bucket, c."o0", c."o1", c."o2", c."o3", c."o4", c."o5", c."o6", c."o7", c."o8", of_refresh FROM
+        computed c
     ON CONFLICT (symbol, bucket) DO UPDATE
     SET "last_close" = excluded."last_close", "vol" = excluded."vol", "log_return" = excluded."log_return", "n_1d" =
         excluded."n_1d", "ma_vol_1d" = excluded."ma_vol_1d", "std_vol_1d" = excluded."std_vol_1d", "volume_z" =
-        excluded."volume_z", "vwap_gap" = excluded."vwap_gap", "parkinson_vol" = excluded."parkinson_vol"
+        excluded."volume_z", "vwap_gap" = excluded."vwap_gap", "parkinson_vol" = excluded."parkinson_vol", refresh_no =
+        of_refresh
     WHERE (f."last_close", f."vol", f."log_return", f."n_1d", f."ma_vol_1d", f."std_vol_1d", f."volume_z", f."vwap_gap",
         f."parkinson_vol") IS DISTINCT FROM
           (excluded."last_close", excluded."vol", excluded."log_return", excluded."n_1d", excluded."ma_vol_1d",
@@ -655,8 +664,8 @@ COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, tim
     'The rows of features_1m that depend on changed minutes.';
 COMMENT ON FUNCTION feature_platform.features_1m_start(text, timestamptz) IS
     'From which time on the bars are read, to compute a row of features_1m from bars alone.';
-COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[]) IS
+COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[], bigint) IS
     'Stores the rows of ranges of minutes, computed from the bars alone.';
 COMMENT ON FUNCTION feature_platform.features_1m_step(
-    text[], timestamptz[], timestamptz[], timestamptz[]) IS
+    text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
     'Stores the next row of many symbols, computed from the state of the row before it.';

@@ -15,6 +15,23 @@ $$;
 COMMENT ON FUNCTION feature_platform.has_ticks(text, timestamptz, timestamptz) IS
     'Whether a symbol has rows inside minutes of a range of time.';
 
+-- Whether bars of a symbol in a range of time have marks that no refresh has taken, by the snapshot of the calling
+-- statement: a row computed from them would hold a change that has no number yet.
+CREATE OR REPLACE FUNCTION feature_platform.has_new_marks(of_symbol text, lo timestamptz, hi timestamptz)
+    RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM feature_platform.dirty_log l
+                   WHERE l.symbol = of_symbol AND NOT l.reach_known
+                     AND coalesce(l.changed, l.buckets) && tstzrange(lo, hi));
+END
+$$;
+COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz) IS
+    'Whether bars of a symbol in a range of time have marks that no refresh has taken.';
+
 -- Divide the buckets of one symbol that are to be computed, `todo`: those after `at` and before `until` by steps from
 -- the state of `at` (NULL: none), the others by ranges. `dirty` are all dirty buckets of the symbol, `whole` those of
 -- which all columns are dirty (NULL: all of them), `first` and `last` its first and last bucket; buckets before `due`
@@ -94,7 +111,7 @@ COMMENT ON FUNCTION feature_platform.divide_buckets(
 -- lack a change of an unprocessed mark.
 CREATE OR REPLACE FUNCTION feature_platform.run_steps(
     schema text, prefix text, every interval,
-    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
+    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[], of_refresh bigint,
     OUT written bigint, OUT skipped_symbols text[], OUT skipped tstzrange[])
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -110,8 +127,8 @@ BEGIN
     skipped_symbols := '{}';
     skipped := '{}';
     WHILE symbols <> '{}' LOOP
-        EXECUTE format('SELECT * FROM %I.%I($1, $2, $3, $4)', schema, prefix || '_step') INTO stepped
-            USING symbols, ats, untils, firsts;
+        EXECUTE format('SELECT * FROM %I.%I($1, $2, $3, $4, $5)', schema, prefix || '_step') INTO stepped
+            USING symbols, ats, untils, firsts, of_refresh;
         written := written + coalesce(stepped.written, 0);
         SELECT coalesce(array_agg(a.symbol), '{}') AS symbols,
                coalesce(array_agg(tstzrange(a.at + every, a.until)), '{}') AS ranges
@@ -133,53 +150,65 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION feature_platform.run_steps(
-    text, text, interval, text[], timestamptz[], timestamptz[], timestamptz[]) IS
+    text, text, interval, text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
     'Computes the next buckets of many symbols from their cached states.';
 
--- Compute ranges of buckets from the bars alone; return how many rows differed from what was stored.
+-- Compute ranges of buckets from the bars alone. Return how many rows differed from what was stored, and the ranges
+-- that were skipped, because they read bars of unprocessed marks.
 CREATE OR REPLACE FUNCTION feature_platform.run_ranges(
-    schema text, prefix text, ranges feature_platform.view_item[]) RETURNS bigint
+    schema text, prefix text, ranges feature_platform.view_item[], of_refresh bigint,
+    OUT written bigint, OUT skipped_symbols text[], OUT skipped tstzrange[])
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    written bigint := 0;
 BEGIN
+    written := 0;
+    skipped_symbols := '{}';
+    skipped := '{}';
     IF ranges <> '{}' THEN
-        EXECUTE format('SELECT %I.%I($1)', schema, prefix || '_range') INTO written USING ranges;
+        EXECUTE format('SELECT * FROM %I.%I($1, $2)', schema, prefix || '_range')
+            INTO written, skipped_symbols, skipped USING ranges, of_refresh;
     END IF;
-    RETURN written;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.run_ranges(text, text, feature_platform.view_item[]) IS
+COMMENT ON FUNCTION feature_platform.run_ranges(text, text, feature_platform.view_item[], bigint) IS
     'Computes ranges of buckets from the bars alone.';
 
--- Delete the rows of a table in a range of buckets whose bucket has no bar any more; return their number. It works
--- range by range, so that a columnstore decompresses only these. As a difference of two sets, its cost is their size,
--- with or without statistics. IS TRUE keeps the planner from a join, which may be a nested loop, and from a look-up by
--- the index on the bucket alone, which reads the rows of all symbols: the sub-query becomes a hash table.
+-- Delete the rows of a table in a range of buckets whose bucket has no bar any more, and keep their last versions in
+-- `history`, the table of the versions of rows. Return their number, and whether the range was skipped, because its
+-- bars have unprocessed marks. It works range by range, so that a columnstore decompresses only these. As a difference
+-- of two sets, its cost is their size, with or without statistics. IS TRUE keeps the planner from a join, which may be
+-- a nested loop, and from a look-up by the index on the bucket alone, which reads the rows of all symbols: the
+-- sub-query becomes a hash table.
 CREATE OR REPLACE FUNCTION feature_platform.delete_rows_without_bars(
-    of_table regclass, of_symbol text, part tstzrange, every interval) RETURNS bigint
+    of_table regclass, history regclass, of_symbol text, part tstzrange, every interval, of_refresh bigint,
+    OUT deleted bigint, OUT skipped boolean)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off
     SET jit = off
 AS $$
-DECLARE
-    deleted bigint;
 BEGIN
-    EXECUTE format('DELETE FROM %1$s f
-                    WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3
-                      AND (f.bucket IN (
-                          SELECT o.bucket FROM %1$s o
-                          WHERE o.symbol = $1 AND o.bucket >= $2 AND o.bucket < $3
-                          EXCEPT
-                          SELECT date_bin($4, b.ts, $2) FROM public.ohlcv_1m b
-                          WHERE b.symbol = $1 AND b.ts >= $2 AND b.ts < $3)) IS TRUE', of_table)
-        USING of_symbol, lower(part), upper(part), every;
-    GET DIAGNOSTICS deleted = ROW_COUNT;
-    RETURN deleted;
+    EXECUTE format('WITH overtaken AS MATERIALIZED (
+                        SELECT feature_platform.has_new_marks($1, $2, $3) AS it
+                    ), gone AS (
+                        DELETE FROM %1$s f
+                        WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3 AND NOT (SELECT it FROM overtaken)
+                          AND (f.bucket IN (
+                              SELECT o.bucket FROM %1$s o
+                              WHERE o.symbol = $1 AND o.bucket >= $2 AND o.bucket < $3
+                              EXCEPT
+                              SELECT date_bin($4, b.ts, $2) FROM public.ohlcv_1m b
+                              WHERE b.symbol = $1 AND b.ts >= $2 AND b.ts < $3)) IS TRUE
+                        RETURNING f.*
+                    ), kept AS (
+                        %2$s
+                    )
+                    SELECT (SELECT count(*) FROM gone), it FROM overtaken', of_table,
+                   CASE WHEN history IS NULL THEN 'SELECT'
+                        ELSE format('INSERT INTO %s SELECT g.*, $5 FROM gone g WHERE g.refresh_no < $5', history) END)
+        INTO deleted, skipped USING of_symbol, lower(part), upper(part), every, of_refresh;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval) IS
-    'Deletes the rows of a range of buckets whose bucket has no bar.';
+COMMENT ON FUNCTION feature_platform.delete_rows_without_bars(regclass, regclass, text, tstzrange, interval, bigint) IS
+    'Deletes the rows of a range of buckets whose bucket has no bar, and keeps their last versions.';

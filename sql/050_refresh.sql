@@ -21,7 +21,8 @@ BEGIN
             last_bucket  timestamptz,
             dirty        tstzmultirange,    -- all dirty minutes
             now          tstzmultirange,    -- those that the slice refreshes
-            step_from    timestamptz        -- the bucket whose state they all continue, NULL: not decided yet
+            step_from    timestamptz,       -- the bucket whose state they all continue, NULL: not decided yet
+            before_no    bigint             -- the symbol's number before what had been put back
         );
     END IF;
 END
@@ -410,12 +411,13 @@ COMMENT ON FUNCTION feature_platform.moved_warm_up(text, timestamptz, timestampt
     'The rows whose warm-up has moved with the first bucket of a symbol.';
 
 -- Take the marks of these symbols in a window out of the dirty log, and divide what they reach: `now` is the part that
--- a slice refreshes, the rest is put back. The caller has locked the symbols.
+-- a slice refreshes, the rest is put back. The caller has locked the symbols, and then drawn the number of the refresh.
 --
 -- Most symbols of a slice have new minutes only. They continue the state of the bucket before these, so that no row
 -- beyond them has to be looked up.
 CREATE OR REPLACE FUNCTION feature_platform.take_marks(
-    picked text[], refresh_window tstzrange, slice_rows bigint) RETURNS feature_platform.refresh_work[]
+    picked text[], refresh_window tstzrange, slice_rows bigint, of_refresh bigint)
+    RETURNS feature_platform.refresh_work[]
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan    -- as in pick_symbols
@@ -449,7 +451,8 @@ BEGIN
                -- TRUNCATE changed every minute, but only those of `buckets` have rows.
                coalesce(range_agg(coalesce(t.changed * t.buckets, t.buckets)) FILTER (WHERE NOT t.reach_known), '{}')
                    AS minutes,
-               coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest
+               coalesce(range_agg(t.buckets) FILTER (WHERE t.reach_known), '{}') AS rest,
+               min(t.before_no) AS before_no
         FROM taken t GROUP BY t.symbol
     ), known AS MATERIALIZED (      -- otherwise the planner repeats the look-ups at each use
         SELECT m.*, s.first_bucket AS old_first, ends.first_bucket, ends.last_bucket, state.newest, state.before,
@@ -497,8 +500,9 @@ BEGIN
                          ELSE d.buckets * tstzmultirange(refresh_window) END AS now
         FROM dirty d
     ), put_back AS (
-        INSERT INTO feature_platform.dirty_log (symbol, id, buckets, reach_known, removed, marked_at)
-        SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at
+        INSERT INTO feature_platform.dirty_log (symbol, id, buckets, reach_known, removed, marked_at, before_no)
+        SELECT t.symbol, t.id, t.buckets - t.now, true, t.removed, t.marked_at,
+               coalesce(t.before_no, feature_platform.number_of(t.symbol))
         FROM todo t WHERE t.buckets - t.now <> '{}'
     ), wrong_state AS (
         -- `buckets` lacks rows that the retention has deleted. A refresh with `force` trusts no state: the bars may
@@ -516,12 +520,12 @@ BEGIN
         ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE SET first_bucket = excluded.first_bucket
     )
     SELECT coalesce(array_agg(ROW(t.symbol, t.id, t.marked_at, t.removed, t.first_bucket, t.last_bucket, t.buckets,
-                                  t.now, t.step_from)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
+                                  t.now, t.step_from, t.before_no)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
     INTO work FROM todo t;
     RETURN work;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.take_marks(text[], tstzrange, bigint) IS
+COMMENT ON FUNCTION feature_platform.take_marks(text[], tstzrange, bigint, bigint) IS
     'Takes the marks of some symbols out of the dirty log; returns the minutes that a slice refreshes.';
 
 -- Bring the rows of these symbols up to date with the marks in a window; return the number of rows that were stored or
@@ -542,13 +546,19 @@ DECLARE
     minute CONSTANT interval := '1 minute';
     origin CONSTANT timestamptz := '1970-01-01 00:00:00+00';
     due CONSTANT timestamptz := feature_platform.due_until();
+    of_refresh CONSTANT bigint := feature_platform.next_refresh();
     work CONSTANT feature_platform.refresh_work[] :=
-        feature_platform.take_marks(picked, refresh_window, slice_rows);
+        feature_platform.take_marks(picked, refresh_window, slice_rows, of_refresh);
     one feature_platform.refresh_work;
     symbols text[]; ats timestamptz[]; untils timestamptz[]; firsts timestamptz[];
     ranges feature_platform.view_item[] := '{}';
     divided record;
     steps record;
+    computed record;
+    part tstzrange;
+    gone record;
+    skipped_symbols text[] := '{}';
+    skipped tstzrange[] := '{}';
 BEGIN
     SELECT coalesce(array_agg(w.symbol), '{}'), coalesce(array_agg(w.step_from), '{}'),
            coalesce(array_agg(upper(w.now)), '{}'), coalesce(array_agg(w.first_bucket), '{}')
@@ -567,22 +577,39 @@ BEGIN
         END IF;
         ranges := ranges || divided.ranges;
         IF one.removed THEN
-            rows_written := rows_written + (
-                SELECT coalesce(sum(feature_platform.delete_rows_without_bars(
-                    'public.features_1m', one.symbol, r, minute)), 0)
-                FROM unnest(one.now) AS r);
+            FOR part IN SELECT r FROM unnest(one.now) AS r LOOP
+                gone := feature_platform.delete_rows_without_bars(
+                    'public.features_1m', 'feature_platform.features_1m_history', one.symbol, part, minute, of_refresh);
+                rows_written := rows_written + gone.deleted;
+                IF gone.skipped THEN
+                    skipped_symbols := skipped_symbols || one.symbol;
+                    skipped := skipped || part;
+                END IF;
+            END LOOP;
         END IF;
     END LOOP;
     -- Steps come before the ranges, whose states may take the same slots.
     SELECT * INTO steps FROM feature_platform.run_steps(
-        'feature_platform', 'features_1m', minute, symbols, ats, untils, firsts);
-    INSERT INTO feature_platform.dirty_log AS l (symbol, id, buckets, reach_known, marked_at)
-    SELECT w.symbol, w.mark, tstzmultirange(s.buckets), true, w.marked_at
-    FROM unnest(steps.skipped_symbols, steps.skipped) AS s (symbol, buckets)
-    JOIN unnest(work) AS w ON w.symbol = s.symbol
-    ON CONFLICT ON CONSTRAINT dirty_log_pkey DO UPDATE SET buckets = l.buckets + excluded.buckets;
-    rows_written := rows_written + steps.written
-        + feature_platform.run_ranges('feature_platform', 'features_1m', ranges);
+        'feature_platform', 'features_1m', minute, symbols, ats, untils, firsts, of_refresh);
+    computed := feature_platform.run_ranges('feature_platform', 'features_1m', ranges, of_refresh);
+    rows_written := rows_written + steps.written + computed.written;
+    skipped_symbols := skipped_symbols || steps.skipped_symbols || computed.skipped_symbols;
+    skipped := skipped || steps.skipped || computed.skipped;
+    IF skipped <> '{}' THEN
+        INSERT INTO feature_platform.dirty_log AS l (symbol, id, buckets, reach_known, removed, marked_at, before_no)
+        SELECT w.symbol, w.mark, range_agg(s.buckets), true, w.removed, w.marked_at,
+               coalesce(w.before_no, feature_platform.number_of(w.symbol))
+        FROM unnest(skipped_symbols, skipped) AS s (symbol, buckets)
+        JOIN unnest(work) AS w ON w.symbol = s.symbol
+        GROUP BY w.symbol, w.mark, w.removed, w.marked_at, w.before_no
+        ON CONFLICT ON CONSTRAINT dirty_log_pkey DO UPDATE SET buckets = l.buckets + excluded.buckets;
+    END IF;
+    -- A step up to the last bar has added the newest row, which has the number.
+    INSERT INTO feature_platform.symbol_number AS s (symbol, no)
+    SELECT w.symbol, of_refresh FROM unnest(work) AS w
+    WHERE w.step_from IS NULL OR upper(w.now) <= w.last_bucket OR w.symbol = ANY (skipped_symbols)
+    ORDER BY w.symbol
+    ON CONFLICT ON CONSTRAINT symbol_number_pkey DO UPDATE SET no = excluded.no;
     minutes := (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
                 FROM unnest(work) AS w CROSS JOIN LATERAL unnest(w.now) AS r);
 END
@@ -658,6 +685,8 @@ BEGIN
     horizon := feature_platform.dirty_horizon();
     LOOP
         SELECT * INTO slice FROM feature_platform.refresh_slice(window_lo, window_hi, horizon);
+        COMMIT;
+        PERFORM feature_platform.note_known();
         COMMIT;
         EXIT WHEN NOT slice.more;
     END LOOP;

@@ -108,6 +108,17 @@ BEGIN
     END LOOP;
 
     IF left_over > 0 AND new_from IS NOT NULL THEN
+        DELETE FROM feature_platform.features_1m_history h
+        WHERE h.ctid = ANY (ARRAY(
+            SELECT o.ctid
+            FROM (SELECT DISTINCT k.symbol FROM feature_platform.known_symbol k) AS k
+            CROSS JOIN LATERAL (SELECT v.ctid FROM feature_platform.features_1m_history v
+                                WHERE v.symbol = k.symbol AND v.bucket < new_from LIMIT left_over) AS o
+            LIMIT left_over));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        left_over := left_over - gone;
+    END IF;
+    IF left_over > 0 AND new_from IS NOT NULL THEN
         left_over := left_over - feature_platform.delete_old_view_rows(new_from, left_over);
     END IF;
 

@@ -54,7 +54,7 @@ COMMENT ON FUNCTION feature_platform.newest_part(
     'The newest part of a range of buckets that holds at most so many bars.';
 
 -- Bring one view up to date in a window for some symbols, which the caller has locked: about `budget` bars, the newest
--- first. `step_limit` bounds the buckets that are computed one after another from a cached state. Return the number of
+-- first. Return the number of
 -- rows stored or deleted, and whether dirty buckets remain in the window.
 --
 -- A symbol whose newest buckets changed, and nothing before them, goes on from its cached state. The statement that
@@ -62,7 +62,7 @@ COMMENT ON FUNCTION feature_platform.newest_part(
 -- statement see. All other buckets are computed from the bars alone. A change that is committed meanwhile has its
 -- mark in the dirty log: its buckets, and the states that hold it, become dirty when the mark is processed.
 CREATE OR REPLACE FUNCTION feature_platform.refresh_view_symbols(
-    of_view integer, picked text[], refresh_window tstzrange, budget bigint, step_limit integer DEFAULT 100,
+    of_view integer, picked text[], refresh_window tstzrange, budget bigint,
     OUT written bigint, OUT more boolean)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -73,6 +73,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     prefix CONSTANT text := 'v' || of_view;
+    step_limit CONSTANT integer := 100;     -- buckets that are computed one after another from a cached state
     window_lo CONSTANT timestamptz := coalesce(lower(refresh_window), '-infinity');
     window_hi CONSTANT timestamptz := upper(refresh_window);
     v feature_platform.feature_view;
@@ -88,15 +89,19 @@ DECLARE
     dirty tstzmultirange; reached tstzmultirange; whole tstzmultirange; todo tstzmultirange; rest tstzmultirange;
     part tstzrange; newest record;
     rows_left bigint := budget;
-    tables_of_rows regclass[];
+    of_refresh bigint;
+    skipped_symbols text[] := '{}';
+    skipped tstzrange[] := '{}';
+    computed record;
+    gone record;
+    tab record;
 BEGIN
     written := 0;
     more := false;
+    of_refresh := feature_platform.next_refresh();
     SELECT * INTO v FROM feature_platform.feature_view w WHERE w.id = of_view;
     due := feature_platform.view_due(v.every, v.origin);
     kept_from := feature_platform.view_from(v, feature_platform.features_from());
-    tables_of_rows := ARRAY['feature_views.' || prefix || '_rows']
-        || CASE WHEN v.has_inner THEN ARRAY['feature_views.' || prefix || '_inner'] END;
 
     -- 1. Symbols that go on from their newest state. `older` buckets stay dirty: without stored inner values a step
     -- does not read them, else they must lie before all that the state holds. Bars inside minutes have to lie before
@@ -140,10 +145,10 @@ BEGIN
         ), stored AS (
             UPDATE feature_platform.view_symbol s
             SET processed = coalesce(r.id, r.processed), dirty = r.left_dirty, long_only = s.long_only * r.older,
-                marked_at = CASE WHEN r.left_dirty <> '{}' THEN least(r.dirty_since, r.marked_at) END
+                marked_at = CASE WHEN r.left_dirty <> '{}' THEN least(r.dirty_since, r.marked_at) END,
+                no = $10, before_no = CASE WHEN r.left_dirty <> '{}' THEN coalesce(s.before_no, s.no) END
             FROM ready r
             WHERE s.view = $1 AND s.symbol = r.symbol
-              AND (s.processed, s.dirty) IS DISTINCT FROM (coalesce(r.id, r.processed), r.left_dirty)
         )
         SELECT array_agg(symbol), array_agg(symbol) FILTER (WHERE until > next),
                array_agg(at) FILTER (WHERE until > next), array_agg(until) FILTER (WHERE until > next),
@@ -152,7 +157,8 @@ BEGIN
         FROM ready
     $statement$, prefix || '_state', prefix || '_start')
     INTO ready, symbols, ats, untils, firsts, more
-    USING of_view, picked, v.every, v.origin, window_lo, window_hi, kept_from, step_limit, v.has_inner;
+    USING of_view, picked, v.every, v.origin, window_lo, window_hi, kept_from, step_limit, v.has_inner,
+        of_refresh;
     ready := coalesce(ready, '{}');
     symbols := coalesce(symbols, '{}');
     ats := coalesce(ats, '{}');
@@ -228,23 +234,37 @@ BEGIN
         rest := dirty - todo;
         more := more OR rest && refresh_window;
         INSERT INTO feature_platform.view_symbol AS s
-            (view, symbol, processed, first_bucket, newest_tick, dirty, long_only, removed, building, marked_at)
+            (view, symbol, processed, first_bucket, newest_tick, dirty, long_only, removed, building, marked_at, no,
+             before_no)
         VALUES (of_view, one.symbol, coalesce(one.id, one.processed), first,
                 (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = one.symbol
                  AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
                 rest, rest - whole, one.removed AND rest <> '{}',
-                one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END)
+                one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END, of_refresh,
+                CASE WHEN rest <> '{}' THEN 0 END)
         ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
         SET processed = excluded.processed, first_bucket = excluded.first_bucket, newest_tick = excluded.newest_tick,
             dirty = excluded.dirty, long_only = excluded.long_only, removed = excluded.removed,
-            building = excluded.building, marked_at = excluded.marked_at;
+            building = excluded.building, marked_at = excluded.marked_at, no = excluded.no,
+            before_no = CASE WHEN rest <> '{}' THEN coalesce(s.before_no, s.no) END;
 
         IF one.removed THEN
-            written := written + (
-                SELECT coalesce(sum(gone.rows) FILTER (WHERE t.place = 1), 0)
-                FROM unnest(todo) AS r CROSS JOIN unnest(tables_of_rows) WITH ORDINALITY AS t (name, place)
-                CROSS JOIN LATERAL feature_platform.delete_rows_without_bars(t.name, one.symbol, r, v.every)
-                    AS gone (rows));
+            FOR tab IN SELECT r AS part, t.* FROM unnest(todo) AS r
+                       CROSS JOIN (VALUES ('_rows', '_history'), ('_inner', NULL)) AS t (name, history)
+                       WHERE t.name = '_rows' OR v.has_inner LOOP
+                gone := feature_platform.delete_rows_without_bars(
+                    ('feature_views.' || prefix || tab.name)::regclass,
+                    ('feature_views.' || prefix || tab.history)::regclass, one.symbol, tab.part, v.every, of_refresh);
+                written := written + CASE WHEN tab.name = '_rows' THEN gone.deleted ELSE 0 END;
+                IF gone.skipped THEN
+                    skipped_symbols := skipped_symbols || one.symbol;
+                    skipped := skipped || tab.part;
+                END IF;
+            END LOOP;
+            IF skipped <> '{}' THEN
+                UPDATE feature_platform.view_symbol s SET removed = true
+                WHERE s.view = of_view AND s.symbol = one.symbol;
+            END IF;
         END IF;
         SELECT * INTO divided FROM feature_platform.divide_buckets(
             'feature_views', prefix, v.every, v.origin, v.has_inner, step_limit,
@@ -260,20 +280,22 @@ BEGIN
 
     -- 3. Steps come before the ranges, whose states may take the same slots.
     SELECT * INTO steps FROM feature_platform.run_steps(
-        'feature_views', prefix, v.every, symbols, ats, untils, firsts);
-    written := written + steps.written;
+        'feature_views', prefix, v.every, symbols, ats, untils, firsts, of_refresh);
+    computed := feature_platform.run_ranges('feature_views', prefix, ranges, of_refresh);
+    written := written + steps.written + computed.written;
+
+    -- 4. Skipped buckets stay dirty.
     UPDATE feature_platform.view_symbol s
-    SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock())
+    SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock()),
+        before_no = coalesce(s.before_no, 0)
     FROM (SELECT k.symbol, range_agg(k.buckets) AS skipped
-          FROM unnest(steps.skipped_symbols, steps.skipped) AS k (symbol, buckets) GROUP BY k.symbol) AS a
+          FROM unnest(skipped_symbols || steps.skipped_symbols || computed.skipped_symbols,
+                      skipped || steps.skipped || computed.skipped) AS k (symbol, buckets) GROUP BY k.symbol) AS a
     WHERE s.view = of_view AND s.symbol = a.symbol;
     more := more OR FOUND;
-
-    -- 4. Ranges, from the bars alone.
-    written := written + feature_platform.run_ranges('feature_views', prefix, ranges);
 END
 $$;
-COMMENT ON FUNCTION feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer) IS
+COMMENT ON FUNCTION feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint) IS
     'Brings one view up to date in a window for some locked symbols.';
 
 -- Symbols of a view with dirty buckets in [window_lo, window_hi), the newest first, at most so many. `live` picks only
@@ -354,13 +376,6 @@ BEGIN
     BEGIN
         SELECT r.written, r.more INTO result
         FROM feature_platform.refresh_view_symbols(of_view, picked, tstzrange(window_lo, window_hi), slice_rows) AS r;
-        -- Steps skip symbols with an unprocessed mark. A caller without a turn for these marks would repeat this slice
-        -- for ever, so it computes the buckets from the bars alone.
-        IF waits AND result.more AND result.written = 0 THEN
-            SELECT r.written, r.more INTO result
-            FROM feature_platform.refresh_view_symbols(
-                of_view, picked, tstzrange(window_lo, window_hi), slice_rows, step_limit => 0) AS r;
-        END IF;
         symbols := cardinality(picked);
         rows_written := result.written;
         more := result.more OR cardinality(candidates) = slice_symbols
@@ -478,15 +493,20 @@ BEGIN
         RAISE EXCEPTION 'there is no feature view %', quote_literal(name)
             USING HINT = '`feature-platform views list` lists all.';
     END IF;
-    -- The changes of the bars reach the views by way of features_1m. This also commits: each slice is its own
-    -- transaction.
-    CALL public.refresh_features_1m(window_start, window_end);
     FOR v IN SELECT * FROM feature_platform.feature_view w
              WHERE w.name = refresh_feature_view.name ORDER BY w.id LOOP
+        slice := NULL;
         LOOP
+            -- The changes of the bars reach the views by way of features_1m, and a slice skips buckets with unprocessed
+            -- marks. This also commits: each slice is its own transaction.
+            IF slice IS NULL OR slice.rows_written = 0 THEN
+                CALL public.refresh_features_1m(window_start, window_end);
+            END IF;
             SELECT * INTO slice FROM feature_platform.view_slice(
                 v.id, coalesce(feature_platform.view_from(v, window_start), '-infinity'),
                 least(feature_platform.view_from(v, window_end), feature_platform.view_due(v.every, v.origin)));
+            COMMIT;
+            PERFORM feature_platform.note_known();
             COMMIT;
             EXIT WHEN NOT slice.more;
         END LOOP;

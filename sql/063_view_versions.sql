@@ -6,7 +6,7 @@ CREATE OR REPLACE FUNCTION feature_platform.view_columns(columns text[]) RETURNS
     LANGUAGE sql IMMUTABLE
     SET search_path = pg_catalog, pg_temp
     RETURN (SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.place)
-            FROM unnest(ARRAY['symbol', 'bucket'] || columns) WITH ORDINALITY AS c (name, place));
+            FROM unnest(ARRAY['symbol', 'bucket', 'refresh_no'] || columns) WITH ORDINALITY AS c (name, place));
 COMMENT ON FUNCTION feature_platform.view_columns(text[]) IS 'The columns of a version in SQL.';
 
 -- Grant a right such as "SELECT ON public.momentum_1m" to the roles that may read all features.
@@ -46,6 +46,7 @@ BEGIN
         END IF;
     END LOOP;
     IF v.served THEN
+        PERFORM feature_platform.grant_to_readers(format('SELECT ON feature_views.%I', 'v' || of_view || '_versions'));
         PERFORM feature_platform.grant_to_readers(format('SELECT ON public.%I', v.name));
     END IF;
 END
@@ -108,12 +109,15 @@ DECLARE
     part record;
 BEGIN
     FOR part IN
-        SELECT p.oid::regprocedure::text AS name, 'FUNCTION' AS kind FROM pg_proc p
+        SELECT p.oid::regprocedure::text AS name, 'FUNCTION' AS kind, 1 AS place FROM pg_proc p
         WHERE p.pronamespace = 'feature_views'::regnamespace AND p.proname LIKE 'v' || of_view || '\_%'
         UNION ALL
-        SELECT c.oid::regclass::text, 'TABLE' FROM pg_class c
-        WHERE c.relnamespace = 'feature_views'::regnamespace AND c.relkind = 'r'
+        SELECT c.oid::regclass::text, CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
+               CASE c.relkind WHEN 'v' THEN 2 ELSE 3 END
+        FROM pg_class c
+        WHERE c.relnamespace = 'feature_views'::regnamespace AND c.relkind IN ('r', 'v')
           AND c.relname LIKE 'v' || of_view || '\_%'
+        ORDER BY place
     LOOP
         EXECUTE format('DROP %s %s', part.kind, part.name);
     END LOOP;
@@ -406,7 +410,7 @@ BEGIN
                    CASE t.suffix WHEN '_inner' THEN part.inner_from ELSE kept_from END AS until
             -- States go before the inner values that a step from them would look up after a longer retention.
             FROM feature_platform.feature_view v
-            CROSS JOIN (VALUES (1, '_state'), (2, '_rows'), (3, '_inner')) AS t (place, suffix)
+            CROSS JOIN (VALUES (1, '_state'), (2, '_rows'), (3, '_history'), (4, '_inner')) AS t (place, suffix)
             WHERE t.suffix <> '_inner' OR v.has_inner
             ORDER BY t.place
         LOOP
@@ -433,7 +437,7 @@ CREATE OR REPLACE VIEW feature_platform.readable_view AS
 SELECT 'features_1m' AS name, array_agg(a.attname::text ORDER BY a.attnum) AS columns
   FROM pg_attribute a
  WHERE a.attrelid = 'public.features_1m'::regclass AND a.attnum > 0 AND NOT a.attisdropped
-   AND a.attname NOT IN ('symbol', 'bucket')
+   AND a.attname NOT IN ('symbol', 'bucket', 'refresh_no')
 UNION ALL
 SELECT v.name, v.columns FROM feature_platform.feature_view v WHERE v.served;
 COMMENT ON VIEW feature_platform.readable_view IS 'Every relation of features that can be read, with its columns.';

@@ -13,6 +13,8 @@ BEGIN
     GET DIAGNOSTICS bars = ROW_COUNT;
     DELETE FROM public.features_1m WHERE symbol = forgotten;
     GET DIAGNOSTICS features = ROW_COUNT;
+    DELETE FROM feature_platform.features_1m_history WHERE symbol = forgotten;
+    DELETE FROM feature_platform.symbol_number WHERE symbol = forgotten;
     PERFORM feature_platform.forget_view_rows(forgotten);
     DELETE FROM public.ohlcv_1m_gaps WHERE symbol = forgotten;
     DELETE FROM feature_platform.gap_watermark WHERE symbol = forgotten;

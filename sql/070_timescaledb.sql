@@ -57,12 +57,16 @@ BEGIN
         END;
         COMMIT;
         IF problem IS NULL THEN     -- a transaction of its own: the rows of features_1m are readable before
+            PERFORM feature_platform.note_known();
+            COMMIT;
             BEGIN
                 more := feature_platform.view_step(run_id) OR more;
             EXCEPTION WHEN OTHERS THEN
                 problem := SQLERRM;
                 more := false;
             END;
+            COMMIT;
+            PERFORM feature_platform.note_known();
             COMMIT;
         END IF;
     END LOOP;
@@ -241,7 +245,7 @@ BEGIN
     -- Slices bound the work already. Without the extension, only a superuser may set an unknown parameter.
     ALTER FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
-    ALTER FUNCTION feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval)
+    ALTER FUNCTION feature_platform.delete_rows_without_bars(regclass, regclass, text, tstzrange, interval, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
     ALTER FUNCTION feature_platform.delete_old_view_rows(timestamptz, bigint)
         SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0;

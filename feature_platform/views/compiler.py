@@ -1191,6 +1191,10 @@ class Names:
         self.schema, self.prefix = schema, prefix
         self.key = self._short("rows_pkey")
         self.index = self._short("rows_bucket_idx")
+        self.history_index = self._short("history_idx")
+        self.changed = self._short("changed")
+        self.history = self._full("history")
+        self.versions = self._full("versions")
         self.rows = rows or self._full("rows")
         self.inner = self._full("inner")
         self.state = self._full("state")
@@ -1252,9 +1256,26 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS {rows} (
     symbol text COLLATE "C" NOT NULL,
     bucket timestamptz NOT NULL,
-{columns}    CONSTRAINT {key} PRIMARY KEY (symbol, bucket)
+{columns}    refresh_no bigint NOT NULL,
+    CONSTRAINT {key} PRIMARY KEY (symbol, bucket)
 );
 CREATE INDEX IF NOT EXISTS {index} ON {rows} (bucket DESC);
+
+-- The versions of rows that refreshes have changed or deleted, and a view of all versions.
+CREATE TABLE IF NOT EXISTS {history} (
+    symbol text COLLATE "C" NOT NULL,
+    bucket timestamptz NOT NULL,
+{columns}    since bigint NOT NULL,
+    until bigint NOT NULL
+);
+CREATE INDEX IF NOT EXISTS {history_index} ON {history} (symbol, bucket, until);
+CREATE OR REPLACE VIEW {versions} AS
+SELECT symbol, bucket, {names}, refresh_no AS since, NULL::bigint AS until FROM {rows}
+UNION ALL
+SELECT symbol, bucket, {names}, since, until FROM {history};
+CREATE OR REPLACE TRIGGER {changed} AFTER UPDATE ON {rows}
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION feature_platform.keep_versions({history_text});
 """
 
 _STATE_TABLE = """
@@ -1289,6 +1310,12 @@ def _tables(plan: Plan, names: Names) -> sql.Composed:
         rows=names.rows,
         key=names.key,
         index=names.index,
+        history=names.history,
+        history_index=names.history_index,
+        history_text=sql.Literal(names.history.as_string()),
+        versions=names.versions,
+        changed=names.changed,
+        names=_each("{it}", plan.view.columns),
         columns=listed(
             [
                 declared(name, "integer" if one.is_integer else "double precision")
@@ -1475,13 +1502,20 @@ def _start(plan: Plan, names: Names) -> sql.Composed:
 
 
 _STORED = """{name} AS (
-    INSERT INTO {table} AS f (symbol, bucket, {columns})
-    SELECT c.symbol, c.bucket, {values} FROM computed c{where}
+    INSERT INTO {table} AS f (symbol, bucket, {columns}{number})
+    SELECT c.symbol, c.bucket, {values}{number_value} FROM computed c{where}
     ON CONFLICT (symbol, bucket) DO UPDATE
-    SET {assigned}
+    SET {assigned}{number_assigned}
     WHERE ({old}) IS DISTINCT FROM
           ({new}){returning}
 )"""
+
+_NUMBERED = (
+    ", refresh_no",
+    ", of_refresh",
+    ", refresh_no = of_refresh",
+    "\n    RETURNING 1",
+)
 
 _STATE_STORED = """state_stored AS (
     INSERT INTO {state} AS s (symbol, slot, bucket{columns})
@@ -1505,9 +1539,13 @@ _HAS_ROW = """ WHERE NOT c.whole AND EXISTS (
 
 
 def _rows_stored(
-    name: str, table: sql.Identifier, columns: dict[str, str], where: str, returning: str = ""
+    name: str, table: sql.Identifier, columns: dict[str, str], where: str, *, is_rows: bool
 ) -> sql.Composed:
-    """Return the sub-query that stores columns in a table; columns: of `computed`, by the table's."""
+    """Return the sub-query that stores columns in a table; columns: of `computed`, by the table's.
+
+    is_rows: the table is that of the rows; they have the number of the refresh, and are counted.
+    """
+    number, number_value, number_assigned, returning = _NUMBERED if is_rows else ("",) * 4
     return text(
         _STORED,
         name=sql.Identifier(name),
@@ -1519,6 +1557,9 @@ def _rows_stored(
         new=_each("excluded.{it}", columns),
         where=text(where, table=table),
         returning=sql.SQL(returning),
+        number=sql.SQL(number),
+        number_value=sql.SQL(number_value),
+        number_assigned=sql.SQL(number_assigned),
     )
 
 
@@ -1536,13 +1577,14 @@ def _stored(plan: Plan, names: Names, *, has_places: bool, splits: bool) -> list
         ("", plan.stored.keys(), " WHERE c.whole" if splits else ""),
         ("long_", plan.long if splits else (), _HAS_ROW),
     ):
-        for name, table, of, returning in (
-            (f"{prefix}stored", names.rows, columns, "\n    RETURNING 1"),
-            (f"{prefix}inner_stored", names.inner, inner, ""),
+        for name, table, of in (
+            (f"{prefix}stored", names.rows, columns),
+            (f"{prefix}inner_stored", names.inner, inner),
         ):
             chosen = {column: value for column, (value, key) in of.items() if key in keys}
             if chosen:
-                made.append(_rows_stored(name, table, chosen, where, returning))
+                is_rows = table is names.rows
+                made.append(_rows_stored(name, table, chosen, where, is_rows=is_rows))
     state = [name for name, _ in state_columns(plan, has_places=has_places)]
     made.append(
         text(
@@ -1605,7 +1647,7 @@ _HAS_TICKS = sql.SQL(""", EXISTS (
           AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks""")
 
 _RANGE_BARS = """item AS MATERIALIZED (
-    SELECT i.*{ticks}
+    SELECT i.*{ticks}, feature_platform.has_new_marks(i.symbol, i.start, i.hi) AS skipped
     FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
     SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*
@@ -1613,6 +1655,7 @@ _RANGE_BARS = """item AS MATERIALIZED (
     CROSS JOIN LATERAL (
         {bars}
     ) AS b
+    WHERE NOT r.skipped
 )"""
 
 # How many rows before each the newest one is that has left a span: a constant without gaps.
@@ -1627,8 +1670,11 @@ _RANGE_PLACES = """gapless AS (
 )"""
 
 _RANGE = """
--- The rows of these ranges from the bars alone; returns how many differed from what was stored.
-CREATE OR REPLACE FUNCTION {name}(items feature_platform.view_item[]) RETURNS bigint
+-- The rows of these ranges from the bars alone, stored as rows of a refresh. A range that reads a bar of an
+-- unprocessed mark is skipped. Returns how many rows differed from what was stored, and what was skipped.
+CREATE OR REPLACE FUNCTION {name}(
+    items feature_platform.view_item[], of_refresh bigint,
+    OUT written bigint, OUT skipped_symbols text[], OUT skipped tstzrange[])
     {settings}
     SET plan_cache_mode = force_custom_plan
     SET work_mem = '64MB'
@@ -1637,11 +1683,11 @@ AS $$
 DECLARE
     reads_from CONSTANT timestamptz := (SELECT min(i.start) FROM unnest(items) AS i);
     reads_until CONSTANT timestamptz := (SELECT max(i.hi) FROM unnest(items) AS i);
-    written bigint;
 BEGIN
     WITH {body}
-    SELECT {written} INTO written;
-    RETURN written;
+    SELECT {written}, coalesce(array_agg(i.symbol) FILTER (WHERE i.skipped), '{{}}'),
+           coalesce(array_agg(tstzrange(i.lo, i.hi)) FILTER (WHERE i.skipped), '{{}}')
+    INTO written, skipped_symbols, skipped FROM item i;
 END
 $$;
 """
@@ -1748,7 +1794,7 @@ _STEP = """
 -- an unprocessed mark is skipped where its state may lack the change that the look-ups see: unless all
 -- changes are older than what the state holds. Without bars that were deleted, its first bar is known.
 CREATE OR REPLACE FUNCTION {name}(
-    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[],
+    symbols text[], ats timestamptz[], untils timestamptz[], firsts timestamptz[], of_refresh bigint,
     OUT stepped text[], OUT buckets timestamptz[], OUT ends timestamptz[], OUT written bigint)
     {settings}
     SET plan_cache_mode = force_generic_plan

@@ -50,10 +50,10 @@ COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, tim
     'The rows of features_1m that depend on changed minutes.';
 COMMENT ON FUNCTION feature_platform.features_1m_start(text, timestamptz) IS
     'From which time on the bars are read, to compute a row of features_1m from bars alone.';
-COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[]) IS
+COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_item[], bigint) IS
     'Stores the rows of ranges of minutes, computed from the bars alone.';
 COMMENT ON FUNCTION feature_platform.features_1m_step(
-    text[], timestamptz[], timestamptz[], timestamptz[]) IS
+    text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
     'Stores the next row of many symbols, computed from the state of the row before it.';
 """
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")

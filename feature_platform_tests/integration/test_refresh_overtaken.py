@@ -157,7 +157,8 @@ def test_a_step_skips_a_symbol_only_where_its_state_may_lack_a_change(
     row = bench.conn.execute(
         """SELECT written, skipped_symbols FROM feature_platform.run_steps(
                'feature_platform', 'features_1m', '1 minute', ARRAY['A'],
-               ARRAY[%s::timestamptz], ARRAY[%s::timestamptz], ARRAY[%s::timestamptz])""",
+               ARRAY[%s::timestamptz], ARRAY[%s::timestamptz], ARRAY[%s::timestamptz],
+               feature_platform.next_refresh())""",
         (at(newest), at(NEWEST + 1), at(0)),
     ).fetchone()
     assert row == ((0, ["A"]) if skips else (1, []))

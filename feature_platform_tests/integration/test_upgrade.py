@@ -32,7 +32,9 @@ OLD_VERSIONS = (1, 2, 3)
 KEPT = """
     SELECT symbol, ts, open, high, low, close, vol, source, inserted_at
       FROM ohlcv_1m ORDER BY symbol, ts;
-    SELECT * FROM features_1m ORDER BY symbol, bucket;
+    SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z,
+           vwap_gap, parkinson_vol
+      FROM features_1m ORDER BY symbol, bucket;
     SELECT id, symbol, start_ts, end_ts, state, found_at, changed_at, attempts, next_attempt_at,
            last_error
       FROM ohlcv_1m_gaps ORDER BY id;
@@ -123,7 +125,9 @@ def test_views_of_an_earlier_compiler_fail_until_they_are_applied_again(conn: Co
     catalog.apply(conn, [SHORT])
     refresh_all(conn)
     conn.execute(
-        """ALTER TYPE feature_platform.view_item DROP ATTRIBUTE whole;
+        """UPDATE feature_platform.feature_view
+           SET compiled = replace(compiled, 'of_refresh', 'earlier');
+           ALTER TYPE feature_platform.view_item DROP ATTRIBUTE whole;
            ALTER TABLE feature_platform.view_symbol DROP COLUMN long_only CASCADE"""
     )
     schema.apply(conn)

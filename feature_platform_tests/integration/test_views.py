@@ -107,17 +107,16 @@ def test_a_state_beside_an_unprocessed_mark_is_not_used(conn: psycopg.Connection
     assert check_views(conn) == 61
 
 
-def test_a_refresh_ends_beside_a_mark_that_no_session_processes(conn: psycopg.Connection) -> None:
+def test_a_refresh_of_views_takes_the_marks_that_its_rows_wait_for(
+    conn: psycopg.Connection,
+) -> None:
     leave_a_mark(conn)
-    slices = [
-        conn.execute(
-            "SELECT rows_written, more FROM feature_platform.feature_view v, "
-            "feature_platform.view_slice(v.id, '-infinity', '2027-01-01')"
-        ).fetchone()
-        for _ in range(2)
-    ]
-    assert slices == [(1, False), (0, False)]
-    refresh_all(conn)
+    slice_ = conn.execute(
+        "SELECT rows_written, more FROM feature_platform.feature_view v, "
+        "feature_platform.view_slice(v.id, '-infinity', '2027-01-01')"
+    ).fetchone()
+    assert slice_ == (0, True)
+    assert catalog.refresh_views(conn) == 6
     assert check_views(conn) == 61
 
 

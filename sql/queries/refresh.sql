@@ -28,6 +28,10 @@ SELECT feature_platform.dirty_horizon() AS horizon,
 SELECT symbols, minutes, rows_written, more
   FROM feature_platform.refresh_slice(%(window_lo)s::timestamptz, %(window_hi)s::timestamptz, %(horizon)s);
 
+-- refresh_known --
+-- Note since when the rows of committed refreshes are known, in a transaction of its own.
+SELECT feature_platform.note_known();
+
 
 -- ==== worker.py ====
 -- worker_session --

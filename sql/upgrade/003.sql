@@ -6,6 +6,10 @@ ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 -- Version 2 had no feature views.
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
 
+-- Version 2 did not count what was known when.
+ALTER TABLE IF EXISTS public.features_1m ADD COLUMN IF NOT EXISTS refresh_no bigint NOT NULL DEFAULT 0;
+ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint;
+
 -- Functions of views that earlier files compiled do not fit the refresh any more: a view has to be applied again, which
 -- builds a new version beside the stored rows. Its sources are changed, so that it does not count as unchanged.
 DO $$
@@ -16,13 +20,34 @@ BEGIN
         ALTER TYPE feature_platform.view_item ADD ATTRIBUTE whole tstzmultirange;
         ALTER TABLE feature_platform.view_symbol
             ADD COLUMN IF NOT EXISTS long_only tstzmultirange NOT NULL DEFAULT '{}';
+    END IF;
+    IF to_regclass('feature_platform.feature_view') IS NOT NULL THEN
         UPDATE feature_platform.feature_view v
         SET state = 'failed', error = 'an earlier version of the platform compiled it: apply its file again',
             sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
-                       FROM unnest(v.sources) WITH ORDINALITY AS u (s, place));
+                       FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
+        WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed';
+        ALTER TABLE feature_platform.view_symbol
+            ADD COLUMN IF NOT EXISTS no bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS before_no bigint;
+    END IF;
+    IF to_regtype('feature_platform.refresh_work') IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
+        WHERE t.oid = to_regtype('feature_platform.refresh_work') AND a.attname = 'before_no') THEN
+        ALTER TYPE feature_platform.refresh_work ADD ATTRIBUTE before_no bigint;
+    END IF;
+    -- Before PostgreSQL 16 DROP FUNCTION raises an error where the type of a parameter does not exist.
+    IF to_regtype('feature_platform.view_item') IS NOT NULL THEN
+        DROP FUNCTION IF EXISTS feature_platform.features_1m_range(feature_platform.view_item[]);
+        DROP FUNCTION IF EXISTS feature_platform.run_ranges(text, text, feature_platform.view_item[]);
     END IF;
 END
 $$;
+DROP FUNCTION IF EXISTS feature_platform.features_1m_step(text[], timestamptz[], timestamptz[], timestamptz[]);
+DROP FUNCTION IF EXISTS feature_platform.run_steps(
+    text, text, interval, text[], timestamptz[], timestamptz[], timestamptz[]);
+DROP FUNCTION IF EXISTS feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval);
+DROP FUNCTION IF EXISTS feature_platform.take_marks(text[], tstzrange, bigint);
+DROP FUNCTION IF EXISTS feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer);
 
 -- Version 2 knew one exchange.
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
