@@ -84,7 +84,7 @@ BEGIN
                     feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status,
                     feature_platform.heartbeat,
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
-                    feature_platform.view_change, feature_platform.readable_view'),
+                    feature_platform.view_change, feature_platform.readable_view, feature_platform.served'),
         -- The functions of verify, and the state of the views.
         ('{reader,refresher,orchestrator}', 'USAGE ON SCHEMA feature_views'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.plain_before,

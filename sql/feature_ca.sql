@@ -27,6 +27,7 @@ SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail,
 \ir 040_dirty_log.sql
 \ir upgrade/003_end.sql
 \ir 043_knowledge.sql
+\ir 044_served.sql
 \ir 045_views.sql
 \ir 046_features_1m.sql
 \ir 047_compute.sql
