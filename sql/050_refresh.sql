@@ -430,11 +430,13 @@ DECLARE
     -- hypertable excludes older chunks. '24 hours': a day would follow the session's time zone.
     reads_from CONSTANT timestamptz := lower(refresh_window) - 2 * interval '24 hours';
     has_views boolean;
+    lake_until timestamptz;
     work feature_platform.refresh_work[];
 BEGIN
     -- A view that is applied meanwhile either gets the changes or sees their bars.
     LOCK TABLE feature_platform.view_lock IN ROW SHARE MODE;
     has_views := EXISTS (SELECT FROM feature_platform.feature_view v WHERE v.state <> 'failed');
+    lake_until := (SELECT t.recorded_until FROM feature_platform.lake_table t WHERE t.name = 'ohlcv_1m');
     WITH taken AS (
         DELETE FROM feature_platform.dirty_log l
         WHERE l.symbol = ANY (picked) AND lower(l.buckets) < upper(refresh_window)
@@ -444,6 +446,10 @@ BEGIN
         INSERT INTO feature_platform.view_change (symbol, changed, removed, marked_at)
         SELECT t.symbol, range_agg(t.changed), bool_or(t.removed), min(t.marked_at)
         FROM taken t WHERE has_views AND t.changed IS NOT NULL GROUP BY t.symbol
+    ), for_lake AS (
+        INSERT INTO feature_platform.lake_change (name, symbol, days)
+        SELECT 'ohlcv_1m', t.symbol, feature_platform.days_of(range_agg(t.changed), lake_until)
+        FROM taken t WHERE t.changed && tstzrange(NULL, lake_until) AND lake_until IS NOT NULL GROUP BY t.symbol
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                bool_or(t.reach_known AND t.changed IS NOT NULL) AS forced,
@@ -612,6 +618,8 @@ BEGIN
     ON CONFLICT ON CONSTRAINT symbol_number_pkey DO UPDATE SET no = excluded.no;
     minutes := (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
                 FROM unnest(work) AS w CROSS JOIN LATERAL unnest(w.now) AS r);
+    PERFORM feature_platform.record_lake_changes('features_1m', array_agg(w.symbol), array_agg(w.now))
+    FROM unnest(work) AS w;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS

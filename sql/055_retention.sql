@@ -104,6 +104,8 @@ BEGIN
         DELETE FROM public.features_1m f
         WHERE f.symbol = part.symbol AND f.bucket < least(new_from, part.bucket + left_over * minute);
         GET DIAGNOSTICS gone = ROW_COUNT;
+        PERFORM feature_platform.record_lake_changes('features_1m', ARRAY[part.symbol],
+            ARRAY[tstzmultirange(tstzrange(part.bucket, least(new_from, part.bucket + left_over * minute)))]);
         left_over := left_over - gone;
     END LOOP;
 

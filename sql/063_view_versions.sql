@@ -407,6 +407,7 @@ BEGIN
     LOOP
         FOR stored IN
             SELECT 'v' || v.id || t.suffix AS name, v.every,
+                   CASE WHEN t.suffix = '_rows' AND v.served THEN v.name END AS lake_name,
                    CASE t.suffix WHEN '_inner' THEN part.inner_from ELSE kept_from END AS until
             -- States go before the inner values that a step from them would look up after a longer retention.
             FROM feature_platform.feature_view v
@@ -424,6 +425,10 @@ BEGIN
                 USING part.symbol, stored.until, (budget - total) * stored.every;
             GET DIAGNOSTICS gone = ROW_COUNT;
             total := total + gone;
+            IF gone > 0 THEN
+                PERFORM feature_platform.record_lake_changes(
+                    stored.lake_name, ARRAY[part.symbol], ARRAY[tstzmultirange(tstzrange(NULL, stored.until))]);
+            END IF;
         END LOOP;
     END LOOP;
     RETURN total;

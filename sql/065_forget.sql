@@ -16,6 +16,7 @@ BEGIN
     DELETE FROM feature_platform.features_1m_history WHERE symbol = forgotten;
     DELETE FROM feature_platform.symbol_number WHERE symbol = forgotten;
     PERFORM feature_platform.forget_view_rows(forgotten);
+    PERFORM feature_platform.record_lake_symbol(forgotten);
     DELETE FROM public.ohlcv_1m_gaps WHERE symbol = forgotten;
     DELETE FROM feature_platform.gap_watermark WHERE symbol = forgotten;
     DELETE FROM feature_platform.symbol_state WHERE symbol = forgotten;

@@ -69,6 +69,12 @@ BEGIN
                     public.set_features_1m_retention, feature_platform.retention_step'),
         ('{orchestrator}', 'EXECUTE ON PROCEDURE feature_platform.apply_retention'),
 
+        -- The orchestrator also writes the lake.
+        ('{orchestrator}', 'INSERT, UPDATE, DELETE ON feature_platform.lake_table'),
+        ('{orchestrator}', 'DELETE ON feature_platform.lake_change'),
+        ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.record_lake_changes,
+                    feature_platform.record_lake_until'),
+
         -- Readers: all tables, which verify also needs.
         ('{reader,refresher,orchestrator}', 'SELECT ON public.ohlcv_1m, public.features_1m, public.ohlcv_1m_gaps,
                     feature_platform.bar_symbol, feature_platform.feature_symbol, feature_platform.stored_symbol,
@@ -84,7 +90,8 @@ BEGIN
                     feature_platform.policy_run, feature_platform.runner, feature_platform.policy_status,
                     feature_platform.heartbeat,
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
-                    feature_platform.view_change, feature_platform.readable_view, feature_platform.served'),
+                    feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
+                    feature_platform.lake_table, feature_platform.lake_change'),
         -- The functions of verify, and the state of the views.
         ('{reader,refresher,orchestrator}', 'USAGE ON SCHEMA feature_views'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.plain_before,
