@@ -24,9 +24,10 @@ CREATE OR REPLACE FUNCTION feature_platform.has_new_marks(of_symbol text, lo tim
     SET jit = off
 AS $$
 BEGIN
+    -- TRUNCATE changed every minute, but only those of `buckets` had rows.
     RETURN EXISTS (SELECT FROM feature_platform.dirty_log l
                    WHERE l.symbol = of_symbol AND NOT l.reach_known
-                     AND coalesce(l.changed, l.buckets) && tstzrange(lo, hi));
+                     AND coalesce(l.changed * l.buckets, l.buckets) && tstzrange(lo, hi));
 END
 $$;
 COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz) IS
