@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    as_of,
     correction,
     full_build,
     heavy_lag,
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "correction": correction.run,
     "import": import_files.run,
     "read_year": read_year.run,
+    "as_of": as_of.run,
     "verify": verify_rows.run,
     "lag": lag.run,
     "heavy_lag": heavy_lag.run,

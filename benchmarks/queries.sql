@@ -538,3 +538,45 @@ UPDATE feature_platform.gap_watermark SET until_ts = feature_platform.bucket_of(
 -- The number of symbols that a tick did not account for, and of open gaps.
 SELECT (SELECT count(*) FROM feature_platform.gap_watermark WHERE until_ts < feature_platform.clock() - interval '4 minutes')
        + (SELECT count(*) FROM public.ohlcv_1m_gaps WHERE state = 'open');
+
+
+-- ==== as_of.py ====
+
+-- as_if_live_rows --
+-- Copy the stored rows, each with the number of a refresh of its own minute.
+CREATE TEMPORARY TABLE live_row ON COMMIT DROP AS
+SELECT f.*, (extract(epoch FROM f.bucket - benchmark.moment(0)) / 60)::bigint + 1 AS minute_no
+  FROM public.features_1m f;
+
+-- as_if_live_empty --
+-- Delete the rows and their numbers.
+TRUNCATE public.features_1m, feature_platform.features_1m_history, feature_platform.refresh;
+
+-- as_if_live_refreshes --
+-- One refresh for each minute, a second after its close, and one for each minute an hour later.
+INSERT INTO feature_platform.refresh (no, known_by, newest_known, overtaken_by)
+OVERRIDING SYSTEM VALUE
+SELECT n, at, n, n - 1
+  FROM (SELECT n, benchmark.moment(n) + interval '1 second' AS at FROM generate_series(1, %(minutes)s + 60) AS n) AS r;
+
+-- as_if_live_store --
+-- Store the copies, as if each had been stored by a refresh of its minute. Every n-th row was corrected an hour later.
+INSERT INTO public.features_1m
+       (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol,
+        refresh_no)
+SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol,
+       minute_no + CASE WHEN minute_no %% %(corrected)s = 0 THEN 60 ELSE 0 END
+  FROM live_row ORDER BY symbol, bucket;
+
+-- as_if_live_versions --
+-- Store the versions of the rows that were corrected.
+INSERT INTO feature_platform.features_1m_history
+       (symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol,
+        since, until)
+SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol,
+       minute_no, minute_no + 60
+  FROM live_row WHERE minute_no %% %(corrected)s = 0 ORDER BY symbol, bucket;
+
+-- as_if_live_settle --
+-- Do the work of autovacuum before a measurement.
+VACUUM (ANALYZE) public.features_1m, feature_platform.features_1m_history, feature_platform.refresh;

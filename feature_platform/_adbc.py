@@ -13,7 +13,7 @@ from adbc_driver_postgresql import dbapi
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Composable
 
-from feature_platform.database import database_url
+from feature_platform.database import database_url, with_clock
 from feature_platform.errors import UserError, one_line, redact
 from feature_platform.queries import queries
 
@@ -28,6 +28,11 @@ class Reader:
 
     def __init__(self, connection: dbapi.Connection) -> None:
         self._connection = connection
+
+    def freeze(self) -> None:
+        """Let all later queries read the rows as of the first of them."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(queries["frames_freeze"])
 
     def fetch(self, query: str, *parameters: pa.Array, **parts: Composable) -> pa.Table:
         """Return the rows of a small query by its name.
@@ -72,7 +77,7 @@ def reader() -> Iterator[Reader]:
     Raises UserError, also for errors of its queries; the message never holds the password.
     """
     url = database_url()
-    conninfo = make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(url)})
+    conninfo = with_clock(make_conninfo("", **{**_DEFAULTS, **conninfo_to_dict(url)}))
     try:
         with dbapi.Connection(_KeepOpen(), AdbcConnection(_database(conninfo))) as connection:
             yield Reader(connection)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
 from feature_platform.errors import UserError
+from feature_platform.knowledge import AsOf, check_knowledge, check_time, parse_as_of
 from feature_platform.near_names import near_names
 from feature_platform.tables import FEATURES
 
@@ -39,6 +40,8 @@ class _Table:
     columns: its columns of numbers.
     known: the view of all symbols that it has.
     rows: the plural of a row, for messages.
+    versions, every, built_at: the relation of all versions of its rows, the width of a bucket, and
+        when its history was complete; None for features_1m, which has rows from the start.
     """
 
     name: str
@@ -46,6 +49,9 @@ class _Table:
     columns: tuple[str, ...]
     known: str
     rows: str
+    versions: Identifier | None = None
+    every: timedelta = timedelta(minutes=1)
+    built_at: datetime | None = None
 
 
 _FEATURES = _Table(
@@ -70,6 +76,7 @@ def read_features(
     as_: Literal["pandas"] = "pandas",
     *,
     view: Views = "features_1m",
+    as_of: TimeLike | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -82,6 +89,7 @@ def read_features(
     *,
     as_: Literal["arrow"],
     view: Views = "features_1m",
+    as_of: TimeLike | None = None,
 ) -> pa.Table: ...
 
 
@@ -94,6 +102,7 @@ def read_features(
     *,
     as_: Literal["polars"],
     view: Views = "features_1m",
+    as_of: TimeLike | None = None,
 ) -> pl.DataFrame: ...
 
 
@@ -105,6 +114,7 @@ def read_features(
     as_: Form = "pandas",
     *,
     view: Views = "features_1m",
+    as_of: TimeLike | None = None,
 ) -> Any:
     """Read the features with start <= bucket < end.
 
@@ -116,13 +126,19 @@ def read_features(
     as_: "pandas", "arrow" or "polars".
     view: the name of a feature view; or several, whose rows are joined by symbol and bucket. A
         column that several of them have is named "view.column", in `columns`, too.
+    as_of: by default the rows as they are stored now. A time gives the rows as they were known at
+        that time. A delay such as "2 seconds after close" gives each row as it was known that long
+        after its own bucket closed; a row that was not known in time is absent. docs/knowledge.md
+        explains both.
     Raises UserError for a time without a zone, start after end, an unknown view, symbol or column
-    (it names the nearest), and a database that cannot be reached.
+    (it names the nearest), an `as_of` that cannot be answered, and a database that cannot be
+    reached.
     """
     names = [view] if isinstance(view, str) else list(dict.fromkeys(view))
-    if names == ["features_1m"]:
+    if names == ["features_1m"] and as_of is None:
         return _read(_FEATURES, symbols, start, end, columns, as_)
-    return _read_views(names, symbols, start, end, columns, as_)
+    known = None if as_of is None else parse_as_of(as_of)
+    return _read_views(names, symbols, start, end, columns, as_, known)
 
 
 @overload
@@ -276,6 +292,7 @@ def _read_views(
     end: TimeLike,
     columns: Sequence[str] | None,
     form: Form,
+    as_of: AsOf | None,
 ) -> Any:
     """Read some views, joined by symbol and bucket."""
     names = _check_symbols(symbols)
@@ -287,7 +304,10 @@ def _read_views(
     index = ["bucket"] if isinstance(symbols, str) else keys
     joined: pa.Table | None = None
     with reader() as source:
+        source.freeze()  # all views as of one moment
         tables = _tables(source, views)
+        if as_of is not None:
+            check_knowledge(source, as_of, tables, names, window)
         known = [column for table in tables for column in table.columns]
         wanted = {
             table.name: {
@@ -301,7 +321,7 @@ def _read_views(
         _check_ever(source, tables[0], names)
         for table in tables:
             own = {a: b for a, b in wanted[table.name].items() if b in chosen}
-            rows = _rows(source, table, names, window, (*keys, *own))
+            rows = _rows(source, table, names, window, (*keys, *own), as_of)
             rows = rows.rename_columns([*keys, *own.values()])
             joined = rows if joined is None else joined.join(rows, keys, join_type="full outer")
     assert joined is not None, "at least one view is given"
@@ -312,11 +332,7 @@ def _read_views(
 
 def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
     """Return the tables of some views; raises UserError for an unknown one."""
-    rows = source.stream("frames_views")
-    found = {
-        name: tuple(columns)
-        for name, columns in zip(rows["name"].to_pylist(), rows["columns"].to_pylist(), strict=True)
-    }
+    found = {row["name"]: row for row in source.stream("frames_views").to_pylist()}
     for view in views:
         if view not in found:
             near = near_names(str(view), list(found))
@@ -325,7 +341,19 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
             )
     if not views:
         raise UserError("no view is given; give a name such as 'features_1m'")
-    return [_Table(view, "bucket", found[view], "bar_symbol", f"rows in {view}") for view in views]
+    return [
+        _Table(
+            view,
+            "bucket",
+            tuple(found[view]["columns"]),
+            "bar_symbol",
+            f"rows in {view}",
+            Identifier(found[view]["schema"], found[view]["versions"]),
+            timedelta(seconds=found[view]["seconds"]),
+            found[view]["built_at"],
+        )
+        for view in views
+    ]
 
 
 def _rows(
@@ -334,6 +362,7 @@ def _rows(
     names: list[str],
     window: tuple[datetime, datetime],
     columns: Sequence[str],
+    as_of: AsOf | None = None,
 ) -> pa.Table:
     """Return rows of a table; without the column `symbol`, of one symbol.
 
@@ -343,14 +372,17 @@ def _rows(
 
     names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
     first, after = window
-    rows = source.stream(
-        "frames_read",
-        columns=_columns(columns),
-        symbols=sql.Literal(names),
-        start=sql.Literal(first),
-        end=sql.Literal(after),
-        **names_of,
-    )
+    of_window = {
+        "symbols": sql.Literal(names),
+        "start": sql.Literal(first),
+        "end": sql.Literal(after),
+    }
+    if as_of is None:
+        rows = source.stream("frames_read", columns=_columns(columns), **of_window, **names_of)
+    else:
+        shown = _columns(columns, "v")
+        parts = as_of.parts(source, table)
+        rows = source.stream(as_of.query, columns=shown, **of_window, **parts)
     empty = _absent(names, rows) if "symbol" in columns else names[: not rows.num_rows]
     for since in _starts():
         if empty:
@@ -362,7 +394,7 @@ def _rows(
 
 
 def _check_window(start: TimeLike, end: TimeLike) -> tuple[datetime, datetime]:
-    first, after = _check_time("start", start), _check_time("end", end)
+    first, after = check_time("start", start), check_time("end", end)
     if first > after:
         raise UserError(f"start, {first.isoformat()}, is after end, {after.isoformat()}")
     return first, after
@@ -381,8 +413,8 @@ def _absent(names: Sequence[str], rows: pa.Table) -> list[str]:
     return [name for name in names if name not in present]
 
 
-def _columns(names: Iterable[str]) -> Any:
-    return SQL(", ").join(map(Identifier, names))
+def _columns(names: Iterable[str], *of_table: str) -> Any:
+    return SQL(", ").join(Identifier(*of_table, name) for name in names)
 
 
 def _check_symbols(symbols: Symbols) -> list[str]:
@@ -407,19 +439,6 @@ def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, .
                 f" it has {', '.join(table.columns)}"
             )
     return tuple(dict.fromkeys(columns))
-
-
-def _check_time(name: str, time: TimeLike) -> datetime:
-    example = 'write it as "2026-02-01T12:00Z" or datetime(2026, 2, 1, 12, tzinfo=UTC)'
-    try:
-        read = datetime.fromisoformat(time) if isinstance(time, str) else time
-        if not isinstance(read, datetime):
-            raise UserError(f"{name}, {time!r}, is not a time; {example}")
-        if read.utcoffset() is None:  # raises ValueError for pandas' NaT, which is a datetime
-            raise UserError(f"{name}, {time}, has no time zone; {example}")
-        return read.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise UserError(f"{name}, {time!r}, is not a time; {example}") from None
 
 
 def _check_ever(source: Reader, table: _Table, names: Sequence[str]) -> None:

@@ -422,6 +422,7 @@ def refresh_views(
                 ).fetchone()
                 if done is None:  # the version was dropped meanwhile
                     break
+                cursor.execute(queries["refresh_known"])
                 written += done["rows_written"]
                 more = done["more"]
                 if more and not done["rows_written"]:

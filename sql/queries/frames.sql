@@ -63,8 +63,18 @@ SELECT {columns}
  ORDER BY symbol, {time};
 
 -- frames_views --
--- Every table of features that can be read, with its columns; features_1m is the last one.
-SELECT name, columns FROM feature_platform.readable_view ORDER BY name = 'features_1m', name;
+-- Every table of features that can be read, with its columns and the relation of all versions of its rows; features_1m
+-- is the last one.
+SELECT r.name, r.columns, CASE WHEN v.id IS NULL THEN 'feature_platform' ELSE 'feature_views' END AS schema,
+       coalesce('v' || v.id, 'features_1m') || '_versions' AS versions,
+       coalesce(extract(epoch FROM v.every), 60)::bigint AS seconds, v.built_at
+  FROM feature_platform.readable_view r
+  LEFT JOIN feature_platform.feature_view v ON v.served AND v.name = r.name
+ ORDER BY r.name = 'features_1m', r.name;
+
+-- frames_freeze --
+-- Read as of one moment in the whole transaction.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
 
 -- frames_latest --
 -- The newest features of each of some symbols, of those that have one since a time, by one index look-up each.
@@ -76,3 +86,50 @@ SELECT f.*
                       ORDER BY bucket DESC
                       LIMIT 1) AS f
  ORDER BY f.symbol;
+
+
+-- ==== knowledge.py ====
+-- Sent over ADBC, as the statements above.
+
+-- knowledge_limits --
+-- The first time that is noted, and the time now.
+SELECT (SELECT min(r.known_by) FROM feature_platform.refresh r) AS begins, feature_platform.clock() AS now;
+
+-- knowledge_numbers --
+-- The numbers of refreshes that were known at a time.
+SELECT k.upto, k.late FROM feature_platform.known_at({moment}) AS k;
+
+-- knowledge_read_at --
+-- The rows of some symbols in a window by the numbers that were known, in order. The planner knows the numbers, so it
+-- reads almost all rows in the order of the index.
+SELECT {columns}
+  FROM {versions} AS v
+ WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
+   AND v.since <= {upto}::bigint AND v.since <> ALL ({late}::bigint[])
+   AND (v.until IS NULL OR v.until > {upto}::bigint OR v.until = ANY ({late}::bigint[]))
+ ORDER BY v.symbol, v.bucket;
+
+-- knowledge_read_after_close --
+-- The rows of some symbols in a window, each as it was known some seconds after the start of its bucket, in order. No
+-- row is known before its bucket has closed, so the numbers of earlier refreshes do not matter; a day allows for clocks.
+WITH known AS MATERIALIZED (
+    SELECT r.no, r.known_by FROM feature_platform.refresh r
+     WHERE r.known_by >= {start}::timestamptz - interval '1 day' AND r.known_by <= {end}::timestamptz + make_interval(secs => {seconds})
+)
+SELECT {columns}
+  FROM {versions} AS v
+  LEFT JOIN known AS s ON s.no = v.since
+  LEFT JOIN known AS u ON u.no = v.until
+ WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
+   AND (v.since = 0 OR s.known_by <= v.bucket + make_interval(secs => {seconds}))
+   AND (u.known_by <= v.bucket + make_interval(secs => {seconds})) IS NOT TRUE
+ ORDER BY v.symbol, v.bucket;
+
+-- knowledge_before_build --
+-- The first row of some symbols in a window whose bucket ended, with a delay, before its view was built.
+SELECT symbol, bucket
+  FROM {table}
+ WHERE symbol = ANY ({symbols}::text[]) AND bucket >= {start} AND bucket < {end}
+   AND bucket + make_interval(secs => {seconds}) < {built_at}
+ ORDER BY symbol, bucket
+ LIMIT 1;

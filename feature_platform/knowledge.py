@@ -1,0 +1,194 @@
+"""Read rows as they were known: at a time, or some time after the close of their bucket.
+
+Knowledge is counted in the numbers of refreshes; docs/knowledge.md explains them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from psycopg import sql
+from psycopg.sql import Composable, Identifier
+
+from feature_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from feature_platform._adbc import Reader
+
+_UNITS = {
+    "millisecond": timedelta(milliseconds=1),
+    "second": timedelta(seconds=1),
+    "minute": timedelta(minutes=1),
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+}
+_DELAY = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})s?\s*")
+_AFTER_CLOSE = re.compile(r"(?P<delay>.*\S)\s+after\s+close\s*", re.DOTALL)
+
+
+class Versioned(Protocol):
+    """A table of features whose versions of rows are kept.
+
+    name: of the table in schema public; versions: the relation of all versions of its rows.
+    every: the width of a bucket.
+    built_at: when the history of a feature view was complete; None for features_1m.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def versions(self) -> Identifier | None: ...
+    @property
+    def every(self) -> timedelta: ...
+    @property
+    def built_at(self) -> datetime | None: ...
+
+
+@dataclass(frozen=True)
+class AtTime:
+    """All rows as they were known at one time."""
+
+    moment: datetime
+    query: ClassVar = "knowledge_read_at"
+
+    def parts(self, source: Reader, table: Versioned) -> dict[str, Composable]:
+        """Return the identifiers and values of the query, beside those of the window."""
+        (known,) = source.stream("knowledge_numbers", moment=sql.Literal(self.moment)).to_pylist()
+        return {"versions": _versions(table)} | {
+            name: sql.Literal(number) for name, number in known.items()
+        }
+
+
+@dataclass(frozen=True)
+class AfterClose:
+    """Each row as it was known some time after the close of its bucket."""
+
+    delay: timedelta
+    query: ClassVar = "knowledge_read_after_close"
+
+    def parts(self, _: Reader, table: Versioned) -> dict[str, Composable]:
+        """Return the identifiers and values of the query, beside those of the window."""
+        seconds = (table.every + self.delay).total_seconds()
+        return {"versions": _versions(table), "seconds": sql.Literal(seconds)}
+
+
+AsOf = AtTime | AfterClose
+
+
+def parse_delay(name: str, text: str) -> timedelta:
+    """Return a delay such as "2 seconds".
+
+    Raises UserError, with the name of the argument, for anything else.
+    """
+    match = _DELAY.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise UserError(
+            f"{name}, {text!r}, is not a delay; write a number of {', '.join(_UNITS)}s, such as"
+            " '2 seconds'"
+        )
+    try:
+        return float(match[1]) * _UNITS[match[2]]
+    except OverflowError:
+        raise UserError(f"{name}, {text!r}, is longer than all history") from None
+
+
+def parse_as_of(as_of: datetime | str) -> AsOf:
+    """Return the meaning of the argument `as_of`: a time with a zone, or a delay after close.
+
+    Raises UserError for anything else.
+    """
+    if isinstance(as_of, str) and (match := _AFTER_CLOSE.fullmatch(as_of)):
+        return AfterClose(parse_delay("the delay of as_of", match["delay"]))
+    return AtTime(check_time("as_of", as_of, " or as '2 seconds after close'"))
+
+
+def check_knowledge(
+    source: Reader,
+    as_of: AsOf,
+    tables: Sequence[Versioned],
+    symbols: Sequence[str],
+    window: tuple[datetime, datetime],
+) -> None:
+    """Raise UserError where rows as they were known cannot be read."""
+    (limits,) = source.stream("knowledge_limits").to_pylist()
+    if isinstance(as_of, AtTime):
+        _check_moment(as_of.moment, tables, limits)
+        return
+    for table in tables:
+        if table.name != "features_1m":
+            _check_rows_before_build(source, as_of, table, symbols, window)
+
+
+def _check_moment(moment: datetime, tables: Sequence[Versioned], limits: dict[str, Any]) -> None:
+    shown = f"as_of, {moment.isoformat()},"
+    if moment > limits["now"]:
+        raise UserError(f"{shown} is in the future: it is {limits['now'].isoformat()} now")
+    if limits["begins"] is None:
+        raise UserError(f"{shown} is before the first refresh: nothing is known yet")
+    if moment < limits["begins"]:
+        raise UserError(
+            f"{shown} is too early: knowledge begins at {limits['begins'].isoformat()}, with the"
+            " first refresh whose time was noted"
+        )
+    for table in tables:
+        if table.name != "features_1m" and (table.built_at is None or moment < table.built_at):
+            raise UserError(
+                f"{shown} is before the history of {table.name} was complete, {_built(table)}:"
+                " the view did not have its rows then"
+            )
+
+
+def _check_rows_before_build(
+    source: Reader,
+    as_of: AfterClose,
+    table: Versioned,
+    symbols: Sequence[str],
+    window: tuple[datetime, datetime],
+) -> None:
+    """Raise UserError for rows in a window whose time of knowledge was before their view."""
+    before = source.stream(
+        "knowledge_before_build",
+        table=Identifier("public", table.name),
+        symbols=sql.Literal(list(symbols)),
+        start=sql.Literal(window[0]),
+        end=sql.Literal(window[1]),
+        built_at=sql.Literal(table.built_at or "infinity"),
+        **as_of.parts(source, table),
+    ).to_pylist()
+    if before:
+        raise UserError(
+            f"{table.name} did not have its row of {before[0]['symbol']!r} at"
+            f" {before[0]['bucket'].isoformat()} after the close of that bucket, since its history"
+            f" was complete {_built(table)}: read newer buckets, or leave out as_of for the rows of"
+            " the build, which hold later corrections"
+        )
+
+
+def _built(table: Versioned) -> str:
+    return "not yet" if table.built_at is None else f"at {table.built_at.isoformat()}"
+
+
+def _versions(table: Versioned) -> Identifier:
+    assert table.versions is not None, "tables of bars have no versions"
+    return table.versions
+
+
+def check_time(name: str, time: datetime | str, other: str = "") -> datetime:
+    """Return a time in UTC; raise UserError where it is none or has no zone.
+
+    other: another way to write the argument, for the message.
+    """
+    example = f'write it as "2026-02-01T12:00Z" or datetime(2026, 2, 1, 12, tzinfo=UTC){other}'
+    try:
+        read = datetime.fromisoformat(time) if isinstance(time, str) else time
+        if not isinstance(read, datetime):
+            raise UserError(f"{name}, {time!r}, is not a time; {example}")
+        if read.utcoffset() is None:  # raises ValueError for pandas' NaT, which is a datetime
+            raise UserError(f"{name}, {time}, has no time zone; {example}")
+        return read.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UserError(f"{name}, {time!r}, is not a time; {example}") from None

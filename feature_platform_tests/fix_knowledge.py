@@ -1,0 +1,93 @@
+"""A database whose clock a test moves, with a copy of all rows after each refresh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from feature_platform.views.verify import served_views
+from feature_platform_tests.fix_views import refresh_all
+
+Conn = psycopg.Connection[Any]
+Row = tuple[str, datetime, tuple[str, ...]]
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+_WRITE = """
+    INSERT INTO ohlcv_1m AS b (symbol, ts, open, high, low, close, vol)
+    VALUES (%(symbol)s, %(ts)s, 10, 20, 5, %(close)s, %(vol)s)
+    ON CONFLICT (symbol, ts) DO UPDATE SET close = excluded.close, vol = excluded.vol
+"""
+
+
+@dataclass
+class Past:
+    """All rows as a reader saw them after each refresh.
+
+    conn: a connection to a database for simulated bars, in which no other session writes.
+    seen: the time and the rows after each refresh, by view.
+    """
+
+    conn: Conn
+    seen: list[tuple[datetime, dict[str, list[Row]]]] = field(default_factory=list)
+
+    def set_clock(self, moment: datetime) -> None:
+        """Let the clock of the session show a time; it then hardly moves."""
+        now = datetime.now(UTC)
+        clock = f"{moment.isoformat()}@{now.isoformat()}x0.001"
+        self.conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [clock])
+
+    def write(self, symbol: str, minute: int, close: float = 10, vol: float = 1) -> None:
+        """Write one bar, a new one or a correction."""
+        given = {"symbol": symbol, "ts": START + minute * MINUTE, "close": close, "vol": vol}
+        self.conn.execute(_WRITE, given)
+
+    def delete(self, symbol: str, minute: int) -> None:
+        """Delete one bar."""
+        given = (symbol, START + minute * MINUTE)
+        self.conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts = %s", given)
+
+    def refresh(self, moment: datetime) -> None:
+        """Refresh all rows at a time, and remember what readers see."""
+        self.set_clock(moment)
+        refresh_all(self.conn)
+        self.set_clock(moment + timedelta(milliseconds=100))
+        rows = {"features_1m": self._rows("features_1m")}
+        rows |= {view.name: self._rows(view.name) for view in served_views(self.conn)}
+        self.seen.append((moment + timedelta(milliseconds=50), rows))
+
+    def known_at(self, view: str, moment: datetime) -> list[Row]:
+        """Return all rows of a view that a reader saw at a time."""
+        found = [rows for at, rows in self.seen if at <= moment]
+        return found[-1].get(view, []) if found else []
+
+    def known_after_close(self, view: str, every: timedelta, delay: timedelta) -> list[Row]:
+        """Return each row of a view as a reader saw it some time after the close of its bucket."""
+        buckets = {row[:2] for _, rows in self.seen for row in rows.get(view, [])}
+        found = []
+        for symbol, bucket in sorted(buckets):
+            rows = self.known_at(view, bucket + every + delay)
+            found += [row for row in rows if row[:2] == (symbol, bucket)]
+        return found
+
+    def _rows(self, view: str) -> list[Row]:
+        cursor = self.conn.execute(f"TABLE public.{view}".encode())
+        assert cursor.description is not None
+        names = [column.name for column in cursor.description]
+        values = [place for place, name in enumerate(names) if name in _shown(names)]
+        return sorted(
+            (row[0], row[1], tuple(shown(row[place]) for place in values)) for row in cursor
+        )
+
+
+def _shown(names: list[str]) -> list[str]:
+    return [name for name in names if name not in ("symbol", "bucket", "refresh_no")]
+
+
+def shown(number: float | None) -> str:
+    """Return a number in a form that distinguishes all values, and has one for NULL and NaN."""
+    return repr(float("nan") if number is None else float(number))

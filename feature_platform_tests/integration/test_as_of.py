@@ -1,0 +1,244 @@
+"""Guards against rows "as they were known" that a reader could not have seen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Identifier, Literal
+
+from feature_platform import read_features
+from feature_platform._adbc import text_of
+from feature_platform.errors import UserError
+from feature_platform.settings import get_settings
+from feature_platform.views import catalog
+from feature_platform_tests.fix_database import Databases, make_simulated
+from feature_platform_tests.fix_knowledge import MINUTE, START, Past, Row, shown
+from feature_platform_tests.fix_plans import explain, nodes
+from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
+
+SYMBOLS = ["A", "B"]
+SECOND = timedelta(seconds=1)
+MINUTES = 150
+AFTER = START + timedelta(days=1)
+VIEWS = {
+    "features_1m": MINUTE,
+    SHORT.name: MINUTE,
+    CANDLES.name: timedelta(hours=1),
+}
+DELAYS = {
+    "0 seconds": timedelta(0),
+    "2 seconds": 2 * SECOND,
+    "1.5 minutes": 90 * SECOND,
+    "1 hour": timedelta(hours=1),
+}
+
+
+def live(past: Past, seed: int) -> None:
+    """Let bars come minute by minute, some of them late, wrong at first or deleted again."""
+    rng = random.Random(seed)
+    waiting: list[tuple[str, int]] = []
+    for minute in range(MINUTES):
+        closed = START + (minute + 1) * MINUTE
+        for symbol in SYMBOLS:
+            if rng.random() < 0.1:
+                waiting.append((symbol, minute))
+            else:
+                past.write(symbol, minute, rng.randint(6, 19), rng.randint(0, 5))
+        past.refresh(closed + rng.choice([1, 1, 1, 5, 30]) * SECOND)
+        if rng.random() < 0.3:
+            if waiting:
+                past.write(*waiting.pop(0), close=rng.randint(6, 19))
+            past.write(rng.choice(SYMBOLS), rng.randrange(minute + 1), rng.randint(6, 19))
+            if rng.random() < 0.3:
+                past.delete(rng.choice(SYMBOLS), rng.randrange(minute + 1))
+            past.refresh(closed + 45 * SECOND)
+
+
+@pytest.fixture(scope="module")
+def past(databases: Databases) -> Iterator[Past]:
+    """Yield the past of a live database with two views."""
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        make_simulated(url)
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        catalog.apply(conn, [SHORT, CANDLES])
+        refresh_all(conn)
+        live(past, 12)
+        yield past
+
+
+@pytest.fixture(autouse=True)
+def configured(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the settings name this database, for a user with the rights of a reader."""
+    url = make_conninfo(past.conn.info.dsn, options="-c role=feature_platform_reader")
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", url)
+    get_settings.cache_clear()
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """Return the rows of a frame in the form of those that a reader saw."""
+    names = [name for name in table.column_names if name not in ("symbol", "bucket")]
+    return [
+        (row["symbol"], row["bucket"], tuple(shown(row[name]) for name in names))
+        for row in table.to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_rows_as_of_a_time_are_what_a_reader_saw_then(past: Past, view: str) -> None:
+    rng = random.Random(5)
+    seen = set()
+    for at, _ in rng.sample(past.seen, 40):
+        moment = at + rng.choice([0, 0, 7]) * SECOND
+        frame = read_features(SYMBOLS, START, AFTER, as_="arrow", view=view, as_of=moment)
+        assert rows_of(frame) == past.known_at(view, moment), moment
+        seen.add(str(frame))
+    assert len(seen) > (3 if view == CANDLES.name else 20)
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_rows_after_close_are_what_a_reader_saw_then(past: Past, view: str, delay: str) -> None:
+    frame = read_features(
+        SYMBOLS, START, AFTER, as_="arrow", view=view, as_of=f"{delay} after close"
+    )
+    expected = past.known_after_close(view, VIEWS[view], DELAYS[delay])
+    assert rows_of(frame) == expected
+    stored = rows_of(read_features(SYMBOLS, START, AFTER, as_="arrow", view=view))
+    if delay == "2 seconds":
+        absent = {row[:2] for row in stored} - {row[:2] for row in expected}
+        assert absent, "some rows were not known in time"
+
+
+def test_several_views_and_all_forms_agree(past: Past) -> None:
+    moment, seen = past.seen[len(past.seen) // 2]
+    columns = ["volume_z", "last_close", "mean_5m", "ema_3m"]
+    views = ["features_1m", SHORT.name]
+    for as_of in (moment, moment.isoformat(), "5 seconds after close"):
+        given: dict[str, Any] = {"columns": columns, "view": views, "as_of": as_of}
+        table = read_features(SYMBOLS, START, AFTER, as_="arrow", **given)
+        frame = read_features(SYMBOLS, START, AFTER, **given)
+        polars = read_features(SYMBOLS, START, AFTER, as_="polars", **given)
+        assert polars.to_arrow().to_pylist() == table.to_pylist()
+        assert frame.reset_index().columns.tolist() == ["symbol", "bucket", *columns]
+        assert len(frame) == table.num_rows > 0
+        one = read_features("B", START, AFTER, **given)
+        assert one.equals(frame.loc["B"])
+    table = read_features(SYMBOLS, START, AFTER, as_="arrow", view=views, as_of=moment)
+    joined = {row[:2]: row[2] for row in seen["features_1m"]}
+    assert [(row[0], row[1], row[2][:9]) for row in rows_of(table)] == [
+        (*key, values) for key, values in sorted(joined.items())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("as_of", "message"),
+    [
+        (datetime.now(UTC) + timedelta(days=400), "is in the future: it is 20"),
+        (START - timedelta(days=1), "is too early: knowledge begins at 2026-03-01T00:0"),
+        ("2026-03-01T00:30", "has no time zone; write it as"),
+        ("2 seconds before close", "or as '2 seconds after close'"),
+        ("2 fortnights after close", "the delay of as_of, '2 fortnights', is not a delay"),
+        ("-1 seconds after close", "the delay of as_of, '-1 seconds', is not a delay"),
+        ("9999999999999 days after close", "is longer than all history"),
+        (5, "as_of, 5, is not a time"),
+    ],
+    ids=str,
+)
+def test_a_time_that_cannot_be_answered_gets_one_line(as_of: Any, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        read_features("A", START, AFTER, as_of=as_of)
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_rows_of_a_view_are_not_known_before_it_was_built(past: Past) -> None:
+    built = past.seen[-1][0] + timedelta(hours=1)
+    past.set_clock(built)
+    late = SHORT.__class__("late_1m", "1 minute", dict(SHORT.columns))
+    catalog.apply(past.conn, [SHORT, CANDLES, late])
+    refresh_all(past.conn)
+    with pytest.raises(UserError, match="is before the history of late_1m was complete, at 2026"):
+        read_features("A", START, AFTER, view="late_1m", as_of=past.seen[-1][0])
+    with pytest.raises(UserError, match=r"late_1m did not have its row of 'A' at 2026-03-01T00:0"):
+        read_features("A", START, AFTER, view="late_1m", as_of="2 seconds after close")
+    late_rows = read_features("A", START, AFTER, view="late_1m", as_of=built + SECOND)
+    assert late_rows.equals(read_features("A", START, AFTER, view=SHORT.name))
+    patient = f"{MINUTES + 120} minutes after close"
+    assert read_features("A", START, AFTER, view="late_1m", as_of=patient).equals(late_rows)
+
+
+def test_nothing_is_known_before_the_first_refresh(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", database)
+    get_settings.cache_clear()
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(
+            """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+               VALUES ('A', '2026-03-01 00:00Z', 1, 1, 1, 1, 1)"""
+        )
+    with pytest.raises(UserError, match="before the first refresh: nothing is known yet"):
+        read_features("A", START, AFTER, as_of=START)
+
+
+DAYS = 20
+_BARS = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT 'S' || s, %s::timestamptz + m * interval '10 minutes', 10, 12, 9, 10 + m %% 3, m %% 7
+    FROM generate_series(1, 20) AS s, generate_series(0, 144 * %s - 1) AS m
+"""
+_REFRESHES = """
+    INSERT INTO feature_platform.refresh (known_by, newest_known, overtaken_by)
+    SELECT %s::timestamptz + m * interval '1 minute', m, m - 1
+    FROM generate_series(1, 1440 * %s) AS m
+"""
+_CORRECT = "UPDATE ohlcv_1m SET vol = vol + 1 WHERE extract(hour FROM ts AT TIME ZONE 'UTC') = 5"
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "statistics"])
+@pytest.mark.parametrize("query", ["knowledge_read_at", "knowledge_read_after_close"])
+def test_a_read_of_known_rows_scans_only_its_window(
+    conn: psycopg.Connection, query: str, *, analyzed: bool
+) -> None:
+    conn.execute(_BARS, (START, DAYS))
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(_CORRECT)
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute(_REFRESHES, (START, DAYS))
+    tables = "public.features_1m, feature_platform.features_1m_history, feature_platform.refresh"
+    conn.execute(f"VACUUM {'(ANALYZE) ' if analyzed else ''}{tables}".encode())
+    from_day = START + timedelta(days=DAYS // 2)
+    statement = text_of(
+        query,
+        columns=SQL("v.symbol, v.bucket, v.vol"),
+        versions=Identifier("feature_platform", "features_1m_versions"),
+        symbols=Literal(["S3", "S7"]),
+        start=Literal(from_day),
+        end=Literal(from_day + timedelta(hours=8)),
+        upto=Literal(2),
+        late=Literal([]),
+        seconds=Literal(62.0),
+    )
+    rows = {
+        "features_1m": 2 * 6 * 8,
+        "features_1m_history": 2 * 6 * 8 + 2,
+        "refresh": 60 * 8 + 1440 + 10,
+    }
+    found = set()
+    for node in nodes(explain(conn, statement)["Plan"]):
+        name = node.get("Relation Name", "")
+        # The name of a chunk of a hypertable has its number only.
+        most = rows.get(name, rows["features_1m"])
+        if name:
+            found.add(name)
+            read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            assert read * node["Actual Loops"] <= most, node
+    assert len(found) >= 2
