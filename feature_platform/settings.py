@@ -106,6 +106,14 @@ class Settings(BaseSettings):
         date,
         Field(description="First UTC day that Dagster fetches, repairs and shows."),
     ] = date(2025, 1, 1)
+    lake: Annotated[
+        str | None,
+        Field(
+            description="Directory, or URL such as `s3://bucket/path`, of the lake: a copy of bars"
+            " and features as Delta tables, see [lake.md](lake.md). Without it there is none. A"
+            " relative path is relative to the working directory."
+        ),
+    ] = None
     gap_attempts: Annotated[
         int,
         Field(
@@ -198,6 +206,11 @@ class Settings(BaseSettings):
         if absolute.exists() and not absolute.is_dir():
             raise ValueError(f"{absolute} is not a directory")
         return absolute
+
+    @field_validator("lake")
+    @classmethod
+    def _is_absolute(cls, lake: str | None) -> str | None:
+        return lake if lake is None or "://" in lake else str(Path.cwd() / Path(lake).expanduser())
 
     @field_validator("symbols", mode="before")
     @classmethod

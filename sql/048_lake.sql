@@ -1,14 +1,15 @@
 -- The record of changes that the lake needs. The lake is a copy of bars and features as Delta tables.
 -- See docs/lake.md.
 --
--- A sync first commits `recorded_until`, and then reads rows. A transaction that changes an earlier row and commits after
--- that read has recorded the days of the row here. Changes of later rows are not recorded, so a new minute costs nothing.
+-- A sync first commits `recorded_until`, and then reads rows. A transaction that changes an earlier row and commits
+-- after that read has recorded the days of the row here. Changes of later rows are not recorded, so a new minute costs
+-- nothing.
 CREATE TABLE IF NOT EXISTS feature_platform.lake_table (
     name           text        NOT NULL CONSTRAINT lake_table_pkey PRIMARY KEY,
     location       text        NOT NULL,    -- the lake that has it
     view           integer,                 -- the version of the feature view whose rows it has
-    table_id       text,                    -- Delta Lake's id of the table, NULL before the first sync
-    table_version  bigint,                  -- the newest version of it that a sync wrote
+    table_id       uuid        NOT NULL DEFAULT gen_random_uuid(),      -- distinguishes it from other databases
+    table_version  bigint,                  -- the newest version of it that a sync wrote, NULL before the first
     recorded_until timestamptz NOT NULL DEFAULT '-infinity',    -- changes of rows before it are in lake_change
     mirrored_until timestamptz NOT NULL DEFAULT '-infinity',    -- the lake has the rows before it
     synced_at      timestamptz

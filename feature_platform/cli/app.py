@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from feature_platform import __version__
+from feature_platform.cli.lake import lake
 from feature_platform.cli.views import views
 from feature_platform.errors import UserError, one_line
 
@@ -87,6 +88,7 @@ app = typer.Typer(
 db = typer.Typer(help="Reach and set up the database.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(views, name="views")
+app.add_typer(lake, name="lake")
 
 
 def main() -> NoReturn:

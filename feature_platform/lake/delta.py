@@ -1,0 +1,175 @@
+"""Delta tables of the lake: open, create and replace, with errors in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from feature_platform.errors import UserError, one_line
+from feature_platform.lake.tables import MONTH, PART
+from feature_platform.settings import PREFIX, get_settings
+
+try:
+    from deltalake import (
+        ColumnProperties,
+        CommitProperties,
+        DeltaTable,
+        WriterProperties,
+        write_deltalake,
+    )
+    from deltalake.exceptions import DeltaError, DeltaProtocolError
+except ImportError:
+    raise UserError("the lake needs deltalake: pip install 'feature_platform[lake]'") from None
+
+# The layout of the tables: a change of their partitions or columns of the platform raises it.
+LAYOUT = 1
+_DESCRIPTION = re.compile(r"feature_platform lake, layout (?P<layout>\d+), mirror (?P<mirror>\S+)")
+_MARK = "feature_platform"
+
+# An object store that does not answer is an error after about this time, not after minutes.
+_REMOTE = {"timeout": "20s", "connect_timeout": "5s", "max_retries": "4", "retry_timeout": "40s"}
+
+# A row group holds a month of one symbol, so that a reader of one symbol decodes little else.
+_WRITER = WriterProperties(
+    compression="ZSTD",
+    compression_level=1,
+    max_row_group_size=45_000,
+    default_column_properties=ColumnProperties(dictionary_enabled=False),
+    column_properties={"symbol": ColumnProperties(dictionary_enabled=True)},
+)
+
+
+def location() -> str:
+    """Return the directory or URL of the lake; raises UserError where none is configured."""
+    lake = get_settings().lake
+    if lake is None:
+        raise UserError(
+            f"no lake is configured: set {PREFIX}LAKE to a directory or a URL such as s3://bucket"
+        )
+    return lake
+
+
+def uri_of(name: str) -> str:
+    """Return the path or URL of a table of the lake."""
+    return f"{location().rstrip('/')}/{name}"
+
+
+@contextmanager
+def errors(name: str) -> Iterator[None]:
+    """Raise UserError for an error of a table's files or of the object store."""
+    try:
+        yield
+    except DeltaProtocolError as error:
+        raise UserError(
+            f"{uri_of(name)}: a newer version of Delta Lake wrote it: {one_line(error)};"
+            " update the platform"
+        ) from None
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{uri_of(name)}: {one_line(error)}") from None
+
+
+def open_table(name: str) -> DeltaTable | None:
+    """Return a table of the lake, None where there is none.
+
+    Raises UserError for a table that this version of the platform cannot read, or that is none
+    of the platform's.
+    """
+    uri = uri_of(name)
+    with errors(name):
+        if not DeltaTable.is_deltatable(uri, storage_options(uri)):
+            return None
+        table = DeltaTable(uri, storage_options=storage_options(uri))
+        found = _DESCRIPTION.match(table.metadata().description or "")
+    if found is None:
+        raise UserError(f"{uri} is not a table of the platform: choose another {PREFIX}LAKE")
+    if int(found["layout"]) > LAYOUT:
+        raise UserError(f"{uri}: a newer version of the platform wrote it: update the platform")
+    return table
+
+
+def mirror_of(table: DeltaTable) -> str:
+    """Return the id of the mirror that a table belongs to; each database has its own."""
+    found = _DESCRIPTION.match(table.metadata().description or "")
+    return found["mirror"] if found else ""
+
+
+def create(name: str, mirror: str, schema: pa.Schema) -> DeltaTable:
+    """Create an empty table, in the place of an old one if there is one.
+
+    schema: of the rows, with the columns of the partitions.
+    """
+    uri = uri_of(name)
+    if "://" not in uri:
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    with errors(name):
+        return DeltaTable.create(
+            uri,
+            schema,
+            mode="overwrite",
+            partition_by=[MONTH, PART],
+            name=name,
+            description=f"feature_platform lake, layout {LAYOUT}, mirror {mirror}",
+            storage_options=storage_options(uri),
+            commit_properties=_ours(mirror),
+        )
+
+
+def replace(table: DeltaTable, name: str, rows: pa.Table, predicate: str) -> None:
+    """Replace the rows of a predicate, in one commit."""
+    with errors(name):
+        write_deltalake(
+            table,
+            rows,
+            mode="overwrite",
+            predicate=predicate,
+            writer_properties=_WRITER,
+            commit_properties=_ours(mirror_of(table)),
+        )
+        table.update_incremental()
+
+
+def check_owner(table: DeltaTable, name: str, mirror: str) -> None:
+    """Raise UserError for a table that another mirror wrote."""
+    if mirror_of(table) != mirror:
+        raise UserError(
+            f"{uri_of(name)} is the lake of another database: choose another {PREFIX}LAKE, or"
+            " replace it by `feature-platform lake sync --rebuild`"
+        )
+
+
+def undo_foreign_commits(table: DeltaTable, name: str, since: int) -> None:
+    """Undo the commits of other programs after a version, and raise UserError if there are some.
+
+    A commit of the platform after it is one of a sync that died; it is repeated.
+    """
+    with errors(name):
+        commits = table.history(table.version() - since) if table.version() > since else []
+        foreign = [commit for commit in commits if commit.get(_MARK) != mirror_of(table)]
+        if not foreign:
+            return
+        table.restore(since, commit_properties=_ours(mirror_of(table)))
+    newest = foreign[0]
+    raise UserError(
+        f"{uri_of(name)}: another program changed it (version {newest['version']},"
+        f" {newest.get('operation', 'of no known kind')}); version {since} is restored: run the"
+        " sync again"
+    )
+
+
+def partitions(table: DeltaTable, name: str) -> list[dict[str, str]]:
+    """Return the partitions that have rows."""
+    with errors(name):
+        return list(table.partitions())
+
+
+def storage_options(uri: str) -> dict[str, str] | None:
+    """Return the options for an object store, which reads its credentials from the environment."""
+    return dict(_REMOTE) if "://" in uri else None
+
+
+def _ours(mirror: str) -> CommitProperties:
+    return CommitProperties(custom_metadata={_MARK: mirror})
