@@ -40,8 +40,7 @@ class _Table:
     columns: its columns of numbers.
     known: the view of all symbols that it has.
     rows: the plural of a row, for messages.
-    versions, every, built_at: the relation of all versions of its rows, the width of a bucket, and
-        when its history was complete; None for features_1m, which has rows from the start.
+    id, versions, every, built_at: as in knowledge.Versioned.
     """
 
     name: str
@@ -49,6 +48,7 @@ class _Table:
     columns: tuple[str, ...]
     known: str
     rows: str
+    id: int = 0
     versions: Identifier | None = None
     every: timedelta = timedelta(minutes=1)
     built_at: datetime | None = None
@@ -348,6 +348,7 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
             tuple(found[view]["columns"]),
             "bar_symbol",
             f"rows in {view}",
+            found[view]["id"],
             Identifier(found[view]["schema"], found[view]["versions"]),
             timedelta(seconds=found[view]["seconds"]),
             found[view]["built_at"],

@@ -33,13 +33,17 @@ _AFTER_CLOSE = re.compile(r"(?P<delay>.*\S)\s+after\s+close\s*", re.DOTALL)
 class Versioned(Protocol):
     """A table of features whose versions of rows are kept.
 
-    name: of the table in schema public; versions: the relation of all versions of its rows.
+    name: of the table in schema public.
+    id: of the version of a feature view; 0 for features_1m.
+    versions: the relation of all versions of its rows.
     every: the width of a bucket.
     built_at: when the history of a feature view was complete; None for features_1m.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def id(self) -> int: ...
     @property
     def versions(self) -> Identifier | None: ...
     @property
@@ -72,8 +76,12 @@ class AfterClose:
 
     def parts(self, _: Reader, table: Versioned) -> dict[str, Composable]:
         """Return the identifiers and values of the query, beside those of the window."""
-        seconds = (table.every + self.delay).total_seconds()
-        return {"versions": _versions(table), "seconds": sql.Literal(seconds)}
+        return {
+            "versions": _versions(table),
+            "view": sql.Literal(table.id),
+            "every": sql.Literal(table.every.total_seconds()),
+            "seconds": sql.Literal((table.every + self.delay).total_seconds()),
+        }
 
 
 AsOf = AtTime | AfterClose

@@ -616,6 +616,7 @@ BEGIN
     WHERE w.step_from IS NULL OR upper(w.now) <= w.last_bucket OR w.symbol = ANY (skipped_symbols)
     ORDER BY w.symbol
     ON CONFLICT ON CONSTRAINT symbol_number_pkey DO UPDATE SET no = excluded.no;
+    PERFORM feature_platform.number_known_at_close(0, picked, of_refresh);
     minutes := (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
                 FROM unnest(work) AS w CROSS JOIN LATERAL unnest(w.now) AS r);
     PERFORM feature_platform.record_lake_changes('features_1m', array_agg(w.symbol), array_agg(w.now))

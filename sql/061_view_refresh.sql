@@ -299,6 +299,7 @@ BEGIN
                       skipped || steps.skipped || computed.skipped) AS k (symbol, buckets) GROUP BY k.symbol) AS a
     WHERE s.view = of_view AND s.symbol = a.symbol;
     more := more OR FOUND;
+    PERFORM feature_platform.number_known_at_close(of_view, picked, of_refresh);
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint) IS

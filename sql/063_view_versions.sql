@@ -122,6 +122,7 @@ BEGIN
         EXECUTE format('DROP %s %s', part.kind, part.name);
     END LOOP;
     DELETE FROM feature_platform.view_symbol s WHERE s.view = of_view;
+    DELETE FROM feature_platform.known_at_close k WHERE k.view = of_view;
     DELETE FROM feature_platform.feature_view v WHERE v.id = of_view;
 END
 $$;
@@ -191,6 +192,12 @@ BEGIN ATOMIC
     ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
     SET processed = excluded.processed, dirty = excluded.dirty, long_only = excluded.long_only, building = true,
         removed = true, marked_at = excluded.marked_at;
+
+    -- The rows of the build count for flagged imports.
+    DELETE FROM feature_platform.known_at_close k WHERE k.view = of_view;
+    INSERT INTO feature_platform.known_at_close (view, symbol, minutes)
+    SELECT of_view, k.symbol, range_agg(k.minutes) FROM feature_platform.known_at_close k WHERE k.view = 0
+    GROUP BY k.symbol ORDER BY k.symbol;
 END;
 COMMENT ON FUNCTION feature_platform.begin_view_build(integer) IS 'Marks all history of a new version dirty.';
 

@@ -15,6 +15,7 @@ BEGIN
     GET DIAGNOSTICS features = ROW_COUNT;
     DELETE FROM feature_platform.features_1m_history WHERE symbol = forgotten;
     DELETE FROM feature_platform.symbol_number WHERE symbol = forgotten;
+    DELETE FROM feature_platform.known_at_close WHERE symbol = forgotten;
     PERFORM feature_platform.forget_view_rows(forgotten);
     PERFORM feature_platform.record_lake_symbol(forgotten);
     DELETE FROM public.ohlcv_1m_gaps WHERE symbol = forgotten;

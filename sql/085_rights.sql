@@ -46,10 +46,11 @@ BEGIN
 
         -- Writers of bars, without the right to delete them: bars, and the exchange's answers for missing minutes.
         ('{recorder,orchestrator}', 'SELECT, INSERT, UPDATE ON public.ohlcv_1m'),
-        ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol'),
+        ('{recorder,orchestrator}', 'SELECT ON public.ohlcv_1m_gaps, feature_platform.bar_symbol,
+                    feature_platform.known_at_close'),
         ('{recorder,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.find_gaps, feature_platform.gap_answered,
                     feature_platform.gap_failed, feature_platform.minutes_to_account, feature_platform.due_gaps,
-                    feature_platform.claim_exchange'),
+                    feature_platform.claim_exchange, feature_platform.flag_known_at_close'),
 
         -- The recorder: heartbeats and outages.
         ('{recorder}', 'SELECT, INSERT, UPDATE, DELETE ON feature_platform.heartbeat, feature_platform.feed_outage'),
@@ -83,7 +84,7 @@ BEGIN
                     feature_platform.answered_gap,
                     feature_platform.verification,
                     feature_platform.dirty_log, feature_platform.dirty,
-                    feature_platform.refresh, feature_platform.symbol_number,
+                    feature_platform.refresh, feature_platform.symbol_number, feature_platform.known_at_close,
                     feature_platform.features_1m_history, feature_platform.features_1m_versions,
                     feature_platform.symbol_state, feature_platform.features_1m_state,
                     feature_platform.retention, feature_platform.policy,

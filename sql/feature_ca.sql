@@ -32,6 +32,7 @@ SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail,
 \ir 046_features_1m.sql
 \ir 047_compute.sql
 \ir 048_lake.sql
+\ir 049_known_at_close.sql
 \ir 050_refresh.sql
 \ir 055_retention.sql
 \ir 060_policy.sql

@@ -215,6 +215,12 @@ def import_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Let a later file correct an earlier one.")
     ] = False,
+    known_at: Annotated[
+        Literal["close", "now"],
+        typer.Option(
+            help="Since when training frames count the bars as known: their close, or the import."
+        ),
+    ] = "close",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the summary, and store nothing.")
     ] = False,
@@ -253,7 +259,7 @@ def import_command(
     if exchange is not None:
         if files or symbol is None or start is None:
             raise UserError("--from needs --symbol and --start, and no files")
-        _import_archives(symbol, start, end, dry_run=dry_run)
+        _import_archives(symbol, start, end, dry_run=dry_run, known_at=known_at)
         return
     if start is not None or end is not None:
         raise UserError("--start and --end go with --from binance")
@@ -288,6 +294,7 @@ def import_command(
                 columns=columns,
                 rule=rule,
                 overwrite=overwrite,
+                known_at=known_at,
                 dry_run=dry_run,
                 skip_bad=skip_bad,
                 progress=view.bar_of_files(found, progress),
@@ -306,14 +313,18 @@ def import_command(
         _fail(view.nothing_stored(useless), 1)
 
 
-def _import_archives(symbol: str, start: str, end: str | None, *, dry_run: bool) -> None:
+def _import_archives(
+    symbol: str, start: str, end: str | None, *, dry_run: bool, known_at: Literal["close", "now"]
+) -> None:
     """Load an exchange's archives of one symbol, and show the summary."""
     from feature_platform.cli import console
     from feature_platform.importer import view
     from feature_platform.importer.archives import import_archives
 
     with database_session() as connection, console.progress_bar("import") as progress:
-        report = import_archives(connection, symbol, start, end, dry_run=dry_run, progress=progress)
+        report = import_archives(
+            connection, symbol, start, end, dry_run=dry_run, known_at=known_at, progress=progress
+        )
     console.show(view.report_table(report.imported))
     for line in view.archive_lines(report):
         typer.echo(line)

@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from feature_platform.errors import UserError
 from feature_platform.gaps import find_all_gaps, list_gaps
-from feature_platform.importer.importer import ImportReport, import_input
+from feature_platform.importer.importer import ImportReport, KnownAt, import_input
 from feature_platform.importer.opening import Input
 from feature_platform.origin import exchange_settings
 from feature_platform.queries import queries
@@ -81,6 +81,7 @@ def import_archives(
     end: str | None = None,
     *,
     dry_run: bool = False,
+    known_at: KnownAt = "close",
     progress: Callable[[int, int], None] | None = None,
     pause: float = 1.0,
 ) -> ArchiveReport:
@@ -90,6 +91,7 @@ def import_archives(
     it is run again. An archive whose checksum is wrong is not stored.
 
     start, end: months or days, such as 2024-01 or 2024-01-15; end is yesterday by default.
+    known_at: as in ImportOptions.
     progress: called with the numbers of archives that are done and of all.
     pause: seconds before the first retry.
     Raises UserError where the symbol or the period is not valid.
@@ -108,6 +110,7 @@ def import_archives(
     absent: list[str] = []
     failed: dict[str, str] = {}
     done, total = 0, len(periods)
+    options = {"symbol": symbol, "dry_run": dry_run, "known_at": known_at}
     with closing(_Loader(folder, market, pause)) as loader:
         for period, loaded in loader.load(periods):
             if isinstance(loaded, _Unavailable):
@@ -115,7 +118,7 @@ def import_archives(
             elif loaded is not None:
                 with loaded, closing(Input.of_copy(loader.name(period), loaded)) as source:
                     try:
-                        imported.append(import_input(conn, source, symbol=symbol, dry_run=dry_run))
+                        imported.append(import_input(conn, source, **options))
                     except UserError as error:
                         failed[loader.name(period)] = str(error)
             elif period.monthly:

@@ -35,6 +35,7 @@ from feature_platform.queries import queries
 
 Connection = psycopg.Connection[Any]
 Source = Literal["stream", "rest", "import"]
+KnownAt = Literal["close", "now"]
 Span = tuple[datetime, datetime]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -164,6 +165,8 @@ class ImportOptions:
     overwrite: whether a later file may correct bars of an earlier file of the same import.
     dry_run: count the rows, and store nothing.
     source: the value of the column `source` of the bars.
+    known_at: since when training frames count the bars as known: since the close of their minutes,
+        as a live system would have had them, or since they are stored.
     """
 
     symbol: str | None = None
@@ -172,6 +175,7 @@ class ImportOptions:
     overwrite: bool = False
     dry_run: bool = False
     source: Source = "import"
+    known_at: KnownAt = "close"
 
 
 def import_bars(
@@ -466,6 +470,7 @@ class _FileImport:
             "first": [first for first, _ in spans.values()],
             "last": [last for _, last in spans.values()],
             "source": self._options.source,
+            "known_at": self._options.known_at,
         }
         if self._options.dry_run:
             self._conn.execute(queries["import_analyze"])
@@ -488,11 +493,17 @@ class _FileImport:
 
     def _insert(self, ranges: dict[str, Any]) -> tuple[int, int]:
         insert = "import_insert_in_order" if self._contents.in_order else "import_insert"
-        return self._conn.execute(queries[insert], ranges).rowcount, 0
+        inserted = self._conn.execute(queries[insert], ranges).rowcount
+        if self._options.known_at == "close":
+            self._conn.execute(queries["import_flag"], ranges)
+        return inserted, 0
 
     def _upsert(self, ranges: dict[str, Any]) -> tuple[int, int]:
         self._conn.execute(queries["import_analyze"])
-        inserted, updated = self._row(queries["import_upsert"], ranges)
+        inserted, updated, *runs = self._row(queries["import_upsert"], ranges)
+        if runs[0] is not None:
+            flagged = dict(zip(("symbols", "first", "last"), runs, strict=True))
+            self._conn.execute(queries["import_flag"], flagged)
         return int(inserted), int(updated)
 
     def _row(self, query: LiteralString, values: dict[str, Any] | None = None) -> tuple[Any, ...]:

@@ -225,12 +225,15 @@ def test_a_read_of_known_rows_scans_only_its_window(
         end=Literal(from_day + timedelta(hours=8)),
         upto=Literal(2),
         late=Literal([]),
+        view=Literal(0),
+        every=Literal(60.0),
         seconds=Literal(62.0),
     )
     rows = {
         "features_1m": 2 * 6 * 8,
         "features_1m_history": 2 * 6 * 8 + 2,
         "refresh": 60 * 8 + 1440 + 10,
+        "known_at_close": 0,
     }
     found = set()
     for node in nodes(explain(conn, statement)["Plan"]):

@@ -142,6 +142,8 @@ ANALYZE pg_temp.import_bar;
 -- import_upsert --
 -- Store the staged bars that are new or differ from the stored ones; count both. Equal rows are not even locked.
 -- The file's range of each symbol is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
+-- For an import that is known at close, also return the runs of bars to be flagged: new bars, and corrections of flagged
+-- bars. A stored bar of a stream or of REST was known with its old values, so its correction is not flagged.
 WITH stored AS (
     SELECT s.id, b.*
       FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
@@ -163,9 +165,37 @@ WITH stored AS (
            vol = excluded.vol, source = excluded.source, inserted_at = excluded.inserted_at
      WHERE (b.open, b.high, b.low, b.close, b.vol) IS DISTINCT FROM
            (excluded.open, excluded.high, excluded.low, excluded.close, excluded.vol)
-    RETURNING b.xmax = 0 AS is_new
+    RETURNING b.symbol, b.ts, b.xmax = 0 AS is_new
+), flagged AS (
+    SELECT c.symbol, c.ts, c.is_new OR EXISTS (SELECT FROM feature_platform.known_at_close k
+                                                WHERE k.view = 0 AND k.symbol = c.symbol AND k.minutes @> c.ts) AS it
+      FROM changed c
+     WHERE %(known_at)s = 'close'
+), span AS (
+    SELECT symbol, min(ts) AS first, max(ts) AS last FROM flagged GROUP BY symbol
+), line AS (
+    SELECT symbol, ts, it FROM flagged
+    UNION ALL
+    SELECT s.symbol, s.ts, false
+      FROM stored s
+      JOIN span p ON p.symbol = s.symbol AND s.ts BETWEEN p.first AND p.last
+     WHERE NOT EXISTS (SELECT FROM flagged f WHERE f.symbol = s.symbol AND f.ts = s.ts)
+), numbered AS (
+    SELECT symbol, ts, it,
+           row_number() OVER (PARTITION BY symbol ORDER BY ts)
+           - row_number() OVER (PARTITION BY symbol, it ORDER BY ts) AS run
+      FROM line
+), run AS (
+    SELECT symbol, min(ts) AS first, max(ts) AS last FROM numbered WHERE it GROUP BY symbol, run
 )
-SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM changed;
+SELECT (SELECT count(*) FROM changed WHERE is_new), (SELECT count(*) FROM changed WHERE NOT is_new),
+       array_agg(symbol), array_agg(first), array_agg(last)
+  FROM run;
+
+-- import_flag --
+-- Flag the minutes of stored bars as known at the close of their buckets.
+SELECT feature_platform.flag_known_at_close(
+    %(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[]);
 
 
 -- ==== schema.py ====

@@ -65,7 +65,8 @@ SELECT {columns}
 -- frames_views --
 -- Every table of features that can be read, with its columns and the relation of all versions of its rows; features_1m
 -- is the last one.
-SELECT r.name, r.columns, CASE WHEN v.id IS NULL THEN 'feature_platform' ELSE 'feature_views' END AS schema,
+SELECT r.name, r.columns, coalesce(v.id, 0) AS id,
+       CASE WHEN v.id IS NULL THEN 'feature_platform' ELSE 'feature_views' END AS schema,
        coalesce('v' || v.id, 'features_1m') || '_versions' AS versions,
        coalesce(extract(epoch FROM v.every), 60)::bigint AS seconds, v.built_at
   FROM feature_platform.readable_view r
@@ -111,25 +112,44 @@ SELECT {columns}
 
 -- knowledge_read_after_close --
 -- The rows of some symbols in a window, each as it was known some seconds after the start of its bucket, in order. No
--- row is known before its bucket has closed, so the numbers of earlier refreshes do not matter; a day allows for clocks.
+-- row is known before its bucket has closed, so the numbers of earlier refreshes do not matter. A day allows for clocks
+-- that were set back.
 WITH known AS MATERIALIZED (
     SELECT r.no, r.known_by FROM feature_platform.refresh r
-     WHERE r.known_by >= {start}::timestamptz - interval '1 day' AND r.known_by <= {end}::timestamptz + make_interval(secs => {seconds})
+     WHERE r.known_by >= {start}::timestamptz - interval '1 day'
+       AND r.known_by <= {end}::timestamptz + make_interval(secs => {seconds})
+), flagged AS MATERIALIZED (
+    SELECT k.symbol, lower(r) AS first, upper(r) - make_interval(secs => {every}) AS last,
+           coalesce(k.no, 9223372036854775807) AS no
+      FROM feature_platform.known_at_close k
+     CROSS JOIN LATERAL unnest(k.minutes) AS r
+     WHERE k.view = {view} AND k.symbol = ANY ({symbols}::text[])
+       AND lower(r) < {end} AND upper(r) > {start}
 )
 SELECT {columns}
   FROM {versions} AS v
   LEFT JOIN known AS s ON s.no = v.since
   LEFT JOIN known AS u ON u.no = v.until
+  LEFT JOIN flagged AS f ON f.symbol = v.symbol AND v.bucket BETWEEN f.first AND f.last
  WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
-   AND (v.since = 0 OR s.known_by <= v.bucket + make_interval(secs => {seconds}))
-   AND (u.known_by <= v.bucket + make_interval(secs => {seconds})) IS NOT TRUE
+   AND (v.since = 0 OR v.since <= f.no OR s.known_by <= v.bucket + make_interval(secs => {seconds}))
+   AND (v.until <= f.no OR u.known_by <= v.bucket + make_interval(secs => {seconds})) IS NOT TRUE
  ORDER BY v.symbol, v.bucket;
 
 -- knowledge_before_build --
--- The first row of some symbols in a window whose bucket ended, with a delay, before its view was built.
-SELECT symbol, bucket
-  FROM {table}
- WHERE symbol = ANY ({symbols}::text[]) AND bucket >= {start} AND bucket < {end}
-   AND bucket + make_interval(secs => {seconds}) < {built_at}
- ORDER BY symbol, bucket
+-- The first row of some symbols in a window whose bucket ended, with a delay, before its view was built; without the
+-- rows of imports that are known at close.
+WITH flagged AS MATERIALIZED (
+    SELECT k.symbol, lower(r) AS first, upper(r) - make_interval(secs => {every}) AS last
+      FROM feature_platform.known_at_close k
+     CROSS JOIN LATERAL unnest(k.minutes) AS r
+     WHERE k.view = {view} AND k.symbol = ANY ({symbols}::text[])
+       AND lower(r) < {end} AND upper(r) > {start}
+)
+SELECT v.symbol, v.bucket
+  FROM {table} AS v
+  LEFT JOIN flagged AS f ON f.symbol = v.symbol AND v.bucket BETWEEN f.first AND f.last
+ WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
+   AND v.bucket + make_interval(secs => {seconds}) < {built_at} AND f.symbol IS NULL
+ ORDER BY v.symbol, v.bucket
  LIMIT 1;

@@ -1,0 +1,170 @@
+"""Guards against imports that training frames count as known too early or too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from feature_platform import read_features
+from feature_platform.importer import import_bars
+from feature_platform.settings import get_settings
+from feature_platform.views import catalog
+from feature_platform_tests.fix_knowledge import MINUTE, START, Past
+from feature_platform_tests.fix_processes import run_on
+from feature_platform_tests.fix_views import CANDLES, SHORT, add_bars
+
+AFTER = START + timedelta(days=3)
+NOW = START + timedelta(days=30)
+CLOSE = "2 seconds after close"
+VIEWS = {"features_1m": 1, SHORT.name: 1, CANDLES.name: 60}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def past(simulated_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Past]:
+    """Yield an empty past of a database that the settings name."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        yield past
+
+
+@pytest.fixture
+def bars_file(tmp_path: Path) -> Write:
+    """Return a function that writes a file of bars of some minutes."""
+
+    def write(minutes: range, close: float = 9, name: str = "bars.csv") -> Path:
+        path = tmp_path / name
+        rows = [
+            f"{(START + minute * MINUTE).isoformat()},10,20,5,{close + minute % 3},{minute % 7}"
+            for minute in minutes
+        ]
+        path.write_text("\n".join(["ts,open,high,low,close,vol", *rows]) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+def known(view: str = "features_1m") -> set[int]:
+    """Return the minutes of all rows of symbol A that were known in time."""
+    frame = read_features("A", START, AFTER, view=view, as_of=CLOSE)
+    return {(bucket - START) // MINUTE for bucket in frame.index}
+
+
+@pytest.mark.parametrize("built", ["before", "after"])
+def test_imported_history_is_known_at_close_in_every_view(
+    past: Past, bars_file: Write, built: str
+) -> None:
+    if built == "before":
+        catalog.apply(past.conn, [SHORT, CANDLES])
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(60, 300))], symbol="A")
+    past.refresh(NOW)
+    if built == "after":
+        past.set_clock(NOW + MINUTE)
+        catalog.apply(past.conn, [SHORT, CANDLES])
+        past.refresh(NOW + MINUTE)
+    for view, every in VIEWS.items():
+        assert known(view) == set(range(60, 300, every)), view
+        frame = read_features("A", START, AFTER, view=view, as_of=CLOSE)
+        assert frame.equals(read_features("A", START, AFTER, view=view))
+        assert read_features("A", START, AFTER, view=view, as_of=NOW + 2 * MINUTE).equals(frame)
+    numbers = "SELECT count(*) FROM feature_platform.known_at_close WHERE no IS NULL"
+    assert past.conn.execute(numbers).fetchone() == (0,)
+
+
+def test_rows_that_wait_for_a_refresh_are_flagged_later(past: Past, bars_file: Write) -> None:
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(2000))], symbol="A")
+    for start in (1500, 700):
+        window = (START + start * MINUTE, AFTER)
+        past.conn.execute("CALL refresh_features_1m(%s, %s)", window)
+        numbers = past.conn.execute("SELECT no FROM feature_platform.known_at_close").fetchall()
+        assert numbers == [(None,)]
+        assert known() == set(range(start, 2000))
+    past.refresh(NOW)
+    number = past.conn.execute("SELECT no FROM feature_platform.known_at_close").fetchone()
+    newest = past.conn.execute("SELECT max(no) FROM feature_platform.refresh").fetchone()
+    assert number == newest
+    assert known() == set(range(2000))
+
+
+def test_an_import_that_is_known_now_is_not_known_at_close(past: Past, bars_file: Write) -> None:
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(100))], symbol="A", known_at="now")
+    past.refresh(NOW)
+    assert known() == set()
+
+
+def test_the_command_line_flags_an_import(past: Past, bars_file: Write) -> None:
+    url = past.conn.info.dsn
+    past.conn.execute("RESET feature_platform.clock")
+    for known_at, expected in (("now", set()), ("close", set(range(100, 200)))):
+        minutes = range(100) if known_at == "now" else range(100, 200)
+        options = ("--symbol", "A", "--known-at", known_at)
+        done = run_on(url, "import", str(bars_file(minutes)), *options)
+        assert done.returncode == 0, done.stderr
+        past.conn.execute("CALL refresh_features_1m(NULL, NULL)")
+        assert known() == expected
+
+
+def test_a_later_correction_of_an_import_is_not_known_at_close(
+    past: Past, bars_file: Write
+) -> None:
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(200))], symbol="A")
+    past.refresh(NOW)
+    imported = read_features("A", START, AFTER)
+    past.set_clock(NOW + MINUTE)
+    past.write("A", 50, close=15)
+    past.write("A", 250)
+    past.delete("A", 60)
+    past.refresh(NOW + MINUTE)
+    assert not read_features("A", START, AFTER).equals(imported)
+    assert read_features("A", START, AFTER, as_of=CLOSE).equals(imported)
+
+
+def test_a_flag_does_not_cover_bars_that_a_stream_brought(past: Past, bars_file: Write) -> None:
+    for minute in range(10, 100):
+        if minute != 40:
+            past.write("A", minute, close=12)
+    past.refresh(START + 100 * MINUTE + timedelta(seconds=1))
+    live = read_features("A", START, AFTER, as_of=CLOSE)
+    assert list(live.index) == [START + 99 * MINUTE]
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(150))], symbol="A")
+    past.refresh(NOW)
+    # Minutes 0 to 9, 40 and 100 to 149 had no bar; the import corrected the others.
+    assert known() == {*range(10), 40, *range(99, 150)}
+    frame = read_features("A", START, AFTER, as_of=CLOSE)
+    assert frame["last_close"][START + 99 * MINUTE] == 12
+    # The bars of the import are corrected by another import: they stay known at close.
+    past.set_clock(NOW + MINUTE)
+    import_bars(past.conn, [bars_file(range(150), 11, "again.csv")], symbol="A")
+    past.refresh(NOW + MINUTE)
+    frame = read_features("A", START, AFTER, as_of=CLOSE)
+    assert set(frame.index) == {START + m * MINUTE for m in (*range(10), 40, *range(99, 150))}
+    closes = frame["last_close"]
+    assert closes[START + 5 * MINUTE] == 13
+    assert closes[START + 120 * MINUTE] == 11
+    assert closes[START + 99 * MINUTE] == 12
+
+
+def test_a_replay_of_an_import_flags_nothing(past: Past, bars_file: Write) -> None:
+    add_bars(past.conn, START, 50, ("A",))
+    path = bars_file(range(50, 60))
+    past.set_clock(NOW)
+    import_bars(past.conn, [path], symbol="A")
+    past.refresh(NOW)
+    flags = "SELECT symbol, minutes, no FROM feature_platform.known_at_close"
+    before = past.conn.execute(flags).fetchall()
+    import_bars(past.conn, [path], symbol="A")
+    past.refresh(NOW + MINUTE)
+    assert past.conn.execute(flags).fetchall() == before
