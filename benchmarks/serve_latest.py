@@ -27,7 +27,7 @@ from benchmarks.full_build import build, load
 from benchmarks.harness import Connection, Ratio, Result, Workbench, require
 from benchmarks.load import CONNECTIONS, Load, Request, put_load, tool
 from feature_platform.queries import queries
-from feature_platform.service.formats import schema_of
+from feature_platform.service.formats import FEATURES
 from feature_platform.service.rows import COLUMNS
 
 DAYS = 3
@@ -105,8 +105,8 @@ def _newest_rows(connection: Connection) -> pa.Table:
     with connection.cursor() as cursor:
         names = [row[0] for row in cursor.execute(queries["service_symbols"])]
         found = cursor.execute(queries["service_latest"], {"symbols": names}).fetchall()
-    columns = [list(column) for column in zip(*(row[:-1] for row in found), strict=True)]
-    return pa.table(columns, schema=schema_of(COLUMNS))
+    columns = [list(column) for column in zip(*(row[: len(COLUMNS)] for row in found), strict=True)]
+    return pa.table(columns, schema=FEATURES)
 
 
 @contextmanager

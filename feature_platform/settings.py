@@ -174,6 +174,15 @@ class Settings(BaseSettings):
             " the newest row of a symbol as stale.",
         ),
     ] = 150.0
+    serve_log: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Part of the answers with newest rows that the model service logs in"
+            " `feature_platform.served`: 0 for none, 1 for all.",
+        ),
+    ] = 0.0
     owner_password: Annotated[SecretStr | None, _password_of("owner")] = None
     recorder_password: Annotated[SecretStr | None, _password_of("recorder")] = None
     refresher_password: Annotated[SecretStr | None, _password_of("refresher")] = None

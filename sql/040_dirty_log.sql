@@ -25,6 +25,8 @@ COMMENT ON TABLE feature_platform.dirty_log IS
 
 -- The worker finds new marks by their numbers and skips the dead rows of older marks.
 CREATE INDEX IF NOT EXISTS dirty_log_id_idx ON feature_platform.dirty_log (id);
+-- The model service finds the marks of a symbol that were put back, which are few, among all of its marks.
+CREATE INDEX IF NOT EXISTS dirty_log_put_back_idx ON feature_platform.dirty_log (symbol) WHERE before_no IS NOT NULL;
 
 -- Record the minutes of one statement in the writer's transaction: in the dirty log, and for the accounting for gaps.
 --

@@ -1,4 +1,5 @@
--- Retention: the ages up to which bars, features, filled gaps and the policy's runs are kept. NULL keeps for ever.
+-- Retention: the ages up to which bars, features, filled gaps, the policy's runs and the log of serves are kept. NULL
+-- keeps for ever.
 --
 -- The retention is exact and recomputes no row. `features_from` is the first bucket of the features for the refresh and
 -- for verify. Enough bars before it stay of each symbol that every row from there on equals its definition over the
@@ -10,10 +11,11 @@ CREATE TABLE IF NOT EXISTS feature_platform.retention (
     gaps          interval    CHECK (gaps >= '0'),
     runs          interval    DEFAULT '7 days' CHECK (runs >= '1 day'),
     features_from timestamptz,      -- NULL: no limit
+    served        interval    DEFAULT '7 days' CHECK (served >= '1 day'),
     CONSTRAINT retention_bars_check1 CHECK (bars IS NULL OR features IS NOT NULL)
 );
 COMMENT ON TABLE feature_platform.retention IS
-    'The ages up to which bars, features, filled gaps and runs are kept, and the first bucket of features.';
+    'The ages up to which bars, features, gaps, runs and served rows are kept, and the first bucket of features.';
 INSERT INTO feature_platform.retention DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 CREATE OR REPLACE FUNCTION feature_platform.features_from() RETURNS timestamptz
@@ -24,7 +26,7 @@ COMMENT ON FUNCTION feature_platform.features_from() IS
 
 CREATE OR REPLACE FUNCTION public.set_features_1m_retention(
     bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL,
-    runs interval DEFAULT '7 days')
+    runs interval DEFAULT '7 days', served interval DEFAULT '7 days')
     RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -36,9 +38,9 @@ BEGIN
                 bars, coalesce(features::text, 'for ever')
             USING HINT = 'A row is computed from the bars of the day before it:'
                 ' bars => ''2 years 1 day'', features => ''2 years''.';
-    ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' THEN
-        RAISE EXCEPTION 'features and runs are kept at least a day, got features %, gaps %, runs %', features, gaps,
-            runs;
+    ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' OR served < '1 day' THEN
+        RAISE EXCEPTION 'features, runs and served rows are kept at least a day, got features %, gaps %, runs %,'
+                ' served %', features, gaps, runs, served;
     END IF;
     SELECT r.features_from INTO old_from FROM feature_platform.retention r FOR UPDATE;
     new_from := CASE WHEN features IS NOT NULL
@@ -46,6 +48,7 @@ BEGIN
     UPDATE feature_platform.retention r
     SET bars = set_features_1m_retention.bars, features = set_features_1m_retention.features,
         gaps = set_features_1m_retention.gaps, runs = set_features_1m_retention.runs,
+        served = set_features_1m_retention.served,
         features_from = CASE WHEN old_from IS NOT NULL THEN new_from END;
     -- A longer retention restores the rows whose bars still exist.
     IF coalesce(new_from, '-infinity') < old_from THEN
@@ -53,8 +56,8 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval) IS
-    'Sets how long bars, features, filled gaps and runs of the policy are kept; NULL is for ever.';
+COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval, interval) IS
+    'Sets how long bars, features, filled gaps, runs of the policy and served rows are kept; NULL is for ever.';
 
 -- Delete one batch of about `budget` rows that are too old, in the caller's transaction; return whether there are more.
 CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT 50000) RETURNS boolean
@@ -82,6 +85,11 @@ BEGIN
     DELETE FROM feature_platform.policy_run r
     WHERE r.id IN (SELECT o.id FROM feature_platform.policy_run o
                    WHERE o.started_at < feature_platform.clock() - kept.runs ORDER BY o.id LIMIT left_over);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    left_over := left_over - gone;
+    DELETE FROM feature_platform.served s
+    WHERE s.id IN (SELECT o.id FROM feature_platform.served o
+                   WHERE o.served_at < feature_platform.clock() - kept.served ORDER BY o.served_at LIMIT left_over);
     GET DIAGNOSTICS gone = ROW_COUNT;
     left_over := left_over - gone;
     DELETE FROM public.ohlcv_1m_gaps g

@@ -93,6 +93,8 @@ BEGIN
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
                     feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
                     feature_platform.lake_table, feature_platform.lake_change'),
+        -- The model service, which is a reader, writes the log of its answers.
+        ('{reader}', 'INSERT ON feature_platform.served'),
         -- The functions of verify, and the state of the views.
         ('{reader,refresher,orchestrator}', 'USAGE ON SCHEMA feature_views'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.plain_before,

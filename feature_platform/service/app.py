@@ -25,13 +25,16 @@ from feature_platform.service.answers import (
 )
 from feature_platform.service.guard import OPEN_PATHS, Guard
 from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
+from feature_platform.service.serve_log import ServeLog
 from feature_platform.trouble_log import TroubleLog
 
 _trouble = TroubleLog(logging.getLogger(__name__))
 
 
-def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -> FastAPI:
-    """Make the application; it opens the pool when it starts.
+def create_app(
+    pool: QueryPool, log: ServeLog, *, stale_after: float, key: str | None = None
+) -> FastAPI:
+    """Make the application; it opens the pool and the log when it starts.
 
     stale_after: seconds after which the newest row of a symbol is stale.
     key: the key that each request except those of health must send; None allows every client.
@@ -40,7 +43,9 @@ def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await pool.open()
+        await log.open()
         yield
+        await log.close()
         await pool.close()
 
     app = FastAPI(
@@ -61,12 +66,12 @@ def create_app(pool: QueryPool, *, stale_after: float, key: str | None = None) -
     if key is not None:
         locked = {"responses": error_responses(401, 429)}
         app.openapi = lambda: _with_lock(app)  # type: ignore[method-assign]
-    measured = metrics.Metrics(pool)
+    measured = metrics.Metrics(pool, log)
     for router in (
-        latest.make_router(pool, stale_after),
+        latest.make_router(pool, log, stale_after),
         history.make_router(pool),
         symbols.make_router(pool, stale_after),
-        views.make_router(pool, stale_after),
+        views.make_router(pool, log, stale_after),
         metrics.make_router(measured),
         index.make_router(),
     ):

@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.ipc
 
 from feature_platform.service.answers import dump_json
+from feature_platform.service.rows import COLUMNS
 
 Format = Literal["json", "csv", "arrow"]
 
@@ -38,21 +39,27 @@ class Writer(Protocol):
         ...
 
 
-def schema_of(columns: Sequence[str]) -> pa.Schema:
-    """Return the schema of rows with these columns; the first two are symbol and bucket."""
+def schema_of(columns: Sequence[str], **kinds: pa.DataType) -> pa.Schema:
+    """Return the schema of rows with these columns; the first two are symbol and bucket.
+
+    kinds: the types of columns that are not numbers of double precision.
+    """
     return pa.schema(
         [
             ("symbol", pa.string()),
             ("bucket", pa.timestamp("s", "UTC")),
-            *((name, pa.int32() if name == "n_1d" else pa.float64()) for name in columns[2:]),
+            *((name, kinds.get(name, pa.float64())) for name in columns[2:]),
         ]
     )
 
 
+FEATURES = schema_of(COLUMNS, n_1d=pa.int32(), refresh_no=pa.int64())
+
+
 class _JsonWriter:
-    def __init__(self, next_page: str | None, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], fields: Mapping[str, Any]) -> None:
         self._columns = columns
-        self._next_page = next_page
+        self._fields = fields
         self._comma = b""
 
     def begin(self) -> bytes:
@@ -64,18 +71,16 @@ class _JsonWriter:
         return comma + objects[1:-1]
 
     def end(self) -> bytes:
-        return b'],"next":' + dump_json(self._next_page) + b"}"
+        return b"]," + dump_json(self._fields)[1:]
 
 
 class _TableWriter:
     """Write by one of pyarrow's writers, and pass each batch on at once."""
 
-    def __init__(
-        self, make: Callable[[io.BytesIO, pa.Schema], Any], columns: Sequence[str]
-    ) -> None:
+    def __init__(self, make: Callable[[io.BytesIO, pa.Schema], Any], schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
-        self._schema = schema_of(columns)
-        self._writer = make(self._sink, self._schema)
+        self._schema = schema
+        self._writer = make(self._sink, schema)
 
     def begin(self) -> bytes:
         return self._take()
@@ -97,15 +102,16 @@ class _TableWriter:
         return written
 
 
-def make_writer(form: Format, next_page: str | None, columns: Sequence[str]) -> Writer:
-    """Return a new writer; only JSON holds the address of the next page.
+def make_writer(form: Format, schema: pa.Schema, fields: Mapping[str, Any]) -> Writer:
+    """Return a new writer.
 
-    columns: of the rows; the first two are symbol and bucket.
+    schema: of the rows.
+    fields: those of a page beside its rows, which only JSON holds.
     """
     if form == "json":
-        return _JsonWriter(next_page, columns)
+        return _JsonWriter(schema.names, fields)
     make = pyarrow.csv.CSVWriter if form == "csv" else pyarrow.ipc.new_stream
-    return _TableWriter(make, columns)
+    return _TableWriter(make, schema)
 
 
 def choose(accept: str) -> Format | None:

@@ -1,28 +1,41 @@
 """The rows of one symbol over a time range, page by page, and each page part by part.
 
 A part is one short query, and no connection or snapshot is held between two parts: a slow client
-blocks no other client, and costs the memory of one part.
+blocks no other client, and costs the memory of one part. All parts show the rows as of the
+refreshes that the first query of the first page has found.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
+import pyarrow as pa
 from fastapi import APIRouter, Query, Request
+from psycopg import sql
 from psycopg.rows import TupleRow
+from psycopg.types.multirange import Multirange
+from psycopg.types.numeric import Int8
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
 from feature_platform.clock import parse_time
 from feature_platform.service.answers import RejectedError, error_responses
-from feature_platform.service.formats import MEDIA_TYPES, Format, Writer, choose, make_writer
+from feature_platform.service.formats import (
+    FEATURES,
+    MEDIA_TYPES,
+    Format,
+    Writer,
+    choose,
+    make_writer,
+)
 from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
-from feature_platform.service.rows import COLUMNS, Row, Symbol
+from feature_platform.service.rows import Buckets, Row, Symbol, buckets_of
 from feature_platform.service.symbols import unknown_symbols
 
 MOST_DAYS = 366
@@ -30,8 +43,10 @@ MOST_ROWS = 100_000
 _DEFAULT_ROWS = 10_000
 PART = 1000  # rows; writing them takes a few milliseconds, during which no other client is served
 
-_PATH = "/v1/features"
-_MINUTE = timedelta(minutes=1)
+# Headers of a page: CSV and Arrow have no other place for it.
+SYMBOL_NO = "Feature-Symbol-No"
+WAITING = "Feature-Waiting"
+WAITING_NO = "Feature-Waiting-No"
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +76,45 @@ class HistoryQuery(BaseModel):
     format: Annotated[Format | None, Field(description="By default the header Accept decides.")] = (
         None
     )
+    as_of: Annotated[
+        Time | None,
+        Field(
+            description="Rows as of the newest refresh of the symbol that was known by this time."
+            " Not final for a time in the last second."
+        ),
+    ] = None
+    symbol_no: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=2**63 - 1,
+            description="Rows as of this refresh of the symbol, such as an earlier answer's.",
+        ),
+    ] = None
 
 
-class Page(BaseModel):
-    """Rows in the order of time."""
+class PageFields(BaseModel):
+    """A page's fields beside its rows."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: list[Row]
+    symbol_no: int | None = Field(
+        description="The symbol's last refresh that the page shows; null with as_of."
+    )
+    waiting: list[Buckets] | None = Field(
+        description="Buckets from start to end that waited for a refresh then; usually none."
+        " Null with as_of or symbol_no."
+    )
+    waiting_no: int | None = Field(
+        description="The refresh as of which these stand; null if none waits."
+    )
     next: str | None = Field(description="Address of the next page; null on the last.")
+
+
+class Page(PageFields):
+    """Rows in the order of time."""
+
+    rows: list[Row]
 
 
 PAGE: dict[int | str, dict[str, Any]] = {
@@ -80,37 +125,79 @@ PAGE: dict[int | str, dict[str, Any]] = {
             MEDIA_TYPES["arrow"]: {"schema": {"type": "string", "format": "binary"}},
         },
         "headers": {
-            "Link": {
-                "description": '`<PATH>; rel="next"`: the address of the next page, if any.',
-                "schema": {"type": "string"},
-            }
+            name: {"description": meaning, "schema": {"type": kind}}
+            for name, meaning, kind in (
+                ("Link", '`<PATH>; rel="next"`: the address of the next page, if any.', "string"),
+                (SYMBOL_NO, "The page's `symbol_no`, if it has one.", "integer"),
+                (WAITING, "`START/END` around all that waits, if something does.", "string"),
+                (WAITING_NO, "The page's `waiting_no`, if something waits.", "integer"),
+            )
         },
     },
     **error_responses(400, 404, 406, 422, 503),
 }
 
 
+@dataclass(frozen=True)
+class Source:
+    """A table of features: features_1m, or a version of a feature view.
+
+    path: of its requests. width: of a bucket.
+    page, rows: the names of its queries, with their own parameters and identifiers.
+    check_symbol: raises RejectedError for a symbol that has no rows at any time.
+    address: parameters of the next page beside those of the request.
+    """
+
+    path: str
+    schema: pa.Schema
+    width: timedelta
+    page: str
+    rows: str
+    check_symbol: Callable[[str], Awaitable[None]]
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    identifiers: Mapping[str, sql.Composable] = field(default_factory=dict)
+    address: Mapping[str, object] = field(default_factory=dict)
+
+
+class _Known(NamedTuple):
+    """The refreshes that a page shows, in the order of the query; see `service_page`."""
+
+    symbol_no: int
+    upto: int | None
+    late: list[int]
+    is_future: bool
+    first_known: datetime | None
+    waiting: Multirange[datetime] | None
+    waiting_no: int | None
+    next_start: datetime | None
+
+
 def make_router(pool: QueryPool) -> APIRouter:
     """Return the route of rows over time."""
     router = APIRouter()
 
-    @router.get(_PATH, response_model=Page, responses=PAGE)
+    async def check_symbol(symbol: str) -> None:
+        ((known,),) = await pool.fetch("service_symbol_is_known", {"symbol": symbol})
+        if not known:
+            raise await unknown_symbols(pool, [symbol])
+
+    source = Source(
+        path="/v1/features",
+        schema=FEATURES,
+        width=timedelta(minutes=1),
+        page="service_page",
+        rows="service_rows",
+        check_symbol=check_symbol,
+    )
+
+    @router.get(source.path, response_model=Page, responses=PAGE)
     async def history(request: Request, query: Annotated[HistoryQuery, Query()]) -> Response:
         """Return rows of a symbol with `start <= bucket < end`, as JSON, CSV or an Arrow stream.
 
-        If the database fails meanwhile, the connection is closed before the page is complete.
+        All pages show the same refreshes. If the database fails meanwhile, the connection is
+        closed before the page is complete.
         """
-        form = check_page(request, query)
-        next_start = await _next_start(pool, query)
-        end = next_start or query.end
-        first = await _part(pool, query.symbol, query.start, end)
-        if not first:
-            await _check_symbol(pool, query.symbol)
-
-        def after(bucket: datetime) -> Awaitable[list[TupleRow]]:
-            return _part(pool, query.symbol, bucket + _MINUTE, end)
-
-        return answer_page(form, _PATH, query, next_start, COLUMNS, first, after)
+        return await answer_page(pool, source, check_page(request, query), query)
 
     return router
 
@@ -125,28 +212,36 @@ class Parts(StreamingResponse):
             _log.warning("an answer ended before it was complete: %s", error)
 
 
-def answer_page(
-    form: Format,
-    path: str,
-    query: HistoryQuery,
-    next_start: datetime | None,
-    columns: Sequence[str],
-    rows: list[TupleRow],
-    after: Callable[[datetime], Awaitable[list[TupleRow]]],
+async def answer_page(
+    pool: QueryPool, source: Source, form: Format, query: HistoryQuery
 ) -> Response:
     """Return a page of rows, which names the address of the next page, if any.
 
-    path, next_start: of the next page; without a start this page is the last one.
-    rows: the first part of the page.
-    after: return the part after a bucket; a part has `PART` rows, the last one fewer.
+    Raises RejectedError for a symbol without rows, and for refreshes that are not known.
     """
-    next_page = None
-    if next_start is not None:
-        next_page = f"{path}?{urlencode(_page_parameters(query, next_start))}"
+    window = {**source.parameters, "symbol": query.symbol, "start": query.start, "end": query.end}
+    of_page = {"rows": query.limit, "as_of": query.as_of, "symbol_no": query.symbol_no}
+    (row,) = await pool.fetch(source.page, {**window, **of_page}, **source.identifiers)
+    known = _Known(*row)
+    upto = await _check_known(source, query, known)
+    of_part = {
+        "end": known.next_start or query.end,
+        "upto": Int8(upto),
+        "late": known.late,
+        "rows": PART,
+    }
+
+    def part(start: datetime) -> Awaitable[list[TupleRow]]:
+        return pool.fetch(source.rows, {**window, **of_part, "start": start}, **source.identifiers)
+
+    rows = await part(query.start)
+    if not rows:
+        await source.check_symbol(query.symbol)
+    fields, headers = _describe(source, query, known)
     return Parts(
-        _write(make_writer(form, next_page, columns), rows, after),
+        _write(make_writer(form, source.schema, fields), rows, lambda at: part(at + source.width)),
         media_type=MEDIA_TYPES[form],
-        headers={} if next_page is None else {"Link": f'<{next_page}>; rel="next"'},
+        headers=headers,
     )
 
 
@@ -155,6 +250,10 @@ async def _write(
     rows: list[TupleRow],
     after: Callable[[datetime], Awaitable[list[TupleRow]]],
 ) -> AsyncIterator[bytes]:
+    """Write the parts of a page; each has `PART` rows, the last one fewer.
+
+    after: return the part after a bucket.
+    """
     yield writer.begin()
     while rows:
         yield writer.add(rows)
@@ -162,23 +261,29 @@ async def _write(
     yield writer.end()
 
 
-async def _part(pool: QueryPool, symbol: str, start: datetime, end: datetime) -> list[TupleRow]:
-    window = {"symbol": symbol, "start": start, "end": end, "rows": PART}
-    return await pool.fetch("service_rows", window)
+async def _check_known(source: Source, query: HistoryQuery, known: _Known) -> int:
+    """Return the last refresh of a page.
 
-
-async def _next_start(pool: QueryPool, query: HistoryQuery) -> datetime | None:
-    """Return the start of the page after this one, None if this is the last."""
-    window = {"symbol": query.symbol, "start": query.start, "end": query.end, "rows": query.limit}
-    found = await pool.fetch("service_next_start", window)
-    return found[0][0] if found else None
-
-
-async def _check_symbol(pool: QueryPool, symbol: str) -> None:
-    """Raise RejectedError for a symbol that has no rows at any time."""
-    ((known,),) = await pool.fetch("service_symbol_is_known", {"symbol": symbol})
-    if not known:
-        raise await unknown_symbols(pool, [symbol])
+    Raises RejectedError for a time or a number whose refreshes are not known.
+    """
+    if known.is_future:
+        raise RejectedError(400, f"as_of: {_text(query.as_of)} is in the future")
+    if known.upto is None:
+        if known.first_known is None:
+            raise RejectedError(400, "as_of: no refresh is known yet")
+        raise RejectedError(
+            400,
+            f"as_of: {_text(query.as_of)} is before the first refresh that is known, at"
+            f" {_text(known.first_known)}",
+        )
+    if query.symbol_no is not None and query.symbol_no > known.symbol_no:
+        await source.check_symbol(query.symbol)
+        raise RejectedError(
+            400,
+            f"symbol_no: {query.symbol_no} is above the number of the symbol's last refresh,"
+            f" {known.symbol_no}",
+        )
+    return known.upto
 
 
 def check_page(request: Request, query: HistoryQuery) -> Format:
@@ -190,19 +295,54 @@ def check_page(request: Request, query: HistoryQuery) -> Format:
         raise RejectedError(400, "start is not before end")
     if query.end - query.start > timedelta(days=MOST_DAYS):
         raise RejectedError(400, f"from start to end is more than {MOST_DAYS} days")
+    if query.as_of is not None and query.symbol_no is not None:
+        raise RejectedError(400, "as_of and symbol_no exclude each other")
     return form
 
 
-def _page_parameters(query: HistoryQuery, start: datetime) -> dict[str, object]:
-    """Return the parameters of the page that begins at a bucket."""
+def _describe(
+    source: Source, query: HistoryQuery, known: _Known
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields and the headers of a page."""
+    is_newest = query.as_of is None and query.symbol_no is None
+    symbol_no = known.upto if query.as_of is None else None
+    waiting = buckets_of(known.waiting) if is_newest else None
+    waiting_no = known.waiting_no if is_newest else None
+    next_page = None
+    headers = {}
+    if known.next_start is not None:
+        parameters = _page_parameters(query, known.next_start, symbol_no)
+        next_page = f"{source.path}?{urlencode({**parameters, **source.address})}"
+        headers["Link"] = f'<{next_page}>; rel="next"'
+    if symbol_no is not None:
+        headers[SYMBOL_NO] = str(symbol_no)
+    if waiting:
+        # A header is short, however many ranges there are.
+        headers[WAITING] = f"{_text(waiting[0]['start'])}/{_text(waiting[-1]['end'])}"
+        headers[WAITING_NO] = str(waiting_no)
+    fields = {
+        "symbol_no": symbol_no,
+        "waiting": waiting,
+        "waiting_no": waiting_no,
+        "next": next_page,
+    }
+    return fields, headers
+
+
+def _page_parameters(
+    query: HistoryQuery, start: datetime, symbol_no: int | None
+) -> dict[str, object]:
+    """Return the parameters of the page that begins at a bucket, of the same refreshes."""
     return {
         "symbol": query.symbol,
         "start": _text(start),
         "end": _text(query.end),
         "limit": query.limit,
         **({} if query.format is None else {"format": query.format}),
+        **({"symbol_no": symbol_no} if query.as_of is None else {"as_of": _text(query.as_of)}),
     }
 
 
-def _text(time: datetime) -> str:
+def _text(time: datetime | None) -> str:
+    assert time is not None
     return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

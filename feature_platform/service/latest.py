@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from psycopg.rows import TupleRow
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from feature_platform.service.answers import answer_json, error_responses
 from feature_platform.service.pool import QueryPool
-from feature_platform.service.rows import COLUMNS, LatestRow, Symbol
+from feature_platform.service.rows import COLUMNS, OF_THE_NEWEST, LatestRow, Symbol, buckets_of
+from feature_platform.service.serve_log import ServeLog
 from feature_platform.service.symbols import unknown_symbols
 
 MOST_SYMBOLS = 100
-
-_NAMES = (*COLUMNS, "age_seconds")
 
 
 class LatestQuery(BaseModel):
@@ -35,7 +37,7 @@ class Latest(BaseModel):
     rows: list[LatestRow]
 
 
-def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
+def make_router(pool: QueryPool, log: ServeLog, stale_after: float) -> APIRouter:
     """Return the route of the newest rows.
 
     stale_after: seconds after which a row is stale.
@@ -48,17 +50,25 @@ def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
     async def latest(query: Annotated[LatestQuery, Query()]) -> Response:
         """Return the newest row of each symbol, its age, and whether it is stale."""
         symbols = list(dict.fromkeys(query.symbol))
-        rows = {row[0]: row for row in await pool.fetch("service_latest", {"symbols": symbols})}
+        found = await pool.fetch("service_latest", {"symbols": symbols})
+        rows = {row[0]: row for row in found}
         missing = [symbol for symbol in symbols if symbol not in rows]
         if missing:
             raise await unknown_symbols(pool, missing)
-        return answer_json(
-            {
-                "rows": [
-                    {**dict(zip(_NAMES, row, strict=True)), "stale": row[-1] > stale_after}
-                    for row in (rows[symbol] for symbol in symbols)
-                ]
-            }
-        )
+        log.add("features_1m", 0, timedelta(minutes=1), found)
+        return answer_newest((rows[symbol] for symbol in symbols), COLUMNS, stale_after)
 
     return router
+
+
+def answer_newest(rows: Iterable[TupleRow], columns: Sequence[str], stale_after: float) -> Response:
+    """Return an answer of the newest rows, with their numbers and age.
+
+    stale_after: the age in seconds after which a row is stale.
+    """
+    names = (*columns, *OF_THE_NEWEST)
+    answers = [dict(zip(names, row, strict=True)) for row in rows]
+    for answer in answers:
+        answer["waiting"] = buckets_of(answer["waiting"])
+        answer["stale"] = answer["age_seconds"] > stale_after
+    return answer_json({"rows": answers})

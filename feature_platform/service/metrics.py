@@ -19,13 +19,14 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from psycopg.rows import TupleRow
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_platform.service.pool import DatabaseUnavailableError, QueryPool
+from feature_platform.service.serve_log import ServeLog
 
 _FRESH = 2.0  # seconds
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -49,7 +50,7 @@ class PlatformState:
 class Metrics:
     """The metrics of one service."""
 
-    def __init__(self, pool: QueryPool) -> None:
+    def __init__(self, pool: QueryPool, log: ServeLog) -> None:
         self._pool = pool
         self._registry = CollectorRegistry()
         self._requests = Histogram(
@@ -61,6 +62,8 @@ class Metrics:
         )
         self._platform = _PlatformCollector()
         self._registry.register(self._platform)
+        if log.is_on:
+            self._registry.register(_LogCollector(log))
         ProcessCollector(registry=self._registry)
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
@@ -116,6 +119,23 @@ class Metrics:
         except DatabaseUnavailableError as error:
             _log.warning("metrics without those of the database: %s", error)
             return None
+
+
+class _LogCollector(Collector):
+    """Yield the counts of the log of serves."""
+
+    def __init__(self, log: ServeLog) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[Metric]:
+        rows = CounterMetricFamily(
+            "feature_platform_serve_log_rows",
+            "Rows for the log of serves, by their outcome.",
+            labels=["outcome"],
+        )
+        rows.add_metric(["written"], self._log.written)
+        rows.add_metric(["dropped"], self._log.dropped)
+        yield rows
 
 
 class _PlatformCollector(Collector):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -17,6 +19,16 @@ PATIENCE = 0.8  # seconds for a query, its connection included
 
 _MOST_CONNECTIONS = 8
 _RECONNECT = 0.5  # seconds between attempts to connect to a database that is down
+
+CONNECTION: Mapping[str, Any] = MappingProxyType(
+    {
+        "autocommit": True,
+        "application_name": "feature_platform serve",
+        "connect_timeout": 2,
+        # The kernel, too, stops sending to a server that does not exist any more.
+        "tcp_user_timeout": 5000,
+    }
+)
 
 _Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -48,13 +60,7 @@ class QueryPool:
         self._pool: AsyncConnectionPool[_Connection] = AsyncConnectionPool(
             conninfo,
             connection_class=_Connection,
-            # The kernel, too, stops sending to a server that does not exist any more.
-            kwargs={
-                "autocommit": True,
-                "application_name": "feature_platform serve",
-                "connect_timeout": 2,
-                "tcp_user_timeout": 5000,
-            },
+            kwargs=dict(CONNECTION),
             configure=self._configure,
             min_size=1,
             max_size=_MOST_CONNECTIONS,
@@ -90,7 +96,7 @@ class QueryPool:
             connection: _Connection | None = None
             try:
                 async with self._pool.connection(deadline - loop.time()) as connection:
-                    alarm = loop.call_at(deadline, _hang_up, connection)
+                    alarm = loop.call_at(deadline, hang_up, connection)
                     try:
                         cursor = await connection.execute(
                             sql.SQL(queries[query]).format(**identifiers)
@@ -109,11 +115,13 @@ class QueryPool:
                 if not stale or loop.time() >= deadline:
                     raise DatabaseUnavailableError("the database does not answer") from error
             except _NOT_SET_UP as error:
-                raise DatabaseUnavailableError("the database is not set up") from error
+                # A new version of a feature view drops the tables of the old one.
+                subject = "view has changed" if identifiers else "database is not set up"
+                raise DatabaseUnavailableError(f"the {subject}") from error
 
     async def _configure(self, connection: _Connection) -> None:
         """Set the server's own time limit for queries, and make the session read-only."""
-        alarm = asyncio.get_running_loop().call_later(self._patience, _hang_up, connection)
+        alarm = asyncio.get_running_loop().call_later(self._patience, hang_up, connection)
         try:
             await connection.execute(
                 queries["service_session"],
@@ -123,7 +131,7 @@ class QueryPool:
             alarm.cancel()
 
 
-def _hang_up(connection: _Connection) -> None:
+def hang_up(connection: _Connection) -> None:
     """Cut a connection off at once, so that no request waits for its server."""
     if connection.closed:
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
+from psycopg.types.multirange import Multirange
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 # PostgreSQL's text has no NUL.
@@ -31,13 +32,39 @@ class Row(BaseModel):
     volume_z: float | None
     vwap_gap: float | None
     parkinson_vol: float | None
+    refresh_no: int = Field(description="The refresh that gave the row its values.")
 
 
 COLUMNS = tuple(Row.model_fields)  # in the order of the service's queries
 
 
-class LatestRow(Row):
-    """A symbol's newest row, and its age."""
+class Buckets(BaseModel):
+    """A range of buckets."""
 
+    model_config = ConfigDict(extra="forbid")
+
+    start: datetime
+    end: datetime | None = Field(description="The first bucket after it; null: no end.")
+
+
+class LatestRow(Row):
+    """A symbol's newest row, its age, and what the reader knew of the symbol."""
+
+    symbol_no: int = Field(description="The symbol's last refresh.")
+    waiting: list[Buckets] = Field(
+        description="Buckets from this one on that wait for a refresh; usually none."
+    )
+    waiting_no: int | None = Field(
+        description="The refresh as of which these stand; null if none waits."
+    )
     age_seconds: float = Field(description="Seconds since the end of the minute.")
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")
+
+
+# Of a newest row after its columns, in the order of the service's queries.
+OF_THE_NEWEST = ("symbol_no", "waiting", "waiting_no", "age_seconds")
+
+
+def buckets_of(waiting: Multirange[datetime] | None) -> list[dict[str, Any]]:
+    """Return the ranges of a multirange, each as an instance of `Buckets`."""
+    return [] if waiting is None else [{"start": r.lower, "end": r.upper} for r in waiting]

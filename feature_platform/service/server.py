@@ -14,6 +14,7 @@ from feature_platform.schema import prepare
 from feature_platform.service.app import create_app
 from feature_platform.service.connections import LimitedConfig, Limits
 from feature_platform.service.pool import QueryPool
+from feature_platform.service.serve_log import ServeLog
 from feature_platform.settings import Settings, get_settings, is_loopback
 
 _GRACE_SECONDS = 10
@@ -53,6 +54,7 @@ class Service(HttpServer):
         listener = listen(host, port)
         app = create_app(
             QueryPool(where),
+            ServeLog(where, settings.serve_log),
             stale_after=settings.stale_after,
             key=None if settings.api_key is None else settings.api_key.get_secret_value(),
         )

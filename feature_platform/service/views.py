@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import quote
 
+import pyarrow as pa
 from fastapi import APIRouter, Path, Query, Request
 from psycopg import sql
 from psycopg.rows import TupleRow
@@ -15,9 +17,19 @@ from starlette.responses import Response
 
 from feature_platform.near_names import near_names
 from feature_platform.service.answers import RejectedError, answer_json, error_responses
-from feature_platform.service.history import PAGE, PART, HistoryQuery, answer_page, check_page
-from feature_platform.service.latest import LatestQuery
+from feature_platform.service.formats import schema_of
+from feature_platform.service.history import (
+    PAGE,
+    HistoryQuery,
+    PageFields,
+    Source,
+    answer_page,
+    check_page,
+)
+from feature_platform.service.latest import LatestQuery, answer_newest
 from feature_platform.service.pool import QueryPool
+from feature_platform.service.rows import Buckets
+from feature_platform.service.serve_log import ServeLog
 
 _PATH = "/v1/views"
 
@@ -58,19 +70,63 @@ class Views(BaseModel):
 
 
 class ViewRows(BaseModel):
-    """The newest row of each symbol: symbol, bucket, the view's columns, age_seconds, stale."""
+    """The newest row of each symbol: as of features_1m, with the columns of the view."""
 
-    rows: list[dict[str, str | float | bool | None]]
+    rows: list[dict[str, str | float | bool | list[Buckets] | None]]
 
 
-class ViewPage(BaseModel):
-    """Rows in the order of time: symbol, bucket and the view's columns."""
+class ViewQuery(HistoryQuery):
+    """The parameters of a request for a view's rows over time."""
+
+    version: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="The version that must be served; by default any."),
+    ] = None
+
+
+class ViewPage(PageFields):
+    """Rows in the order of time: symbol, bucket, the view's columns and refresh_no."""
 
     rows: list[dict[str, str | float | None]]
-    next: str | None = Field(description="Address of the next page; null on the last.")
 
 
-def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
+@dataclass(frozen=True)
+class _Version:
+    """The version of a view that is served; built_at: since when it is complete."""
+
+    id: int
+    name: str
+    version: int
+    every_seconds: int
+    description: str
+    state: str
+    columns: list[str]
+    sources: list[str]
+    built_at: datetime | None
+
+    @property
+    def width(self) -> timedelta:
+        return timedelta(seconds=self.every_seconds)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The columns of a row."""
+        return ("symbol", "bucket", *self.columns, "refresh_no")
+
+    @property
+    def identifiers(self) -> dict[str, sql.Composable]:
+        """The identifiers of its queries."""
+        return {
+            "view": sql.Identifier("public", self.name),
+            "versions": sql.Identifier("feature_views", f"v{self.id}_versions"),
+            "columns": sql.SQL(", ").join(
+                sql.SQL("{}::double precision").format(sql.Identifier("f", name))
+                for name in self.columns
+            ),
+        }
+
+
+def make_router(pool: QueryPool, log: ServeLog, stale_after: float) -> APIRouter:
     """Return the routes of feature views.
 
     stale_after: seconds after which a row is stale, beside the width of its bucket.
@@ -80,20 +136,21 @@ def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
     @router.get(_PATH, response_model=Views, responses=error_responses(422, 503))
     async def views() -> Response:
         """Return every feature view that can be read, with its columns."""
-        rows = await pool.fetch("service_views")
         return answer_json(
             {
                 "views": [
                     {
-                        **dict(zip(("name", "version", "every_seconds"), row, strict=False)),
-                        "description": row[3],
-                        "state": row[4],
+                        "name": one.name,
+                        "version": one.version,
+                        "every_seconds": one.every_seconds,
+                        "description": one.description,
+                        "state": one.state,
                         "columns": [
                             {"name": name, "expression": source}
-                            for name, source in zip(row[5], row[6], strict=True)
+                            for name, source in zip(one.columns, one.sources, strict=True)
                         ],
                     }
-                    for row in rows
+                    for one in await _versions(pool)
                 ]
             }
         )
@@ -105,75 +162,88 @@ def make_router(pool: QueryPool, stale_after: float) -> APIRouter:
     )
     async def latest(view: Name, query: Annotated[LatestQuery, Query()]) -> Response:
         """Return the newest row of each symbol in a view, its age, and whether it is stale."""
-        width, columns, identifiers = await _table(pool, view)
+        version = await _version(pool, view)
         symbols = list(dict.fromkeys(query.symbol))
-        parameters = {"symbols": symbols, "width": width}
-        found = await pool.fetch("service_view_latest", parameters, **identifiers)
+        found = await _newest(pool, version, symbols)
         rows = {row[0]: row for row in found}
         _check_symbols(view, symbols, rows)
-        names = ("symbol", "bucket", *columns, "age_seconds")
-        late = stale_after + width.total_seconds() - 60
-        return answer_json(
-            {
-                "rows": [
-                    {**dict(zip(names, row, strict=True)), "stale": row[-1] > late}
-                    for row in (rows[symbol] for symbol in symbols)
-                ]
-            }
-        )
+        log.add(view, version.version, version.width, found)
+        late = stale_after + version.every_seconds - 60
+        return answer_newest((rows[symbol] for symbol in symbols), version.row, late)
 
     @router.get(f"{_PATH}/{{view}}", response_model=ViewPage, responses=PAGE)
     async def history(
-        view: Name, request: Request, query: Annotated[HistoryQuery, Query()]
+        view: Name, request: Request, query: Annotated[ViewQuery, Query()]
     ) -> Response:
         """Return a view's rows of a symbol with `start <= bucket < end`, as JSON, CSV or Arrow.
 
-        If the database goes away, the connection is cut before the page is complete.
+        All pages show the same refreshes. If the database fails meanwhile, the connection is
+        closed before the page is complete.
         """
         form = check_page(request, query)
-        width, columns, identifiers = await _table(pool, view)
-        window = {"symbol": query.symbol, "start": query.start, "end": query.end}
-        page = {**window, "rows": query.limit}
-        found = await pool.fetch("service_view_next_start", page, **identifiers)
-        next_start = found[0][0] if found else None
-        window["end"] = next_start or query.end
-        first = await pool.fetch("service_view_rows", {**window, "rows": PART}, **identifiers)
-        if not first:
-            any_row = {"symbols": [query.symbol], "width": width}
-            newest = await pool.fetch("service_view_latest", any_row, **identifiers)
-            _check_symbols(view, [query.symbol], {row[0]: row for row in newest})
+        version = await _version(pool, view)
+        _check_version(version, query)
 
-        def after(bucket: datetime) -> Awaitable[list[TupleRow]]:
-            part = {**window, "start": bucket + width, "rows": PART}
-            return pool.fetch("service_view_rows", part, **identifiers)
+        async def check_symbol(symbol: str) -> None:
+            newest = await _newest(pool, version, [symbol])
+            _check_symbols(view, [symbol], {row[0]: row for row in newest})
 
-        path = f"{_PATH}/{quote(view)}"
-        all_columns = ("symbol", "bucket", *columns)
-        return answer_page(form, path, query, next_start, all_columns, first, after)
+        source = Source(
+            path=f"{_PATH}/{quote(view)}",
+            schema=schema_of(version.row, refresh_no=pa.int64()),
+            width=version.width,
+            page="service_view_page",
+            rows="service_view_rows",
+            check_symbol=check_symbol,
+            parameters={"id": version.id},
+            identifiers=version.identifiers,
+            # The numbers of another version have nothing in common with these.
+            address={"version": version.version},
+        )
+        return await answer_page(pool, source, form, query)
 
     return router
 
 
-async def _table(
-    pool: QueryPool, view: str
-) -> tuple[timedelta, list[str], dict[str, sql.Composable]]:
-    """Return the bar width and the columns of a view, and the identifiers of its queries."""
-    rows = await pool.fetch("service_views")
-    found = {row[0]: row for row in rows}
+async def _versions(pool: QueryPool) -> list[_Version]:
+    return [_Version(*row) for row in await pool.fetch("service_views")]
+
+
+async def _version(pool: QueryPool, view: str) -> _Version:
+    """Return the version of a view that is served; raise RejectedError if there is none."""
+    found = {one.name: one for one in await _versions(pool)}
     if view not in found:
         near = near_names(view, list(found))
         raise RejectedError(404, f"no view {view!r}{near}: /v1/views lists all")
-    columns: list[str] = found[view][5]
-    identifiers: dict[str, sql.Composable] = {
-        "view": sql.Identifier("public", view),
-        "columns": sql.SQL(", ").join(
-            sql.SQL("{}::double precision").format(sql.Identifier("f", name)) for name in columns
-        ),
-    }
-    return timedelta(seconds=found[view][2]), columns, identifiers
+    return found[view]
 
 
-def _check_symbols(view: str, symbols: list[str], rows: dict[str, TupleRow]) -> None:
+def _check_version(version: _Version, query: ViewQuery) -> None:
+    """Raise RejectedError for another version, and for a time at which it was not complete."""
+    if query.version not in (None, version.version):
+        raise RejectedError(
+            400,
+            f"version: {version.name} has version {version.version} now, not {query.version}:"
+            " read from the first page",
+        )
+    if query.as_of is None:
+        return
+    if version.built_at is None:
+        raise RejectedError(400, f"as_of: {version.name} is not complete yet")
+    if query.as_of < version.built_at:
+        raise RejectedError(
+            400,
+            f"as_of: version {version.version} of {version.name} is complete since"
+            f" {version.built_at.astimezone(UTC).isoformat()}",
+        )
+
+
+async def _newest(pool: QueryPool, version: _Version, symbols: list[str]) -> list[TupleRow]:
+    parameters = {"symbols": symbols, "width": version.width, "id": version.id}
+    return await pool.fetch("service_view_latest", parameters, **version.identifiers)
+
+
+def _check_symbols(view: str, symbols: list[str], rows: Mapping[str, TupleRow]) -> None:
     missing = [symbol for symbol in symbols if symbol not in rows]
     if missing:
         raise RejectedError(404, f"no rows in {view} of {', '.join(map(repr, missing))}")

@@ -21,9 +21,13 @@ from feature_platform.views.expressions import (
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
-# The key, and the columns that every table of PostgreSQL has.
+# The key, the fields of the service's rows, and the columns that every table of PostgreSQL has.
 _RESERVED_COLUMNS = frozenset(
-    {"symbol", "bucket", "refresh_no", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
+    {
+        *("symbol", "bucket", "refresh_no"),
+        *("symbol_no", "waiting", "waiting_no", "age_seconds", "stale"),
+        *("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"),
+    }
 )
 MAX_COLUMNS = 200
 MAX_LOOK_BACK = timedelta(days=400)

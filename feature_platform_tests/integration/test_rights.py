@@ -72,7 +72,7 @@ RELATIONS: dict[str, dict[str, str]] = {
     "feature_platform.retention": READERS,
     "feature_platform.runner": READERS,
     "feature_platform.schema_version": {"recorder": READ, **READERS},
-    "feature_platform.served": READERS,
+    "feature_platform.served": {**READERS, "reader": "SI"},
     "feature_platform.stored_symbol": READERS,
     "feature_platform.symbol_state": READERS,
     "feature_platform.features_1m_state": READERS,

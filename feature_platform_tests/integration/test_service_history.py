@@ -15,13 +15,14 @@ import pytest
 
 from feature_platform.service.formats import choose
 from feature_platform.service.rows import COLUMNS
+from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_service import STRANGE, ServedDatabase
 
 FEATURES = "/v1/features"
 ROWS = 2500  # more than two parts of an answer
 STORED = """
     SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z,
-           vwap_gap, parkinson_vol
+           vwap_gap, parkinson_vol, refresh_no
     FROM features_1m WHERE symbol = %s AND bucket >= %s AND bucket < %s ORDER BY bucket
 """
 Stored = list[tuple[Any, ...]]
@@ -67,7 +68,8 @@ def values(row: dict[str, Any]) -> tuple[Any, ...]:
 def parsed(line: list[str]) -> tuple[Any, ...]:
     """Return the values of a line of CSV."""
     numbers = [None if text == "" else float(text) for text in line[2:]]
-    numbers[COLUMNS.index("n_1d") - 2] = int(line[COLUMNS.index("n_1d")])
+    for name in ("n_1d", "refresh_no"):
+        numbers[COLUMNS.index(name) - 2] = int(line[COLUMNS.index(name)])
     return (line[0], datetime.fromisoformat(line[1]), *numbers)
 
 
@@ -143,7 +145,13 @@ def test_every_format_links_to_the_next_page(served: ServedDatabase, stored: Sto
 @pytest.mark.usefixtures("stored")
 def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
     empty = {"symbol": STRANGE, "start": "1970-01-01", "end": "1970-01-02"}
-    assert fetch(served, empty).json() == {"rows": [], "next": None}
+    assert fetch(served, empty).json() == {
+        "rows": [],
+        "symbol_no": value(served.conn, "SELECT feature_platform.number_of(%s)", STRANGE),
+        "waiting": [],
+        "waiting_no": None,
+        "next": None,
+    }
     csv = fetch(served, {**empty, "format": "csv"}).text
     assert csv == ",".join(f'"{name}"' for name in COLUMNS) + "\n"
     with pa.ipc.open_stream(fetch(served, {**empty, "format": "arrow"}).content) as stream:
@@ -173,7 +181,7 @@ def test_a_range_without_rows_is_empty(served: ServedDatabase) -> None:
         (
             {"columns": "vol"},
             422,
-            "no parameter 'columns'; the parameters are symbol, start, end, limit, format",
+            "no parameter 'columns'; the parameters are symbol, start, end, limit, format, as_of,",
         ),
         ({"limits": 3}, 422, "no parameter 'limits' (did you mean 'limit'?); the"),
     ],

@@ -13,7 +13,7 @@ from feature_platform_tests.fix_service import STRANGE, ServedDatabase
 LATEST = "/v1/features/latest"
 STORED = """
     SELECT bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap,
-           parkinson_vol
+           parkinson_vol, refresh_no
     FROM features_1m WHERE symbol = %s ORDER BY bucket DESC LIMIT 1
 """
 

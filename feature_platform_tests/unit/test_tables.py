@@ -22,4 +22,4 @@ def test_the_lists_of_columns_equal_the_schema() -> None:
 
 
 def test_the_service_has_every_feature() -> None:
-    assert ("symbol", "bucket", *FEATURES) == COLUMNS
+    assert ("symbol", "bucket", *FEATURES, "refresh_no") == COLUMNS

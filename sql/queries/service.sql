@@ -1,33 +1,105 @@
 -- Statements of the model service.
 
 -- service_session --
--- Set the session of the service: a statement timeout, read only, times in UTC.
+-- Set the session of the service: a statement timeout, read only, times in UTC, and rows by an index in its order, so
+-- that a part of a long range reads no more rows than it has.
 SELECT set_config('statement_timeout', %(statement_timeout)s, false),
     set_config('default_transaction_read_only', 'on', false),
-       set_config('timezone', 'UTC', false);
+       set_config('timezone', 'UTC', false), set_config('enable_bitmapscan', 'off', false);
+
+-- service_log_session --
+-- Set the session that writes the log of serves: a statement timeout, and no wait for the disk.
+SELECT set_config('statement_timeout', %(statement_timeout)s, false), set_config('synchronous_commit', 'off', false);
+
+-- service_log --
+-- Store rows of the log of serves.
+COPY feature_platform.served (view, version, symbol, bucket, refresh_no, symbol_no, waiting, waiting_no, values,
+                              served_at) FROM STDIN (FORMAT binary);
 
 -- service_latest --
--- The newest row of each of some symbols, and the seconds since the end of its minute.
+-- The newest row of each of some symbols, with the number of the refresh that gave it its values; by the same snapshot
+-- the number of the symbol's last refresh, the buckets from this one on that wait for a refresh (NULL: none), and the
+-- symbol's number before these; and the seconds since the end of the row's minute.
 SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
-       f.parkinson_vol,
+       f.parkinson_vol, f.refresh_no, greatest(n.no, f.refresh_no) AS symbol_no, w.waiting, w.waiting_no,
        extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
   FROM unnest(%(symbols)s::text[]) AS requested (symbol)
  CROSS JOIN LATERAL (SELECT * FROM public.features_1m f
-                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f
+  LEFT JOIN feature_platform.symbol_number n ON n.symbol = f.symbol
+ CROSS JOIN LATERAL (SELECT range_agg(l.buckets) * tstzmultirange(tstzrange(f.bucket, NULL)) AS waiting,
+                            min(l.before_no) AS waiting_no
+                       FROM feature_platform.dirty_log l
+                      WHERE l.symbol = f.symbol AND l.before_no IS NOT NULL
+                        AND l.buckets && tstzrange(f.bucket, NULL)) AS w;
+
+-- service_page --
+-- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
+-- the numbers of refreshes that count, those up to one except some (as of a time, up to a number, or all); whether that
+-- time is in the future, and where no refresh was known then, since when one is; the buckets of the range that wait for
+-- a refresh (NULL: none), and the symbol's number before these; the bucket of the row after the page, if there is one.
+WITH latest AS MATERIALIZED (
+    SELECT feature_platform.number_of(%(symbol)s) AS no
+), known AS MATERIALIZED (
+    SELECT latest.no,
+           CASE WHEN %(as_of)s::timestamptz IS NULL THEN coalesce(%(symbol_no)s::bigint, latest.no)
+                ELSE k.upto END AS upto,
+           coalesce(k.late, '{}') AS late
+      FROM latest
+      LEFT JOIN LATERAL feature_platform.known_at(%(as_of)s::timestamptz) AS k ON %(as_of)s::timestamptz IS NOT NULL
+)
+SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > feature_platform.clock(), false),
+       CASE WHEN known.upto IS NULL
+            THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
+                   ORDER BY r.known_by LIMIT 1) END,
+       w.waiting, w.waiting_no,
+       coalesce(
+           (SELECT f.bucket FROM public.features_1m f
+             WHERE known.upto >= known.no AND known.late = '{}'     -- then every stored row counts
+               AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+             ORDER BY f.bucket OFFSET %(rows)s LIMIT 1),
+           (SELECT p.bucket
+              FROM ((SELECT f.bucket FROM public.features_1m f
+                      WHERE NOT (known.upto >= known.no AND known.late = '{}')
+                        AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+                        AND f.refresh_no <= known.upto AND f.refresh_no <> ALL (known.late)
+                      ORDER BY f.bucket LIMIT %(rows)s + 1)
+                    UNION ALL
+                    (SELECT f.bucket FROM feature_platform.features_1m_history f
+                      WHERE NOT (known.upto >= known.no AND known.late = '{}')
+                        AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+                        AND f.since <= known.upto AND f.since <> ALL (known.late)
+                        AND (f.until > known.upto OR f.until = ANY (known.late))
+                      ORDER BY f.bucket LIMIT %(rows)s + 1)) AS p
+             ORDER BY p.bucket OFFSET %(rows)s LIMIT 1))
+  FROM known
+ CROSS JOIN LATERAL (SELECT range_agg(l.buckets) * tstzmultirange(tstzrange(%(start)s, %(end)s)) AS waiting,
+                            min(l.before_no) AS waiting_no
+                       FROM feature_platform.dirty_log l
+                      WHERE l.symbol = %(symbol)s AND l.before_no IS NOT NULL
+                        AND l.buckets && tstzrange(%(start)s, %(end)s)) AS w;
 
 -- service_rows --
--- Some rows of one symbol, from start to end, in the order of time.
-SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
-  FROM public.features_1m
- WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
- ORDER BY bucket LIMIT %(rows)s;
-
--- service_next_start --
--- The minute of the row after a number of rows from start to end; no row if there is none.
-SELECT bucket
-  FROM public.features_1m
- WHERE symbol = %(symbol)s AND bucket >= %(start)s AND bucket < %(end)s
- ORDER BY bucket OFFSET %(rows)s LIMIT 1;
+-- Some rows of one symbol, from start to end, in the order of time, as of the refreshes up to a number except some.
+-- Old versions are read only where a refresh of the symbol does not count. Each half has a limit of its own, so that
+-- both are read by their index, in order.
+SELECT r.*
+  FROM ((SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z,
+                f.vwap_gap, f.parkinson_vol, f.refresh_no
+           FROM public.features_1m f
+          WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+            AND f.refresh_no <= %(upto)s AND f.refresh_no <> ALL (%(late)s::bigint[])
+          ORDER BY f.bucket LIMIT %(rows)s)
+        UNION ALL
+        (SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z,
+                f.vwap_gap, f.parkinson_vol, f.since
+           FROM feature_platform.features_1m_history f
+          WHERE (feature_platform.number_of(%(symbol)s) > %(upto)s OR %(late)s::bigint[] <> '{}')
+            AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+            AND f.since <= %(upto)s AND f.since <> ALL (%(late)s::bigint[])
+            AND (f.until > %(upto)s OR f.until = ANY (%(late)s::bigint[]))
+          ORDER BY f.bucket LIMIT %(rows)s)) AS r
+ ORDER BY r.bucket LIMIT %(rows)s;
 
 -- service_symbol_is_known --
 -- Whether a symbol has feature rows; the table is read only for symbols that ever had a bar.
@@ -99,31 +171,83 @@ SELECT o.outcome, count(r.id)
  GROUP BY o.outcome ORDER BY o.outcome;
 
 -- service_views --
--- The feature views that can be read: name, version, seconds of a bucket, description, state, columns, expressions.
-SELECT name, version, extract(epoch FROM every)::integer, description, state, columns, sources
+-- The feature views that can be read: number, name, version, seconds of a bucket, description, state, columns,
+-- expressions, and since when the version is complete.
+SELECT id, name, version, extract(epoch FROM every)::integer, description, state, columns, sources, built_at
   FROM feature_platform.feature_view WHERE served ORDER BY name;
 
 -- service_view_latest --
--- The newest row of each of some symbols in a view, and the seconds since the end of its bucket.
-SELECT f.symbol, f.bucket, {columns},
+-- The newest row of each of some symbols in a view, as service_latest.
+SELECT f.symbol, f.bucket, {columns}, f.refresh_no, greatest(s.no, f.refresh_no) AS symbol_no, w.waiting,
+       CASE WHEN w.waiting IS NOT NULL THEN coalesce(s.before_no, s.no) END AS waiting_no,
        extract(epoch FROM feature_platform.clock() - f.bucket - %(width)s::interval)::double precision AS age_seconds
   FROM unnest(%(symbols)s::text[]) AS requested (symbol)
  CROSS JOIN LATERAL (SELECT * FROM {view} f
-                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f;
+                      WHERE f.symbol = requested.symbol COLLATE "C" ORDER BY f.bucket DESC LIMIT 1) AS f
+  LEFT JOIN feature_platform.view_symbol s ON s.view = %(id)s AND s.symbol = f.symbol
+ CROSS JOIN LATERAL (SELECT nullif(s.dirty * tstzmultirange(tstzrange(f.bucket, NULL)), '{{}}') AS waiting) AS w;
+
+-- service_view_page --
+-- The knowledge that all parts of a page of one symbol in a view show, as service_page.
+WITH latest AS MATERIALIZED (
+    SELECT coalesce(s.no, 0) AS no, coalesce(s.before_no, s.no) AS before_no,
+           nullif(s.dirty * tstzmultirange(tstzrange(%(start)s, %(end)s)), '{{}}') AS waiting
+      FROM (VALUES (1)) AS one
+      LEFT JOIN feature_platform.view_symbol s ON s.view = %(id)s AND s.symbol = %(symbol)s
+), known AS MATERIALIZED (
+    SELECT latest.*,
+           CASE WHEN %(as_of)s::timestamptz IS NULL THEN coalesce(%(symbol_no)s::bigint, latest.no)
+                ELSE k.upto END AS upto,
+           coalesce(k.late, '{{}}') AS late
+      FROM latest
+      LEFT JOIN LATERAL feature_platform.known_at(%(as_of)s::timestamptz) AS k ON %(as_of)s::timestamptz IS NOT NULL
+)
+SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > feature_platform.clock(), false),
+       CASE WHEN known.upto IS NULL
+            THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
+                   ORDER BY r.known_by LIMIT 1) END,
+       known.waiting, CASE WHEN known.waiting IS NOT NULL THEN known.before_no END,
+       coalesce(
+           (SELECT f.bucket FROM {view} f
+             WHERE known.upto >= known.no AND known.late = '{{}}'     -- then every stored row counts
+               AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+             ORDER BY f.bucket OFFSET %(rows)s LIMIT 1),
+           (SELECT p.bucket
+              FROM ((SELECT f.bucket FROM {view} f
+                      WHERE NOT (known.upto >= known.no AND known.late = '{{}}')
+                        AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+                        AND f.refresh_no <= known.upto AND f.refresh_no <> ALL (known.late)
+                      ORDER BY f.bucket LIMIT %(rows)s + 1)
+                    UNION ALL
+                    (SELECT f.bucket FROM {versions} f
+                      WHERE f.until IS NOT NULL AND NOT (known.upto >= known.no AND known.late = '{{}}')
+                        AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+                        AND f.since <= known.upto AND f.since <> ALL (known.late)
+                        AND (f.until > known.upto OR f.until = ANY (known.late))
+                      ORDER BY f.bucket LIMIT %(rows)s + 1)) AS p
+             ORDER BY p.bucket OFFSET %(rows)s LIMIT 1))
+  FROM known;
 
 -- service_view_rows --
--- Some rows of one symbol in a view, from start to end, in the order of time.
-SELECT f.symbol, f.bucket, {columns}
-  FROM {view} f
- WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
- ORDER BY f.bucket LIMIT %(rows)s;
-
--- service_view_next_start --
--- The bucket of the row after a number of rows of a view from start to end; no row if there is none.
-SELECT f.bucket
-  FROM {view} f
- WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
- ORDER BY f.bucket OFFSET %(rows)s LIMIT 1;
+-- Some rows of one symbol in a view, as service_rows.
+SELECT r.*
+  FROM ((SELECT f.symbol, f.bucket, {columns}, f.refresh_no
+           FROM {view} f
+          WHERE f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+            AND f.refresh_no <= %(upto)s AND f.refresh_no <> ALL (%(late)s::bigint[])
+          ORDER BY f.bucket LIMIT %(rows)s)
+        UNION ALL
+        (SELECT f.symbol, f.bucket, {columns}, f.since
+           FROM {versions} f
+          WHERE f.until IS NOT NULL
+            AND (%(late)s::bigint[] <> '{{}}'
+                 OR (SELECT s.no FROM feature_platform.view_symbol s
+                      WHERE s.view = %(id)s AND s.symbol = %(symbol)s) > %(upto)s)
+            AND f.symbol = %(symbol)s AND f.bucket >= %(start)s AND f.bucket < %(end)s
+            AND f.since <= %(upto)s AND f.since <> ALL (%(late)s::bigint[])
+            AND (f.until > %(upto)s OR f.until = ANY (%(late)s::bigint[]))
+          ORDER BY f.bucket LIMIT %(rows)s)) AS r
+ ORDER BY r.bucket LIMIT %(rows)s;
 
 -- service_view_states --
 -- One row for each view that can be read: the lag in seconds, the number of dirty buckets, the seconds since the oldest

@@ -10,6 +10,12 @@ ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS change
 ALTER TABLE IF EXISTS public.features_1m ADD COLUMN IF NOT EXISTS refresh_no bigint NOT NULL DEFAULT 0;
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint;
 
+-- Version 2 had no log of served rows.
+ALTER TABLE IF EXISTS feature_platform.retention
+    ADD COLUMN IF NOT EXISTS served interval DEFAULT '7 days'
+        CONSTRAINT retention_served_check CHECK (served >= '1 day');
+DROP FUNCTION IF EXISTS public.set_features_1m_retention(interval, interval, interval, interval);
+
 -- Functions of views that earlier files compiled do not fit the refresh any more: a view has to be applied again, which
 -- builds a new version beside the stored rows. Its sources are changed, so that it does not count as unchanged.
 DO $$
