@@ -35,6 +35,17 @@ CREATE OR REPLACE FUNCTION feature_platform.days_of(times tstzmultirange, until 
 COMMENT ON FUNCTION feature_platform.days_of(tstzmultirange, timestamptz) IS
     'The UTC days of some times, before an end.';
 
+-- Days whose rows in the lake may differ from the database: recorded ones, and those of changed bars that no refresh
+-- has processed yet.
+CREATE OR REPLACE VIEW feature_platform.lake_waiting AS
+SELECT c.name, c.symbol, c.days FROM feature_platform.lake_change c
+UNION ALL
+SELECT t.name, l.symbol, feature_platform.days_of(l.changed, t.mirrored_until)
+  FROM feature_platform.lake_table t
+  JOIN feature_platform.dirty_log l ON l.changed && tstzrange(NULL, t.mirrored_until)
+ WHERE t.name = 'ohlcv_1m';
+COMMENT ON VIEW feature_platform.lake_waiting IS 'Days whose rows in the lake may differ from the database.';
+
 -- Record the days of rows that were stored or deleted, in the transaction that did it. The lock separates it from a
 -- change of `recorded_until`, as take_marks separates the refresh from changes of the list of views.
 CREATE OR REPLACE FUNCTION feature_platform.record_lake_changes(

@@ -92,7 +92,7 @@ BEGIN
                     feature_platform.heartbeat,
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
                     feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
-                    feature_platform.lake_table, feature_platform.lake_change'),
+                    feature_platform.lake_table, feature_platform.lake_change, feature_platform.lake_waiting'),
         -- The model service, which is a reader, writes the log of its answers.
         ('{reader}', 'INSERT ON feature_platform.served'),
         -- The functions of verify, and the state of the views.
@@ -104,6 +104,7 @@ BEGIN
                     feature_platform.view_values'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.known_at, feature_platform.number_of,
+                    feature_platform.days_of,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem,
                     feature_platform.timescaledb_schema,
                     feature_platform.gaps_between, feature_platform.minutes_to_account, feature_platform.hazards,

@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+from feature_platform.errors import UserError
+
+_EXAMPLES = 10
+
 lake = typer.Typer(help="Mirror bars and features into Delta tables.", no_args_is_help=True)
 
 _Tables = Annotated[
@@ -33,3 +37,81 @@ def sync_command(
                 f"{done.name}: {done.rows:,} rows in {done.commits} commits,"
                 f" {console.duration(done.duration)}; {until}"
             )
+
+
+@lake.command("verify")
+def verify_command(
+    tables: _Tables = None,
+    start: Annotated[
+        str | None, typer.Option(help="The first day, such as 2026-01-01; by default the oldest.")
+    ] = None,
+) -> None:
+    """Compare the lake with the database, by count and checksum for each symbol and day."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.clock import parse_time
+    from feature_platform.lake.verify import verify
+
+    try:
+        first = None if start is None else parse_time(start)
+    except ValueError:
+        raise UserError(f"--start {start} is not a day; write it as 2026-01-01") from None
+    differ = False
+    with database_session() as connection:
+        for report in verify(connection, tables, start=first):
+            typer.echo(
+                f"{report.name}: {report.rows:,} rows, {report.days:,} days of symbols compared in"
+                f" {console.duration(report.duration)}, {report.pending:,} wait for a sync,"
+                f" {report.sampled:,} rows compared one by one; {len(report.differences):,} differ"
+            )
+            for one in report.differences[:_EXAMPLES]:
+                typer.echo(
+                    f"  {one.symbol} on {one.day:%Y-%m-%d}: {one.rows_in_lake:,} rows in the lake,"
+                    f" {one.rows_in_database:,} in the database"
+                )
+            if report.lost_files:
+                typer.echo(f"  {report.lost_files:,} files were missing")
+            differ = differ or not report.equal
+    if differ:
+        typer.echo("the next `feature-platform lake sync` writes these days again")
+        raise typer.Exit(1)
+
+
+@lake.command("compact")
+def compact_command(tables: _Tables = None) -> None:
+    """Write partitions of several files as one, and delete files of old versions."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.lake.compact import compact
+
+    with database_session() as connection:
+        for done in compact(connection, tables):
+            typer.echo(
+                f"{done.name}: {done.partitions:,} partitions written again,"
+                f" {done.deleted:,} old files deleted; {done.files:,} files,"
+                f" {console.size(done.size)}"
+            )
+
+
+@lake.command("status")
+def status_command() -> None:
+    """Show each table: until when it is complete, days that wait, files and bytes."""
+    from feature_platform.cli import console
+    from feature_platform.cli.app import database_session
+    from feature_platform.lake.status import lake_status
+
+    made = console.table(
+        "table", "complete until", ">waiting", ">rows", ">files", ">size", "synced"
+    )
+    with database_session() as connection:
+        for one in lake_status(connection):
+            made.add_row(
+                one.name,
+                "-" if one.mirrored_until is None else f"{one.mirrored_until:%Y-%m-%d}",
+                f"{one.waiting:,}",
+                f"{one.rows:,}",
+                f"{one.files:,}",
+                console.size(one.size),
+                "-" if one.synced_at is None else f"{one.synced_at:%Y-%m-%d %H:%M}",
+            )
+    console.show(made)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,7 +30,10 @@ except ImportError:
 
 # The layout of the tables: a change of their partitions or columns of the platform raises it.
 LAYOUT = 1
-_DESCRIPTION = re.compile(r"feature_platform lake, layout (?P<layout>\d+), mirror (?P<mirror>\S+)")
+_DESCRIPTION = re.compile(
+    r"feature_platform lake, layout (?P<layout>\d+)"
+    r"(, parts (?P<parts>\d+), mirror (?P<mirror>\S+))?"
+)
 _MARK = "feature_platform"
 
 # An object store that does not answer is an error after about this time, not after minutes.
@@ -97,7 +103,13 @@ def mirror_of(table: DeltaTable) -> str:
     return found["mirror"] if found else ""
 
 
-def create(name: str, mirror: str, schema: pa.Schema) -> DeltaTable:
+def parts_of(table: DeltaTable) -> int:
+    """Return the number of hashes of symbols that a table is divided by."""
+    found = _DESCRIPTION.match(table.metadata().description or "")
+    return int(found["parts"]) if found else 1
+
+
+def create(name: str, mirror: str, parts: int, schema: pa.Schema) -> DeltaTable:
     """Create an empty table, in the place of an old one if there is one.
 
     schema: of the rows, with the columns of the partitions.
@@ -112,7 +124,7 @@ def create(name: str, mirror: str, schema: pa.Schema) -> DeltaTable:
             mode="overwrite",
             partition_by=[MONTH, PART],
             name=name,
-            description=f"feature_platform lake, layout {LAYOUT}, mirror {mirror}",
+            description=f"feature_platform lake, layout {LAYOUT}, parts {parts}, mirror {mirror}",
             storage_options=storage_options(uri),
             commit_properties=_ours(mirror),
         )
@@ -146,18 +158,79 @@ def undo_foreign_commits(table: DeltaTable, name: str, since: int) -> None:
 
     A commit of the platform after it is one of a sync that died; it is repeated.
     """
+    mirror = mirror_of(table)
     with errors(name):
         commits = table.history(table.version() - since) if table.version() > since else []
-        foreign = [commit for commit in commits if commit.get(_MARK) != mirror_of(table)]
+        # Newest first. An earlier call has undone the commits before its restoration.
+        later = takewhile(
+            lambda one: not (_is(one, mirror) and one["operation"] == "RESTORE"), commits
+        )
+        foreign = [commit for commit in later if not _is(commit, mirror)]
         if not foreign:
             return
-        table.restore(since, commit_properties=_ours(mirror_of(table)))
+        table.restore(since, commit_properties=_ours(mirror))
     newest = foreign[0]
     raise UserError(
         f"{uri_of(name)}: another program changed it (version {newest['version']},"
         f" {newest.get('operation', 'of no known kind')}); version {since} is restored: run the"
         " sync again"
     )
+
+
+def open_own(name: str, mirror: str, version: int | None) -> DeltaTable:
+    """Return a table that this database has written, up to date with all of its commits.
+
+    Raises UserError for any other, and after it has undone commits of another program.
+    """
+    table = open_table(name)
+    if table is None or version is None:
+        raise UserError(f"{uri_of(name)} does not exist: run `feature-platform lake sync`")
+    check_owner(table, name, mirror)
+    undo_foreign_commits(table, name, version)
+    return table
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a table; size in bytes."""
+
+    month: str
+    part: int
+    rows: int
+    size: int
+
+
+def files(table: DeltaTable, name: str) -> list[File]:
+    """Return the files of a table's newest version."""
+    with errors(name):
+        added = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    return [
+        File(
+            one[f"partition.{MONTH}"],
+            one[f"partition.{PART}"],
+            one["num_records"],
+            one["size_bytes"],
+        )
+        for one in added
+    ]
+
+
+def delete_old_files(table: DeltaTable, name: str) -> int:
+    """Delete the files that no version of the last week has; return their number."""
+    with errors(name):
+        ours = _ours(mirror_of(table))
+        deleted = len(table.vacuum(dry_run=False, commit_properties=ours))
+        table.update_incremental()
+        return deleted
+
+
+def forget_lost_files(table: DeltaTable, name: str) -> int:
+    """Remove files from a table that the lake does not have any more; return their number."""
+    with errors(name):
+        ours = _ours(mirror_of(table))
+        lost = table.repair(commit_properties=ours)["files_removed"]
+        table.update_incremental()
+        return len(lost)
 
 
 def partitions(table: DeltaTable, name: str) -> list[dict[str, str]]:
@@ -169,6 +242,11 @@ def partitions(table: DeltaTable, name: str) -> list[dict[str, str]]:
 def storage_options(uri: str) -> dict[str, str] | None:
     """Return the options for an object store, which reads its credentials from the environment."""
     return dict(_REMOTE) if "://" in uri else None
+
+
+def _is(commit: dict[str, Any], mirror: str) -> bool:
+    """Return whether a mirror made a commit."""
+    return commit.get(_MARK) == mirror
 
 
 def _ours(mirror: str) -> CommitProperties:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
+from psycopg.types.range import Range
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from feature_platform.errors import UserError
@@ -121,6 +122,21 @@ def settle(connection: psycopg.Connection[Any], name: str, done: list[Change]) -
     """Delete changes that the lake has."""
     ids = list({change.id for change in done})
     connection.execute(queries["lake_forget_changes"], {"name": name, "ids": ids})
+
+
+def waiting(connection: psycopg.Connection[Any], name: str) -> list[Change]:
+    """Return the days of a table whose rows in the lake may differ from the database."""
+    rows = connection.execute(queries["lake_waiting"], {"name": name})
+    return [Change(no, symbol, _start(first), _start(after)) for no, symbol, first, after in rows]
+
+
+def record(
+    connection: psycopg.Connection[Any], name: str, days: Sequence[tuple[str, datetime]]
+) -> None:
+    """Have the next sync write some days of symbols again."""
+    ranges = [Range(day, day + timedelta(days=1)) for _, day in days]
+    parameters = {"name": name, "symbols": [symbol for symbol, _ in days], "days": ranges}
+    connection.execute(queries["lake_record"], parameters)
 
 
 def _start(day: date) -> datetime:

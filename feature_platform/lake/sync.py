@@ -20,9 +20,8 @@ from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
 from feature_platform._adbc import Reader, reader
-from feature_platform.errors import UserError
 from feature_platform.lake import delta, state
-from feature_platform.lake.state import Change, State
+from feature_platform.lake.state import Change
 from feature_platform.lake.tables import (
     MONTH,
     PART,
@@ -138,12 +137,15 @@ class _Sync:
                 delta.check_owner(table, name, known.table_id)
             same = (known.location, known.view) == (uri, view)
             if table is None or known.table_version is None or not same or rebuild:
-                table = delta.create(name, known.table_id, self._read((), until, until).schema)
+                schema = self._read((), until, until).schema
+                table = delta.create(name, known.table_id, self._table.parts, schema)
                 state.restart(self._connection, name, uri, view, table.version())
+            else:
+                delta.undo_foreign_commits(table, name, known.table_version)
 
     def _write_new_days(self, until: datetime) -> None:
         """Write the rows from `mirrored_until` on, month by month."""
-        symbols, first = self._symbols()
+        symbols, first = symbols_of(self._connection, self._table)
         while True:
             with state.locked(self._connection, self._table.name) as known:
                 start = known.mirrored_until or first
@@ -152,8 +154,8 @@ class _Sync:
                     return
                 start = max(start, month_start(month_of(start)))
                 month = Days(start, min(until, month_end(month_of(start))), symbols, True)
-                table = self._open(known)
-                for days in _commits(self._table, month):
+                table = delta.open_own(self._table.name, known.table_id, known.table_version)
+                for days in commits_of(self._table, month):
                     self._write(table, days)
                 state.written(self._connection, self._table.name, table.version(), month.end)
 
@@ -163,8 +165,8 @@ class _Sync:
             changes = state.changes(self._connection, self._table.name)
             if not changes:
                 return False
-            table = self._open(known)
-            _, first = self._symbols()
+            table = delta.open_own(self._table.name, known.table_id, known.table_version)
+            _, first = symbols_of(self._connection, self._table)
             # The lake may have older months than the database, of rows that a retention deleted.
             oldest = [
                 month_start(part[MONTH]) for part in delta.partitions(table, self._table.name)
@@ -177,16 +179,6 @@ class _Sync:
             state.written(self._connection, self._table.name, table.version())
             return True
 
-    def _open(self, known: State) -> DeltaTable:
-        """Return the Delta table; raises UserError, after a repair, if another program wrote it."""
-        table = delta.open_table(self._table.name)
-        if table is None:
-            raise UserError(f"{known.location} has disappeared: run the sync again")
-        delta.check_owner(table, self._table.name, known.table_id)
-        assert known.table_version is not None, "a table that was made has a version"
-        delta.undo_foreign_commits(table, self._table.name, known.table_version)
-        return table
-
     def _write(self, table: DeltaTable, days: Days) -> None:
         rows = self._read(days.symbols, days.start, days.end)
         delta.replace(table, self._table.name, rows, days.predicate(self._table))
@@ -195,31 +187,41 @@ class _Sync:
 
     def _read(self, symbols: Sequence[str], start: datetime, end: datetime) -> pa.Table:
         """Return rows of one month, with the columns of their partition."""
-        rows = self._source.stream(
-            "lake_read",
-            table=Identifier("public", self._table.name),
-            time=Identifier(self._table.time),
-            columns=SQL(", ").join(map(Identifier, self._table.columns)),
-            symbols=sql.Literal(list(symbols)),
-            start=sql.Literal(start),
-            end=sql.Literal(end),
-        )
+        rows = rows_of(self._source, self._table, symbols, start, end)
         parts = {name: self._table.part_of(name) for name in rows["symbol"].unique().to_pylist()}
         part = [parts[name] for name in rows["symbol"].to_pylist()]
         month = pa.repeat(month_of(start), rows.num_rows)
         return rows.append_column(MONTH, month).append_column(PART, pa.array(part, pa.int32()))
 
-    def _symbols(self) -> tuple[tuple[str, ...], datetime | None]:
-        """Return all symbols of the database, and the time of the first row of any."""
-        statement = SQL(queries["lake_symbols"]).format(
-            table=Identifier("public", self._table.name), time=Identifier(self._table.time)
-        )
-        row = self._connection.execute(statement).fetchone()
-        assert row is not None, "an aggregate gives one row"
-        return tuple(row[0]), row[1]
+
+def symbols_of(
+    connection: psycopg.Connection[Any], table: MirroredTable
+) -> tuple[tuple[str, ...], datetime | None]:
+    """Return all symbols of the database, and the time of the first row of any in a table."""
+    statement = SQL(queries["lake_symbols"]).format(
+        table=Identifier("public", table.name), time=Identifier(table.time)
+    )
+    row = connection.execute(statement).fetchone()
+    assert row is not None, "an aggregate gives one row"
+    return tuple(row[0]), row[1]
 
 
-def _commits(table: MirroredTable, days: Days) -> Iterator[Days]:
+def rows_of(
+    source: Reader, table: MirroredTable, symbols: Sequence[str], start: datetime, end: datetime
+) -> pa.Table:
+    """Return rows of the database, sorted by symbol and time."""
+    return source.stream(
+        "lake_read",
+        table=Identifier("public", table.name),
+        time=Identifier(table.time),
+        columns=SQL(", ").join(map(Identifier, table.columns)),
+        symbols=sql.Literal(list(symbols)),
+        start=sql.Literal(start),
+        end=sql.Literal(end),
+    )
+
+
+def commits_of(table: MirroredTable, days: Days) -> Iterator[Days]:
     """Divide days into commits of a bounded number of rows, each of whole partitions."""
     by_part: dict[int, list[str]] = defaultdict(list)
     for symbol in days.symbols:
@@ -251,4 +253,4 @@ def _changed_days(
             min(max(change.end for change in changed), end, month_end(month)),
             tuple(sorted({change.symbol for change in changed})),
         )
-        yield from _commits(table, days)
+        yield from commits_of(table, days)

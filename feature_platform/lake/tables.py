@@ -35,6 +35,7 @@ class MirroredTable:
     time: the name of the column of times.
     columns: all columns that the lake has.
     every: the time between two rows of a symbol.
+    is_synced: whether a sync has begun to copy it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MirroredTable:
     time: str
     columns: list[str]
     every: timedelta
+    is_synced: bool
 
     @property
     def parts(self) -> int:
@@ -50,7 +52,7 @@ class MirroredTable:
 
     def part_of(self, symbol: str) -> int:
         """Return the hash of a symbol."""
-        return crc32(symbol.encode()) % self.parts
+        return part_of(symbol, self.parts)
 
     def rows_of(self, symbols: int, span: timedelta) -> int:
         """Return the most rows that so many symbols have in a span of time."""
@@ -74,6 +76,11 @@ def mirrored_tables(
                 f" it has {', '.join(found)}"
             )
     return [table for table in found.values() if names is None or table.name in names]
+
+
+def part_of(symbol: str, parts: int) -> int:
+    """Return the hash of a symbol, of so many."""
+    return crc32(symbol.encode()) % parts
 
 
 def month_of(moment: datetime) -> str:

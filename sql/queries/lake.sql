@@ -3,7 +3,8 @@
 -- ==== lake/tables.py ====
 -- lake_tables --
 -- The tables that the lake mirrors: the bars without columns that change without a mark, and every served view.
-SELECT name, view, time, columns, every
+SELECT name, view, time, columns, every,
+       EXISTS (SELECT FROM feature_platform.lake_table l WHERE l.name = t.name) AS is_synced
   FROM (SELECT 'ohlcv_1m' AS name, NULL::integer AS view, 'ts' AS time,
                '{symbol,ts,open,high,low,close,vol}'::text[] AS columns, interval '1 minute' AS every, 0 AS place
         UNION ALL
@@ -76,3 +77,28 @@ SELECT {columns}
   FROM {table}
  WHERE symbol = ANY ({symbols}::text[]) AND {time} >= {start} AND {time} < {end}
  ORDER BY symbol, {time};
+
+
+-- ==== lake/state.py ====
+-- lake_states --
+-- The tables of the lake, and how many symbols have days that wait for a sync.
+SELECT t.name, nullif(t.mirrored_until, '-infinity') AS mirrored_until, t.synced_at,
+       (SELECT count(DISTINCT w.symbol) FROM feature_platform.lake_waiting w WHERE w.name = t.name) AS waiting
+  FROM feature_platform.lake_table t ORDER BY t.name <> 'ohlcv_1m', t.name;
+
+-- lake_waiting --
+-- The days of a table that may differ in the lake.
+SELECT 0, w.symbol, lower(r), upper(r)
+  FROM feature_platform.lake_waiting w CROSS JOIN LATERAL unnest(w.days) AS r
+ WHERE w.name = %(name)s;
+
+-- lake_record --
+-- Have the next sync write some days of symbols again.
+SELECT feature_platform.record_lake_changes(%(name)s, array_agg(d.symbol), array_agg(tstzmultirange(d.days)))
+  FROM unnest(%(symbols)s::text[], %(days)s::tstzrange[]) AS d (symbol, days);
+
+
+-- ==== lake/verify.py ====
+-- lake_sample --
+-- The rows of one symbol in a window, in order.
+SELECT {columns} FROM {table} WHERE symbol = %(symbol)s AND {time} >= %(start)s AND {time} < %(end)s ORDER BY {time};

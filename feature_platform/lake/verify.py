@@ -1,0 +1,187 @@
+"""The proof that the lake's rows equal the database's, by count and checksum, and by sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from feature_platform._adbc import Reader, reader
+from feature_platform.lake import delta, state
+from feature_platform.lake.checksum import Sums, sums_of
+from feature_platform.lake.read import read
+from feature_platform.lake.state import Change
+from feature_platform.lake.sync import Days, commits_of, rows_of, symbols_of
+from feature_platform.lake.tables import (
+    DAY,
+    MONTH,
+    MirroredTable,
+    mirrored_tables,
+    month_end,
+    month_start,
+    months_between,
+)
+from feature_platform.queries import queries
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A day of a symbol whose rows differ: their numbers in the lake and in the database."""
+
+    symbol: str
+    day: datetime
+    rows_in_lake: int
+    rows_in_database: int
+
+
+@dataclass
+class LakeReport:
+    """The comparison of one table.
+
+    rows: of the database that were compared.
+    days: pairs of a symbol and a day whose count and checksum were compared.
+    pending: of these, those that a sync still has to write.
+    sampled: rows that were compared value by value.
+    lost_files: files that the table has, and the lake does not.
+    """
+
+    name: str
+    rows: int = 0
+    days: int = 0
+    pending: int = 0
+    sampled: int = 0
+    lost_files: int = 0
+    duration: timedelta = timedelta()
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Return whether nothing differs."""
+        return not self.differences and not self.lost_files
+
+
+def verify(
+    connection: psycopg.Connection[Any],
+    names: list[str] | None = None,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Iterator[LakeReport]:
+    """Compare the rows with start <= day < end of all tables, or some; by default all rows.
+
+    The next sync writes each day that differs again.
+    Raises UserError for a lake that cannot be read.
+    """
+    with reader() as source:
+        for table in mirrored_tables(connection, names):
+            if not table.is_synced:
+                continue
+            began = datetime.now().astimezone()
+            report = _verify(connection, source, table, start, end)
+            report.duration = datetime.now().astimezone() - began
+            yield report
+
+
+def _verify(
+    connection: psycopg.Connection[Any],
+    source: Reader,
+    table: MirroredTable,
+    start: datetime | None,
+    end: datetime | None,
+) -> LakeReport:
+    report = LakeReport(table.name)
+    with state.locked(connection, table.name) as known:
+        delta_table = delta.open_own(table.name, known.table_id, known.table_version)
+        report.lost_files = delta.forget_lost_files(delta_table, table.name)
+        state.written(connection, table.name, delta_table.version())
+    symbols, first = symbols_of(connection, table)
+    in_lake = [month_start(one[MONTH]) for one in delta.partitions(delta_table, table.name)]
+    starts = [moment for moment in (first, *in_lake) if moment is not None]
+    if known.mirrored_until is None or not starts:
+        return report
+    begin = max(filter(None, (min(starts), start)))
+    until = min(filter(None, (known.mirrored_until, end)))
+    for month in months_between(begin, until):
+        span = Days(max(begin, month_start(month)), min(until, month_end(month)), symbols)
+        for days in commits_of(table, span):
+            _compare(connection, source, table, delta_table, days, report)
+    if report.days:
+        _sample(connection, table, delta_table, symbols, until, report)
+    if report.differences:
+        found = [(one.symbol, one.day) for one in report.differences]
+        state.record(connection, table.name, found)
+    return report
+
+
+def _compare(
+    connection: psycopg.Connection[Any],
+    source: Reader,
+    table: MirroredTable,
+    delta_table: DeltaTable,
+    days: Days,
+    report: LakeReport,
+) -> None:
+    """Compare count and checksum of each symbol and day."""
+    mirrored = read(
+        delta_table, table.name, table.time, days.symbols, days.start, days.end, table.columns
+    )
+    stored = rows_of(source, table, days.symbols, days.start, days.end)
+    report.rows += stored.num_rows
+    lake, database = sums_of(mirrored, table.time), sums_of(stored, table.time)
+    # After the rows: a change that these have is recorded by then.
+    waiting = _by_symbol(state.waiting(connection, table.name))
+    for symbol, day in lake.keys() | database.keys():
+        report.days += 1
+        if any(change.start <= day < change.end for change in waiting.get(symbol, ())):
+            report.pending += 1
+        elif lake.get((symbol, day)) != database.get((symbol, day)):
+            counts = _count(lake, symbol, day), _count(database, symbol, day)
+            report.differences.append(Difference(symbol, day, *counts))
+
+
+def _sample(
+    connection: psycopg.Connection[Any],
+    table: MirroredTable,
+    delta_table: DeltaTable,
+    symbols: tuple[str, ...],
+    until: datetime,
+    report: LakeReport,
+) -> None:
+    """Compare one day of one symbol row by row, over another path than the checksums."""
+    symbol = random.choice(symbols)
+    day = until - DAY * random.randint(1, 28)
+    mirrored = read(delta_table, table.name, table.time, [symbol], day, day + DAY, table.columns)
+    statement = SQL(queries["lake_sample"]).format(
+        columns=SQL(", ").join(map(Identifier, table.columns)),
+        table=Identifier("public", table.name),
+        time=Identifier(table.time),
+    )
+    window = {"symbol": symbol, "start": day, "end": day + DAY}
+    stored = connection.execute(statement, window).fetchall()
+    rows = list(zip(*mirrored.to_pydict().values(), strict=True))
+    report.sampled += len(stored)
+    waits = any(
+        change.symbol == symbol and change.start <= day < change.end
+        for change in state.waiting(connection, table.name)
+    )
+    if rows != stored and not waits:
+        report.differences.append(Difference(symbol, day, len(rows), len(stored)))
+
+
+def _by_symbol(changes: list[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.symbol, []).append(change)
+    return found
+
+
+def _count(sums: Sums, symbol: str, day: datetime) -> int:
+    return sums.get((symbol, day), (0, 0))[0]

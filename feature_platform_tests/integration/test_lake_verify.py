@@ -1,0 +1,142 @@
+"""Guards against a difference between lake and database that verify does not find or mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from feature_platform.errors import UserError
+from feature_platform.lake.checksum import sums_of
+from feature_platform.lake.compact import compact
+from feature_platform.lake.status import lake_status
+from feature_platform.lake.verify import verify
+from feature_platform_tests.fix_lake import DAY, FIRST, MEAN, SYMBOLS, TIMES, Lake
+
+
+def test_verify_compares_every_day_of_every_symbol(lake: Lake) -> None:
+    lake.sync()
+    for report in verify(lake.conn):
+        assert report.equal
+        assert (report.rows, report.days, report.pending) == (3 * 4 * 1440, 3 * 4, 0)
+
+
+def test_a_change_that_waits_for_a_sync_is_no_difference(lake: Lake) -> None:
+    lake.sync()
+    lake.conn.execute(
+        "UPDATE ohlcv_1m SET close = 9.5 WHERE symbol = 'B' AND ts = %s", [FIRST + 1.5 * DAY]
+    )
+    unprocessed = {report.name: report for report in verify(lake.conn)}
+    assert unprocessed["ohlcv_1m"].pending == 1
+    lake.refresh()
+    refreshed = {report.name: report for report in verify(lake.conn)}
+    assert refreshed["features_1m"].pending == 2
+    assert all(report.equal for report in [*unprocessed.values(), *refreshed.values()])
+
+
+def test_a_value_that_changed_without_a_record_is_found_and_mended(lake: Lake) -> None:
+    lake.sync()
+    lake.conn.execute("ALTER TABLE features_1m DISABLE TRIGGER USER")
+    lake.conn.execute(
+        """UPDATE features_1m SET vol = vol + 1e-9 WHERE symbol = 'A' AND bucket = %s""",
+        [FIRST + DAY],
+    )
+    (report,) = verify(lake.conn, ["features_1m"])
+    (found,) = report.differences
+    assert (found.symbol, found.day, found.rows_in_lake) == ("A", FIRST + DAY, 1440)
+    lake.sync()
+    lake.assert_equal()
+
+
+def test_a_lost_file_is_found_and_mended(lake: Lake) -> None:
+    lake.sync()
+    file = next(iter(lake.delta("ohlcv_1m").file_uris()))
+    Path(file).unlink()
+    (report,) = verify(lake.conn, ["ohlcv_1m"])
+    assert report.lost_files == 1
+    assert report.differences
+    lake.sync()
+    lake.assert_equal()
+
+
+def test_a_table_that_another_program_changed_is_restored(lake: Lake) -> None:
+    lake.sync()
+    table = lake.delta("features_1m")
+    table.delete("symbol = 'A'")
+    with pytest.raises(UserError, match=r"another program changed it .*DELETE.* is restored"):
+        lake.sync()
+    lake.sync()
+    lake.assert_equal()
+    write_deltalake(
+        lake.delta("ohlcv_1m"), lake.delta("ohlcv_1m").to_pyarrow_table().slice(0, 1), mode="append"
+    )
+    with pytest.raises(UserError, match=r"another program changed it .*WRITE"):
+        list(verify(lake.conn))
+    lake.assert_equal()
+
+
+def test_the_lake_of_another_database_is_rejected(lake: Lake) -> None:
+    lake.sync()
+    lake.conn.execute("DELETE FROM feature_platform.lake_table")
+    with pytest.raises(UserError, match="lake of another database"):
+        lake.sync()
+    lake.sync(rebuild=True)
+    lake.assert_equal()
+
+
+def test_a_directory_that_was_deleted_is_written_again(lake: Lake) -> None:
+    lake.sync()
+    for name in TIMES:
+        (lake.path / name).rename(lake.path / f"{name}-away")
+    lake.sync()
+    lake.assert_equal()
+
+
+def test_a_table_of_another_kind_and_of_a_newer_version_is_rejected(lake: Lake) -> None:
+    write_deltalake(str(lake.path / "features_1m"), pa.table({"a": [1]}))
+    with pytest.raises(UserError, match="is not a table of the platform"):
+        lake.sync(names=["features_1m"])
+    DeltaTable.create(
+        str(lake.path / "ohlcv_1m"),
+        pa.schema([("a", pa.int32())]),
+        description="feature_platform lake, layout 2, mirror x",
+    )
+    with pytest.raises(UserError, match="a newer version of the platform wrote it"):
+        lake.sync(names=["ohlcv_1m"])
+
+
+def test_compaction_leaves_one_sorted_file_a_partition(lake: Lake) -> None:
+    for day in range(1, 5):
+        lake.sync(until=FIRST + day * DAY)
+    before = {one.name: one.files for one in lake_status(lake.conn)}
+    done = {one.name: one for one in compact(lake.conn)}
+    lake.assert_equal()
+    partitions = len(SYMBOLS) * 2
+    assert all(before[name] == 2 * partitions for name in TIMES)
+    assert all(one.files == partitions for one in done.values())
+    assert all(one.partitions == 0 for one in compact(lake.conn))
+    assert MEAN.name in done
+
+
+def test_a_checksum_sees_each_bit_and_no_order() -> None:
+    rows = pa.table(
+        {
+            "symbol": ["A", "A", "A"],
+            "bucket": pa.array([FIRST, FIRST + DAY / 1440, FIRST + DAY], pa.timestamp("us", "UTC")),
+            "x": [1.0, None, 0.0],
+            "y": [1.0, 2.0, 3.0],
+        }
+    )
+    sums = sums_of(rows, "bucket")
+    assert {key: count for key, (count, _) in sums.items()} == {
+        ("A", FIRST): 2,
+        ("A", FIRST + DAY): 1,
+    }
+    assert sums_of(rows.take([2, 1, 0]), "bucket") == sums
+    for x, y in (([1.0, 0.0, 0.0], [1.0, 2.0, 3.0]), ([2.0, None, 0.0], [1.0, 1.0, 3.0])):
+        changed = rows.set_column(2, "x", [x]).set_column(3, "y", [y])
+        assert sums_of(changed, "bucket")["A", FIRST] != sums["A", FIRST]
+    negative = rows.set_column(2, "x", [[1.0, None, -0.0]])
+    assert sums_of(negative, "bucket")["A", FIRST + DAY] != sums["A", FIRST + DAY]
