@@ -14,6 +14,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.dirty_log (
     reach_known boolean          NOT NULL DEFAULT false,
     -- Whether minutes may have lost their last bar, so that feature rows have to be deleted.
     removed     boolean          NOT NULL DEFAULT false,
+    -- Whether bar_history has versions of bars that ended with this mark.
+    replaced    boolean          NOT NULL DEFAULT false,
     marked_at   timestamptz      NOT NULL DEFAULT feature_platform.clock(),
     -- In marks that a refresh put back: the number of the symbol before it. The rows stand as they were then.
     before_no   bigint,
@@ -32,20 +34,12 @@ CREATE INDEX IF NOT EXISTS dirty_log_put_back_idx ON feature_platform.dirty_log 
 --
 -- `first` and `last` are the first and the last changed bar of each symbol and UTC day. The ranges that bars of one day
 -- dirty touch or overlap, so the union over these two is exact. A statement costs one mark a symbol, however many bars
--- it writes.
+-- it writes. `replaced` tells whether the statement changed bars that existed. It returns the marks.
 CREATE OR REPLACE FUNCTION feature_platform.mark_minutes(
-    symbols text[], first timestamptz[], last timestamptz[], gone boolean[]) RETURNS void
+    symbols text[], first timestamptz[], last timestamptz[], gone boolean[], replaced boolean)
+    RETURNS TABLE (symbol text, mark bigint)
     LANGUAGE sql VOLATILE
 BEGIN ATOMIC
-    INSERT INTO feature_platform.dirty_log (symbol, buckets, changed, removed)
-    SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last)
-                                         + interval '24 hours')),
-           range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last)
-                               + interval '1 minute')),
-           bool_or(c.gone)
-    FROM unnest(symbols, first, last, gone) AS c (symbol, first, last, gone)
-    GROUP BY c.symbol ORDER BY c.symbol;
-
     -- All minutes are recorded, because the watermark may pass a minute before this transaction commits.
     INSERT INTO feature_platform.bar_change (symbols, first, last)
     SELECT symbols, first, last
@@ -54,31 +48,66 @@ BEGIN ATOMIC
     INSERT INTO feature_platform.known_symbol (symbol)
     SELECT DISTINCT c.symbol FROM unnest(symbols) AS c (symbol)
     WHERE NOT EXISTS (SELECT FROM feature_platform.known_symbol k WHERE k.symbol = c.symbol);
+
+    INSERT INTO feature_platform.dirty_log AS l (symbol, buckets, changed, removed, replaced)
+    SELECT c.symbol, range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last)
+                                         + interval '24 hours')),
+           range_agg(tstzrange(feature_platform.bucket_of(c.first), feature_platform.bucket_of(c.last)
+                               + interval '1 minute')),
+           bool_or(c.gone), replaced
+    FROM unnest(symbols, first, last, gone) AS c (symbol, first, last, gone)
+    GROUP BY c.symbol ORDER BY c.symbol
+    RETURNING l.symbol, l.id;
 END;
-COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]) IS
+COMMENT ON FUNCTION feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[], boolean) IS
     'Records the minutes that one statement changed in ohlcv_1m.';
 
+-- The versions of bars that ended, with their marks, in the writer's transaction.
 CREATE OR REPLACE FUNCTION feature_platform.mark_dirty() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        PERFORM feature_platform.mark_minutes(array_agg(symbol), array_agg(first), array_agg(last), array_agg(false))
+        PERFORM feature_platform.mark_minutes(
+            array_agg(symbol), array_agg(first), array_agg(last), array_agg(false), false)
         FROM (SELECT symbol, min(ts) AS first, max(ts) AS last
               FROM new_rows
               GROUP BY symbol, date_bin('24 hours', ts, '1970-01-01 00:00:00+00')) AS day;
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM feature_platform.mark_minutes(array_agg(symbol), array_agg(first), array_agg(last), array_agg(true))
-        FROM (SELECT symbol, min(ts) AS first, max(ts) AS last
-              FROM old_rows
-              GROUP BY symbol, date_bin('24 hours', ts, '1970-01-01 00:00:00+00')) AS day;
-    ELSE
+        WITH mark AS MATERIALIZED (
+            SELECT m.* FROM (
+                SELECT array_agg(symbol) AS symbols, array_agg(first) AS first, array_agg(last) AS last,
+                       array_agg(true) AS gone
+                FROM (SELECT symbol, min(ts) AS first, max(ts) AS last
+                      FROM old_rows
+                      GROUP BY symbol, date_bin('24 hours', ts, '1970-01-01 00:00:00+00')) AS day) AS c
+            CROSS JOIN LATERAL feature_platform.mark_minutes(c.symbols, c.first, c.last, c.gone, true) AS m
+        )
+        INSERT INTO feature_platform.bar_history
+            (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
+        SELECT o.symbol, o.ts, o.open, o.high, o.low, o.close, o.vol, o.source, o.inserted_at, m.mark, true
+        FROM mark m JOIN old_rows o ON o.symbol = m.symbol
+        WHERE o.ts >= feature_platform.history_from();      -- not those that the retention deletes
+    ELSIF EXISTS (SELECT FROM new_rows) THEN    -- an upsert may only add bars
         -- Only rows whose key or values changed count: a replay of equal bars makes no mark.
-        PERFORM feature_platform.mark_minutes(array_agg(symbol), array_agg(first), array_agg(last), array_agg(gone))
-        FROM (SELECT symbol, min(ts) AS first, max(ts) AS last, bool_or(n.close IS NULL) AS gone
-              FROM old_rows o FULL JOIN new_rows n USING (symbol, ts)
-              WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (n.open, n.high, n.low, n.close, n.vol)
-              GROUP BY symbol, date_bin('24 hours', ts, '1970-01-01 00:00:00+00')) AS day;
+        WITH change AS MATERIALIZED (
+            SELECT symbol, ts, o.open, o.high, o.low, o.close, o.vol, o.source, o.inserted_at, n.close IS NULL AS gone
+            FROM old_rows o FULL JOIN new_rows n USING (symbol, ts)
+            WHERE (o.open, o.high, o.low, o.close, o.vol) IS DISTINCT FROM (n.open, n.high, n.low, n.close, n.vol)
+        ), mark AS MATERIALIZED (
+            SELECT m.* FROM (
+                SELECT array_agg(symbol) AS symbols, array_agg(first) AS first, array_agg(last) AS last,
+                       array_agg(gone) AS gone
+                FROM (SELECT symbol, min(ts) AS first, max(ts) AS last, bool_or(gone) AS gone
+                      FROM change
+                      GROUP BY symbol, date_bin('24 hours', ts, '1970-01-01 00:00:00+00')) AS day) AS c
+            CROSS JOIN LATERAL feature_platform.mark_minutes(c.symbols, c.first, c.last, c.gone, true) AS m
+        )
+        INSERT INTO feature_platform.bar_history
+            (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
+        SELECT c.symbol, c.ts, c.open, c.high, c.low, c.close, c.vol, c.source, c.inserted_at, m.mark, c.gone
+        FROM mark m JOIN change c ON c.symbol = m.symbol
+        WHERE c.close IS NOT NULL AND c.ts >= feature_platform.history_from();
     END IF;
     RETURN NULL;
 END
@@ -116,6 +145,9 @@ BEGIN
     -- The next bars may begin later than the remembered first bar, also of symbols without rows.
     DELETE FROM feature_platform.symbol_state;
     DELETE FROM feature_platform.features_1m_state;
+    -- Deleted bars have no versions here, so nothing from before the refresh of these marks can be answered. The lock
+    -- of TRUNCATE excludes transactions that have written versions or entries.
+    TRUNCATE feature_platform.bar_history, feature_platform.bar_refresh, feature_platform.bar_known;
     -- Without a first bar there are no minutes to account for.
     DELETE FROM public.ohlcv_1m_gaps;
     DELETE FROM feature_platform.gap_watermark;

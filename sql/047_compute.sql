@@ -33,6 +33,89 @@ $$;
 COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz) IS
     'Whether bars of a symbol in a range of time have marks that no refresh has taken.';
 
+-- Whether minutes of a symbol in a range of time wait for their rows of features_1m, although refreshes have taken their
+-- marks.
+CREATE OR REPLACE FUNCTION feature_platform.has_put_back(of_symbol text, lo timestamptz, hi timestamptz) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM feature_platform.dirty_log l
+                   WHERE l.symbol = of_symbol AND l.reach_known AND l.buckets && tstzrange(lo, hi));
+END
+$$;
+COMMENT ON FUNCTION feature_platform.has_put_back(text, timestamptz, timestamptz) IS
+    'Whether minutes of a symbol in a range of time wait for their rows of features_1m.';
+
+-- Whether bars of a symbol in a range of time were ever deleted.
+CREATE OR REPLACE FUNCTION feature_platform.has_ended(of_symbol text, lo timestamptz, hi timestamptz) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM feature_platform.bar_history h
+                   WHERE h.symbol = of_symbol AND h.ts >= lo AND h.ts < hi AND h.gone);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.has_ended(text, timestamptz, timestamptz) IS
+    'Whether bars of a symbol in a range of time were ever deleted.';
+
+-- Note that bars are known since a refresh, before it computes rows from them, where the rows of features_1m will not
+-- show it: where no refresh has noted it yet, and either the bar is in [lo, own) and its minute has no row yet, or it is
+-- in [lo, hi) and its minute has bars inside, or the bar was deleted and came again. Items with unprocessed marks are
+-- left out, because they are skipped.
+CREATE OR REPLACE FUNCTION feature_platform.note_bars(
+    symbols text[], los timestamptz[], owns timestamptz[], his timestamptz[], of_refresh bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    minute CONSTANT interval := '1 minute';
+    history_from CONSTANT timestamptz := feature_platform.history_from();
+BEGIN
+    INSERT INTO feature_platform.bar_known (symbol, ts, no)
+    SELECT i.symbol, k.ts,
+           -- The bar at the start of a minute was there before others, where only the row of the minute tells it.
+           CASE WHEN k.ts = feature_platform.bucket_of(k.ts)
+                     AND NOT EXISTS (SELECT FROM feature_platform.bar_known e
+                                     WHERE e.symbol = i.symbol AND e.ts >= k.ts AND e.ts < k.ts + minute)
+                     AND NOT EXISTS (SELECT FROM feature_platform.bar_history h
+                                     WHERE h.symbol = i.symbol AND h.ts = k.ts AND h.gone)
+                THEN coalesce(feature_platform.row_created(i.symbol, k.ts), of_refresh)
+                ELSE of_refresh END
+    FROM (SELECT u.symbol, greatest(u.lo, history_from) AS lo, u.own, u.hi
+          FROM unnest(symbols, los, owns, his) AS u (symbol, lo, own, hi)
+          WHERE NOT feature_platform.has_new_marks(u.symbol, u.lo, u.hi) OFFSET 0) AS i
+    CROSS JOIN LATERAL (
+        ((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = i.symbol AND b.ts >= i.lo AND b.ts < i.own
+          EXCEPT
+          SELECT f.bucket FROM public.features_1m f
+          WHERE f.symbol = i.symbol AND f.bucket >= i.lo AND f.bucket < i.own)
+         UNION
+         SELECT b.ts
+         FROM (SELECT date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00') AS bucket FROM public.ohlcv_1m t
+               WHERE t.symbol = i.symbol AND t.ts >= i.lo AND t.ts < i.hi
+                 AND t.ts <> date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00')
+               UNION
+               SELECT date_bin('1 minute', h.ts, '1970-01-01 00:00:00+00') FROM feature_platform.bar_history h
+               WHERE h.symbol = i.symbol AND h.ts >= i.lo AND h.ts < i.hi AND h.gone) AS several
+         JOIN public.ohlcv_1m b ON b.symbol = i.symbol AND b.ts >= several.bucket AND b.ts < several.bucket + minute)
+        EXCEPT
+        SELECT e.ts FROM feature_platform.bar_known e
+        WHERE e.symbol = i.symbol AND e.ts >= i.lo AND e.ts < i.hi
+          AND NOT EXISTS (SELECT FROM feature_platform.bar_history h
+                          JOIN feature_platform.bar_refresh r ON r.symbol = h.symbol AND r.mark = h.mark
+                          WHERE h.symbol = e.symbol AND h.ts = e.ts AND h.gone AND r.no > e.no)
+    ) AS k (ts)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.note_bars(text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
+    'Notes that bars are known since a refresh, where the rows of their minutes do not show it.';
+
 -- Divide the buckets of one symbol that are to be computed, `todo`: those after `at` and before `until` by steps from
 -- the state of `at` (NULL: none), the others by ranges. `dirty` are all dirty buckets of the symbol, `whole` those of
 -- which all columns are dirty (NULL: all of them), `first` and `last` its first and last bucket; buckets before `due`
@@ -121,12 +204,20 @@ CREATE OR REPLACE FUNCTION feature_platform.run_steps(
     SET jit = off
 AS $$
 DECLARE
+    is_first CONSTANT boolean := schema = 'feature_platform';   -- features_1m, whose rows show since when bars are known
     stepped record;
     missed record;
 BEGIN
     written := 0;
     skipped_symbols := '{}';
     skipped := '{}';
+    PERFORM feature_platform.note_bars(
+        array_agg(a.symbol), array_agg(a.at + every), array_agg(CASE WHEN is_first THEN a.at + every ELSE a.until END),
+        array_agg(a.until), of_refresh)
+    FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
+    WHERE CASE WHEN is_first THEN feature_platform.has_ended(a.symbol, a.at + every, a.until)
+               ELSE feature_platform.has_put_back(a.symbol, a.at + every, a.until) END
+    HAVING count(*) > 0;
     WHILE symbols <> '{}' LOOP
         EXECUTE format('SELECT * FROM %I.%I($1, $2, $3, $4, $5)', schema, prefix || '_step') INTO stepped
             USING symbols, ats, untils, firsts, of_refresh;
@@ -162,11 +253,19 @@ CREATE OR REPLACE FUNCTION feature_platform.run_ranges(
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    is_first CONSTANT boolean := schema = 'feature_platform';
 BEGIN
     written := 0;
     skipped_symbols := '{}';
     skipped := '{}';
     IF ranges <> '{}' THEN
+        PERFORM feature_platform.note_bars(
+            array_agg(r.symbol), array_agg(r.start), array_agg(CASE WHEN is_first THEN r.lo ELSE r.hi END),
+            array_agg(r.hi), of_refresh)
+        FROM unnest(ranges) AS r
+        WHERE is_first OR feature_platform.has_put_back(r.symbol, r.start, r.hi)
+        HAVING count(*) > 0;
         EXECUTE format('SELECT * FROM %I.%I($1, $2)', schema, prefix || '_range')
             INTO written, skipped_symbols, skipped USING ranges, of_refresh;
     END IF;

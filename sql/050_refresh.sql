@@ -450,6 +450,19 @@ BEGIN
         INSERT INTO feature_platform.lake_change (name, symbol, days)
         SELECT 'ohlcv_1m', t.symbol, feature_platform.days_of(range_agg(t.changed), lake_until)
         FROM taken t WHERE t.changed && tstzrange(NULL, lake_until) AND lake_until IS NOT NULL GROUP BY t.symbol
+    ), ended AS (
+        -- The versions of bars that these marks have replaced ended with this refresh.
+        INSERT INTO feature_platform.bar_refresh (symbol, mark, no, last)
+        SELECT t.symbol, t.id, of_refresh, upper(t.changed) FROM taken t WHERE t.replaced AND NOT t.reach_known
+    ), floor AS (
+        -- TRUNCATE keeps no versions. As long as rows of before it wait, the next refresh is the first that can be
+        -- answered.
+        INSERT INTO feature_platform.knowledge_floor AS f (symbol, no)
+        SELECT DISTINCT t.symbol, of_refresh FROM taken t
+        LEFT JOIN feature_platform.knowledge_floor k ON k.symbol = t.symbol
+        WHERE CASE WHEN t.reach_known THEN t.before_no < k.no
+                   ELSE t.removed AND NOT t.replaced AND upper(t.changed) >= '10000-01-01 00:00:00+00' END
+        ON CONFLICT ON CONSTRAINT knowledge_floor_pkey DO UPDATE SET no = excluded.no
     ), mark AS (
         SELECT t.symbol, min(t.id) AS id, min(t.marked_at) AS marked_at, bool_or(t.removed) AS removed,
                bool_or(t.reach_known AND t.changed IS NOT NULL) AS forced,

@@ -12,11 +12,13 @@ CREATE TABLE IF NOT EXISTS feature_platform.retention (
     runs          interval    DEFAULT '7 days' CHECK (runs >= '1 day'),
     features_from timestamptz,      -- NULL: no limit
     served        interval    DEFAULT '7 days' CHECK (served >= '1 day'),
+    history_from  timestamptz,      -- the latest features_from so far; older bars have no complete history
     CONSTRAINT retention_bars_check1 CHECK (bars IS NULL OR features IS NOT NULL)
 );
 COMMENT ON TABLE feature_platform.retention IS
     'The ages up to which bars, features, gaps, runs and served rows are kept, and the first bucket of features.';
 INSERT INTO feature_platform.retention DEFAULT VALUES ON CONFLICT DO NOTHING;
+UPDATE feature_platform.retention SET history_from = features_from WHERE history_from IS NULL;
 
 CREATE OR REPLACE FUNCTION feature_platform.features_from() RETURNS timestamptz
     LANGUAGE sql STABLE
@@ -59,6 +61,43 @@ $$;
 COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval, interval) IS
     'Sets how long bars, features, filled gaps, runs of the policy and served rows are kept; NULL is for ever.';
 
+-- Delete what is known of the past of bars before a time, about `budget` rows; return their number.
+CREATE OR REPLACE FUNCTION feature_platform.delete_bar_history(until timestamptz, budget bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    one record;
+    gone bigint;
+    deleted bigint := 0;
+BEGIN
+    FOR one IN SELECT DISTINCT k.symbol FROM feature_platform.known_symbol k LOOP
+        EXIT WHEN deleted >= budget;
+        DELETE FROM feature_platform.bar_history h
+        WHERE h.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_history o
+                                  WHERE o.symbol = one.symbol AND o.ts < until LIMIT budget - deleted));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        deleted := deleted + gone;
+        DELETE FROM feature_platform.bar_known k
+        WHERE k.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_known o
+                                  WHERE o.symbol = one.symbol AND o.ts < until LIMIT budget - deleted));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        deleted := deleted + gone;
+        DELETE FROM feature_platform.bar_refresh r
+        WHERE r.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_refresh o
+                                  WHERE o.symbol = one.symbol AND o.last < until LIMIT budget - deleted));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        deleted := deleted + gone;
+    END LOOP;
+    RETURN deleted;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.delete_bar_history(timestamptz, bigint) IS
+    'Deletes what is known of the past of bars before a time.';
+
 -- Delete one batch of about `budget` rows that are too old, in the caller's transaction; return whether there are more.
 CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT 50000) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -79,7 +118,8 @@ BEGIN
     SELECT * INTO kept FROM feature_platform.retention FOR UPDATE;      -- one at a time
     new_from := greatest(kept.features_from, feature_platform.bucket_of(feature_platform.clock() - kept.features));
     IF new_from IS DISTINCT FROM kept.features_from THEN
-        UPDATE feature_platform.retention SET features_from = new_from;
+        UPDATE feature_platform.retention
+        SET features_from = new_from, history_from = greatest(history_from, new_from);
     END IF;
 
     DELETE FROM feature_platform.policy_run r
@@ -127,6 +167,15 @@ BEGIN
             LIMIT left_over));
         GET DIAGNOSTICS gone = ROW_COUNT;
         left_over := left_over - gone;
+    END IF;
+    IF left_over > 0 AND new_from IS NOT NULL THEN
+        -- Serves of minutes whose rows are not kept cannot be computed again, nor can these bars be asked for.
+        DELETE FROM feature_platform.served s
+        WHERE s.id = ANY (ARRAY(SELECT o.id FROM feature_platform.served o
+                                WHERE o.served_at < new_from ORDER BY o.served_at LIMIT left_over));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        left_over := left_over - gone;
+        left_over := left_over - feature_platform.delete_bar_history(new_from, left_over);
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
         left_over := left_over - feature_platform.delete_old_view_rows(new_from, left_over);

@@ -188,13 +188,16 @@ CREATE OR REPLACE FUNCTION feature_platform.mark_dirty_row() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM feature_platform.mark_minutes(ARRAY[OLD.symbol], ARRAY[OLD.ts], ARRAY[OLD.ts], ARRAY[true]);
+    INSERT INTO feature_platform.bar_history (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
+    SELECT OLD.symbol, OLD.ts, OLD.open, OLD.high, OLD.low, OLD.close, OLD.vol, OLD.source, OLD.inserted_at, m.mark, true
+    FROM feature_platform.mark_minutes(ARRAY[OLD.symbol], ARRAY[OLD.ts], ARRAY[OLD.ts], ARRAY[true], true) AS m
+    WHERE OLD.ts >= feature_platform.history_from();
     RETURN NULL;
 END
 $$;
 REVOKE EXECUTE ON FUNCTION feature_platform.mark_dirty_row() FROM PUBLIC;
 COMMENT ON FUNCTION feature_platform.mark_dirty_row() IS
-    'Row trigger of ohlcv_1m on TimescaleDB Community: marks the minute of a deleted bar.';
+    'Row trigger of ohlcv_1m on TimescaleDB Community: marks the minute of a deleted bar, and keeps its version.';
 
 -- Make the tables of a view's version hypertables, where there is TimescaleDB, as features_1m is one.
 CREATE OR REPLACE FUNCTION feature_platform.make_view_hypertables(of_view integer) RETURNS void

@@ -25,8 +25,10 @@ SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail,
 \ir 035_gaps.sql
 \ir 037_heartbeat.sql
 \ir 040_dirty_log.sql
+\ir 041_bar_history.sql
 \ir upgrade/003_end.sql
 \ir 043_knowledge.sql
+\ir 044_bars_as_of.sql
 \ir 044_served.sql
 \ir 045_views.sql
 \ir 046_features_1m.sql

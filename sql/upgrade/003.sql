@@ -8,7 +8,10 @@ ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS change
 
 -- Version 2 did not count what was known when.
 ALTER TABLE IF EXISTS public.features_1m ADD COLUMN IF NOT EXISTS refresh_no bigint NOT NULL DEFAULT 0;
-ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint;
+ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint,
+    ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
+ALTER TABLE IF EXISTS feature_platform.retention ADD COLUMN IF NOT EXISTS history_from timestamptz;
+DROP FUNCTION IF EXISTS feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]);
 
 -- Version 2 had no log of served rows.
 ALTER TABLE IF EXISTS feature_platform.retention
