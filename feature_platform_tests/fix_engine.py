@@ -29,6 +29,12 @@ _EMPTY = """
     DELETE FROM feature_platform.symbol_state;
     DELETE FROM feature_platform.features_1m_state;
     DELETE FROM feature_platform.dirty_log;
+    DELETE FROM feature_platform.bar_history;
+    DELETE FROM feature_platform.bar_refresh;
+    DELETE FROM feature_platform.bar_known;
+    DELETE FROM feature_platform.knowledge_floor;
+    DELETE FROM feature_platform.features_1m_history;
+    DELETE FROM feature_platform.symbol_number;
     DELETE FROM feature_platform.policy_run;
     RESET ALL;
 """

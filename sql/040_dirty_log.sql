@@ -34,7 +34,7 @@ CREATE INDEX IF NOT EXISTS dirty_log_put_back_idx ON feature_platform.dirty_log 
 --
 -- `first` and `last` are the first and the last changed bar of each symbol and UTC day. The ranges that bars of one day
 -- dirty touch or overlap, so the union over these two is exact. A statement costs one mark a symbol, however many bars
--- it writes. `replaced` tells whether the statement changed bars that existed. It returns the marks.
+-- it writes. `replaced`: whether the statement changed bars that existed. It returns the marks.
 CREATE OR REPLACE FUNCTION feature_platform.mark_minutes(
     symbols text[], first timestamptz[], last timestamptz[], gone boolean[], replaced boolean)
     RETURNS TABLE (symbol text, mark bigint)

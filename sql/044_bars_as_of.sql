@@ -1,5 +1,5 @@
--- The bars of a symbol as of the number of a refresh: all changes whose marks were taken by refreshes up to this number,
--- and no others.
+-- The bars of a symbol as of the number of a refresh: with all changes whose marks were taken by refreshes up to this
+-- number, and no others.
 
 -- The first bucket whose bars have a complete history; the retention moves it.
 CREATE OR REPLACE FUNCTION feature_platform.history_from() RETURNS timestamptz
@@ -80,7 +80,8 @@ BEGIN
               FROM version v WHERE v.until > of_refresh AND v.ts >= lo AND v.ts < hi) AS b
         ORDER BY b.ts, b.id
     ), own AS MATERIALIZED (
-        SELECT e.ts, min(e.no) AS first, max(e.no) FILTER (WHERE e.no <= of_refresh) AS last FROM entry e GROUP BY e.ts
+        SELECT e.ts, min(e.no) AS first, max(e.no) FILTER (WHERE e.no <= of_refresh) AS last
+        FROM entry e GROUP BY e.ts
     ), ended AS MATERIALIZED (
         SELECT v.ts, min(v.until) AS first, max(v.until) FILTER (WHERE v.until <= of_refresh) AS last
         FROM version v WHERE v.gone GROUP BY v.ts
@@ -94,7 +95,7 @@ BEGIN
     LEFT JOIN created ON created.bucket = s.ts
     LEFT JOIN other ON other.bucket = s.ts
     WHERE greatest(own.last,
-                   -- The creation of the row, unless a bar inside of the minute created it, or another life of this bar.
+                   -- The creation of the row, unless another bar of the minute created it, or this bar came again.
                    CASE WHEN created.no <= of_refresh
                              AND (ended.first IS NULL AND own.first IS NULL AND other.first IS NULL
                                   OR created.no < ended.first AND ended.first <= coalesce(own.first, ended.first)
@@ -106,8 +107,8 @@ $$;
 COMMENT ON FUNCTION feature_platform.bars_as_of(text, timestamptz, timestamptz, bigint) IS
     'The bars of a symbol as of the number of a refresh.';
 
--- The n-th existing bucket before a time as of a number; the oldest one where there are fewer. Where many later bars lie
--- between, the range that is searched doubles.
+-- The n-th existing bucket before a time as of a number; the oldest one where there are fewer. Where many later bars
+-- lie between, the range that is searched doubles.
 CREATE OR REPLACE FUNCTION feature_platform.bucket_before_as_of(
     of_symbol text, before timestamptz, n integer, every interval, origin timestamptz, of_refresh bigint)
     RETURNS timestamptz
@@ -170,7 +171,8 @@ BEGIN
             (SELECT h.ts FROM feature_platform.bar_history h WHERE h.symbol = of_symbol AND h.ts >= oldest
              ORDER BY h.ts LIMIT 1));
         EXIT WHEN oldest IS NULL;
-        found := (SELECT min(b.ts) FROM feature_platform.bars_as_of(of_symbol, oldest, oldest + width, of_refresh) AS b);
+        found := (SELECT min(b.ts)
+                  FROM feature_platform.bars_as_of(of_symbol, oldest, oldest + width, of_refresh) AS b);
         EXIT WHEN found IS NOT NULL;
         oldest := oldest + width;
         width := 2 * width;

@@ -68,7 +68,7 @@ BEGIN
         SELECT FROM public.ohlcv_1m b
         WHERE b.symbol = i.symbol AND b.ts >= i.start AND b.ts < i.hi AND b.ts >= reads_from AND b.ts < reads_until
           AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks,
-              feature_platform.has_new_marks(i.symbol, i.start, i.hi) AS skipped
+              feature_platform.has_new_marks(i.symbol, i.start, i.hi, i.first) AS skipped
     FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
     SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*
@@ -658,6 +658,81 @@ state_stored AS (
 END
 $$;
 
+-- The rows by plain window functions over the bars as of the number of a refresh.
+CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_plain_as_of"(
+    _symbol text, _from timestamptz, _until timestamptz, _first timestamptz, _no bigint)
+    RETURNS TABLE (bucket timestamptz, "last_close" double precision, "vol" double precision, "log_return" double
+        precision, "n_1d" integer, "ma_vol_1d" double precision, "std_vol_1d" double precision, "volume_z" double
+        precision, "vwap_gap" double precision, "parkinson_vol" double precision)
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET extra_float_digits = 1                  -- from 1 on, double -> text -> numeric loses nothing
+    SET jit = off
+AS $$
+WITH "p0" AS MATERIALIZED (
+SELECT bucket, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS high, min(low) AS low,
+       (array_agg(close ORDER BY ts DESC))[1] AS close, sum(vol::text::numeric) AS exact_vol,
+       sum(vol::text::numeric)::double precision AS vol,
+       CASE WHEN max(vol) > 0
+            THEN sum((open + high + low + close) / 4 * vol ORDER BY ts) / sum(vol ORDER BY ts)
+            ELSE avg((open + high + low + close) / 4 ORDER BY ts) END AS vwap,
+       count(DISTINCT date_bin('1 minute', ts, '1970-01-01 00:00+00'))::double precision AS n
+  FROM (SELECT b.*, date_bin(interval '1 minutes', b.ts, timestamptz '1970-01-01 00:00+00' + interval '0 minutes') AS
+      bucket
+          FROM feature_platform.bars_as_of(_symbol, _from, _until, _no) AS b) AS b
+ GROUP BY bucket
+), "p1" AS MATERIALIZED (SELECT *, "close" AS "r0", "vol" AS "r1", "vwap" AS "r8", '0.5'::double precision AS "r10",
+    "high" AS "r11", "low" AS "r12" FROM "p0"), "p2" AS MATERIALIZED (SELECT *, CASE WHEN abs("r0") <= 1e130 THEN CASE
+    WHEN abs("r0") >= 1e-130 THEN "r0" ELSE 0 END END AS "v0", CASE WHEN abs("r1") <= 1e130 THEN CASE WHEN abs("r1") >=
+    1e-130 THEN "r1" ELSE 0 END END AS "v1", CASE WHEN abs("r8") <= 1e130 THEN CASE WHEN abs("r8") >= 1e-130 THEN "r8"
+    ELSE 0 END END AS "v8", CASE WHEN abs("r10") <= 1e130 THEN CASE WHEN abs("r10") >= 1e-130 THEN "r10" ELSE 0 END END
+    AS "v10", CASE WHEN abs("r11") <= 1e130 THEN CASE WHEN abs("r11") >= 1e-130 THEN "r11" ELSE 0 END END AS "v11", CASE
+    WHEN abs("r12") <= 1e130 THEN CASE WHEN abs("r12") >= 1e-130 THEN "r12" ELSE 0 END END AS "v12" FROM "p1"), "p3" AS
+    MATERIALIZED (SELECT *, lag("v0", 1) OVER (ORDER BY bucket) AS "r2", (count("v0") OVER (ORDER BY bucket RANGE
+    BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW))::double precision AS "r4", CASE WHEN bucket >= _first +
+    interval '1439 minutes' THEN (sum(exact_vol) OVER (ORDER BY bucket RANGE BETWEEN interval '1439 minutes' PRECEDING
+    AND CURRENT ROW))::double precision / count("v1") OVER (ORDER BY bucket RANGE BETWEEN interval '1439 minutes'
+    PRECEDING AND CURRENT ROW) END AS "r5", CASE WHEN bucket >= _first + interval '1439 minutes' THEN sqrt((count("v1")
+    OVER (ORDER BY bucket RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW) * sum(exact_vol * exact_vol)
+    OVER (ORDER BY bucket RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW) - sum(exact_vol) OVER (ORDER
+    BY bucket RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW) * sum(exact_vol) OVER (ORDER BY bucket
+    RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW))::double precision) / count("v1") OVER (ORDER BY
+    bucket RANGE BETWEEN interval '1439 minutes' PRECEDING AND CURRENT ROW) END AS "r6", CASE WHEN bucket >= _first +
+    interval '1439 minutes' THEN ("v1" - (sum(exact_vol) OVER (ORDER BY bucket RANGE BETWEEN interval '1439 minutes'
+    PRECEDING AND CURRENT ROW))::double precision / count("v1") OVER (ORDER BY bucket RANGE BETWEEN interval
+    '1439 minutes' PRECEDING AND CURRENT ROW)) / nullif(sqrt((count("v1") OVER (ORDER BY bucket RANGE BETWEEN interval
+    '1439 minutes' PRECEDING AND CURRENT ROW) * sum(exact_vol * exact_vol) OVER (ORDER BY bucket RANGE BETWEEN interval
+    '1439 minutes' PRECEDING AND CURRENT ROW) - sum(exact_vol) OVER (ORDER BY bucket RANGE BETWEEN interval
+    '1439 minutes' PRECEDING AND CURRENT ROW) * sum(exact_vol) OVER (ORDER BY bucket RANGE BETWEEN interval
+    '1439 minutes' PRECEDING AND CURRENT ROW))::double precision) / count("v1") OVER (ORDER BY bucket RANGE BETWEEN
+    interval '1439 minutes' PRECEDING AND CURRENT ROW), 0) END AS "r7", "v0" - "v8" AS "r9", CASE WHEN "v11" /
+    nullif("v12", 0) > 0 THEN ln("v11" / "v12") END AS "r13" FROM "p2"), "p4" AS MATERIALIZED (SELECT *, CASE WHEN
+    abs("r2") <= 1e130 THEN CASE WHEN abs("r2") >= 1e-130 THEN "r2" ELSE 0 END END AS "v2", CASE WHEN abs("r4") <= 1e130
+    THEN CASE WHEN abs("r4") >= 1e-130 THEN "r4" ELSE 0 END END AS "v4", CASE WHEN abs("r5") <= 1e130 THEN CASE WHEN
+    abs("r5") >= 1e-130 THEN "r5" ELSE 0 END END AS "v5", CASE WHEN abs("r6") <= 1e130 THEN CASE WHEN abs("r6") >=
+    1e-130 THEN "r6" ELSE 0 END END AS "v6", CASE WHEN abs("r7") <= 1e130 THEN CASE WHEN abs("r7") >= 1e-130 THEN "r7"
+    ELSE 0 END END AS "v7", CASE WHEN abs("r9") <= 1e130 THEN CASE WHEN abs("r9") >= 1e-130 THEN "r9" ELSE 0 END END AS
+    "v9", CASE WHEN abs("r13") <= 1e130 THEN CASE WHEN abs("r13") >= 1e-130 THEN "r13" ELSE 0 END END AS "v13" FROM
+    "p3"), "p5" AS MATERIALIZED (SELECT *, CASE WHEN "v0" / nullif("v2", 0) > 0 THEN ln("v0" / "v2") END AS "r3",
+    power("v13", 2) AS "r14" FROM "p4"), "p6" AS MATERIALIZED (SELECT *, CASE WHEN abs("r3") <= 1e130 THEN CASE WHEN
+    abs("r3") >= 1e-130 THEN "r3" ELSE 0 END END AS "v3", CASE WHEN abs("r14") <= 1e130 THEN CASE WHEN abs("r14") >=
+    1e-130 THEN "r14" ELSE 0 END END AS "v14" FROM "p5"), "p7" AS MATERIALIZED (SELECT *, "v10" * "v14" AS "r15" FROM
+    "p6"), "p8" AS MATERIALIZED (SELECT *, CASE WHEN abs("r15") <= 1e130 THEN CASE WHEN abs("r15") >= 1e-130 THEN "r15"
+    ELSE 0 END END AS "v15" FROM "p7") SELECT bucket, "v0" AS "last_close", "v1" AS "vol", "v3" AS "log_return",
+    "v4"::integer AS "n_1d", "v5" AS "ma_vol_1d", "v6" AS "std_vol_1d", "v7" AS "volume_z", "v9" AS "vwap_gap", "v15" AS
+    "parkinson_vol" FROM "p8"
+$$;
+
+-- The time from which on these need bars.
+CREATE OR REPLACE FUNCTION "feature_platform"."features_1m_plain_from_as_of"(_symbol text, _wanted timestamptz, _no
+    bigint) RETURNS timestamptz
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT least(_wanted, feature_platform.bucket_before_as_of(_symbol, _wanted, 1, interval '1 minutes', timestamptz
+    '1970-01-01 00:00+00' + interval '0 minutes', _no), _wanted - interval '1439 minutes')
+$$;
+
 COMMENT ON TABLE feature_platform.features_1m_state IS
     'Cache of the sums behind each symbol''s newest rows; may be emptied at any time.';
 COMMENT ON FUNCTION feature_platform.features_1m_reach(text, tstzmultirange, timestamptz) IS
@@ -669,3 +744,8 @@ COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_ite
 COMMENT ON FUNCTION feature_platform.features_1m_step(
     text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
     'Stores the next row of many symbols, computed from the state of the row before it.';
+COMMENT ON FUNCTION feature_platform.features_1m_plain_as_of(
+    text, timestamptz, timestamptz, timestamptz, bigint) IS
+    'The rows of features_1m by plain window functions over the bars as of a number.';
+COMMENT ON FUNCTION feature_platform.features_1m_plain_from_as_of(text, timestamptz, bigint) IS
+    'The time from which on a row of features_1m needs bars as of a number.';

@@ -16,9 +16,10 @@ COMMENT ON FUNCTION feature_platform.has_ticks(text, timestamptz, timestamptz) I
     'Whether a symbol has rows inside minutes of a range of time.';
 
 -- Whether bars of a symbol in a range of time have marks that no refresh has taken, by the snapshot of the calling
--- statement: a row computed from them would hold a change that has no number yet.
-CREATE OR REPLACE FUNCTION feature_platform.has_new_marks(of_symbol text, lo timestamptz, hi timestamptz)
-    RETURNS boolean
+-- statement: a row computed from them would hold a change that has no number yet. So would a warm-up that is counted
+-- from `first`, the first bucket of the symbol, where such a change reaches up to it.
+CREATE OR REPLACE FUNCTION feature_platform.has_new_marks(
+    of_symbol text, lo timestamptz, hi timestamptz, first timestamptz DEFAULT '-infinity') RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET enable_seqscan = off
     SET jit = off
@@ -26,16 +27,18 @@ AS $$
 BEGIN
     -- TRUNCATE changed every minute, but only those of `buckets` had rows.
     RETURN EXISTS (SELECT FROM feature_platform.dirty_log l
+                   CROSS JOIN LATERAL coalesce(l.changed * l.buckets, l.buckets) AS c (minutes)
                    WHERE l.symbol = of_symbol AND NOT l.reach_known
-                     AND coalesce(l.changed * l.buckets, l.buckets) && tstzrange(lo, hi));
+                     AND (c.minutes && tstzrange(lo, hi) OR lower(c.minutes) <= first));
 END
 $$;
-COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz) IS
+COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz, timestamptz) IS
     'Whether bars of a symbol in a range of time have marks that no refresh has taken.';
 
--- Whether minutes of a symbol in a range of time wait for their rows of features_1m, although refreshes have taken their
--- marks.
-CREATE OR REPLACE FUNCTION feature_platform.has_put_back(of_symbol text, lo timestamptz, hi timestamptz) RETURNS boolean
+-- Whether minutes of a symbol in a range of time wait for their rows of features_1m, although refreshes have taken
+-- their marks.
+CREATE OR REPLACE FUNCTION feature_platform.has_put_back(of_symbol text, lo timestamptz, hi timestamptz)
+    RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET enable_seqscan = off
     SET jit = off
@@ -61,9 +64,9 @@ COMMENT ON FUNCTION feature_platform.has_ended(text, timestamptz, timestamptz) I
     'Whether bars of a symbol in a range of time were ever deleted.';
 
 -- Note that bars are known since a refresh, before it computes rows from them, where the rows of features_1m will not
--- show it: where no refresh has noted it yet, and either the bar is in [lo, own) and its minute has no row yet, or it is
--- in [lo, hi) and its minute has bars inside, or the bar was deleted and came again. Items with unprocessed marks are
--- left out, because they are skipped.
+-- show it. These are bars without such a note in [lo, own) whose minute has no row yet, and in [lo, hi) those whose
+-- minute has bars inside, or that were deleted and came again. The refresh skips items with unprocessed marks, and so
+-- does this function.
 CREATE OR REPLACE FUNCTION feature_platform.note_bars(
     symbols text[], los timestamptz[], owns timestamptz[], his timestamptz[], of_refresh bigint) RETURNS void
     LANGUAGE plpgsql
@@ -78,7 +81,7 @@ DECLARE
 BEGIN
     INSERT INTO feature_platform.bar_known (symbol, ts, no)
     SELECT i.symbol, k.ts,
-           -- The bar at the start of a minute was there before others, where only the row of the minute tells it.
+           -- The bar at the start of a minute was there before others, where only the row of the minute shows it.
            CASE WHEN k.ts = feature_platform.bucket_of(k.ts)
                      AND NOT EXISTS (SELECT FROM feature_platform.bar_known e
                                      WHERE e.symbol = i.symbol AND e.ts >= k.ts AND e.ts < k.ts + minute)
@@ -204,7 +207,8 @@ CREATE OR REPLACE FUNCTION feature_platform.run_steps(
     SET jit = off
 AS $$
 DECLARE
-    is_first CONSTANT boolean := schema = 'feature_platform';   -- features_1m, whose rows show since when bars are known
+    -- features_1m, whose rows show since when bars are known
+    is_first CONSTANT boolean := schema = 'feature_platform';
     stepped record;
     missed record;
 BEGIN

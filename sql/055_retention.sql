@@ -169,7 +169,7 @@ BEGIN
         left_over := left_over - gone;
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
-        -- Serves of minutes whose rows are not kept cannot be computed again, nor can these bars be asked for.
+        -- Serves from before the first kept row cannot be computed again.
         DELETE FROM feature_platform.served s
         WHERE s.id = ANY (ARRAY(SELECT o.id FROM feature_platform.served o
                                 WHERE o.served_at < new_from ORDER BY o.served_at LIMIT left_over));

@@ -189,7 +189,8 @@ CREATE OR REPLACE FUNCTION feature_platform.mark_dirty_row() RETURNS trigger
 AS $$
 BEGIN
     INSERT INTO feature_platform.bar_history (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
-    SELECT OLD.symbol, OLD.ts, OLD.open, OLD.high, OLD.low, OLD.close, OLD.vol, OLD.source, OLD.inserted_at, m.mark, true
+    SELECT OLD.symbol, OLD.ts, OLD.open, OLD.high, OLD.low, OLD.close, OLD.vol, OLD.source, OLD.inserted_at, m.mark,
+           true
     FROM feature_platform.mark_minutes(ARRAY[OLD.symbol], ARRAY[OLD.ts], ARRAY[OLD.ts], ARRAY[true], true) AS m
     WHERE OLD.ts >= feature_platform.history_from();
     RETURN NULL;

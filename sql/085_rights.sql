@@ -93,6 +93,9 @@ BEGIN
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
                     feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
                     feature_platform.lake_table, feature_platform.lake_change, feature_platform.lake_waiting'),
+                    feature_platform.bar_history, feature_platform.bar_refresh, feature_platform.bar_known,
+                    feature_platform.knowledge_floor,
+                    feature_platform.lake_table, feature_platform.lake_change'),
         -- The model service, which is a reader, writes the log of its answers.
         ('{reader}', 'INSERT ON feature_platform.served'),
         -- The functions of verify, and the state of the views.
@@ -102,6 +105,11 @@ BEGIN
                     feature_platform.view_from, feature_platform.view_lag, feature_platform.view_progress,
                     feature_platform.view_slice_rows, feature_platform.view_span,
                     feature_platform.view_values'),
+        -- The functions of skew and why.
+        ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.bars_as_of,
+                    feature_platform.bucket_before_as_of, feature_platform.first_bar_as_of,
+                    feature_platform.history_from, feature_platform.row_created, feature_platform.waiting_from,
+                    feature_platform.features_1m_plain_as_of, feature_platform.features_1m_plain_from_as_of'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.known_at, feature_platform.number_of,
                     feature_platform.days_of,

@@ -1647,7 +1647,7 @@ _HAS_TICKS = sql.SQL(""", EXISTS (
           AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')) AS has_ticks""")
 
 _RANGE_BARS = """item AS MATERIALIZED (
-    SELECT i.*{ticks}, feature_platform.has_new_marks(i.symbol, i.start, i.hi) AS skipped
+    SELECT i.*{ticks}, feature_platform.has_new_marks(i.symbol, i.start, i.hi, i.first) AS skipped
     FROM unnest(items) WITH ORDINALITY AS i (symbol, lo, hi, start, first, state_from, whole, k)
 ), bar AS (
     SELECT r.k, r.symbol, r.lo, r.first, r.state_from, r.whole IS NULL OR r.whole @> b.bucket AS whole, b.*

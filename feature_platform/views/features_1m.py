@@ -15,6 +15,7 @@ from psycopg import sql
 from feature_platform.queries import sql_dir
 from feature_platform.views import FeatureView, bar, count, lag, log_ratio, mean, std, zscore
 from feature_platform.views.compiler import compiled_beside
+from feature_platform.views.plain import compiled_as_of
 
 
 class _PlatformView(FeatureView):
@@ -55,6 +56,11 @@ COMMENT ON FUNCTION feature_platform.features_1m_range(feature_platform.view_ite
 COMMENT ON FUNCTION feature_platform.features_1m_step(
     text[], timestamptz[], timestamptz[], timestamptz[], bigint) IS
     'Stores the next row of many symbols, computed from the state of the row before it.';
+COMMENT ON FUNCTION feature_platform.features_1m_plain_as_of(
+    text, timestamptz, timestamptz, timestamptz, bigint) IS
+    'The rows of features_1m by plain window functions over the bars as of a number.';
+COMMENT ON FUNCTION feature_platform.features_1m_plain_from_as_of(text, timestamptz, bigint) IS
+    'The time from which on a row of features_1m needs bars as of a number.';
 """
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _WIDTH = 120
@@ -68,7 +74,10 @@ def compiled_file() -> Path:
 def compiled_text() -> str:
     """Return the text of `compiled_file`."""
     rows = sql.Identifier("public", "features_1m")
-    body = compiled_beside(FEATURES_1M, "feature_platform", rows).as_string()
+    body = (
+        compiled_beside(FEATURES_1M, "feature_platform", rows)
+        + compiled_as_of(FEATURES_1M, "feature_platform")
+    ).as_string()
     lines = [part for line in body.splitlines() for part in _wrapped(line)]
     return _HEADER + "\n".join(line.rstrip() for line in lines) + "\n" + _COMMENTS
 

@@ -3,15 +3,18 @@
 `verify` and the tests compare stored rows with it. It shares the expression tree with the compiler
 of the refresh, and nothing else: no cached state, no running sums, no blocks of extremes.
 
-compiled(view, number) gives two SQL functions in the schema feature_views:
+compiled(view, number) gives four SQL functions in the schema feature_views:
 
     v7_plain(symbol, from, until, first): the rows of all buckets with bars between two times. A
         value is right only where all bars that it needs are read; the warm-up counts from `first`.
     v7_plain_from(symbol, wanted): the time from which on bars are needed for a bucket.
+    v7_plain_as_of(symbol, from, until, first, no), v7_plain_from_as_of(symbol, wanted, no): the
+        same over the bars as of the number of a refresh.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from psycopg import sql
@@ -43,16 +46,14 @@ SELECT bucket, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS high, min(
             ELSE avg((open + high + low + close) / 4 ORDER BY ts) END AS vwap,
        count(DISTINCT date_bin('1 minute', ts, '1970-01-01 00:00+00'))::double precision AS n
   FROM (SELECT b.*, date_bin({width}, b.ts, {origin}) AS bucket
-          FROM public.ohlcv_1m b
-         WHERE b.symbol = _symbol AND b.ts >= _from AND b.ts < _until) AS b
+          FROM {bars}) AS b
  GROUP BY bucket
 """)
 
-
 _FUNCTIONS = sql.SQL("""
--- The rows by plain window functions over the bars, for `verify`.
+-- The rows by plain window functions over the bars{which}.
 CREATE OR REPLACE FUNCTION {name}(
-    _symbol text, _from timestamptz, _until timestamptz, _first timestamptz)
+    _symbol text, _from timestamptz, _until timestamptz, _first timestamptz{number})
     RETURNS TABLE (bucket timestamptz, {columns})
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -63,7 +64,7 @@ AS $$
 $$;
 
 -- The time from which on these need bars.
-CREATE OR REPLACE FUNCTION {name_from}(_symbol text, _wanted timestamptz) RETURNS timestamptz
+CREATE OR REPLACE FUNCTION {name_from}(_symbol text, _wanted timestamptz{number}) RETURNS timestamptz
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -72,11 +73,52 @@ $$;
 """)
 
 
+@dataclass(frozen=True)
+class _Bars:
+    """The bars that the functions read.
+
+    suffix: of the functions' names; which: in their comments; number: their last parameter.
+    source: all bars of a symbol between two times; before: a bucket before a time.
+    """
+
+    suffix: str
+    which: str
+    number: str
+    source: str
+    before: str
+
+
+_STORED = _Bars(
+    "",
+    ", for `verify`",
+    "",
+    "public.ohlcv_1m b WHERE b.symbol = _symbol AND b.ts >= _from AND b.ts < _until",
+    "feature_platform.plain_before(_symbol, {}, {}, {}, {})",
+)
+_AS_OF = _Bars(
+    "_as_of",
+    " as of the number of a refresh",
+    ", _no bigint",
+    "feature_platform.bars_as_of(_symbol, _from, _until, _no) AS b",
+    "feature_platform.bucket_before_as_of(_symbol, {}, {}, {}, {}, _no)",
+)
+
+
 def compiled(view: FeatureView, number: int) -> sql.Composed:
     """Return the functions that compute the rows of a view.
 
     number: of the version, which begins their names in the schema feature_views.
     """
+    parts = [_functions(view, "feature_views", f"v{number}", bars) for bars in (_STORED, _AS_OF)]
+    return sql.Composed(parts)
+
+
+def compiled_as_of(view: FeatureView, schema: str) -> sql.Composed:
+    """Return the functions that compute the rows of a view as of the number of a refresh."""
+    return _functions(view, schema, view.name, _AS_OF)
+
+
+def _functions(view: FeatureView, schema: str, prefix: str, bars: _Bars) -> sql.Composed:
     columns = [
         sql.SQL("{} {}").format(
             sql.Identifier(name),
@@ -87,20 +129,24 @@ def compiled(view: FeatureView, number: int) -> sql.Composed:
     times = {
         time.as_string(): time
         for expression in view.columns.values()
-        for time in _times(expression, sql.SQL("_wanted"), view)
+        for time in _times(expression, sql.SQL("_wanted"), view, bars)
     }
     return _FUNCTIONS.format(
-        name=sql.Identifier("feature_views", f"v{number}_plain"),
-        name_from=sql.Identifier("feature_views", f"v{number}_plain_from"),
+        name=sql.Identifier(schema, f"{prefix}_plain{bars.suffix}"),
+        name_from=sql.Identifier(schema, f"{prefix}_plain_from{bars.suffix}"),
+        which=sql.SQL(bars.which),
+        number=sql.SQL(bars.number),
         columns=sql.SQL(", ").join(columns),
-        values=_values(view),
+        values=_values(view, bars),
         times=sql.SQL(", ").join(times.values()),
     )
 
 
-def _times(node: Expression, at: sql.Composable, view: FeatureView) -> list[sql.Composable]:
+def _times(
+    node: Expression, at: sql.Composable, view: FeatureView, bars: _Bars
+) -> list[sql.Composable]:
     """Return the times from which on a value at a time needs bars."""
-    before = sql.SQL("feature_platform.plain_before(_symbol, {}, {}, {}, {})")
+    before = sql.SQL(bars.before)
     grid = _interval(view.width), _origin(view)
     match node:
         case Lag(rows=int() as rows):
@@ -115,10 +161,10 @@ def _times(node: Expression, at: sql.Composable, view: FeatureView) -> list[sql.
             at = sql.SQL("to_timestamp((floor(extract(epoch FROM {}) / {}) - 1) * {})").format(
                 at, seconds, seconds
             )
-    return [at] + [time for one in node.arguments for time in _times(one, at, view)]
+    return [at] + [time for one in node.arguments for time in _times(one, at, view, bars)]
 
 
-def _values(view: FeatureView) -> sql.Composed:
+def _values(view: FeatureView, bars: _Bars) -> sql.Composed:
     """Return a SELECT of the bucket and the columns of a view, for one symbol."""
     nodes: dict[str, Expression] = {}
     for column in view.columns.values():
@@ -128,7 +174,9 @@ def _values(view: FeatureView) -> sql.Composed:
     level: dict[str, int] = {}
     for key, node in nodes.items():
         level[key] = 1 + max((level[one.key] for one in node.arguments), default=-1)
-    relations = [_BARS.format(width=_interval(view.width), origin=_origin(view))]
+    relations = [
+        _BARS.format(width=_interval(view.width), origin=_origin(view), bars=sql.SQL(bars.source))
+    ]
     for depth in range(1 + max(level.values())):
         here = [node for key, node in nodes.items() if level[key] == depth]
         raw = [

@@ -11,6 +11,7 @@ ALTER TABLE IF EXISTS public.features_1m ADD COLUMN IF NOT EXISTS refresh_no big
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint,
     ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
 ALTER TABLE IF EXISTS feature_platform.retention ADD COLUMN IF NOT EXISTS history_from timestamptz;
+DROP FUNCTION IF EXISTS feature_platform.has_new_marks(text, timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]);
 
 -- Version 2 had no log of served rows.
@@ -35,7 +36,7 @@ BEGIN
         SET state = 'failed', error = 'an earlier version of the platform compiled it: apply its file again',
             sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
                        FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
-        WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed';
+        WHERE v.compiled NOT LIKE '%bars_as_of%' AND v.state <> 'failed';
         ALTER TABLE feature_platform.view_symbol
             ADD COLUMN IF NOT EXISTS no bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS before_no bigint;
     END IF;

@@ -1,0 +1,324 @@
+"""Guards against bars as of a number that differ from those that its refresh used."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from feature_platform.skew import skew
+from feature_platform.views import catalog
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_engine import Bench, in_threads
+from feature_platform_tests.fix_skew import (
+    VIEWS,
+    Row,
+    bars_as_of,
+    check_row,
+    number_of,
+    rows_with_numbers,
+    serve,
+)
+from feature_platform_tests.fix_plans import about_as_many, explain, pages_of
+from feature_platform_tests.fix_processes import value
+from feature_platform_tests.fix_views import add_bars, ago, refresh_all
+from feature_platform_tests.histories import at, bar, write
+from feature_platform_tests.integration.test_refresh_concurrency import DAY, refresher, writer
+
+Conn = psycopg.Connection[Any]
+HISTORY = ("bar_history", "bar_refresh", "bar_known")
+ALL_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def delete(conn: Conn, minute: float) -> None:
+    conn.execute("DELETE FROM ohlcv_1m WHERE symbol = 'A' AND ts = %s", [at(minute)])
+
+
+def refreshed(bench: Bench, *minutes: float) -> int:
+    """Refresh a window, by default all of time; return the number of A."""
+    bench.refresh(*(at(minute) for minute in minutes))
+    return number_of(bench.conn)
+
+
+def check_rows(bench: Bench) -> None:
+    """Check some thirty of the rows, all of a short history."""
+    rows = sorted(rows_with_numbers(bench.conn))
+    for row in rows[:: 1 + len(rows) // 30]:
+        check_row(bench.conn, row)
+
+
+@pytest.fixture
+def ten(bench: Bench) -> int:
+    """Store and refresh ten bars; return the number of the refresh."""
+    bench.empty()
+    write(bench.conn, [bar("A", minute, 10, 1) for minute in range(10)])
+    return refreshed(bench)
+
+
+TEN = dict.fromkeys(map(float, range(10)), 1.0)
+
+
+def test_a_bar_of_an_open_transaction_is_known_when_its_mark_is_taken(
+    bench: Bench, ten: int
+) -> None:
+    with bench.holder.transaction():
+        write(bench.holder, [bar("A", 4.5, 10, 7), bar("A", 20, 10, 7)])
+        write(bench.conn, [bar("A", 21, 10, 3)])
+        before = refreshed(bench)
+    after = refreshed(bench)
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, before) == {**TEN, 21.0: 3.0}
+    assert bars_as_of(bench.conn, after) == {**TEN, 4.5: 7.0, 20.0: 7.0, 21.0: 3.0}
+    check_rows(bench)
+
+
+def test_a_late_bar_is_known_since_the_window_that_used_it(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", minute, 10, 1) for minute in range(700) if minute != 100))
+    first = refreshed(bench)
+    write(bench.conn, [bar("A", 100, 10, 5)])
+    live = refreshed(bench, 600, 700)
+    assert rows_with_numbers(bench.conn)[-1][3] == live
+    own = refreshed(bench)
+    assert own > live
+    known = [bars_as_of(bench.conn, number).get(100) for number in (first, live, own)]
+    assert known == [None, 5, 5]
+    check_rows(bench)
+
+
+def test_a_change_outside_of_the_window_is_not_known(bench: Bench, ten: int) -> None:
+    write(bench.conn, [bar("A", 8, 10, 2), bar("A", 9, 10, 2)])
+    write(bench.conn, [bar("A", 3, 10, 2)])
+    before = refreshed(bench, 0, 6)
+    after = refreshed(bench)
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, before) == {**TEN, 3: 2}
+    assert bars_as_of(bench.conn, after) == {**TEN, 3: 2, 8: 2, 9: 2}
+    check_rows(bench)
+
+
+def test_a_minute_without_a_bar_is_gone_with_the_refresh_that_takes_the_deletion(
+    bench: Bench, ten: int
+) -> None:
+    bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts IN (%s, %s)", (at(2), at(7)))
+    before = refreshed(bench, 0, 5)
+    serve(bench.conn, "A")
+    after = refreshed(bench)
+    without = {minute: 1.0 for minute in TEN if minute not in (2, 7)}
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, before) == bars_as_of(bench.conn, after) == without
+    check_rows(bench)
+    report = skew(bench.conn, since=ALL_TIME)
+    assert (report.rows, report.is_right) == (1, True), report
+
+
+def test_versions_between_two_refreshes_are_one_change(bench: Bench, ten: int) -> None:
+    write(bench.conn, [bar("A", 1, 10, 2)])  # two updates
+    write(bench.conn, [bar("A", 1, 10, 3)])
+    delete(bench.conn, 2)  # deleted, and again
+    write(bench.conn, [bar("A", 2, 10, 4)])
+    write(bench.conn, [bar("A", 11, 10, 9)])  # never seen
+    delete(bench.conn, 11)
+    write(bench.conn, [bar("A", 12, 10, 9)])
+    write(bench.conn, [bar("A", 12, 10, 8)])
+    bench.conn.execute("UPDATE ohlcv_1m SET ts = %s WHERE ts = %s", (at(14), at(4)))
+    second = refreshed(bench)
+    delete(bench.conn, 2)
+    third = refreshed(bench)
+    write(bench.conn, [bar("A", 2, 10, 6)])
+    fourth = refreshed(bench)
+    write(bench.conn, [bar("A", 2, 10, 7)])
+    refreshed(bench)
+    now = {**TEN, 1: 3, 2: 4, 12: 8, 14: 1}
+    del now[4]
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, second) == now
+    del now[2]
+    assert bars_as_of(bench.conn, third) == now
+    assert bars_as_of(bench.conn, fourth) == {**now, 2: 6}
+    check_rows(bench)
+
+
+def test_a_bar_that_comes_again_before_its_row_is_deleted_was_absent_between(
+    bench: Bench, ten: int
+) -> None:
+    # One mark: a window up to minute 3 takes it, and the row of minute 8 has to wait.
+    bench.conn.execute("DELETE FROM ohlcv_1m WHERE ts IN (%s, %s)", (at(1), at(8)))
+    bench.conn.execute("UPDATE ohlcv_1m SET vol = 3 WHERE ts = %s", [at(0)])
+    gone = refreshed(bench, 0, 3)
+    write(bench.conn, [bar("A", 2, 10, 5), bar("A", 8, 10, 5)])
+    refreshed(bench, 0, 3)
+    after = refreshed(bench)
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, gone).keys() == TEN.keys() - {1, 8}
+    changed: dict[float, float] = {0: 3.0, 2: 5.0, 8: 5.0}
+    assert bars_as_of(bench.conn, after) == {
+        minute: changed.get(minute, 1.0) for minute in TEN if minute != 1
+    }
+    check_rows(bench)
+
+
+def test_a_row_inside_a_minute_is_known_apart_from_the_others(bench: Bench, ten: int) -> None:
+    write(bench.conn, [bar("A", 3.5, 10, 5), bar("A", 20.5, 10, 6)])
+    inside = refreshed(bench)
+    write(bench.conn, [bar("A", 20, 10, 7), bar("A", 3.25, 10, 8)])
+    later = refreshed(bench)
+    delete(bench.conn, 3)
+    last = refreshed(bench)
+    assert bars_as_of(bench.conn, ten) == TEN
+    assert bars_as_of(bench.conn, inside) == {**TEN, 3.5: 5, 20.5: 6}
+    assert bars_as_of(bench.conn, later) == {**TEN, 3.5: 5, 3.25: 8, 20: 7, 20.5: 6}
+    assert 3 not in bars_as_of(bench.conn, last)
+    check_rows(bench)
+
+
+def test_an_older_first_bar_ends_the_warm_up_later(bench: Bench) -> None:
+    bench.empty()
+    write(bench.conn, (bar("A", DAY + minute, 10, 1 + minute % 3) for minute in range(DAY)))
+    refreshed(bench)
+    (seen,) = (row for row in rows_with_numbers(bench.conn) if row[2] == at(2 * DAY - 2))
+    write(bench.conn, [bar("A", 0, 10, 1)])
+    refreshed(bench, DAY, 2 * DAY)  # the row of the first bar has to wait
+    window = rows_with_numbers(bench.conn)
+    assert seen not in window
+    refreshed(bench)
+    for row in (seen, window[-1], window[-2]):
+        check_row(bench.conn, row)
+    check_rows(bench)
+
+
+@pytest.mark.usefixtures("ten")
+def test_serves_from_before_a_truncate_are_not_kept(bench: Bench) -> None:
+    bench.conn.execute("DELETE FROM feature_platform.served")
+    serve(bench.conn, "A")
+    bench.conn.execute("TRUNCATE ohlcv_1m")
+    write(bench.conn, [bar("A", minute, 10, 2) for minute in range(12)])
+    refreshed(bench)
+    serve(bench.conn, "A")
+    report = skew(bench.conn, since=ALL_TIME)
+    assert (report.rows, report.not_kept, report.is_right) == (1, 1, True), report
+    check_rows(bench)
+
+
+@pytest.mark.usefixtures("ten")
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("UPDATE feature_platform.served SET values[2] = values[2] + 1e-9", (1, 0, 0)),
+        (
+            "UPDATE feature_platform.served SET bucket = bucket - interval '1 minute'",
+            (1, 1, 0),
+        ),
+        (
+            "UPDATE feature_platform.served SET bucket = bucket + interval '1 minute'",
+            (0, 0, 1),
+        ),
+    ],
+)
+def test_a_wrong_answer_is_found(
+    bench: Bench, change: LiteralString, expected: tuple[int, int, int]
+) -> None:
+    bench.conn.execute("DELETE FROM feature_platform.served")
+    serve(bench.conn, "A")
+    assert skew(bench.conn, since=ALL_TIME).is_right
+    bench.conn.execute(change)
+    report = skew(bench.conn, since=ALL_TIME)
+    assert (report.mismatch, report.missing, report.extra) == expected, report
+
+
+def count_of(conn: Conn, *tables: str) -> dict[str, int]:
+    """Return the number of rows of tables of the schema feature_platform."""
+    query = SQL("SELECT count(*) FROM {}")
+    return {
+        table: conn.execute(query.format(Identifier("feature_platform", table))).fetchall()[0][0]
+        for table in tables
+    }
+
+
+def test_the_retention_writes_no_versions(conn: Conn) -> None:
+    add_bars(conn, ago(5 * DAY), 4 * DAY)
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts = (SELECT min(ts) FROM ohlcv_1m)")
+    assert value(conn, "SELECT count(*) FROM feature_platform.bar_history") == 1
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    conn.execute("SELECT set_features_1m_retention(bars => '3 days', features => '2 days')")
+    conn.execute("CALL feature_platform.apply_retention()")
+    assert value(conn, "SELECT count(*) FROM ohlcv_1m") < 3 * DAY
+    assert not any(count_of(conn, *HISTORY).values())
+    conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts = (SELECT max(ts) FROM ohlcv_1m)")
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    assert value(conn, "SELECT count(*) FROM feature_platform.bar_history") == 1
+    serve(conn, "A")
+    assert skew(conn, since=ALL_TIME).is_right
+    conn.execute("SELECT feature_platform.forget_symbol('A')")
+    assert not any(count_of(conn, *HISTORY, "served").values())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_all_rows_that_were_seen_are_computed_again(databases: Databases, seed: int) -> None:
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        catalog.apply(conn, VIEWS)
+        done = threading.Event()
+        seen: set[Row] = set()
+
+        def writers(_: Conn) -> None:
+            try:
+                in_threads(url, *(writer(seed * 10 + i, 250) for i in range(2)))
+            finally:
+                done.set()
+
+        def view_refresher(conn: Conn) -> None:
+            while not done.is_set():
+                for view in (1, 2):
+                    conn.execute(
+                        "SELECT feature_platform.view_slice(%s, '-infinity', 'infinity')", [view]
+                    )
+
+        in_threads(
+            url,
+            writers,
+            *(refresher(seed * 10 + i, done) for i in range(2)),
+            view_refresher,
+            reader(done, seen),
+        )
+        refresh_all(conn)
+        serve(conn, *"ABC")
+        seen.update(rows_with_numbers(conn))
+        report = skew(conn, since=ALL_TIME)
+        assert report.rows > 0, report
+        assert report.is_right, report
+        chosen = random.Random(seed).sample(sorted(seen), min(len(seen), 200))
+        for row in chosen:
+            check_row(conn, row)
+
+
+def reader(done: threading.Event, seen: set[Row]) -> Callable[[Conn], None]:
+    """Return a job that logs and collects rows until `done` is set."""
+
+    def job(conn: Conn) -> None:
+        while not done.is_set():
+            serve(conn, *"ABC")
+            seen.update(rows_with_numbers(conn))
+
+    return job
+
+
+def test_the_bars_of_a_day_are_read_by_their_indexes(
+    histories: tuple[Conn, Conn],
+) -> None:
+    statement = """
+        SELECT * FROM feature_platform.bars_as_of(
+            'S1', current_setting('tests.newest')::timestamptz - interval '1 day',
+            current_setting('tests.newest')::timestamptz, 1)
+    """
+    pages = []
+    for conn in histories:
+        explain(conn, statement)  # plans it
+        pages.append(pages_of(explain(conn, statement)))
+    assert about_as_many(pages), pages
