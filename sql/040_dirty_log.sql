@@ -87,7 +87,7 @@ BEGIN
             (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
         SELECT o.symbol, o.ts, o.open, o.high, o.low, o.close, o.vol, o.source, o.inserted_at, m.mark, true
         FROM mark m JOIN old_rows o ON o.symbol = m.symbol
-        WHERE o.ts >= feature_platform.history_from();      -- not those that the retention deletes
+        WHERE o.ts >= (SELECT feature_platform.history_from());      -- not those that the retention deletes
     ELSIF EXISTS (SELECT FROM new_rows) THEN    -- an upsert may only add bars
         -- Only rows whose key or values changed count: a replay of equal bars makes no mark.
         WITH change AS MATERIALIZED (
@@ -107,7 +107,7 @@ BEGIN
             (symbol, ts, open, high, low, close, vol, source, inserted_at, mark, gone)
         SELECT c.symbol, c.ts, c.open, c.high, c.low, c.close, c.vol, c.source, c.inserted_at, m.mark, c.gone
         FROM mark m JOIN change c ON c.symbol = m.symbol
-        WHERE c.close IS NOT NULL AND c.ts >= feature_platform.history_from();
+        WHERE c.close IS NOT NULL AND c.ts >= (SELECT feature_platform.history_from());
     END IF;
     RETURN NULL;
 END

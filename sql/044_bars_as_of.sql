@@ -1,17 +1,6 @@
 -- The bars of a symbol as of the number of a refresh: with all changes whose marks were taken by refreshes up to this
 -- number, and no others.
 
--- The first bucket whose bars have a complete history; the retention moves it.
-CREATE OR REPLACE FUNCTION feature_platform.history_from() RETURNS timestamptz
-    LANGUAGE plpgsql STABLE     -- sql/055_retention.sql makes the column
-AS $$
-BEGIN
-    RETURN coalesce((SELECT r.history_from FROM feature_platform.retention r WHERE r.only_one), '-infinity');
-END
-$$;
-COMMENT ON FUNCTION feature_platform.history_from() IS
-    'The first minute whose bars have a complete history.';
-
 -- The refresh that created the row of features_1m of a minute; NULL where it never had one.
 CREATE OR REPLACE FUNCTION feature_platform.row_created(of_symbol text, of_bucket timestamptz) RETURNS bigint
     LANGUAGE sql STABLE

@@ -544,7 +544,7 @@ BEGIN
         FROM todo t
         JOIN public.ohlcv_1m b ON b.symbol = t.symbol AND b.ts >= t.first_bucket AND b.ts < t.first_bucket + minute
         WHERE (t.first_bucket IS DISTINCT FROM t.old_first OR t.removed)
-          AND t.first_bucket < upper(refresh_window) AND b.ts >= feature_platform.history_from()
+          AND t.first_bucket < upper(refresh_window) AND b.ts >= (SELECT feature_platform.history_from())
           AND (feature_platform.has_ended(t.symbol, t.first_bucket, t.first_bucket + minute)
                OR NOT EXISTS (SELECT FROM public.features_1m f WHERE f.symbol = t.symbol AND f.bucket = t.first_bucket))
     )

@@ -26,6 +26,17 @@ CREATE OR REPLACE FUNCTION feature_platform.features_from() RETURNS timestamptz
 COMMENT ON FUNCTION feature_platform.features_from() IS
     'The first bucket whose features are kept; older rows are neither refreshed nor verified.';
 
+CREATE OR REPLACE FUNCTION feature_platform.history_from() RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN coalesce((SELECT r.history_from FROM feature_platform.retention r WHERE r.only_one), '-infinity');
+END
+$$;
+COMMENT ON FUNCTION feature_platform.history_from() IS
+    'The first minute whose bars have a complete history.';
+
 CREATE OR REPLACE FUNCTION public.set_features_1m_retention(
     bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL,
     runs interval DEFAULT '7 days', served interval DEFAULT '7 days')

@@ -373,6 +373,46 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("skew")
+def skew_command(
+    since: Annotated[
+        datetime,
+        typer.Option(
+            parser=_parse_time, metavar="TIME", help="Rows that were served from this time on."
+        ),
+    ],
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only so many of them, at random.")
+    ] = None,
+) -> None:
+    """Compute served rows again from what was known; exit status 1 if one differs."""
+    from feature_platform.cli import console
+    from feature_platform.skew import skew
+
+    with database_session() as connection, console.progress_bar("skew") as progress:
+        report = skew(connection, since=since, sample=sample, progress=progress)
+    typer.echo(console.skew_line(report))
+    if not report.is_right:
+        console.show(console.skew_table(report))
+        raise typer.Exit(1)
+
+
+@app.command("why")
+def why_command(
+    symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL")],
+    minute: Annotated[datetime, typer.Argument(parser=_parse_time, metavar="MINUTE")],
+    view: Annotated[
+        str, typer.Option(metavar="NAME", help="A feature view, by default features_1m.")
+    ] = "features_1m",
+) -> None:
+    """Show a row, its versions, and the bars behind it with theirs."""
+    from feature_platform.cli.history import show_why
+    from feature_platform.why import why
+
+    with database_session() as connection:
+        show_why(why(connection, symbol, minute, view))
+
+
 @app.command("status")
 def status_command(
     counts: Annotated[

@@ -16,6 +16,7 @@ from rich.table import Table
 from feature_platform.errors import one_line
 from feature_platform.gaps import STATES, Gap
 from feature_platform.heartbeat import StoredHeartbeat
+from feature_platform.skew import SkewReport
 from feature_platform.status import Counts, PolicyStatus, SymbolStatus, ViewState
 from feature_platform.verify import VerifyReport
 
@@ -224,6 +225,24 @@ def mismatch_table(report: VerifyReport) -> Table:
     for one in report.examples:
         stored, expected = _value(one.stored), _value(one.expected)
         made.add_row(one.view, name(one.symbol), one.bucket, one.column, stored, expected)
+    return made
+
+
+def skew_line(report: SkewReport) -> str:
+    """Sum up a comparison of served rows: how many are wrong, and in which way."""
+    old = f"; {report.not_kept:,} more are older than the history" if report.not_kept else ""
+    return (
+        f"skew: {report.rows:,} served rows computed again: {report.mismatch:,} mismatch,"
+        f" {report.missing:,} missing, {report.extra:,} extra{old}"
+    )
+
+
+def skew_table(report: SkewReport) -> Table:
+    """Show the first served rows that differ from the computation."""
+    made = table("problem", "view", "symbol", "bucket (UTC)", ">refresh", ">of symbol")
+    for one in report.examples:
+        numbers = str(one.refresh_no), str(one.symbol_no)
+        made.add_row(one.problem, one.view, name(one.symbol), time_text(one.bucket), *numbers)
     return made
 
 

@@ -16,6 +16,8 @@ from feature_platform.skew import skew
 from feature_platform.views import catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import Bench, in_threads
+from feature_platform_tests.fix_plans import about_as_many, explain, pages_of
+from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_skew import (
     VIEWS,
     Row,
@@ -25,8 +27,6 @@ from feature_platform_tests.fix_skew import (
     rows_with_numbers,
     serve,
 )
-from feature_platform_tests.fix_plans import about_as_many, explain, pages_of
-from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_views import add_bars, ago, refresh_all
 from feature_platform_tests.histories import at, bar, write
 from feature_platform_tests.integration.test_refresh_concurrency import DAY, refresher, writer

@@ -19,6 +19,7 @@ SELECT s.view, v.id AS view_id, s.symbol, s.bucket, s.refresh_no, s.symbol_no, s
 -- skew_view --
 -- What skew needs of a view that is served.
 SELECT v.id AS view_id, coalesce(v.every, interval '1 minute')::text AS every,
+       extract(epoch FROM coalesce(v.every, interval '1 minute'))::double precision AS seconds,
        coalesce(v.origin, '1970-01-01 00:00:00+00') AS origin, r.columns
   FROM feature_platform.readable_view r
   LEFT JOIN feature_platform.feature_view v ON v.name = r.name AND v.served

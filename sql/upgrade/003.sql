@@ -36,7 +36,7 @@ BEGIN
         SET state = 'failed', error = 'an earlier version of the platform compiled it: apply its file again',
             sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
                        FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
-        WHERE v.compiled NOT LIKE '%bars_as_of%' AND v.state <> 'failed';
+        WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed';
         ALTER TABLE feature_platform.view_symbol
             ADD COLUMN IF NOT EXISTS no bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS before_no bigint;
     END IF;
