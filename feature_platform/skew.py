@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -34,6 +34,10 @@ class Wrong:
     refresh_no: int
     symbol_no: int
     problem: str
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the fields with the bucket in ISO-8601."""
+        return {**vars(self), "bucket": self.bucket.astimezone(UTC).isoformat()}
 
 
 @dataclass

@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import psycopg
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from feature_platform.queries import queries
 from feature_platform.schema import SCHEMA_HASH, SCHEMA_VERSION
 from feature_platform.settings import get_settings
+from feature_platform.skew import skew
 from feature_platform.tables import BAR_COLUMNS, FEATURE_COLUMNS
 from feature_platform.verify import (
     EXAMPLES,
@@ -41,6 +43,7 @@ _ISO_MINUTE = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:Z|\+00:00)$")
 # The most findings that a result holds.
 SHOWN = 10
 RECOMPUTED = "stored_equals_recomputed"
+SERVED = "served_equals_recomputed"
 
 _BAR_OBJECTS = [
     "ohlcv_1m_pkey",
@@ -72,6 +75,8 @@ PRICE_STEP = 0.3
 STALE_BARS = 30
 FLAT_ROWS = 10
 SAMPLES = 3
+# The served rows that are compared each hour.
+SERVED_SAMPLE = 200
 # The most seconds that the rolling verification takes of a tick; the nightly audit does the rest.
 ROLLING_SECONDS = 0.1
 
@@ -344,6 +349,17 @@ CHECKS: tuple[Check, ...] = (
         _NO_ROWS,
     ),
     Check(
+        SERVED,
+        "features_1m",
+        "ERROR",
+        f"Rows that the model service has served equal their computation from the bars that were"
+        f" known then: a sample of {SERVED_SAMPLE} rows of its log, once an hour.",
+        ("served row", "served rows"),
+        "all equal",
+        "is wrong",
+        "the log of served rows has none since the last check",
+    ),
+    Check(
         "policy_present",
         "features_1m_policy",
         "ERROR",
@@ -395,6 +411,8 @@ def _evaluate(
     try:
         if check.name == RECOMPUTED:
             return _recompute(connection, check, suspects)
+        if check.name == SERVED:
+            return _served(connection, check)
         return _query(connection, check)
     except psycopg.Error as error:
         if connection.broken:
@@ -454,6 +472,21 @@ def _recompute(
         late = f"the pass over all history takes more than {PASS.days} days"
         result = replace(result, passed=False, summary=f"{result.summary}; {late}")
     return result
+
+
+def _served(connection: psycopg.Connection[Any], check: Check) -> CheckResult:
+    """Return the result of this hour's comparison of served rows; make it, if there is none."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(queries["skew_last_check"]).fetchone()
+        if row is None:
+            since = connection.execute(queries["skew_unchecked_since"]).fetchone()
+            assert since is not None, "the statement always gives one row"
+            report = skew(connection, since=since[0], sample=SERVED_SAMPLE)
+            row = {**vars(report), "examples": [one.as_json() for one in report.examples]}
+            cursor.execute(queries["skew_note"], {"result": Jsonb(row)})
+    measures = {name: row[name] for name in ("mismatch", "missing", "extra", "not_kept")}
+    wrong = min(row["rows"], row["mismatch"] + row["missing"] + row["extra"])
+    return _result(check, row["rows"], wrong, measures, row["examples"])
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""What was known of bars and rows as of the number of a refresh."""
+"""Serves of rows, and the bars and rows as of the number of a refresh."""
 
 from __future__ import annotations
 

@@ -30,3 +30,27 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION feature_platform.waiting_from(text, timestamptz) IS
     'The dirty minutes of a symbol from a bucket on that refreshes have put back.';
+
+-- The results of the hourly check of a sample of served rows.
+CREATE TABLE IF NOT EXISTS feature_platform.skew_check (
+    at       timestamptz NOT NULL DEFAULT feature_platform.clock() CONSTRAINT skew_check_pkey PRIMARY KEY,
+    rows     bigint      NOT NULL,      -- served rows that were computed again
+    mismatch bigint      NOT NULL,      -- of these: values that differ
+    missing  bigint      NOT NULL,      -- a newer row existed
+    extra    bigint      NOT NULL,      -- the row did not exist
+    not_kept bigint      NOT NULL,      -- served rows that are older than the history
+    examples jsonb       NOT NULL       -- the first rows that were wrong
+);
+COMMENT ON TABLE feature_platform.skew_check IS 'The results of the hourly check of a sample of served rows.';
+
+CREATE OR REPLACE FUNCTION feature_platform.note_skew(result jsonb) RETURNS void
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    DELETE FROM feature_platform.skew_check c WHERE c.at < feature_platform.clock() - interval '30 days';
+    INSERT INTO feature_platform.skew_check (rows, mismatch, missing, extra, not_kept, examples)
+    SELECT r.rows, r.mismatch, r.missing, r.extra, r.not_kept, r.examples
+    FROM jsonb_to_record(result) AS r (rows bigint, mismatch bigint, missing bigint, extra bigint, not_kept bigint,
+                                       examples jsonb)
+    ON CONFLICT DO NOTHING;
+END;
+COMMENT ON FUNCTION feature_platform.note_skew(jsonb) IS 'Stores the result of a check of served rows for 30 days.';

@@ -28,6 +28,7 @@ COMMENT ON FUNCTION feature_platform.features_from() IS
 
 CREATE OR REPLACE FUNCTION feature_platform.history_from() RETURNS timestamptz
     LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off
 AS $$
 BEGIN

@@ -66,6 +66,7 @@ BEGIN
 
         -- The orchestrator: the accounting, the policy and the retention, beside the rights above.
         ('{orchestrator}', 'EXECUTE ON FUNCTION feature_platform.recheck_gaps, feature_platform.verification_move,
+                    feature_platform.note_skew,
                     public.add_features_1m_policy, public.alter_features_1m_policy, public.remove_features_1m_policy,
                     public.set_features_1m_retention, feature_platform.retention_step'),
         ('{orchestrator}', 'EXECUTE ON PROCEDURE feature_platform.apply_retention'),
@@ -93,6 +94,7 @@ BEGIN
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
                     feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
                     feature_platform.lake_table, feature_platform.lake_change, feature_platform.lake_waiting'),
+                    feature_platform.skew_check,
                     feature_platform.bar_history, feature_platform.bar_refresh, feature_platform.bar_known,
                     feature_platform.knowledge_floor,
                     feature_platform.lake_table, feature_platform.lake_change'),

@@ -45,6 +45,7 @@ class PlatformState:
     runs: list[TupleRow]
     recorder: list[TupleRow]
     views: list[TupleRow]
+    skew: list[TupleRow]
 
 
 class Metrics:
@@ -115,6 +116,7 @@ class Metrics:
                 runs=await self._pool.fetch("service_policy_runs"),
                 recorder=await self._pool.fetch("service_recorder"),
                 views=await self._pool.fetch("service_view_states"),
+                skew=await self._pool.fetch("service_skew"),
             )
         except DatabaseUnavailableError as error:
             _log.warning("metrics without those of the database: %s", error)
@@ -175,6 +177,7 @@ class _PlatformCollector(Collector):
         yield from _of_the_last_run(state.policy[0])
         yield from _of_the_recorder(state.recorder)
         yield from _of_the_views(state.views)
+        yield from _of_served_rows(state.skew)
 
 
 def _of_the_last_run(row: TupleRow) -> Iterator[Metric]:
@@ -227,6 +230,22 @@ def _of_the_views(rows: list[TupleRow]) -> Iterator[Metric]:
     for place, (name, meaning) in enumerate(measures, 1):
         values = [(row[0], row[place]) for row in rows if row[place] is not None]
         yield _gauges(name, meaning, "view", values)
+
+
+def _of_served_rows(rows: list[TupleRow]) -> Iterator[Metric]:
+    for compared, mismatch, missing, extra, age in rows:
+        yield _gauges(
+            "skew_rows",
+            "Served rows that the last check computed again, and those that were wrong.",
+            "result",
+            [
+                ("compared", compared),
+                ("mismatch", mismatch),
+                ("missing", missing),
+                ("extra", extra),
+            ],
+        )
+        yield _gauge("skew_age_seconds", "Seconds since that check.", age)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -260,6 +260,11 @@ SELECT v.name, extract(epoch FROM feature_platform.view_lag(v))::double precisio
  CROSS JOIN LATERAL feature_platform.view_progress(v) AS s
  WHERE v.served ORDER BY v.name;
 
+-- service_skew --
+-- The last check of served rows: the rows that were compared and those that were wrong, and the seconds since then.
+SELECT rows, mismatch, missing, extra, extract(epoch FROM feature_platform.clock() - at)::double precision
+  FROM feature_platform.skew_check ORDER BY at DESC LIMIT 1;
+
 -- service_recorder --
 -- The last state of each symbol's stream, and the seconds since its heartbeat and since its last update.
 SELECT symbol, state, extract(epoch FROM feature_platform.clock() - beat_at)::double precision AS beat_age,

@@ -17,7 +17,7 @@ SELECT s.view, v.id AS view_id, s.symbol, s.bucket, s.refresh_no, s.symbol_no, s
  ORDER BY s.symbol, s.bucket;
 
 -- skew_view --
--- What skew needs of a view that is served.
+-- The grid and the columns of a view that is served.
 SELECT v.id AS view_id, coalesce(v.every, interval '1 minute')::text AS every,
        extract(epoch FROM coalesce(v.every, interval '1 minute'))::double precision AS seconds,
        coalesce(v.origin, '1970-01-01 00:00:00+00') AS origin, r.columns
@@ -71,3 +71,18 @@ SELECT EXISTS (SELECT FROM known k
        AND (NOT g.waiting @> g.bucket
             OR %(refresh_no)s::bigint < g.waiting_no AND g.bucket NOT IN (TABLE earlier)) AS is_extra
   FROM given g;
+
+-- skew_last_check --
+-- The last check of a sample of served rows, if it is younger than an hour.
+SELECT rows, mismatch, missing, extra, not_kept, examples
+  FROM feature_platform.skew_check
+ WHERE at > feature_platform.clock() - interval '1 hour'
+ ORDER BY at DESC LIMIT 1;
+
+-- skew_unchecked_since --
+-- The time of the last check, at most a day ago: rows that were served since then have not been in a sample.
+SELECT greatest(max(at), feature_platform.clock() - interval '1 day') FROM feature_platform.skew_check;
+
+-- skew_note --
+-- Store the result of a check.
+SELECT feature_platform.note_skew(%(result)s);
