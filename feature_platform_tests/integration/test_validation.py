@@ -13,6 +13,7 @@ from feature_platform.heartbeat import Heartbeat, begin_heartbeats, write_heartb
 from feature_platform.settings import get_settings
 from feature_platform.validation import CHECKS, SHOWN, CheckResult, evaluate
 from feature_platform_tests.fix_processes import account_for_all, value
+from feature_platform_tests.fix_skew import serve
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
@@ -38,6 +39,7 @@ def live(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     symbols = [row[0] for row in conn.execute("SELECT symbol FROM feature_platform.bar_symbol")]
     begin_heartbeats(conn, dict.fromkeys(symbols, "binance"))
     write_heartbeats(conn, [Heartbeat(name, "live", datetime.now(UTC)) for name in symbols], [])
+    serve(conn, *symbols)
     return conn
 
 
@@ -67,6 +69,11 @@ def test_checks_pass_with_live_data(live: psycopg.Connection[Any]) -> None:
 
 # By check: a statement that breaks the data, and a text that the findings must have.
 _FAULTS: dict[str, tuple[LiteralString, str]] = {
+    "served_equals_recomputed": (
+        """UPDATE feature_platform.served SET values[1] = values[1] + 1;
+           DELETE FROM feature_platform.skew_check""",
+        "mismatch",
+    ),
     "bars_table": ("ALTER TABLE ohlcv_1m DISABLE TRIGGER ohlcv_1m_updated", "ohlcv_1m_updated"),
     "features_table": ("DROP INDEX features_1m_bucket_idx", "features_1m_bucket_idx"),
     "recorder_alive": (

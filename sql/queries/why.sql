@@ -7,7 +7,8 @@ SELECT name FROM feature_platform.readable_view ORDER BY name;
 -- why_row --
 -- The versions of a row, the newest first: the refreshes that made and replaced it, and since when they are known. The
 -- stored row has no `until`.
-SELECT v.since, made.known_by AS known_by, v.until, gone.known_by AS gone_by, ARRAY[{columns}]::double precision[] AS values
+SELECT v.since, made.known_by AS known_by, v.until, gone.known_by AS gone_by,
+       ARRAY[{columns}]::double precision[] AS values
   FROM {versions} v
   LEFT JOIN feature_platform.refresh made ON made.no = v.since
   LEFT JOIN feature_platform.refresh gone ON gone.no = v.until
