@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
+from psycopg.sql import SQL, Identifier
+from psycopg.types.multirange import Multirange
 
+from feature_platform.queries import queries
+from feature_platform.service.serve_log import TYPES
 from feature_platform.skew import row_as_of
+from feature_platform.views.verify import served_views
 from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_views import CANDLES, SHORT
 from feature_platform_tests.histories import DAY_0, EPOCH
 
 Conn = psycopg.Connection[Any]
 
-# As the model service reads its newest rows, and logs them: in one statement.
-_SERVE = """
-    INSERT INTO feature_platform.served
-        (view, symbol, bucket, refresh_no, symbol_no, waiting, waiting_no, values)
-    SELECT 'features_1m', f.symbol, f.bucket, f.refresh_no, greatest(f.refresh_no, n.no), w.waiting,
-           w.waiting_no, ARRAY[last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z,
-                               vwap_gap, parkinson_vol]::double precision[]
-    FROM unnest(%(symbols)s::text[]) AS r (symbol)
-    CROSS JOIN LATERAL (SELECT * FROM features_1m f WHERE f.symbol = r.symbol COLLATE "C"
-                        ORDER BY f.bucket DESC LIMIT 1) AS f
-    LEFT JOIN feature_platform.symbol_number n ON n.symbol = f.symbol
-    CROSS JOIN LATERAL feature_platform.waiting_from(f.symbol, f.bucket) AS w
-"""
-_SERVE_VIEW = """
-    INSERT INTO feature_platform.served
-        (view, version, symbol, bucket, refresh_no, symbol_no, waiting, waiting_no, values)
-    SELECT v.name, v.version, f.symbol, f.bucket, f.refresh_no, s.no,
-           s.dirty * tstzmultirange(tstzrange(f.bucket, NULL)), coalesce(s.before_no, 0),
-           ARRAY[{columns}]::double precision[]
-    FROM unnest(%(symbols)s::text[]) AS r (symbol)
-    CROSS JOIN LATERAL (SELECT * FROM public.{name} f WHERE f.symbol = r.symbol COLLATE "C"
-                        ORDER BY f.bucket DESC LIMIT 1) AS f
-    JOIN feature_platform.feature_view v ON v.name = '{name}' AND v.served
-    JOIN feature_platform.view_symbol s ON s.view = v.id AND s.symbol = f.symbol
-"""
 _ROWS = """
     SELECT '{name}', symbol, bucket, refresh_no, array_send(ARRAY[{columns}]::double precision[])
     FROM public.{name}
@@ -47,18 +27,44 @@ FEATURES = (
     "last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol"
 )
 VIEWS = (SHORT, CANDLES)
+MINUTE = timedelta(minutes=1)
 
 # A row as a reader saw it: view, symbol, bucket, number, the bits of its values.
 Row = tuple[str, str, datetime, int, bytes]
 
 
-def serve(conn: Conn, *symbols: str) -> None:
-    """Log the newest row of each symbol, in features_1m and the views that exist."""
-    conn.execute(_SERVE, {"symbols": list(symbols)})
-    for view in VIEWS:
-        if value(conn, "SELECT to_regclass(%s) IS NOT NULL", f"public.{view.name}"):
-            statement = _SERVE_VIEW.format(name=view.name, columns=", ".join(view.columns))
-            conn.execute(statement.encode(), {"symbols": list(symbols)})
+def serve(conn: Conn, *symbols: str, times: int = 1) -> int:
+    """Read and log the newest rows of each symbol as the model service does; return their number.
+
+    They are of features_1m and of the views that exist. times: how often each row is logged.
+    """
+    logged: list[tuple[Any, ...]] = []
+    rows = conn.execute(queries["service_latest"], {"symbols": list(symbols)}).fetchall()
+    logged += [_entry("features_1m", 0, MINUTE, row) for row in rows]
+    for view in served_views(conn):
+        statement = SQL(queries["service_view_latest"]).format(
+            view=Identifier("public", view.name),
+            columns=SQL(", ").join(Identifier("f", name) for name in view.columns),
+        )
+        given = {"symbols": list(symbols), "width": view.every, "id": view.id}
+        version = value(
+            conn, "SELECT version FROM feature_platform.feature_view WHERE id = %s", view.id
+        )
+        rows = conn.execute(statement, given).fetchall()
+        logged += [_entry(view.name, version, view.every, row) for row in rows]
+    with conn.cursor().copy(queries["service_log"]) as copy:
+        copy.set_types(TYPES)
+        for row in logged * times:
+            copy.write_row(row)
+    return len(logged) * times
+
+
+def _entry(view: str, version: int, width: timedelta, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    symbol, bucket, *values, refresh_no, symbol_no, waiting, waiting_no, age = row
+    ended = bucket + width + timedelta(seconds=age)
+    floats = [None if one is None else float(one) for one in values]
+    waiting = Multirange() if waiting is None else waiting
+    return view, version, symbol, bucket, refresh_no, symbol_no, waiting, waiting_no, floats, ended
 
 
 def rows_with_numbers(conn: Conn) -> list[Row]:

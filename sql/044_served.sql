@@ -16,21 +16,6 @@ CREATE TABLE IF NOT EXISTS feature_platform.served (
 CREATE INDEX IF NOT EXISTS served_at_idx ON feature_platform.served (served_at);
 COMMENT ON TABLE feature_platform.served IS 'The log of rows that the model service has served.';
 
--- The dirty minutes of a symbol from a bucket on that refreshes have put back, and the symbol's number before the
--- oldest of these marks. Rows of these minutes may stand as they were from that number on.
-CREATE OR REPLACE FUNCTION feature_platform.waiting_from(
-    of_symbol text, of_bucket timestamptz, OUT waiting tstzmultirange, OUT waiting_no bigint)
-    LANGUAGE sql STABLE
-BEGIN ATOMIC
-    SELECT coalesce(range_agg(l.buckets * tstzmultirange(tstzrange(of_bucket, NULL))), '{}'),
-           min(coalesce(l.before_no, 0))
-    FROM feature_platform.dirty_log l
-    -- A mark of a refresh with `force` has changed minutes: nothing new is known by it.
-    WHERE l.symbol = of_symbol AND l.reach_known AND l.changed IS NULL AND upper(l.buckets) > of_bucket;
-END;
-COMMENT ON FUNCTION feature_platform.waiting_from(text, timestamptz) IS
-    'The dirty minutes of a symbol from a bucket on that refreshes have put back.';
-
 -- The results of the hourly check of a sample of served rows.
 CREATE TABLE IF NOT EXISTS feature_platform.skew_check (
     at       timestamptz NOT NULL DEFAULT feature_platform.clock() CONSTRAINT skew_check_pkey PRIMARY KEY,

@@ -181,12 +181,6 @@ BEGIN
         left_over := left_over - gone;
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
-        -- Serves from before the first kept row cannot be computed again.
-        DELETE FROM feature_platform.served s
-        WHERE s.id = ANY (ARRAY(SELECT o.id FROM feature_platform.served o
-                                WHERE o.served_at < new_from ORDER BY o.served_at LIMIT left_over));
-        GET DIAGNOSTICS gone = ROW_COUNT;
-        left_over := left_over - gone;
         left_over := left_over - feature_platform.delete_bar_history(new_from, left_over);
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN

@@ -34,7 +34,7 @@ _CHUNK = 100  # rows of a transaction; formatting them takes a millisecond, in w
 _LAST_SECONDS = 2.0  # for the rest of the rows when the service stops
 
 # The columns of the COPY.
-_TYPES = (
+TYPES = (
     "text",
     "int4",
     "text",
@@ -153,7 +153,7 @@ class ServeLog:
         alarm = asyncio.get_running_loop().call_later(_PATIENCE, hang_up, connection)
         try:
             async with connection.cursor().copy(queries["service_log"]) as copy:
-                copy.set_types(_TYPES)
+                copy.set_types(TYPES)
                 for row in rows:
                     await copy.write_row(row)
         finally:

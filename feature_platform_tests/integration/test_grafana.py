@@ -80,6 +80,7 @@ def traded(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
         )
         result = {"rows": 5, "mismatch": 1, "missing": 0, "extra": 0, "not_kept": 0, "examples": []}
         conn.execute("SELECT feature_platform.note_skew(%s)", [Jsonb(result)])
+        conn.execute("UPDATE feature_platform.skew_check SET at = %s", [NEWEST - MINUTE])
         conn.execute("SET ROLE feature_platform_reader")  # the role of Grafana
         yield conn
 
