@@ -93,11 +93,9 @@ BEGIN
                     feature_platform.heartbeat,
                     feature_platform.feed_outage, feature_platform.feature_view, feature_platform.view_symbol,
                     feature_platform.view_change, feature_platform.readable_view, feature_platform.served,
-                    feature_platform.lake_table, feature_platform.lake_change, feature_platform.lake_waiting'),
-                    feature_platform.skew_check,
+                    feature_platform.skew_check, feature_platform.knowledge_floor,
                     feature_platform.bar_history, feature_platform.bar_refresh, feature_platform.bar_known,
-                    feature_platform.knowledge_floor,
-                    feature_platform.lake_table, feature_platform.lake_change'),
+                    feature_platform.lake_table, feature_platform.lake_change, feature_platform.lake_waiting'),
         -- The model service, which is a reader, writes the log of its answers.
         ('{reader}', 'INSERT ON feature_platform.served'),
         -- The functions of verify, and the state of the views.
