@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from feature_platform._adbc import Reader
 
 Form = Literal["pandas", "arrow", "polars"]
+Source = Literal["lake", "database"]
 TimeLike = datetime | str
 Symbols = str | Iterable[str]
 Views = str | Sequence[str]
@@ -77,6 +78,7 @@ def read_features(
     *,
     view: Views = "features_1m",
     as_of: TimeLike | None = None,
+    source: Source | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -90,6 +92,7 @@ def read_features(
     as_: Literal["arrow"],
     view: Views = "features_1m",
     as_of: TimeLike | None = None,
+    source: Source | None = None,
 ) -> pa.Table: ...
 
 
@@ -103,6 +106,7 @@ def read_features(
     as_: Literal["polars"],
     view: Views = "features_1m",
     as_of: TimeLike | None = None,
+    source: Source | None = None,
 ) -> pl.DataFrame: ...
 
 
@@ -115,6 +119,7 @@ def read_features(
     *,
     view: Views = "features_1m",
     as_of: TimeLike | None = None,
+    source: Source | None = None,
 ) -> Any:
     """Read the features with start <= bucket < end.
 
@@ -130,15 +135,20 @@ def read_features(
         that time. A delay such as "2 seconds after close" gives each row as it was known that long
         after its own bucket closed; a row that was not known in time is absent. docs/knowledge.md
         explains both.
+    source: by default rows come from the lake where one is configured and complete, and the newest
+        ones from the database. "lake" gives only the rows that the lake has, "database" reads only
+        the database. docs/lake.md explains the lake.
     Raises UserError for a time without a zone, start after end, an unknown view, symbol or column
     (it names the nearest), an `as_of` that cannot be answered, and a database that cannot be
     reached.
     """
     names = [view] if isinstance(view, str) else list(dict.fromkeys(view))
     if names == ["features_1m"] and as_of is None:
-        return _read(_FEATURES, symbols, start, end, columns, as_)
+        return _read(_FEATURES, symbols, start, end, columns, as_, source)
     known = None if as_of is None else parse_as_of(as_of)
-    return _read_views(names, symbols, start, end, columns, as_, known)
+    if known is not None and source == "lake":
+        raise UserError("the lake does not know rows as of a time: leave `source` away")
+    return _read_views(names, symbols, start, end, columns, as_, known, source)
 
 
 @overload
@@ -148,6 +158,8 @@ def read_bars(
     end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Literal["pandas"] = "pandas",
+    *,
+    source: Source | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -159,6 +171,7 @@ def read_bars(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["arrow"],
+    source: Source | None = None,
 ) -> pa.Table: ...
 
 
@@ -170,6 +183,7 @@ def read_bars(
     columns: Sequence[str] | None = None,
     *,
     as_: Literal["polars"],
+    source: Source | None = None,
 ) -> pl.DataFrame: ...
 
 
@@ -179,11 +193,13 @@ def read_bars(
     end: TimeLike,
     columns: Sequence[str] | None = None,
     as_: Form = "pandas",
+    *,
+    source: Source | None = None,
 ) -> Any:
     """Read the bars of start <= ts < end: open, high, low, close in the quote currency, vol in
     the base currency; all else as in `read_features`, with `ts` in the place of `bucket`.
     """
-    return _read(_BARS, symbols, start, end, columns, as_)
+    return _read(_BARS, symbols, start, end, columns, as_, source)
 
 
 @overload
@@ -271,6 +287,7 @@ def _read(
     end: TimeLike,
     columns: Sequence[str] | None,
     form: Form,
+    place: Source | None,
 ) -> Any:
     names = _check_symbols(symbols)
     wanted_columns = _check_columns(table, columns)
@@ -280,8 +297,10 @@ def _read(
     to_form = _converter(form)
     index = [table.time] if isinstance(symbols, str) else ["symbol", table.time]
     with reader() as source:
+        if _uses_lake(place):
+            source.freeze()  # the lake's state and the newest rows as of one moment
         _check_ever(source, table, names)
-        rows = _rows(source, table, names, window, (*index, *wanted_columns))
+        rows = _rows(source, table, names, window, (*index, *wanted_columns), place=place)
     return to_form(_as_float64(rows, wanted_columns), index)
 
 
@@ -293,6 +312,7 @@ def _read_views(
     columns: Sequence[str] | None,
     form: Form,
     as_of: AsOf | None,
+    place: Source | None,
 ) -> Any:
     """Read some views, joined by symbol and bucket."""
     names = _check_symbols(symbols)
@@ -321,7 +341,7 @@ def _read_views(
         _check_ever(source, tables[0], names)
         for table in tables:
             own = {a: b for a, b in wanted[table.name].items() if b in chosen}
-            rows = _rows(source, table, names, window, (*keys, *own), as_of)
+            rows = _rows(source, table, names, window, (*keys, *own), as_of, place)
             rows = rows.rename_columns([*keys, *own.values()])
             joined = rows if joined is None else joined.join(rows, keys, join_type="full outer")
     assert joined is not None, "at least one view is given"
@@ -364,6 +384,7 @@ def _rows(
     window: tuple[datetime, datetime],
     columns: Sequence[str],
     as_of: AsOf | None = None,
+    place: Source | None = None,
 ) -> pa.Table:
     """Return rows of a table; without the column `symbol`, of one symbol.
 
@@ -372,18 +393,28 @@ def _rows(
     from feature_platform._adbc import TEXTS, one
 
     names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
-    first, after = window
-    of_window = {
-        "symbols": sql.Literal(names),
-        "start": sql.Literal(first),
-        "end": sql.Literal(after),
-    }
-    if as_of is None:
-        rows = source.stream("frames_read", columns=_columns(columns), **of_window, **names_of)
-    else:
-        shown = _columns(columns, "v")
+
+    def stored(some: Sequence[str], first: datetime, after: datetime) -> pa.Table:
+        """Return rows of the database."""
+        of_window = {
+            "symbols": sql.Literal(list(some)),
+            "start": sql.Literal(first),
+            "end": sql.Literal(after),
+        }
+        if as_of is None:
+            return source.stream("frames_read", columns=_columns(columns), **of_window, **names_of)
         parts = as_of.parts(source, table)
-        rows = source.stream(as_of.query, columns=shown, **of_window, **parts)
+        return source.stream(as_of.query, columns=_columns(columns, "v"), **of_window, **parts)
+
+    if as_of is None and _uses_lake(place):
+        from feature_platform.lake.frames import read_both, read_lake
+
+        if place == "lake":
+            rows = read_lake(table.name, table.time, names, window, columns)
+        else:
+            rows = read_both(source, table.name, table.time, names, window, columns, stored)
+    else:
+        rows = stored(names, *window)
     empty = _absent(names, rows) if "symbol" in columns else names[: not rows.num_rows]
     for since in _starts():
         if empty:
@@ -392,6 +423,14 @@ def _rows(
     if empty:
         raise _unknown(source, table, empty)
     return rows
+
+
+def _uses_lake(place: Source | None) -> bool:
+    from feature_platform.settings import get_settings
+
+    if place not in (None, "lake", "database"):
+        raise UserError(f"source is 'lake' or 'database', not {place!r}")
+    return place == "lake" or (place is None and get_settings().lake is not None)
 
 
 def _check_window(start: TimeLike, end: TimeLike) -> tuple[datetime, datetime]:

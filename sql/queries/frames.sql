@@ -62,6 +62,19 @@ SELECT {columns}
  WHERE symbol = ANY ({symbols}::text[]) AND {time} >= {start} AND {time} < {end}
  ORDER BY symbol, {time};
 
+-- frames_lake_until --
+-- Until when a lake has the rows of a table, of the version that is served.
+SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until
+  FROM feature_platform.lake_table l
+  LEFT JOIN feature_platform.feature_view v ON v.name = l.name AND v.served
+ WHERE l.name = $1 AND l.location = $2 AND l.view IS NOT DISTINCT FROM v.id;
+
+-- frames_lake_waiting --
+-- The days of some symbols whose rows in the lake may differ.
+SELECT w.symbol, lower(r) AS first, upper(r) AS after
+  FROM feature_platform.lake_waiting w CROSS JOIN LATERAL unnest(w.days) AS r
+ WHERE w.name = $1 AND w.symbol = ANY ($2::text[]);
+
 -- frames_views --
 -- Every table of features that can be read, with its columns and the relation of all versions of its rows; features_1m
 -- is the last one.
