@@ -7,6 +7,7 @@ import dagster as dg
 from feature_platform.orchestration.assets import assets
 from feature_platform.orchestration.checks import checks
 from feature_platform.orchestration.jobs import jobs
+from feature_platform.orchestration.lake import lake_assets, lake_checks
 from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
 from feature_platform.orchestration.schedules import schedules
 from feature_platform.orchestration.sensors import sensors
@@ -19,8 +20,8 @@ def defs() -> dg.Definitions:
     """Return all definitions; a run has one or two steps, which its own process executes."""
     views = applied_views()
     return dg.Definitions(
-        assets=[*assets, *view_assets(views)],
-        asset_checks=[*checks, *view_checks(views)],
+        assets=[*assets, *view_assets(views), *lake_assets(views)],
+        asset_checks=[*checks, *view_checks(views), *lake_checks(views)],
         jobs=jobs,
         schedules=schedules,
         sensors=[*sensors, view_sensor(views)],

@@ -6,6 +6,7 @@ from datetime import timedelta
 import dagster as dg
 
 from feature_platform.gaps import find_all_gaps
+from feature_platform.orchestration.lake import keep_lake
 from feature_platform.orchestration.metadata import table
 from feature_platform.orchestration.purge import connect_storage, purge
 from feature_platform.orchestration.resources import DatabaseResource
@@ -105,12 +106,13 @@ def apply_retention(database: DatabaseResource) -> None:
 @dg.job(
     description=(
         "Searches all history for gaps, compares old features with the bars, deletes data older"
-        " than the retention, and purges Dagster's own old records."
+        " than the retention, keeps the lake, and purges Dagster's own old records."
     ),
 )
 def audit() -> None:
-    """Run the four parts; each runs even if another fails."""
+    """Run the five parts; each runs even if another fails."""
     recheck_gaps()
     verify_features()
     apply_retention()
+    keep_lake()
     purge_events()
