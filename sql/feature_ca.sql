@@ -40,6 +40,7 @@ SET LOCAL lock_timeout = '2s';      -- a long transaction makes the set-up fail,
 \ir 060_policy.sql
 \ir 061_view_refresh.sql
 \ir 063_view_versions.sql
+\ir 064_known_rows.sql
 \ir 065_forget.sql
 \ir 070_timescaledb.sql
 \ir 075_hazards.sql
