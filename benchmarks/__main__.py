@@ -29,6 +29,7 @@ from benchmarks import (
     rest_backfill,
     serve_latest,
     ticks,
+    training_set,
     verify_rows,
     views,
 )
@@ -44,6 +45,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "import": import_files.run,
     "read_year": read_year.run,
     "as_of": as_of.run,
+    "training_set": training_set.run,
     "verify": verify_rows.run,
     "lag": lag.run,
     "heavy_lag": heavy_lag.run,

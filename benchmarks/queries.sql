@@ -580,3 +580,10 @@ SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d,
 -- as_if_live_settle --
 -- Do the work of autovacuum before a measurement.
 VACUUM (ANALYZE) public.features_1m, feature_platform.features_1m_history, feature_platform.refresh;
+
+
+-- ==== training_set.py ====
+
+-- training_set_view --
+-- Let the rows of the view count as known from the close of their buckets.
+UPDATE feature_views.v1_rows SET refresh_no = 0;

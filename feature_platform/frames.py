@@ -34,14 +34,14 @@ Views = str | Sequence[str]
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table with one row per symbol and minute.
 
     name, time: names of the table, in schema public, and of its column of minutes.
     columns: its columns of numbers.
     known: the view of all symbols that it has.
     rows: the plural of a row, for messages.
-    id, versions, every, built_at: as in knowledge.Versioned.
+    id, versions, every, built_at: as in knowledge.Versioned; origin: the start of a bucket.
     """
 
     name: str
@@ -53,9 +53,18 @@ class _Table:
     versions: Identifier | None = None
     every: timedelta = timedelta(minutes=1)
     built_at: datetime | None = None
+    origin: datetime | None = None
+
+    def check_column(self, name: str) -> None:
+        """Raise UserError, with the nearest name, unless it has a column."""
+        if name not in self.columns:
+            raise UserError(
+                f"{self.name} has no column {name!r}{near_names(str(name), self.columns)};"
+                f" it has {', '.join(self.columns)}"
+            )
 
 
-_FEATURES = _Table(
+_FEATURES = Table(
     "features_1m",
     "bucket",
     FEATURES,
@@ -65,7 +74,7 @@ _FEATURES = _Table(
 # The newest row of a recorded symbol is younger; that of another costs a second query.
 _RECENT = timedelta(days=1)
 
-_BARS = _Table("ohlcv_1m", "ts", ("open", "high", "low", "close", "vol"), "bar_symbol", "bars")
+_BARS = Table("ohlcv_1m", "ts", ("open", "high", "low", "close", "vol"), "bar_symbol", "bars")
 
 
 @overload
@@ -256,7 +265,7 @@ def latest(
     to_form = _converter(as_)
     recent, ever = _starts()
     with reader() as source:
-        table = _FEATURES if view == _FEATURES.name else _tables(source, [view])[0]
+        table = _FEATURES if view == _FEATURES.name else tables_of(source, [view])[0]
         wanted_columns = _check_columns(table, columns)
         names_of = {
             "table": Identifier("public", table.name),
@@ -270,7 +279,7 @@ def latest(
             wanted = source.stream("frames_ever")["symbol"].to_pylist()
         else:
             wanted = names
-            _check_ever(source, table, names)
+            check_ever(source, table, names)
         rows = newest(wanted, recent)
         if rest := _absent(wanted, rows):
             older = newest(rest, ever)
@@ -281,7 +290,7 @@ def latest(
 
 
 def _read(
-    table: _Table,
+    table: Table,
     symbols: Symbols,
     start: TimeLike,
     end: TimeLike,
@@ -299,7 +308,7 @@ def _read(
     with reader() as source:
         if _uses_lake(place):
             source.freeze()  # the lake's state and the newest rows as of one moment
-        _check_ever(source, table, names)
+        check_ever(source, table, names)
         rows = _rows(source, table, names, window, (*index, *wanted_columns), place=place)
     return to_form(_as_float64(rows, wanted_columns), index)
 
@@ -325,7 +334,7 @@ def _read_views(
     joined: pa.Table | None = None
     with reader() as source:
         source.freeze()  # all views as of one moment
-        tables = _tables(source, views)
+        tables = tables_of(source, views)
         if as_of is not None:
             check_knowledge(source, as_of, tables, names, window)
         known = [column for table in tables for column in table.columns]
@@ -337,8 +346,8 @@ def _read_views(
             for table in tables
         }
         shown = tuple(name for of_view in wanted.values() for name in of_view.values())
-        chosen = _check_columns(_Table("+".join(views), "bucket", shown, "", ""), columns)
-        _check_ever(source, tables[0], names)
+        chosen = _check_columns(Table("+".join(views), "bucket", shown, "", ""), columns)
+        check_ever(source, tables[0], names)
         for table in tables:
             own = {a: b for a, b in wanted[table.name].items() if b in chosen}
             rows = _rows(source, table, names, window, (*keys, *own), as_of, place)
@@ -350,7 +359,7 @@ def _read_views(
     return to_form(_as_float64(joined.select([*index, *chosen]), chosen), index)
 
 
-def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
+def tables_of(source: Reader, views: Sequence[str]) -> list[Table]:
     """Return the tables of some views; raises UserError for an unknown one."""
     found = {row["name"]: row for row in source.stream("frames_views").to_pylist()}
     for view in views:
@@ -362,7 +371,7 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
     if not views:
         raise UserError("no view is given; give a name such as 'features_1m'")
     return [
-        _Table(
+        Table(
             view,
             "bucket",
             tuple(found[view]["columns"]),
@@ -372,6 +381,7 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
             Identifier(found[view]["schema"], found[view]["versions"]),
             timedelta(seconds=found[view]["seconds"]),
             found[view]["built_at"],
+            found[view]["origin"],
         )
         for view in views
     ]
@@ -379,7 +389,7 @@ def _tables(source: Reader, views: Sequence[str]) -> list[_Table]:
 
 def _rows(
     source: Reader,
-    table: _Table,
+    table: Table,
     names: list[str],
     window: tuple[datetime, datetime],
     columns: Sequence[str],
@@ -467,21 +477,17 @@ def _check_symbols(symbols: Symbols) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check_columns(table: _Table, columns: Sequence[str] | None) -> tuple[str, ...]:
+def _check_columns(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
     if columns is None:
         return table.columns
     if isinstance(columns, str):
         raise UserError(f"columns is a list of names, such as [{columns!r}]")
     for name in columns:
-        if name not in table.columns:
-            raise UserError(
-                f"{table.name} has no column {name!r}{near_names(str(name), table.columns)};"
-                f" it has {', '.join(table.columns)}"
-            )
+        table.check_column(name)
     return tuple(dict.fromkeys(columns))
 
 
-def _check_ever(source: Reader, table: _Table, names: Sequence[str]) -> None:
+def check_ever(source: Reader, table: Table, names: Sequence[str]) -> None:
     """Raise UserError unless each symbol had a bar at some time."""
     from feature_platform._adbc import TEXTS, one
 
@@ -489,7 +495,7 @@ def _check_ever(source: Reader, table: _Table, names: Sequence[str]) -> None:
         raise _unknown(source, table, unknown)
 
 
-def _unknown(source: Reader, table: _Table, unknown: Sequence[str]) -> UserError:
+def _unknown(source: Reader, table: Table, unknown: Sequence[str]) -> UserError:
     """Return the error for symbols without rows, with the nearest names."""
     view = Identifier("feature_platform", table.known)
     known = source.stream("frames_known", view=view)["symbol"].to_pylist()

@@ -122,13 +122,29 @@ def check_knowledge(
     window: tuple[datetime, datetime],
 ) -> None:
     """Raise UserError where rows as they were known cannot be read."""
-    (limits,) = source.stream("knowledge_limits").to_pylist()
     if isinstance(as_of, AtTime):
+        limits = check_kept(source, "as_of", as_of.moment)
         _check_moment(as_of.moment, tables, limits)
         return
+    check_kept(source, "as_of of the first bucket", window[0])
     for table in tables:
         if table.name != "features_1m":
             _check_rows_before_build(source, as_of, table, symbols, window)
+
+
+def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:
+    """Raise UserError for a time before which versions of rows were deleted.
+
+    name: of the argument, for the message.
+    Returns the first time that is noted (`begins`), and the time now.
+    """
+    (limits,) = source.stream("knowledge_limits").to_pylist()
+    if limits["kept_from"] is not None and moment < limits["kept_from"]:
+        raise UserError(
+            f"{name}, {moment.isoformat()}, is too early: versions of rows are kept since"
+            f" {limits['kept_from'].isoformat()} (`versions` of the retention)"
+        )
+    return dict(limits)
 
 
 def _check_moment(moment: datetime, tables: Sequence[Versioned], limits: dict[str, Any]) -> None:

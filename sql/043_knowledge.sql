@@ -116,6 +116,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.features_1m_history (
     until         bigint           NOT NULL
 );
 CREATE INDEX IF NOT EXISTS features_1m_history_idx ON feature_platform.features_1m_history (symbol, bucket, until);
+-- Finds the versions that are too old. Versions are added in about the order of `until`, so a few pages are enough.
+CREATE INDEX IF NOT EXISTS features_1m_history_until_idx ON feature_platform.features_1m_history USING brin (until);
 COMMENT ON TABLE feature_platform.features_1m_history IS
     'The versions of rows of features_1m that a refresh has changed or deleted.';
 

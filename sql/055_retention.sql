@@ -1,5 +1,5 @@
--- Retention: the ages up to which bars, features, filled gaps, the policy's runs and the log of serves are kept. NULL
--- keeps for ever.
+-- Retention: the ages up to which bars, features, versions of rows, filled gaps, the policy's runs and the log of serves
+-- are kept. NULL keeps for ever.
 --
 -- The retention is exact and recomputes no row. `features_from` is the first bucket of the features for the refresh and
 -- for verify. Enough bars before it stay of each symbol that every row from there on equals its definition over the
@@ -13,10 +13,12 @@ CREATE TABLE IF NOT EXISTS feature_platform.retention (
     features_from timestamptz,      -- NULL: no limit
     served        interval    DEFAULT '7 days' CHECK (served >= '1 day'),
     history_from  timestamptz,      -- the latest features_from so far; older bars have no complete history
+    versions      interval    CHECK (versions >= '1 day'),
+    versions_from timestamptz,      -- rows as they were known before it cannot be read any more; NULL: no limit
     CONSTRAINT retention_bars_check1 CHECK (bars IS NULL OR features IS NOT NULL)
 );
 COMMENT ON TABLE feature_platform.retention IS
-    'The ages up to which bars, features, gaps, runs and served rows are kept, and the first bucket of features.';
+    'The ages up to which rows of each kind are kept, and the first bucket of features.';
 INSERT INTO feature_platform.retention DEFAULT VALUES ON CONFLICT DO NOTHING;
 UPDATE feature_platform.retention SET history_from = features_from WHERE history_from IS NULL;
 
@@ -40,7 +42,7 @@ COMMENT ON FUNCTION feature_platform.history_from() IS
 
 CREATE OR REPLACE FUNCTION public.set_features_1m_retention(
     bars interval DEFAULT NULL, features interval DEFAULT NULL, gaps interval DEFAULT NULL,
-    runs interval DEFAULT '7 days', served interval DEFAULT '7 days')
+    runs interval DEFAULT '7 days', served interval DEFAULT '7 days', versions interval DEFAULT NULL)
     RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -52,9 +54,9 @@ BEGIN
                 bars, coalesce(features::text, 'for ever')
             USING HINT = 'A row is computed from the bars of the day before it:'
                 ' bars => ''2 years 1 day'', features => ''2 years''.';
-    ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' OR served < '1 day' THEN
-        RAISE EXCEPTION 'features, runs and served rows are kept at least a day, got features %, gaps %, runs %,'
-                ' served %', features, gaps, runs, served;
+    ELSIF features < '1 day' OR gaps < '0' OR runs < '1 day' OR served < '1 day' OR versions < '1 day' THEN
+        RAISE EXCEPTION 'features, runs, served rows and versions are kept at least a day, got features %, gaps %,'
+                ' runs %, served %, versions %', features, gaps, runs, served, versions;
     END IF;
     SELECT r.features_from INTO old_from FROM feature_platform.retention r FOR UPDATE;
     new_from := CASE WHEN features IS NOT NULL
@@ -62,7 +64,7 @@ BEGIN
     UPDATE feature_platform.retention r
     SET bars = set_features_1m_retention.bars, features = set_features_1m_retention.features,
         gaps = set_features_1m_retention.gaps, runs = set_features_1m_retention.runs,
-        served = set_features_1m_retention.served,
+        served = set_features_1m_retention.served, versions = set_features_1m_retention.versions,
         features_from = CASE WHEN old_from IS NOT NULL THEN new_from END;
     -- A longer retention restores the rows whose bars still exist.
     IF coalesce(new_from, '-infinity') < old_from THEN
@@ -70,8 +72,40 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.set_features_1m_retention(interval, interval, interval, interval, interval) IS
-    'Sets how long bars, features, filled gaps, runs of the policy and served rows are kept; NULL is for ever.';
+COMMENT ON FUNCTION
+    public.set_features_1m_retention(interval, interval, interval, interval, interval, interval) IS
+    'Sets how long rows of each kind are kept; NULL is for ever.';
+
+-- Delete a batch of versions of rows that were replaced before a time; return their number.
+CREATE OR REPLACE FUNCTION feature_platform.delete_old_versions(kept_from timestamptz, budget bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    known CONSTANT record := feature_platform.known_at(kept_from);
+    history text;
+    gone bigint;
+    total bigint := 0;
+BEGIN
+    FOR history IN
+        SELECT 'feature_platform.features_1m_history'
+        UNION ALL
+        SELECT format('feature_views.%I', 'v' || v.id || '_history') FROM feature_platform.feature_view v
+    LOOP
+        EXIT WHEN total >= budget;
+        EXECUTE format('DELETE FROM %1$s h WHERE h.ctid = ANY (ARRAY(
+                            SELECT o.ctid FROM %1$s o WHERE o.until <= $1 AND o.until <> ALL ($2) LIMIT $3))', history)
+            USING known.upto, known.late, budget - total;
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        total := total + gone;
+    END LOOP;
+    RETURN total;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.delete_old_versions(timestamptz, bigint) IS
+    'Deletes a batch of versions of rows that were replaced before a time; returns their number.';
 
 -- Delete what is known of the past of bars before a time, about `budget` rows; return their number.
 CREATE OR REPLACE FUNCTION feature_platform.delete_bar_history(until timestamptz, budget bigint) RETURNS bigint
@@ -169,6 +203,12 @@ BEGIN
         left_over := left_over - gone;
     END LOOP;
 
+    IF left_over > 0 AND kept.versions IS NOT NULL THEN
+        UPDATE feature_platform.retention r
+        SET versions_from = greatest(r.versions_from, feature_platform.clock() - kept.versions)
+        RETURNING r.versions_from INTO kept.versions_from;
+        left_over := left_over - feature_platform.delete_old_versions(kept.versions_from, left_over);
+    END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
         DELETE FROM feature_platform.features_1m_history h
         WHERE h.ctid = ANY (ARRAY(

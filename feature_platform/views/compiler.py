@@ -1192,6 +1192,7 @@ class Names:
         self.key = self._short("rows_pkey")
         self.index = self._short("rows_bucket_idx")
         self.history_index = self._short("history_idx")
+        self.until_index = self._short("history_until_idx")
         self.changed = self._short("changed")
         self.history = self._full("history")
         self.versions = self._full("versions")
@@ -1269,6 +1270,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     until bigint NOT NULL
 );
 CREATE INDEX IF NOT EXISTS {history_index} ON {history} (symbol, bucket, until);
+CREATE INDEX IF NOT EXISTS {until_index} ON {history} USING brin (until);
 CREATE OR REPLACE VIEW {versions} AS
 SELECT symbol, bucket, {names}, refresh_no AS since, NULL::bigint AS until FROM {rows}
 UNION ALL
@@ -1312,6 +1314,7 @@ def _tables(plan: Plan, names: Names) -> sql.Composed:
         index=names.index,
         history=names.history,
         history_index=names.history_index,
+        until_index=names.until_index,
         history_text=sql.Literal(names.history.as_string()),
         versions=names.versions,
         changed=names.changed,

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pandas as pd
 import psycopg
 import pyarrow as pa
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
-from feature_platform import read_features
+from feature_platform import read_features, training_set
 from feature_platform._adbc import text_of
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
@@ -187,6 +188,51 @@ def test_nothing_is_known_before_the_first_refresh(
         )
     with pytest.raises(UserError, match="before the first refresh: nothing is known yet"):
         read_features("A", START, AFTER, as_of=START)
+
+
+def test_versions_of_rows_are_kept_for_their_time(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    day = timedelta(days=1)
+    histories = ("feature_platform.features_1m_history", "feature_views.v1_history")
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        catalog.apply(conn, [SHORT])
+        for number in range(5):
+            for minute in range(20):
+                past.write("A", minute, 6 + (minute + number) % 7)
+            past.refresh(START + (number + 1) * day)
+        conn.execute("SELECT set_features_1m_retention(versions => '2 days 1 hour')")
+        kept_from = past.seen[-1][0] - 2 * day - timedelta(hours=1)
+        before = {name: count_of(conn, name) for name in histories}
+        while conn.execute("SELECT feature_platform.retention_step(30)").fetchone() == (True,):
+            pass
+        assert [count_of(conn, name) for name in histories] == [
+            count * 3 // 4 for count in before.values()
+        ]
+        for view in ("features_1m", SHORT.name):
+            for moment, seen in past.seen[2:]:
+                frame = read_features(["A"], START, AFTER, as_="arrow", view=view, as_of=moment)
+                assert rows_of(frame) == seen[view]
+        error = r"as_of, .* is too early: versions of rows are kept since 2026-03-03T2"
+        for moment in (past.seen[1][0], kept_from - MINUTE):
+            with pytest.raises(UserError, match=error):
+                read_features("A", START, AFTER, as_of=moment)
+        with pytest.raises(UserError, match="is too early: versions of rows are kept since"):
+            read_features("A", START, AFTER, as_of="2 seconds after close")
+        events = pd.DataFrame({"symbol": "A", "time": [past.seen[1][0]]})
+        with pytest.raises(UserError, match=r"an event, .* is too early: versions"):
+            training_set(events, ["features_1m.vol"], {})
+        conn.execute("SELECT set_features_1m_retention()")
+        with pytest.raises(UserError, match="is too early"):
+            read_features("A", START, AFTER, as_of=past.seen[1][0])
+
+
+def count_of(conn: psycopg.Connection, name: str) -> int:
+    return len(conn.execute(f"TABLE {name}".encode()).fetchall())
 
 
 DAYS = 20

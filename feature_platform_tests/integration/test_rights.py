@@ -113,6 +113,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.claim_runner": REFRESHERS,
     "feature_platform.clock": EVERY_ROLE,
     "feature_platform.clock_at": EVERY_ROLE,
+    "feature_platform.delete_old_versions": NO_ROLE,
     "feature_platform.delete_rows_without_bars": NO_ROLE,
     "feature_platform.divide_buckets": NO_ROLE,
     "feature_platform.dirty_horizon": {"refresher", "orchestrator", "reader"},

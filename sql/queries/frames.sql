@@ -81,7 +81,8 @@ SELECT w.symbol, lower(r) AS first, upper(r) AS after
 SELECT r.name, r.columns, coalesce(v.id, 0) AS id,
        CASE WHEN v.id IS NULL THEN 'feature_platform' ELSE 'feature_views' END AS schema,
        coalesce('v' || v.id, 'features_1m') || '_versions' AS versions,
-       coalesce(extract(epoch FROM v.every), 60)::bigint AS seconds, v.built_at
+       coalesce(extract(epoch FROM v.every), 60)::bigint AS seconds, v.built_at,
+       coalesce(v.origin, to_timestamp(0)) AS origin
   FROM feature_platform.readable_view r
   LEFT JOIN feature_platform.feature_view v ON v.served AND v.name = r.name
  ORDER BY r.name = 'features_1m', r.name;
@@ -106,8 +107,9 @@ SELECT f.*
 -- Sent over ADBC, as the statements above.
 
 -- knowledge_limits --
--- The first time that is noted, and the time now.
-SELECT (SELECT min(r.known_by) FROM feature_platform.refresh r) AS begins, feature_platform.clock() AS now;
+-- The first time that is noted, the time since when versions of rows are kept (NULL: all are), and the time now.
+SELECT (SELECT min(r.known_by) FROM feature_platform.refresh r) AS begins,
+       (SELECT t.versions_from FROM feature_platform.retention t) AS kept_from, feature_platform.clock() AS now;
 
 -- knowledge_numbers --
 -- The numbers of refreshes that were known at a time.

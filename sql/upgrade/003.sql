@@ -59,6 +59,12 @@ DROP FUNCTION IF EXISTS feature_platform.delete_rows_without_bars(regclass, text
 DROP FUNCTION IF EXISTS feature_platform.take_marks(text[], tstzrange, bigint);
 DROP FUNCTION IF EXISTS feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer);
 
+-- The retention did not know versions of rows.
+ALTER TABLE IF EXISTS feature_platform.retention
+    ADD COLUMN IF NOT EXISTS versions interval CHECK (versions >= '1 day'),
+    ADD COLUMN IF NOT EXISTS versions_from timestamptz;
+DROP FUNCTION IF EXISTS public.set_features_1m_retention(interval, interval, interval, interval, interval);
+
 -- Version 2 knew one exchange.
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
 ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS not_live_since timestamptz;

@@ -1,0 +1,401 @@
+"""Training sets: for each event the features that were known then, and labels from the final truth.
+
+Every value is joined in the database. docs/knowledge.md explains which rows count as known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.sql import SQL, Composable, Identifier
+
+from feature_platform.errors import UserError
+from feature_platform.knowledge import check_kept, parse_delay
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from feature_platform._adbc import Reader
+    from feature_platform.frames import Table
+
+Events = TypeVar("Events", "pd.DataFrame", "pl.DataFrame", "pa.Table")
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+# The versions that are read back from an event before a search of all rows.
+_NEAR = 16
+
+
+@dataclass(frozen=True)
+class Label:
+    """A column of the final truth, some time after an event.
+
+    column: "view.column".
+    span: the time from the event to the value.
+    is_return: the logarithm of the value over that at the event, in place of the value.
+    """
+
+    column: str
+    span: timedelta
+    is_return: bool = False
+
+
+def forward(column: str, span: str) -> Label:
+    """Return the label "the value of `column` a span after the event", such as "15 minutes".
+
+    column: "view.column". The value is the stored one of the newest bucket that has closed by then,
+    with all corrections. It is NaN where the rows do not reach that time yet.
+    """
+    return Label(column, parse_delay("the span of a label", span))
+
+
+def forward_return(span: str) -> Label:
+    """Return the label "ln(close a span after the event / close at the event)".
+
+    Both closes are stored values of `features_1m.last_close`, as in `forward`.
+    """
+    return Label("features_1m.last_close", parse_delay("the span of a label", span), is_return=True)
+
+
+def training_set(
+    events: Events,
+    features: Sequence[str],
+    labels: Mapping[str, Label],
+    delay: str = "2 seconds",
+) -> Events:
+    """Return the events with the features that were known then, and with labels.
+
+    events: a frame of pandas, polars or Arrow with the columns `symbol` and `time` (with a zone)
+        in any order; its other columns stay.
+    features: columns "view.column". The value is that of the newest row of the symbol whose bucket
+        had closed and which was known at the time of the event, in the version that was known
+        then; NaN where there is none.
+    labels: the labels, by the names of their columns.
+    delay: how long after the close of their bucket rows of flagged imports are known.
+    Returns a frame of the same form and order, with a column of float64 for each feature, named as
+        in `features`, and for each label.
+    Raises UserError for events without a symbol or time, or in the future, for an unknown symbol,
+    view or column, and for a view whose history was not complete at an event.
+    """
+    from feature_platform._adbc import reader
+    from feature_platform.frames import tables_of
+
+    waits = parse_delay("delay", delay)
+    asked = _Events.of(events)
+    chosen: list[tuple[str, str]] = [_split(feature) for feature in features]
+    _check_names(events, [*features, *labels])
+    wanted = dict.fromkeys([view for view, _ in chosen])
+    wanted |= dict.fromkeys(_split(label.column)[0] for label in labels.values())
+    if not wanted:
+        raise UserError(
+            "neither features nor labels are given; give features such as ['features_1m.volume_z']"
+        )
+    values: dict[str, Floats] = {}
+    with reader() as source:
+        source.freeze()
+        tables = {table.name: table for table in tables_of(source, list(wanted))}
+        for view, column in [*chosen, *(_split(label.column) for label in labels.values())]:
+            tables[view].check_column(column)
+        if len(asked):
+            _check(source, asked, tables.values())
+            source.stream("training_settings")
+        for view in dict.fromkeys(view for view, _ in chosen):
+            columns = list(dict.fromkeys(column for of, column in chosen if of == view))
+            found = _known(source, tables[view], asked, columns, waits)
+            values |= {f"{view}.{column}": array for column, array in found.items()}
+        truth = _Truth(source, tables, asked)
+        truth.read(labels.values())
+        for name, label in labels.items():
+            values[name] = truth.of(label)
+    joined: Events = _joined(events, {name: values[name] for name in [*features, *labels]})
+    return joined
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Events as arrays.
+
+    names: the symbols; ids: the number of each event's symbol in them, from 1.
+    us: the times, in microseconds since 1970.
+    """
+
+    names: list[str]
+    ids: Ints
+    us: Ints
+
+    def __len__(self) -> int:
+        return len(self.us)
+
+    @classmethod
+    def of(cls, events: Any) -> _Events:
+        """Read a frame; raises UserError where it is not one of events."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for name in ("symbol", "time"):
+            if name not in _columns_of(events):
+                raise UserError(f"events has no column {name!r}; it needs symbol and time")
+        if isinstance(events, pa.Table):
+            table = events.select(["symbol", "time"])
+        elif hasattr(events, "to_arrow"):
+            table = events.select(["symbol", "time"]).to_arrow()
+        else:
+            table = pa.Table.from_pandas(events[["symbol", "time"]], preserve_index=False)
+        for name in table.column_names:
+            if count := table[name].null_count:
+                raise UserError(f"{count:,} events have no {name}")
+        kind = table["time"].type
+        if not pa.types.is_timestamp(kind) or kind.tz is None:
+            raise UserError(f"the times of events are {kind}; they need a time zone, such as UTC")
+        try:
+            symbols = table["symbol"].cast(pa.string())
+        except pa.ArrowInvalid:
+            found = table["symbol"].type
+            raise UserError(f"the symbols of events are {found}, not texts") from None
+        # Parts of a microsecond are cut off, which is never later than the event.
+        us = table["time"].cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
+        names = pc.unique(symbols)
+        ids = pc.index_in(symbols, names).to_numpy().astype(np.int64) + 1
+        return cls(names.to_pylist(), ids, us.to_numpy())
+
+    def take(self, which: Ints) -> _Events:
+        """Return some of the events, with their symbols only."""
+        present, ids = np.unique(self.ids[which], return_inverse=True)
+        names = [self.names[number - 1] for number in present.tolist()]
+        return _Events(names, ids.astype(np.int64) + 1, self.us[which])
+
+    def after(self, span: timedelta) -> _Events:
+        """Return the same symbols at times that are later by a span."""
+        return _Events(self.names, self.ids, self.us + span // _MICROSECOND)
+
+    def parts(self, table: Table) -> dict[str, Composable]:
+        """Return the identifiers and values of the queries."""
+        width = table.every // _MICROSECOND
+        first, last = _time(int(self.us.min()) - 3 * width), _time(int(self.us.max()) + 1)
+        assert table.versions is not None
+        return {
+            "ids": _array(self.ids),
+            "times": _array(self.us),
+            "symbols": sql.Literal(self.names),
+            "start": sql.Literal(first),
+            "end": sql.Literal(last),
+            "every": sql.Literal(table.every.total_seconds()),
+            "origin": sql.Literal(table.origin),
+            "view": sql.Literal(table.id),
+            "table": Identifier("public", table.name),
+            "versions": table.versions,
+        }
+
+
+def _known(
+    source: Reader, table: Table, events: _Events, columns: list[str], delay: timedelta
+) -> dict[str, Floats]:
+    """Return the values of the newest known row of each event."""
+    values = _Values(len(events), columns)
+    width = table.every // _MICROSECOND
+    waits: dict[str, Composable] = {"delay": sql.Literal(delay.total_seconds())}
+    for back in (timedelta(0), table.every):
+        part = {**waits, "back": sql.Literal(back.total_seconds())}
+        values.fill(source, "training_known", table, events, part)
+    newest = events.us - width
+    most: Composable = sql.Literal(_NEAR)
+    for _ in range(2):
+        if len(values.rest):
+            part = {**waits, "most": most, "buckets": _array(newest[values.rest])}
+            values.fill(source, "training_known_before", table, events, part)
+        if len(values.rest) and most != SQL("ALL"):
+            rest = events.take(values.rest)
+            found = source.stream("training_newest", **rest.parts(table), **waits)
+            # Without a known row, an event has nothing to search.
+            newest = np.full(len(events), -1, np.int64)
+            newest[values.rest[found["place"].to_numpy() - 1]] = found["newest"].to_numpy()
+            nothing = values.rest[newest[values.rest] < 0]
+            values.give_up(nothing)
+            most = SQL("ALL")
+    _check_build(source, table, events, values.missing)
+    return values.of
+
+
+class _Values:
+    """The values of some columns by event, filled step by step.
+
+    of: the values by column; rest: the events without a row so far.
+    missing: the events without a row, after the last step.
+    """
+
+    def __init__(self, count: int, columns: list[str]) -> None:
+        self.of = {column: np.full(count, np.nan) for column in columns}
+        self.rest: Ints = np.arange(count)
+        self._nothing: Ints = np.empty(0, np.int64)
+
+    @property
+    def missing(self) -> Ints:
+        return np.concatenate((self.rest, self._nothing))
+
+    def give_up(self, which: Ints) -> None:
+        """Note that some events have no row."""
+        self._nothing = which
+        self.rest = np.setdiff1d(self.rest, which, assume_unique=True)
+
+    def fill(
+        self,
+        source: Reader,
+        query: str,
+        table: Table,
+        events: _Events,
+        parts: Mapping[str, Composable],
+    ) -> None:
+        """Read rows for the events that have none yet."""
+        if not len(self.rest):
+            return
+        rest = events.take(self.rest)
+        shown = [
+            SQL("{} AS {}").format(Identifier("v", column), Identifier(f"c{number}"))
+            for number, column in enumerate(self.of)
+        ]
+        columns = SQL(", ").join(shown) if shown else SQL("1 AS c0")
+        found = source.stream(query, columns=columns, **rest.parts(table), **parts)
+        place = found["place"].to_numpy() - 1
+        for number, array in enumerate(self.of.values()):
+            array[self.rest[place]] = found[f"c{number}"].to_numpy().astype(np.float64)
+        left = np.ones(len(self.rest), bool)
+        left[place] = False
+        self.rest = self.rest[left]
+
+
+class _Truth:
+    """Stored values at and after the events."""
+
+    def __init__(self, source: Reader, tables: Mapping[str, Table], events: _Events) -> None:
+        self._source = source
+        self._tables = tables
+        self._events = events
+        self._values: dict[tuple[str, timedelta], dict[str, Floats]] = {}
+
+    def read(self, labels: Collection[Label]) -> None:
+        """Read all values that some labels need, each view and span once."""
+        needed: dict[tuple[str, timedelta], list[str]] = {}
+        for label in labels:
+            view, column = _split(label.column)
+            for span in {label.span, timedelta(0)} if label.is_return else {label.span}:
+                columns = needed.setdefault((view, span), [])
+                if column not in columns:
+                    columns.append(column)
+        for (view, span), columns in needed.items():
+            self._values[view, span] = self._stored(self._tables[view], span, columns)
+
+    def of(self, label: Label) -> Floats:
+        """Return the values of a label that was read."""
+        view, column = _split(label.column)
+        later = self._values[view, label.span][column]
+        if not label.is_return:
+            return later
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(later / self._values[view, timedelta(0)][column])
+
+    def _stored(self, table: Table, span: timedelta, columns: list[str]) -> dict[str, Floats]:
+        events = self._events.after(span)
+        values = _Values(len(events), columns)
+        if not len(events):
+            return values.of
+        for query in ("training_stored", "training_stored_before"):
+            values.fill(self._source, query, table, events, {})
+        found = self._source.stream("training_ends", **events.parts(table))
+        ends = np.full(len(events.names) + 1, np.iinfo(np.int64).min)
+        ends[found["id"].to_numpy()] = found["us"].to_numpy()
+        unknown = events.us - table.every // _MICROSECOND >= ends[events.ids]
+        for array in values.of.values():
+            array[unknown] = np.nan
+        return values.of
+
+
+def _check(source: Reader, events: _Events, tables: Collection[Table]) -> None:
+    """Raise UserError for unknown symbols, and for events whose knowledge cannot be read."""
+    from feature_platform.frames import check_ever
+
+    check_ever(source, next(iter(tables)), events.names)
+    limits = check_kept(source, "an event", _time(int(events.us.min())))
+    last = _time(int(events.us.max()))
+    if last > limits["now"]:
+        raise UserError(
+            f"an event, at {last.isoformat()}, is in the future: it is {limits['now'].isoformat()}"
+            " now"
+        )
+
+
+def _check_build(source: Reader, table: Table, events: _Events, missing: Ints) -> None:
+    """Raise UserError where a view has the rows of events only because it was built after them."""
+    if table.name == "features_1m" or not len(missing):
+        return
+    if table.built_at is not None:
+        built = (table.built_at - _EPOCH) // _MICROSECOND
+        missing = missing[events.us[missing] < built]
+    early = events.take(missing)
+    stored = _Values(len(early), [])
+    for query in ("training_stored", "training_stored_before"):
+        stored.fill(source, query, table, early, {})
+    if len(stored.rest) < len(early):
+        at = int(np.setdiff1d(np.arange(len(early)), stored.rest)[0])
+        when = "not yet" if table.built_at is None else f"at {table.built_at.isoformat()}"
+        raise UserError(
+            f"{table.name} had no row of {early.names[early.ids[at] - 1]!r} at the event of"
+            f" {_time(int(early.us[at])).isoformat()}, since its history was complete {when}: use"
+            " newer events"
+        )
+
+
+def _split(column: str) -> tuple[str, str]:
+    """Return view and column of "view.column"."""
+    view, dot, name = column.partition(".") if isinstance(column, str) else ("", "", "")
+    if not (view and dot and name):
+        raise UserError(f"{column!r} is not a column; write it as 'features_1m.volume_z'")
+    return view, name
+
+
+def _check_names(events: Any, names: Sequence[str]) -> None:
+    """Raise UserError where two columns of the result would have the same name."""
+    seen = set(_columns_of(events))
+    for name in names:
+        if name in seen:
+            raise UserError(f"the result would have the column {name!r} twice; rename one")
+        seen.add(name)
+
+
+def _columns_of(events: Any) -> list[str]:
+    """Return the names of the columns of a frame; those of Arrow have another attribute."""
+    return list(events.column_names if hasattr(events, "column_names") else events.columns)
+
+
+def _joined(events: Any, values: dict[str, Floats]) -> Any:
+    """Return the events with more columns, in their own form."""
+    import pyarrow as pa
+
+    if isinstance(events, pa.Table):
+        for name, array in values.items():
+            events = events.append_column(name, pa.array(array))
+        return events
+    if hasattr(events, "with_columns"):
+        import polars as pl
+
+        return events.with_columns(pl.Series(name, array) for name, array in values.items())
+    return events.assign(**values)
+
+
+def _time(us: int) -> datetime:
+    return _EPOCH + us * _MICROSECOND
+
+
+def _array(numbers: Ints) -> sql.Literal:
+    """Return integers as the text of an array."""
+    return sql.Literal("{" + ",".join(map(str, numbers.tolist())) + "}")
