@@ -7,8 +7,8 @@ CREATE TABLE IF NOT EXISTS feature_platform.known_at_close (
     symbol  text COLLATE "C" NOT NULL,
     id      bigint           NOT NULL GENERATED ALWAYS AS IDENTITY,
     minutes tstzmultirange   NOT NULL,  -- disjoint from those of other rows of the view and symbol
-    -- The refresh by which all rows of the minutes were computed from the import. The flag holds for versions up to this
-    -- number, so a later correction is not known at close. NULL: rows still wait for a refresh.
+    -- The refresh by which all rows of the minutes were computed from the import. The flag holds for versions up to
+    -- this number, so a later correction is not known at close. NULL: rows still wait for a refresh.
     no      bigint,
     CONSTRAINT known_at_close_pkey PRIMARY KEY (view, symbol, id)
 );

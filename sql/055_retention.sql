@@ -1,5 +1,5 @@
--- Retention: the ages up to which bars, features, versions of rows, filled gaps, the policy's runs and the log of serves
--- are kept. NULL keeps for ever.
+-- Retention: the ages up to which bars, features, versions of rows, filled gaps, the policy's runs and the log of
+-- serves are kept. NULL keeps for ever.
 --
 -- The retention is exact and recomputes no row. `features_from` is the first bucket of the features for the refresh and
 -- for verify. Enough bars before it stay of each symbol that every row from there on equals its definition over the

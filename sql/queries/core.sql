@@ -142,8 +142,8 @@ ANALYZE pg_temp.import_bar;
 -- import_upsert --
 -- Store the staged bars that are new or differ from the stored ones; count both. Equal rows are not even locked.
 -- The file's range of each symbol is read by the primary key; OFFSET keeps the planner from a scan of all symbols.
--- For an import that is known at close, also return the runs of bars to be flagged: new bars, and corrections of flagged
--- bars. A stored bar of a stream or of REST was known with its old values, so its correction is not flagged.
+-- For an import that is known at close, also return the runs of bars to be flagged: new bars, and corrections of
+-- flagged bars. A stored bar of a stream or of REST was known with its old values, so its correction is not flagged.
 WITH stored AS (
     SELECT s.id, b.*
       FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])

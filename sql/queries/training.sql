@@ -97,8 +97,8 @@ SELECT e.place, {columns}
       ORDER BY w.bucket DESC LIMIT 1) AS v;
 
 -- training_newest --
--- The newest bucket of each event's symbol that had a known row at the event, in microseconds since 1970: for events that
--- are not near a known row, in one pass over all versions.
+-- The newest bucket of each event's symbol that had a known row at the event, in microseconds since 1970: for events
+-- that are not near a known row, in one pass over all versions.
 WITH known AS MATERIALIZED (
     SELECT r.no, r.known_by FROM feature_platform.refresh r WHERE r.known_by < {end}
 ), flagged AS MATERIALIZED (
