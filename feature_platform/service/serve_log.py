@@ -142,7 +142,9 @@ class ServeLog:
                 self._has_rows.clear()
             except (psycopg.Error, UserError, OSError) as error:
                 self._trouble.warn(
-                    error, "the log of serves cannot be written", f" ({len(self._queue)} rows wait)"
+                    error,
+                    "the log of serves cannot be written",
+                    f" (rows that wait: {len(self._queue)})",
                 )
                 await self._disconnect()
                 await self._pause(_RETRY_SECONDS)

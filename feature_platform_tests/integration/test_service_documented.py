@@ -49,6 +49,7 @@ def test_the_examples_of_the_page_run(served: ServedDatabase) -> None:
         "/v1/features/latest?symbol=BTC/USDT",
         "/v1/features?symbol=BTC/USDT&start=2026-02-01&end=2026-02-02",
         "/v1/features?symbol=BTC/USDT&start=2020-02-01&end=2020-02-02",
+        "/v1/features?symbol=BTC/USDT&start=2026-02-01&end=2026-02-02&symbol_no=1",
     ],
 )
 def test_the_reader_role_has_enough_rights(served: ServedDatabase, path: str) -> None:

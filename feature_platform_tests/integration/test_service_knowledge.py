@@ -74,7 +74,9 @@ def refresh_views(conn: psycopg.Connection[Any]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def view(served: ServedDatabase) -> None:
+    """Apply the view, and serve with the rights of a reader."""
     catalog.apply(served.conn, [HOURLY])
+    served.service, served.http = served.serve(role="feature_platform_reader")
 
 
 def test_the_newest_row_has_its_numbers(served: ServedDatabase) -> None:
@@ -158,6 +160,27 @@ def test_a_view_has_the_numbers_of_its_own_refreshes(served: ServedDatabase) -> 
     assert page["symbol_no"] == waits["symbol_no"]
     catalog.refresh_views(served.conn)
     assert newest(served, "V", f"{VIEW}/latest")["waiting"] == []
+
+
+def test_a_view_that_is_being_built_waits_without_an_end(served: ServedDatabase) -> None:
+    first = served.add("BUILDS", 60)
+    catalog.apply(served.conn, [FeatureView("built", "1 minute", {"x": bar.close})])
+    number = value(served.conn, "SELECT id FROM feature_platform.feature_view WHERE name = 'built'")
+    served.conn.execute(
+        "SELECT feature_platform.view_slice(%s, %s, %s, slice_symbols => 100)",
+        [number, first, first + 30 * MINUTE],
+    )
+    row = newest(served, "BUILDS", "/v1/views/built/latest")
+    (waits,) = row["waiting"]
+    assert datetime.fromisoformat(waits["start"]) == first + 30 * MINUTE
+    assert row["waiting_no"] == 0
+    page = get(served, "/v1/views/built", **window("BUILDS", first, 60)).json()
+    assert times(page["waiting"]) == [(first + 30 * MINUTE, first + 60 * MINUTE)]
+    now = value(served.conn, NOW).isoformat()
+    answer = served.http.get("/v1/views/built", params=window("BUILDS", first, 60, as_of=now))
+    assert answer.json() == {"detail": "as_of: built is not complete yet"}
+    catalog.refresh_views(served.conn)
+    assert newest(served, "BUILDS", "/v1/views/built/latest")["waiting"] == []
 
 
 def change(conn: psycopg.Connection[Any], rng: random.Random, symbol: str, first: datetime) -> None:

@@ -23,6 +23,15 @@ READER = "feature_platform_reader"
 LATEST = "/v1/features/latest"
 COUNT = "SELECT count(*) FROM feature_platform.served"
 LOGGED = "SELECT * FROM feature_platform.served WHERE symbol = %s ORDER BY id"
+FULL_DISK = """
+    CREATE FUNCTION pg_temp.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full';
+    END
+    $$;
+    CREATE TRIGGER full_disk BEFORE INSERT ON feature_platform.served
+        FOR EACH STATEMENT EXECUTE FUNCTION pg_temp.full_disk();
+"""
 CORRECT = "UPDATE ohlcv_1m SET vol = vol + 1 WHERE symbol = %s AND ts >= %s"
 MINUTE = timedelta(minutes=1)
 
@@ -162,7 +171,7 @@ def test_a_full_queue_drops_rows_and_says_so(
             newest(http, "FULL")
         assert counts(http) == {"written": 1, "dropped": 30}
         wait_until(
-            lambda: "the log of serves cannot be written (20 rows wait): " in caplog.text,
+            lambda: "the log of serves cannot be written (rows that wait: 20): " in caplog.text,
             "the failure is logged",
         )
     assert "the log of serves dropped rows, 1 so far: the database does not store" in caplog.text
@@ -170,6 +179,21 @@ def test_a_full_queue_drops_rows_and_says_so(
     assert counts(http) == {"written": 21, "dropped": 30}
     newest(http, "FULL")
     logged(served, "FULL", 22)
+
+
+def test_a_full_disk_of_the_database_harms_no_answer(
+    served: ServedDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.add("DISK", 3)
+    served.conn.execute(FULL_DISK)
+    try:
+        http = logging_client(served)
+        newest(http, "DISK")
+        wait_until(lambda: "the disk is full (rows that wait: 1)" in caplog.text, "it is logged")
+        newest(http, "DISK")
+    finally:
+        served.conn.execute("DROP TRIGGER full_disk ON feature_platform.served")
+    logged(served, "DISK", 2)
 
 
 def test_a_log_without_its_right_harms_no_answer(

@@ -60,6 +60,7 @@ def test_a_span_that_is_no_multiple_of_the_bar_width_is_rejected_with_its_column
         (lambda: FeatureView("features_1m", "1 minute", {"x": bar.vol}), "is none of"),
         (lambda: FeatureView("m", "1 minute", {"bucket": bar.vol}), "is none of"),
         (lambda: FeatureView("m", "1 minute", {"xmin": bar.vol}), "is none of"),
+        (lambda: FeatureView("m", "1 minute", {"stale": bar.vol}), "is none of"),
         (lambda: FeatureView("m", "1 minute", {'x" int': bar.vol}), "lower-case letters"),
         (lambda: FeatureView("m", "1 minute", {}), "a view has 1 to"),
         (lambda: FeatureView("m", "1 minute", {"x": 1.0}), "1.0 is not an expression"),  # type: ignore[dict-item]
