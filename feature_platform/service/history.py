@@ -167,6 +167,7 @@ class _Known(NamedTuple):
     late: list[int]
     is_future: bool
     first_known: datetime | None
+    floor: int | None
     waiting: Multirange[datetime] | None
     waiting_no: int | None
     next_start: datetime | None
@@ -275,6 +276,12 @@ async def _check_known(source: Source, query: HistoryQuery, known: _Known) -> in
             400,
             f"as_of: {_text(query.as_of)} is before the first refresh that is known, at"
             f" {_text(known.first_known)}",
+        )
+    name = "symbol_no" if query.as_of is None else "as_of"
+    # Rows from before numbers were counted have the number 0, and are kept.
+    if known.floor is not None and (0 < known.upto < known.floor or known.floor in known.late):
+        raise RejectedError(
+            400, f"{name}: the rows of {query.symbol!r} before refresh {known.floor} are not kept"
         )
     if query.symbol_no is not None and query.symbol_no > known.symbol_no:
         await source.check_symbol(query.symbol)

@@ -326,6 +326,35 @@ def test_what_was_not_known_is_an_error(served: ServedDatabase, path: str) -> No
     assert "'none'" in detail(404, symbol="none", symbol_no=7)
 
 
+@pytest.mark.parametrize("path", [FEATURES, VIEW])
+def test_a_past_that_is_not_kept_is_an_error(served: ServedDatabase, path: str) -> None:
+    symbol = f"GONE{path}"
+    first = served.add(symbol, 30)
+    refresh_views(served.conn)
+    page = get(served, path, **window(symbol, first, 30, limit=1)).json()
+    moment = value(served.conn, NOW).isoformat()
+    served.conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s", [symbol])
+    served.conn.execute("SELECT feature_platform.forget_symbol(%s)", [symbol])
+    insert_bars(served.conn, symbol, first, 30)
+    refresh_views(served.conn)
+    rows = all_pages(served, path, **window(symbol, first, 30, limit=2))
+    assert all_pages(served, path, **window(symbol, first, 30), as_of=now(served)) == rows != []
+    floor = value(
+        served.conn, "SELECT no FROM feature_platform.knowledge_floor WHERE symbol = %s", symbol
+    )
+    detail = f": the rows of {symbol!r} before refresh {floor} are not kept"
+    asked = window(symbol, first, 30, as_of=moment)
+    answers = [served.http.get(path, params=asked), served.http.get(page["next"])]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    details = [answer.json()["detail"] for answer in answers]
+    assert details == ["as_of" + detail, "symbol_no" + detail]
+
+
+def now(served: ServedDatabase) -> str:
+    moment: datetime = value(served.conn, NOW)
+    return moment.isoformat()
+
+
 def test_pages_of_a_view_do_not_mix_versions(served: ServedDatabase) -> None:
     first = served.add("MIX", 60)
     catalog.apply(served.conn, [FeatureView("mixed", "5 minutes", {"x": bar.close})])

@@ -36,8 +36,9 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
 -- service_page --
 -- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
 -- the numbers of refreshes that count, those up to one except some (as of a time, up to a number, or all); whether that
--- time is in the future, and where no refresh was known then, since when one is; the buckets of the range that wait for
--- a refresh (NULL: none), and the symbol's number before these; the bucket of the row after the page, if there is one.
+-- time is in the future, and where no refresh was known then, since when one is; the number before which the symbol's
+-- past is not kept, if any; the buckets of the range that wait for a refresh (NULL: none), and the symbol's number before
+-- these; the bucket of the row after the page, if there is one.
 WITH latest AS MATERIALIZED (
     SELECT feature_platform.number_of(%(symbol)s) AS no
 ), known AS MATERIALIZED (
@@ -52,6 +53,7 @@ SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > featu
        CASE WHEN known.upto IS NULL
             THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
                    ORDER BY r.known_by LIMIT 1) END,
+       (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
        w.waiting, w.waiting_no,
        coalesce(
            (SELECT f.bucket FROM public.features_1m f
@@ -206,6 +208,7 @@ SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > featu
        CASE WHEN known.upto IS NULL
             THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
                    ORDER BY r.known_by LIMIT 1) END,
+       (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
        known.waiting, CASE WHEN known.waiting IS NOT NULL THEN known.before_no END,
        coalesce(
            (SELECT f.bucket FROM {view} f
