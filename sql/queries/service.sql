@@ -37,8 +37,8 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
 -- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
 -- the numbers of refreshes that count, those up to one except some (as of a time, up to a number, or all); whether that
 -- time is in the future, and where no refresh was known then, since when one is; the number before which the symbol's
--- past is not kept, if any; the buckets of the range that wait for a refresh (NULL: none), and the symbol's number before
--- these; the bucket of the row after the page, if there is one.
+-- past is not kept, if any; the buckets of the range that wait for a refresh (NULL: none), and the symbol's number
+-- before these; the bucket of the row after the page, if there is one.
 WITH latest AS MATERIALIZED (
     SELECT feature_platform.number_of(%(symbol)s) AS no
 ), known AS MATERIALIZED (
