@@ -168,6 +168,7 @@ class _Known(NamedTuple):
     is_future: bool
     first_known: datetime | None
     floor: int | None
+    kept_from: datetime | None
     waiting: Multirange[datetime] | None
     waiting_no: int | None
     next_start: datetime | None
@@ -278,6 +279,10 @@ async def _check_known(source: Source, query: HistoryQuery, known: _Known) -> in
             f" {_text(known.first_known)}",
         )
     name = "symbol_no" if query.as_of is None else "as_of"
+    if known.kept_from is not None:
+        raise RejectedError(
+            400, f"{name}: earlier versions of rows are kept since {_text(known.kept_from)}"
+        )
     # Rows from before numbers were counted have the number 0, and are kept.
     if known.floor is not None and (0 < known.upto < known.floor or known.floor in known.late):
         raise RejectedError(

@@ -32,6 +32,10 @@ SLICE = """
 """
 NOW = "SELECT feature_platform.clock()"
 NUMBER = "SELECT feature_platform.number_of(%s)"
+KEEP = """
+    UPDATE feature_platform.retention SET versions_from = %s
+    RETURNING versions_from AT TIME ZONE 'UTC'
+"""
 HOUR = "SELECT date_trunc('hour', feature_platform.clock() - %s)"
 VIEW_ID = "SELECT id FROM feature_platform.feature_view WHERE name = 'hourly' AND served"
 VIEW_NUMBER = """
@@ -348,6 +352,33 @@ def test_a_past_that_is_not_kept_is_an_error(served: ServedDatabase, path: str) 
     assert [answer.status_code for answer in answers] == [400, 400]
     details = [answer.json()["detail"] for answer in answers]
     assert details == ["as_of" + detail, "symbol_no" + detail]
+
+
+@pytest.mark.parametrize("path", [FEATURES, VIEW])
+def test_versions_that_the_retention_deleted_are_an_error(
+    served: ServedDatabase, path: str
+) -> None:
+    symbol = f"KEPT{path}"
+    first = served.add(symbol, 30)
+    refresh_views(served.conn)
+    old = get(served, path, **window(symbol, first, 30, limit=2)).json()
+    moment = now(served)
+    served.conn.execute(CORRECT, [symbol, first])
+    refresh_views(served.conn)
+    kept = value(served.conn, KEEP, now(served))
+    served.conn.execute(CORRECT, [symbol, first + MINUTE])
+    refresh_views(served.conn)
+    try:
+        new = get(served, path, **window(symbol, first, 30, limit=2)).json()
+        get(served, new["next"])
+        get(served, path, **window(symbol, first, 30, as_of=now(served)))
+        asked = window(symbol, first, 30, as_of=moment)
+        answers = [served.http.get(path, params=asked), served.http.get(old["next"])]
+    finally:
+        served.conn.execute("UPDATE feature_platform.retention SET versions_from = NULL")
+    text = f": earlier versions of rows are kept since {kept.isoformat()}Z"
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert [one.json()["detail"] for one in answers] == ["as_of" + text, "symbol_no" + text]
 
 
 def now(served: ServedDatabase) -> str:

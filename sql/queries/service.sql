@@ -37,8 +37,9 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
 -- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
 -- the numbers of refreshes that count, those up to one except some (as of a time, up to a number, or all); whether that
 -- time is in the future, and where no refresh was known then, since when one is; the number before which the symbol's
--- past is not kept, if any; the buckets of the range that wait for a refresh (NULL: none), and the symbol's number
--- before these; the bucket of the row after the page, if there is one.
+-- past is not kept, if any; where old versions of that time have been deleted, since when they are kept; the buckets of
+-- the range that wait for a refresh (NULL: none), and the symbol's number before these; the bucket of the row after the
+-- page, if there is one.
 WITH latest AS MATERIALIZED (
     SELECT feature_platform.number_of(%(symbol)s) AS no
 ), known AS MATERIALIZED (
@@ -54,6 +55,12 @@ SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > featu
             THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
                    ORDER BY r.known_by LIMIT 1) END,
        (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
+       CASE WHEN %(as_of)s::timestamptz IS NOT NULL OR %(symbol_no)s::bigint < known.no
+            THEN (SELECT t.versions_from FROM feature_platform.retention t
+                   WHERE t.versions_from > coalesce(
+                       %(as_of)s::timestamptz,
+                       (SELECT r.known_by FROM feature_platform.refresh r WHERE r.no = %(symbol_no)s::bigint),
+                       '-infinity')) END,
        w.waiting, w.waiting_no,
        coalesce(
            (SELECT f.bucket FROM public.features_1m f
@@ -209,6 +216,12 @@ SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > featu
             THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
                    ORDER BY r.known_by LIMIT 1) END,
        (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
+       CASE WHEN %(as_of)s::timestamptz IS NOT NULL OR %(symbol_no)s::bigint < known.no
+            THEN (SELECT t.versions_from FROM feature_platform.retention t
+                   WHERE t.versions_from > coalesce(
+                       %(as_of)s::timestamptz,
+                       (SELECT r.known_by FROM feature_platform.refresh r WHERE r.no = %(symbol_no)s::bigint),
+                       '-infinity')) END,
        known.waiting, CASE WHEN known.waiting IS NOT NULL THEN known.before_no END,
        coalesce(
            (SELECT f.bucket FROM {view} f
