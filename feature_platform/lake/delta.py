@@ -35,6 +35,7 @@ _DESCRIPTION = re.compile(
     r"(, parts (?P<parts>\d+), mirror (?P<mirror>\S+))?"
 )
 _MARK = "feature_platform"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # An object store that does not answer is an error after about this time, not after minutes.
 _REMOTE = {"timeout": "20s", "connect_timeout": "5s", "max_retries": "4", "retry_timeout": "40s"}
@@ -71,11 +72,16 @@ def errors(name: str) -> Iterator[None]:
         yield
     except DeltaProtocolError as error:
         raise UserError(
-            f"{uri_of(name)}: a newer version of Delta Lake wrote it: {one_line(error)};"
+            f"{uri_of(name)}: a newer version of Delta Lake wrote it: {_text(error)};"
             " update the platform"
         ) from None
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri_of(name)}: {one_line(error)}") from None
+        raise UserError(f"{uri_of(name)}: {_text(error)}") from None
+
+
+def _text(error: Exception) -> str:
+    """Return the text of an error without the colours that the library gives it."""
+    return one_line(_COLOUR.sub("", str(error)))
 
 
 def open_table(name: str) -> DeltaTable | None:
