@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -100,3 +101,25 @@ def test_the_backtest_says_what_a_random_walk_earns(
     assert "44,490 bars" in said
     assert "a round trip costs 14 bp" in said
     assert "it does not pay for its costs" in said
+
+
+def test_the_training_notebook_shows_the_leak() -> None:
+    notebook = run("training")
+    assert warned(notebook) == []
+    pictures = shown(notebook, "image/png")
+    assert len(pictures) == 2
+    assert all(has_colour(picture, (192, 57, 43)) for picture in pictures)
+    said = "".join(shown(notebook, "stdout"))
+    earned = {
+        name: float(re.search(rf"{name}: \d+ trades, ([+-][\d.]+) bp", said)[1])  # type: ignore[index]
+        for name in (
+            "trained on repaired history, its backtest",
+            "trained on repaired history, live",
+            "trained on what was known, live",
+        )
+    }
+    backtest, live, honest = earned.values()
+    assert backtest > 20
+    assert live < honest
+    assert live < backtest / 3
+    assert "no feature changed" in said
