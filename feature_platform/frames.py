@@ -336,7 +336,7 @@ def _read_views(
         source.freeze()  # all views as of one moment
         tables = tables_of(source, views)
         if as_of is not None:
-            check_knowledge(source, as_of, tables, names, window)
+            check_knowledge(source, as_of, tables, window)
         known = [column for table in tables for column in table.columns]
         wanted = {
             table.name: {
@@ -400,6 +400,8 @@ def _rows(
 
     Raises UserError for a symbol that has no row at any time.
     """
+    import pyarrow as pa
+
     from feature_platform._adbc import TEXTS, one
 
     names_of = {"table": Identifier("public", table.name), "time": Identifier(table.time)}
@@ -413,8 +415,12 @@ def _rows(
         }
         if as_of is None:
             return source.stream("frames_read", columns=_columns(columns), **of_window, **names_of)
-        parts = as_of.parts(source, table)
-        return source.stream(as_of.query, columns=_columns(columns, "v"), **of_window, **parts)
+        found = [
+            source.stream(query, columns=_columns(columns, "v"), **of_window, **parts)
+            for query, parts in as_of.statements(source, table)
+        ]
+        keys = [(name, "ascending") for name in ("symbol", table.time) if name in columns]
+        return found[0] if len(found) == 1 else pa.concat_tables(found).sort_by(keys)
 
     if as_of is None and _uses_lake(place):
         from feature_platform.lake.frames import read_both, read_lake

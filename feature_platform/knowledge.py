@@ -6,13 +6,13 @@ Knowledge is counted in the numbers of refreshes; docs/knowledge.md explains the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from psycopg import sql
-from psycopg.sql import Composable, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
 from feature_platform.errors import UserError
 
@@ -35,6 +35,7 @@ class Versioned(Protocol):
 
     name: of the table in schema public.
     id: of the version of a feature view; 0 for features_1m.
+    columns: its columns of numbers.
     versions: the relation of all versions of its rows.
     every: the width of a bucket.
     built_at: when the history of a feature view was complete; None for features_1m.
@@ -44,6 +45,8 @@ class Versioned(Protocol):
     def name(self) -> str: ...
     @property
     def id(self) -> int: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
     @property
     def versions(self) -> Identifier | None: ...
     @property
@@ -57,14 +60,18 @@ class AtTime:
     """All rows as they were known at one time."""
 
     moment: datetime
-    query: ClassVar = "knowledge_read_at"
 
-    def parts(self, source: Reader, table: Versioned) -> dict[str, Composable]:
-        """Return the identifiers and values of the query, beside those of the window."""
-        (known,) = source.stream("knowledge_numbers", moment=sql.Literal(self.moment)).to_pylist()
-        return {"versions": _versions(table)} | {
-            name: sql.Literal(number) for name, number in known.items()
-        }
+    def statements(
+        self, source: Reader, table: Versioned
+    ) -> Iterator[tuple[str, Mapping[str, Composable]]]:
+        """Yield the queries that read the rows, with their parts beside those of the window."""
+        moment = sql.Literal(self.moment)
+        if table.built_at is not None and self.moment < table.built_at:
+            yield "knowledge_computed_at", {**_computed(table), "moment": moment}
+            return
+        (known,) = source.stream("knowledge_numbers", moment=moment).to_pylist()
+        numbers = {name: sql.Literal(number) for name, number in known.items()}
+        yield "knowledge_read_at", {"versions": _versions(table), **numbers}
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,22 @@ class AfterClose:
     """Each row as it was known some time after the close of its bucket."""
 
     delay: timedelta
-    query: ClassVar = "knowledge_read_after_close"
 
-    def parts(self, _: Reader, table: Versioned) -> dict[str, Composable]:
-        """Return the identifiers and values of the query, beside those of the window."""
-        return {
-            "versions": _versions(table),
-            "view": sql.Literal(table.id),
+    def statements(
+        self, _: Reader, table: Versioned
+    ) -> Iterator[tuple[str, Mapping[str, Composable]]]:
+        """Yield the queries that read the rows, with their parts beside those of the window."""
+        parts = {
             "every": sql.Literal(table.every.total_seconds()),
             "seconds": sql.Literal((table.every + self.delay).total_seconds()),
+            "built_at": sql.Literal(table.built_at or "-infinity"),
         }
+        yield (
+            "knowledge_read_after_close",
+            {**parts, "versions": _versions(table), "view": sql.Literal(table.id)},
+        )
+        if table.built_at is not None:
+            yield "knowledge_computed_after_close", {**parts, **_computed(table)}
 
 
 AsOf = AtTime | AfterClose
@@ -115,21 +128,17 @@ def parse_as_of(as_of: datetime | str) -> AsOf:
 
 
 def check_knowledge(
-    source: Reader,
-    as_of: AsOf,
-    tables: Sequence[Versioned],
-    symbols: Sequence[str],
-    window: tuple[datetime, datetime],
+    source: Reader, as_of: AsOf, tables: Sequence[Versioned], window: tuple[datetime, datetime]
 ) -> None:
     """Raise UserError where rows as they were known cannot be read."""
+    for table in tables:
+        if table.id and table.built_at is None:
+            raise UserError(f"the history of {table.name} is still being built: try again later")
     if isinstance(as_of, AtTime):
         limits = check_kept(source, "as_of", as_of.moment)
-        _check_moment(as_of.moment, tables, limits)
+        _check_moment(as_of.moment, limits)
         return
     check_kept(source, "as_of of the first bucket", window[0])
-    for table in tables:
-        if table.name != "features_1m":
-            _check_rows_before_build(source, as_of, table, symbols, window)
 
 
 def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:
     return dict(limits)
 
 
-def _check_moment(moment: datetime, tables: Sequence[Versioned], limits: dict[str, Any]) -> None:
+def _check_moment(moment: datetime, limits: dict[str, Any]) -> None:
     shown = f"as_of, {moment.isoformat()},"
     if moment > limits["now"]:
         raise UserError(f"{shown} is in the future: it is {limits['now'].isoformat()} now")
@@ -158,42 +167,15 @@ def _check_moment(moment: datetime, tables: Sequence[Versioned], limits: dict[st
             f"{shown} is too early: knowledge begins at {limits['begins'].isoformat()}, with the"
             " first refresh whose time was noted"
         )
-    for table in tables:
-        if table.name != "features_1m" and (table.built_at is None or moment < table.built_at):
-            raise UserError(
-                f"{shown} is before the history of {table.name} was complete, {_built(table)}:"
-                " the view did not have its rows then"
-            )
 
 
-def _check_rows_before_build(
-    source: Reader,
-    as_of: AfterClose,
-    table: Versioned,
-    symbols: Sequence[str],
-    window: tuple[datetime, datetime],
-) -> None:
-    """Raise UserError for rows in a window whose time of knowledge was before their view."""
-    before = source.stream(
-        "knowledge_before_build",
-        table=Identifier("public", table.name),
-        symbols=sql.Literal(list(symbols)),
-        start=sql.Literal(window[0]),
-        end=sql.Literal(window[1]),
-        built_at=sql.Literal(table.built_at or "infinity"),
-        **as_of.parts(source, table),
-    ).to_pylist()
-    if before:
-        raise UserError(
-            f"{table.name} did not have its row of {before[0]['symbol']!r} at"
-            f" {before[0]['bucket'].isoformat()} after the close of that bucket, since its history"
-            f" was complete {_built(table)}: read newer buckets, or leave out as_of for the rows of"
-            " the build, which hold later corrections"
-        )
-
-
-def _built(table: Versioned) -> str:
-    return "not yet" if table.built_at is None else f"at {table.built_at.isoformat()}"
+def _computed(table: Versioned) -> dict[str, Composable]:
+    """Return the parts of a query that computes rows of before a view was built."""
+    values = [
+        SQL("k.values[{}] AS {}").format(sql.Literal(place), Identifier(name))
+        for place, name in enumerate(table.columns, 1)
+    ]
+    return {"view": sql.Literal(table.id), "values": SQL(", ").join(values)}
 
 
 def _versions(table: Versioned) -> Identifier:

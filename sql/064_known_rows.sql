@@ -1,5 +1,6 @@
 -- The rows of a feature view as they would have been known before the view was built: computed from the bars as they
--- were. Rows of later times are in the view's table of versions. A row is known from the first refresh of any symbol
+-- were. Rows of later times are in the view's table of versions, and so are those of imports that are known at close.
+-- A row is known from the first refresh of any symbol
 -- after the close of its bucket on.
 
 -- The changes of a symbol's bars in [lo, hi) that were known only `delay` after the close of their own bucket: of each
@@ -121,12 +122,18 @@ DECLARE
     start timestamptz;
     first timestamptz;
     first_then timestamptz;
+    imported tstzmultirange;
     reached tstzmultirange;
     part record;
 BEGIN
     SELECT * INTO STRICT v FROM feature_platform.feature_view w WHERE w.id = of_view;
     first_row := feature_platform.view_from(v, lo);
     after_last := feature_platform.view_from(v, hi);
+    IF first_row >= after_last THEN     -- the view was built before the close of all these buckets
+        RETURN;
+    END IF;
+    imported := (SELECT coalesce(range_agg(k.minutes), '{}') FROM feature_platform.known_at_close k
+                 WHERE k.view = of_view AND k.symbol = of_symbol);
     EXECUTE format('SELECT feature_views.%I($1, $2)', 'v' || v.id || '_plain_from') INTO start
         USING of_symbol, first_row;
     reached := (
@@ -147,10 +154,11 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT f.bucket, ARRAY[%s]::double precision[] FROM feature_views.%I f
          WHERE f.symbol = $1 AND f.bucket >= $2 AND f.bucket < $3 AND NOT $4 @> f.bucket
-           AND feature_platform.is_refreshed(f.bucket + $5, $6)',
+           AND feature_platform.is_refreshed(f.bucket + $5, $6)
+           AND NOT $7 @> tstzrange(f.bucket, f.bucket + $5)',
         (SELECT string_agg('f.' || quote_ident(c.name), ', ' ORDER BY c.place)
          FROM unnest(v.columns) WITH ORDINALITY AS c (name, place)), 'v' || v.id || '_rows')
-        USING of_symbol, first_row, after_last, reached, v.every, delay;
+        USING of_symbol, first_row, after_last, reached, v.every, delay, imported;
 
     FOR part IN
         WITH change AS MATERIALIZED (
@@ -168,7 +176,8 @@ BEGIN
         RETURN QUERY SELECT p.* FROM feature_platform.plain_rows_as_of(
             v, of_symbol, feature_platform.view_from(v, part.lo), feature_platform.view_from(v, part.hi),
             feature_platform.number_at(feature_platform.view_from(v, part.hi) + delay)) AS p
-        WHERE feature_platform.is_refreshed(p.bucket + v.every, delay);
+        WHERE feature_platform.is_refreshed(p.bucket + v.every, delay)
+          AND NOT imported @> tstzrange(p.bucket, p.bucket + v.every);
     END LOOP;
 END
 $$;

@@ -149,22 +149,25 @@ SELECT {columns}
  WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
    AND (v.since = 0 OR v.since <= f.no OR s.known_by <= v.bucket + make_interval(secs => {seconds}))
    AND (v.until <= f.no OR u.known_by <= v.bucket + make_interval(secs => {seconds})) IS NOT TRUE
+   -- Rows of before the build of a view: knowledge_computed_after_close.
+   AND (f.symbol IS NOT NULL OR v.bucket + make_interval(secs => {seconds}) >= {built_at}::timestamptz)
  ORDER BY v.symbol, v.bucket;
 
--- knowledge_before_build --
--- The first row of some symbols in a window whose bucket ended, with a delay, before its view was built; without the
--- rows of imports that are known at close.
-WITH flagged AS MATERIALIZED (
-    SELECT k.symbol, lower(r) AS first, upper(r) - make_interval(secs => {every}) AS last
-      FROM feature_platform.known_at_close k
-     CROSS JOIN LATERAL unnest(k.minutes) AS r
-     WHERE k.view = {view} AND k.symbol = ANY ({symbols}::text[])
-       AND lower(r) < {end} AND upper(r) > {start}
-)
-SELECT v.symbol, v.bucket
-  FROM {table} AS v
-  LEFT JOIN flagged AS f ON f.symbol = v.symbol AND v.bucket BETWEEN f.first AND f.last
- WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
-   AND v.bucket + make_interval(secs => {seconds}) < {built_at} AND f.symbol IS NULL
- ORDER BY v.symbol, v.bucket
- LIMIT 1;
+-- knowledge_computed_at --
+-- The rows of a view of some symbols in a window as they were known at a time before the view was built, in order.
+SELECT {columns}
+  FROM unnest({symbols}::text[]) AS s (symbol)
+ CROSS JOIN LATERAL feature_platform.known_rows_at({view}, s.symbol, {start}, {end}, {moment}) AS k
+ CROSS JOIN LATERAL (SELECT s.symbol, k.bucket, {values}) AS v
+ ORDER BY v.symbol, v.bucket;
+
+-- knowledge_computed_after_close --
+-- The same of rows that were known some time after the close of their bucket, before the view was built.
+SELECT {columns}
+  FROM unnest({symbols}::text[]) AS s (symbol)
+ CROSS JOIN LATERAL feature_platform.known_rows_after({view}, s.symbol, {start},
+     least({end}::timestamptz, {built_at}::timestamptz - make_interval(secs => {seconds})),
+     make_interval(secs => {seconds} - {every})) AS k
+ CROSS JOIN LATERAL (SELECT s.symbol, k.bucket, {values}) AS v
+ ORDER BY v.symbol, v.bucket;
+
