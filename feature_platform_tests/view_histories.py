@@ -170,6 +170,15 @@ class History:
         self._against_a_build()
         return compared
 
+    def fill(self, steps: int) -> None:
+        """Empty the database, and store random bars and bring everything up to date."""
+        self.conn.execute(_EMPTY)
+        for table in _tables(self.conn):
+            self.conn.execute(sql.SQL("DELETE FROM {}").format(table))
+        for _ in range(steps):
+            self._write()
+        self.refresh_all()
+
     def _bar(self, symbol: str, minute: float) -> tuple[object, ...]:
         r = self.random
         price = r.choice([1.0, 100.0, 100.0, 12345.678, 1e-90, 1e90]) * (1 + r.random() / 10)

@@ -20,6 +20,7 @@ import typer
 
 from feature_platform import __version__
 from feature_platform.cli.lake import lake
+from feature_platform.cli.times import parse_time
 from feature_platform.cli.views import views
 from feature_platform.errors import UserError, one_line
 
@@ -37,16 +38,6 @@ _log = logging.getLogger("feature_platform.cli.app")  # `__main__` with `python 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def _parse_time(text: str) -> datetime:
-    """Read an ISO-8601 date or time; without an offset it is UTC."""
-    from feature_platform.clock import parse_time
-
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _parse_symbol(text: str) -> str:
     """Read a symbol within its limits."""
     from feature_platform.symbols import check_symbol
@@ -61,13 +52,13 @@ _ONE_SYMBOL = typer.Option(parser=_parse_symbol, metavar="SYMBOL", help="Only th
 OneSymbol = Annotated[str | None, _ONE_SYMBOL]
 
 _START = typer.Option(
-    parser=_parse_time, metavar="TIME", help="First minute, in UTC, such as 2026-02-01T12:00Z."
+    parser=parse_time, metavar="TIME", help="First minute, in UTC, such as 2026-02-01T12:00Z."
 )
 Start = Annotated[datetime | None, _START]
 StartRequired = Annotated[datetime, _START]
 End = Annotated[
     datetime | None,
-    typer.Option(parser=_parse_time, metavar="TIME", help="End; this minute is not included."),
+    typer.Option(parser=parse_time, metavar="TIME", help="End; this minute is not included."),
 ]
 
 
@@ -378,7 +369,7 @@ def skew_command(
     since: Annotated[
         datetime,
         typer.Option(
-            parser=_parse_time, metavar="TIME", help="Rows that were served from this time on."
+            parser=parse_time, metavar="TIME", help="Rows that were served from this time on."
         ),
     ],
     sample: Annotated[
@@ -400,7 +391,7 @@ def skew_command(
 @app.command("why")
 def why_command(
     symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL")],
-    minute: Annotated[datetime, typer.Argument(parser=_parse_time, metavar="MINUTE")],
+    minute: Annotated[datetime, typer.Argument(parser=parse_time, metavar="MINUTE")],
     view: Annotated[
         str, typer.Option(metavar="NAME", help="A feature view, by default features_1m.")
     ] = "features_1m",

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from feature_platform.cli.times import parse_time
 from feature_platform.errors import one_line
 
 if TYPE_CHECKING:
+    from psycopg import Connection
     from rich.table import Table
 
     from feature_platform.views.catalog import ViewPlan, ViewStatus
+    from feature_platform.views.view import FeatureView
+
+# The most symbols that a line names.
+_SHOWN = 3
+
+
+class _Engine(Enum):
+    duckdb = "duckdb"
+    ray = "ray"
+
+
+class _History(Enum):
+    lake = "lake"
+
 
 views = typer.Typer(help="Declare feature views and show their state.", no_args_is_help=True)
 
@@ -45,8 +63,84 @@ def plan_command(file: _File) -> None:
         typer.echo(f"  {_cost_text(one)}")
 
 
+@views.command("build")
+def build_command(
+    file: _File,
+    engine: Annotated[
+        _Engine,
+        typer.Option(help="Processes of this machine that read by DuckDB, or a Ray cluster."),
+    ] = _Engine.duckdb,
+    symbols: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--symbol", "--symbols", metavar="SYMBOL", help="Only this symbol; may be repeated."
+        ),
+    ] = None,
+    start: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_time, metavar="TIME", help="First bucket; by default all."),
+    ] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_time, metavar="TIME", help="End; this bucket is not included."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Directory or URL for the tables; by default in the lake."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tasks at a time; by default all cores.")
+    ] = None,
+) -> None:
+    """Compute the views of this file from the lake's bars, without the database."""
+    from feature_platform.cli import console
+    from feature_platform.lake.bars import newest_bars
+    from feature_platform.lake.build import build, builds_of
+    from feature_platform.views.files import load_views
+
+    declared = load_views(file)
+    bars = newest_bars()
+    for view in declared:
+        with console.progress_bar(view.name) as progress:
+            built = build(
+                view,
+                bars,
+                f"{output or builds_of()}/{view.name}",
+                engine=engine.value,
+                symbols=symbols,
+                start=start,
+                end=end,
+                workers=workers,
+                progress=progress,
+            )
+        typer.echo(
+            f"{view.name}: {built.rows:,} rows of {built.symbols:,} symbols in"
+            f" {console.duration(built.duration)}: {built.uri}"
+        )
+        for column, of in built.wide.items():
+            typer.echo(
+                f"  {column}: its exact sums took more than 128 bits, for {_some(sorted(of))}"
+            )
+
+
 @views.command("apply")
-def apply_command(file: _File) -> None:
+def apply_command(
+    file: _File,
+    history: Annotated[
+        _History | None,
+        typer.Option(
+            help="Take the history from builds of `views build`, instead of computing it."
+        ),
+    ] = None,
+    builds: Annotated[
+        str | None,
+        typer.Option(
+            "--builds", metavar="DIR", help="The --output of `views build`; by default in the lake."
+        ),
+    ] = None,
+) -> None:
     """Make the views of this file exist as declared; their history is built in the background."""
     from feature_platform import status
     from feature_platform.cli import console
@@ -56,10 +150,18 @@ def apply_command(file: _File) -> None:
     from feature_platform.views.files import load_views
 
     declared = load_views(file)
+    if history is not None:
+        from feature_platform.lake.build import builds_of
+        from feature_platform.lake.history import check_builds
+
+        directory = builds or builds_of()
+        check_builds(declared, directory)
     with database_session() as connection:
         plans = catalog.apply(connection, declared)
         for one in plans:
             typer.echo(_change_line(one))
+        if history is not None:
+            _take_history(connection, declared, directory)
         if all(one.action == "unchanged" for one in plans):
             return
         if status.policy_runners(connection):
@@ -69,6 +171,19 @@ def apply_command(file: _File) -> None:
             refresh(connection, progress=progress)
             rows = catalog.refresh_views(connection)
     typer.echo(f"no worker is running, so the history was built now: {rows:,} rows written")
+
+
+def _take_history(
+    connection: Connection[Any], declared: Sequence[FeatureView], directory: str
+) -> None:
+    from feature_platform.cli import console
+    from feature_platform.lake.history import take_history
+
+    for view in declared:
+        with console.progress_bar(view.name) as progress:
+            taken = take_history(connection, view, f"{directory}/{view.name}", progress)
+        left = f"; the database computes {taken.left:,} others" if taken.left else ""
+        typer.echo(f"{view.name}: {taken.rows:,} rows from the lake{left}")
 
 
 @views.command("list")
@@ -162,6 +277,12 @@ def views_table(found: Sequence[ViewStatus], *, short: bool = False) -> Table:
             state_text(one),
         )
     return made
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _change_line(one: ViewPlan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -65,23 +65,52 @@ def uri_of(name: str) -> str:
     return f"{location().rstrip('/')}/{name}"
 
 
+def errors(name: str) -> AbstractContextManager[None]:
+    """Raise UserError for an error of a table of the lake, as errors_at."""
+    return errors_at(uri_of(name))
+
+
 @contextmanager
-def errors(name: str) -> Iterator[None]:
+def errors_at(uri: str) -> Iterator[None]:
     """Raise UserError for an error of a table's files or of the object store."""
     try:
         yield
     except DeltaProtocolError as error:
         raise UserError(
-            f"{uri_of(name)}: a newer version of Delta Lake wrote it: {_text(error)};"
-            " update the platform"
+            f"{uri}: a newer version of Delta Lake wrote it: {_text(error)}; update the platform"
         ) from None
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri_of(name)}: {_text(error)}") from None
+        raise UserError(f"{uri}: {_text(error)}") from None
 
 
 def _text(error: Exception) -> str:
     """Return the text of an error without the colours that the library gives it."""
     return one_line(_COLOUR.sub("", str(error)))
+
+
+def open_at(uri: str, version: int | None = None) -> DeltaTable | None:
+    """Return a version of any Delta table, by default the newest; None where there is no table."""
+    with errors_at(uri):
+        if not DeltaTable.is_deltatable(uri, storage_options(uri)):
+            return None
+        return DeltaTable(uri, version, storage_options=storage_options(uri))
+
+
+def write_at(
+    uri: str, rows: pa.RecordBatchReader, name: str, description: str, metadata: dict[str, str]
+) -> None:
+    """Write a Delta table, or all rows of one again, in one commit that carries the metadata."""
+    with errors_at(uri):
+        write_deltalake(
+            uri,
+            rows,
+            mode="overwrite",
+            name=name,
+            description=description or None,
+            writer_properties=_WRITER,
+            storage_options=storage_options(uri),
+            commit_properties=CommitProperties(custom_metadata=metadata),
+        )
 
 
 def open_table(name: str) -> DeltaTable | None:
@@ -91,11 +120,10 @@ def open_table(name: str) -> DeltaTable | None:
     of the platform's.
     """
     uri = uri_of(name)
-    with errors(name):
-        if not DeltaTable.is_deltatable(uri, storage_options(uri)):
-            return None
-        table = DeltaTable(uri, storage_options=storage_options(uri))
-        found = _DESCRIPTION.match(table.metadata().description or "")
+    table = open_at(uri)
+    if table is None:
+        return None
+    found = _DESCRIPTION.match(table.metadata().description or "")
     if found is None:
         raise UserError(f"{uri} is not a table of the platform: choose another {PREFIX}LAKE")
     if int(found["layout"]) > LAYOUT:

@@ -198,7 +198,7 @@ def _owner(connection: psycopg.Connection[Any]) -> Iterator[None]:
         reraise=True,
     )
     with connection.transaction():
-        _act_as_owner(connection)
+        act_as_owner(connection)
         connection.execute("SET LOCAL lock_timeout = '200ms'")
         try:
             retrying(_lock, connection)
@@ -221,7 +221,11 @@ def _lock(connection: psycopg.Connection[Any]) -> None:
         connection.execute(queries["views_lock"])
 
 
-def _act_as_owner(connection: psycopg.Connection[Any]) -> None:
+def act_as_owner(connection: psycopg.Connection[Any]) -> None:
+    """Run the rest of the transaction as the schema's owner.
+
+    Raises UserError where this user may not.
+    """
     row = connection.execute(queries["views_owner"]).fetchone()
     assert row is not None, "the schema exists"
     owner, may_act = row
@@ -364,7 +368,7 @@ def _measured(connection: psycopg.Connection[Any], one: ViewPlan) -> ViewPlan:
     """
     try:
         with connection.transaction():
-            _act_as_owner(connection)
+            act_as_owner(connection)
             _check(connection, one.view)
             _measure(connection, one)
             raise _Measured

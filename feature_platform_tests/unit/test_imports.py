@@ -20,7 +20,8 @@ OWNERS = {
     "matplotlib": ("plot.py",),
     "PIL": ("plot.py",),
     "dagster": ("orchestration/", "definitions.py"),
-    "duckdb": ("importer/",),
+    "duckdb": ("importer/", "lake/"),
+    "ray": ("lake/engines.py",),
 }
 # The modules of a host that only reads, and of commands that must start quickly.
 READERS = [

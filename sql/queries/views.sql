@@ -230,3 +230,71 @@ SELECT k.symbol AS _symbol, n.*
  WHERE v.name = %(name)s AND v.served AND n._rows = 100
    AND n._oldest > first.bucket + v.warm_up + v.look_back
  ORDER BY k.symbol LIMIT 1000;
+
+
+-- ==== lake/history.py ====
+-- history_version --
+-- The version of a view whose history is being computed.
+SELECT id, every, look_back FROM feature_platform.feature_view
+ WHERE name = %(name)s AND state = 'building' ORDER BY version DESC LIMIT 1;
+
+-- history_lock --
+-- Keep the list of views from changes until the end of the transaction, as a refresh does.
+LOCK TABLE feature_platform.view_lock IN ROW SHARE MODE;
+
+-- history_lock_symbol --
+-- Keep refreshes from a symbol until the end of the transaction.
+SELECT FROM feature_platform.refresh_lock k WHERE k.stripe = feature_platform.stripe_of(%(symbol)s) FOR UPDATE;
+
+-- history_locked --
+-- The dirty buckets of a locked symbol in a slice that have no rows, and from when on these need bars. No row where the
+-- version is gone, or older buckets may have rows without bars.
+SELECT date_bin(v.every, f.ts, v.origin) AS first,
+       s.dirty * tstzmultirange(tstzrange(%(start)s, least(%(end)s, feature_platform.view_due(v.every, v.origin))))
+       - coalesce((SELECT range_agg(tstzrange(r.bucket, r.bucket + v.every)) FROM {rows} r
+                    WHERE r.symbol = s.symbol AND r.bucket >= %(start)s AND r.bucket < %(end)s), '{{}}') AS dirty,
+       {start}(s.symbol, %(start)s::timestamptz) AS needs_from
+  FROM feature_platform.feature_view v
+  JOIN feature_platform.view_symbol s ON s.view = v.id AND s.symbol = %(symbol)s
+ CROSS JOIN LATERAL (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = s.symbol ORDER BY b.ts LIMIT 1) AS f
+ WHERE v.id = %(id)s AND v.state = 'building' AND NOT s.removed
+   AND (s.first_bucket IS NULL OR s.first_bucket = date_bin(v.every, f.ts, v.origin));
+
+-- history_bars --
+-- The bars of a symbol, to compare them with those of a build.
+COPY (SELECT ts, open, high, low, close, vol FROM public.ohlcv_1m
+       WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s ORDER BY ts) TO STDOUT (FORMAT binary);
+
+-- history_unchanged --
+-- The dirty buckets that no changed bar reaches.
+SELECT %(dirty)s::tstzmultirange - {reach}(
+           %(symbol)s, %(changed)s::tstzmultirange,
+           (SELECT date_bin(v.every, greatest(b.ts, %(end)s), v.origin) FROM public.ohlcv_1m b
+             WHERE b.symbol = %(symbol)s ORDER BY b.ts DESC LIMIT 1))
+  FROM feature_platform.feature_view v WHERE v.id = %(id)s;
+
+-- history_refresh --
+-- Draw the number of the refresh that stores the rows.
+SELECT feature_platform.next_refresh();
+
+-- history_copy --
+-- Store rows.
+COPY {table} ({columns}) FROM STDIN (FORMAT csv);
+
+-- history_settle --
+-- Take stored rows from the dirty buckets of a symbol. The warm-up of its rows counts from its first bucket.
+UPDATE feature_platform.view_symbol s
+   SET dirty = d.rest, long_only = s.long_only * d.rest, first_bucket = date_bin(v.every, f.ts, v.origin),
+       newest_tick = CASE WHEN s.first_bucket IS NULL THEN
+                         (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = %(symbol)s
+                             AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00'))
+                     ELSE s.newest_tick END,
+       no = %(no)s,
+       building = s.building AND d.rest && tstzrange(NULL, feature_platform.view_due(v.every, v.origin)),
+       marked_at = CASE WHEN d.rest <> '{}' THEN s.marked_at END,
+       before_no = CASE WHEN d.rest <> '{}' THEN coalesce(s.before_no, s.no) END
+  FROM feature_platform.feature_view v
+ CROSS JOIN LATERAL (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = %(symbol)s ORDER BY b.ts LIMIT 1) AS f
+ CROSS JOIN LATERAL (SELECT w.dirty - %(stored)s::tstzmultirange AS rest FROM feature_platform.view_symbol w
+                      WHERE w.view = v.id AND w.symbol = %(symbol)s) AS d
+ WHERE v.id = %(id)s AND s.view = v.id AND s.symbol = %(symbol)s;
