@@ -93,19 +93,23 @@ BEGIN
           FROM unnest(symbols, los, owns, his) AS u (symbol, lo, own, hi)
           WHERE NOT feature_platform.has_new_marks(u.symbol, u.lo, u.hi) OFFSET 0) AS i
     CROSS JOIN LATERAL (
+        WITH several AS MATERIALIZED (
+            SELECT date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00') AS bucket FROM public.ohlcv_1m t
+            WHERE t.symbol = i.symbol AND t.ts >= i.lo AND t.ts < i.hi
+              AND t.ts <> date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00')
+            UNION
+            SELECT date_bin('1 minute', h.ts, '1970-01-01 00:00:00+00') FROM feature_platform.bar_history h
+            WHERE h.symbol = i.symbol AND h.ts >= i.lo AND h.ts < i.hi AND h.gone
+        )
         ((SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = i.symbol AND b.ts >= i.lo AND b.ts < i.own
           EXCEPT
           SELECT f.bucket FROM public.features_1m f
           WHERE f.symbol = i.symbol AND f.bucket >= i.lo AND f.bucket < i.own)
          UNION
-         SELECT b.ts
-         FROM (SELECT date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00') AS bucket FROM public.ohlcv_1m t
-               WHERE t.symbol = i.symbol AND t.ts >= i.lo AND t.ts < i.hi
-                 AND t.ts <> date_bin('1 minute', t.ts, '1970-01-01 00:00:00+00')
-               UNION
-               SELECT date_bin('1 minute', h.ts, '1970-01-01 00:00:00+00') FROM feature_platform.bar_history h
-               WHERE h.symbol = i.symbol AND h.ts >= i.lo AND h.ts < i.hi AND h.gone) AS several
-         JOIN public.ohlcv_1m b ON b.symbol = i.symbol AND b.ts >= several.bucket AND b.ts < several.bucket + minute)
+         -- IS TRUE keeps the planner from a nested loop: the sub-query becomes a hash table.
+         SELECT b.ts FROM public.ohlcv_1m b
+         WHERE b.symbol = i.symbol AND b.ts >= i.lo AND b.ts < i.hi AND (SELECT count(*) FROM several) > 0
+           AND (date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00') IN (TABLE several)) IS TRUE)
         EXCEPT
         SELECT e.ts FROM feature_platform.bar_known e
         WHERE e.symbol = i.symbol AND e.ts >= i.lo AND e.ts < i.hi

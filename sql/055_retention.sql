@@ -32,6 +32,7 @@ CREATE OR REPLACE FUNCTION feature_platform.history_from() RETURNS timestamptz
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off
+    SET jit = off
 AS $$
 BEGIN
     RETURN coalesce((SELECT r.history_from FROM feature_platform.retention r WHERE r.only_one), '-infinity');
