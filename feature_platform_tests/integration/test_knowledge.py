@@ -15,7 +15,7 @@ from feature_platform_tests.integration.test_refresh_concurrency import DAY, ref
 
 Seen = tuple[str, int, list[Any]]
 
-# What a reader sees of one symbol in one statement: its number and its rows.
+# The number and the rows of one symbol, as a reader sees them in one statement.
 _SEEN = """
     SELECT %(symbol)s, feature_platform.number_of(%(symbol)s),
            (SELECT array_agg(f::text ORDER BY f.bucket)
