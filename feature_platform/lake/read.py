@@ -7,11 +7,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from feature_platform.lake import delta
-from feature_platform.lake.tables import MONTH, PART, months_between, part_of
+from feature_platform.lake.tables import (
+    MONTH,
+    PART,
+    month_end,
+    month_start,
+    months_between,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -39,23 +45,24 @@ def read(
         f"{MONTH} >= '{months[0]}' AND {MONTH} <= '{months[-1]}'"
         f" AND {PART} IN ({', '.join(map(str, parts))})"
     )
-    moment = ds.field(time)
-    window = (moment >= pa.scalar(start, _TIME)) & (moment < pa.scalar(end, _TIME))
-    read_columns = list(dict.fromkeys(["symbol", time, *columns]))
+    wanted = ds.field("symbol").isin(list(symbols))
+    if len(symbols) == 1:
+        wanted = ds.field("symbol") == symbols[0]
+    # Days inside of a month; files of other months are not read.
+    if start > month_start(months[0]):
+        wanted &= ds.field(time) >= pa.scalar(start, _TIME)
+    if end < month_end(months[-1]):
+        wanted &= ds.field(time) < pa.scalar(end, _TIME)
+    keys = ["symbol", time] if len(symbols) > 1 else [time]
     with delta.errors(name):
         files = delta_table.to_pyarrow_dataset(file_pruning_predicate=predicate)
-        wanted = ds.field("symbol").isin(list(symbols))
-        rows = files.to_table(columns=read_columns, filter=wanted & window)
-    if not _is_sorted(rows, time):
-        rows = rows.sort_by([("symbol", "ascending"), (time, "ascending")])
+        rows = files.to_table(columns=list(dict.fromkeys([*keys, *columns])), filter=wanted)
+    if len(symbols) > 1 or not _is_sorted(rows[time]):
+        rows = rows.sort_by([(key, "ascending") for key in keys])
     return rows.select(list(columns))
 
 
-def _is_sorted(rows: pa.Table, time: str) -> bool:
-    """Return whether the rows of one symbol are in the order of their times."""
-    if rows.num_rows < 2:
-        return True
-    if len(rows["symbol"].unique()) > 1:
-        return False
-    moments = rows[time].combine_chunks().cast(pa.int64())
-    return bool(pc.all(pc.less(moments[:-1], moments[1:])).as_py())
+def _is_sorted(times: pa.ChunkedArray) -> bool:
+    """Return whether each time is after the one before it."""
+    moments = times.cast(pa.int64()).to_numpy()
+    return bool((moments[1:] > moments[:-1]).all())
