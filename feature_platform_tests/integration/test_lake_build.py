@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psycopg
@@ -31,6 +34,7 @@ from feature_platform.views import (
     std,
 )
 from feature_platform_tests.fix_lake import DAY, FIRST, SYMBOLS, Lake
+from feature_platform_tests.fix_processes import PATIENCE
 from feature_platform_tests.fix_views import CANDLES, check_views, rows_of, state_of
 
 RETURN = ln(bar.close / lag(bar.close))
@@ -243,3 +247,50 @@ def test_the_commands(lake: Lake, tmp_path: Path) -> None:
     check_views(lake.conn)
     unknown = run.invoke(app, ["views", "build", str(file), "--symbol", "a"])
     assert str(unknown.exception) == "the lake has no bars of 'a' (did you mean 'A'?)"
+
+
+def test_a_history_is_taken_beside_refreshes_and_writers(
+    lake: Lake, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bars change and are refreshed meanwhile; no change is lost under a row of the build."""
+    monkeypatch.setattr("feature_platform.lake.history._SLICE_ROWS", 200)
+    lake.sync()
+    build_of(lake, VIEW)
+    catalog.apply(lake.conn, [VIEW])
+    begun, over = threading.Event(), threading.Event()
+
+    def write() -> None:
+        random = Random(1)
+        with psycopg.connect(database, autocommit=True) as other:
+            while not over.is_set():
+                moment = FIRST + random.randrange(4 * 1440) * timedelta(minutes=1)
+                other.execute(
+                    "UPDATE ohlcv_1m SET close = 8 + %s WHERE symbol = %s AND ts = %s",
+                    [random.random(), random.choice(SYMBOLS), moment],
+                )
+
+    def refresh() -> None:
+        with psycopg.connect(database, autocommit=True) as other:
+            while not over.is_set():
+                other.execute("CALL refresh_features_1m(NULL, NULL)")
+                other.execute(
+                    """SELECT feature_platform.view_slice(id, '-infinity', 'infinity',
+                                                          slice_rows => 50)
+                         FROM feature_platform.feature_view"""
+                )
+                begun.set()
+
+    with ThreadPoolExecutor() as pool:
+        beside = [pool.submit(write), pool.submit(refresh)]
+        try:
+            assert begun.wait(PATIENCE)
+            taken = take_history(lake.conn, VIEW, uri_of(lake, VIEW))
+        finally:
+            over.set()
+        for one in beside:
+            one.result()
+    assert taken.rows > 0
+    lake.refresh()
+    catalog.refresh_views(lake.conn)
+    check_views(lake.conn)
+    assert_as_computed(lake, VIEW)
