@@ -26,6 +26,7 @@ FEATURE_COLUMNS = {
     "volume_z": "double precision",
     "vwap_gap": "double precision",
     "parkinson_vol": "double precision",
+    "refresh_no": "bigint",
 }
 
-FEATURES = tuple(name for name in FEATURE_COLUMNS if name not in ("symbol", "bucket"))
+FEATURES = tuple(name for name in FEATURE_COLUMNS if name not in ("symbol", "bucket", "refresh_no"))

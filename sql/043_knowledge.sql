@@ -1,6 +1,6 @@
--- The record of what was known at each time. Knowledge is counted in the numbers of refreshes, which order the refreshes of one symbol; a
--- number is known since a time that was written after its commit. The times inside of a transaction do not show this,
--- because a reader does not see its rows before the commit.
+-- The record of what was known at each time. Knowledge is counted in the numbers of refreshes, which order the
+-- refreshes of one symbol; a number is known since a time that was written after its commit. The times inside of a
+-- transaction do not show this, because a reader does not see its rows before the commit.
 
 -- One row for each transaction of a refresh that had work. A refresher draws its number after it has locked the
 -- symbols. So of two refreshes of one symbol the later one has the greater number.

@@ -549,7 +549,8 @@ BEGIN
                OR NOT EXISTS (SELECT FROM public.features_1m f WHERE f.symbol = t.symbol AND f.bucket = t.first_bucket))
     )
     SELECT coalesce(array_agg(ROW(t.symbol, t.id, t.marked_at, t.removed, t.first_bucket, t.last_bucket, t.buckets,
-                                  t.now, t.step_from, t.before_no)::feature_platform.refresh_work ORDER BY t.symbol), '{}')
+                                  t.now, t.step_from, t.before_no)::feature_platform.refresh_work
+                              ORDER BY t.symbol), '{}')
     INTO work FROM todo t;
     RETURN work;
 END

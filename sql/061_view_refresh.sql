@@ -242,8 +242,8 @@ BEGIN
                 (SELECT max(b.ts) FROM public.ohlcv_1m b WHERE b.symbol = one.symbol
                  AND b.ts <> date_bin('1 minute', b.ts, '1970-01-01 00:00:00+00')),
                 rest, rest - whole, one.removed AND rest <> '{}',
-                one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END, of_refresh,
-                CASE WHEN rest <> '{}' THEN 0 END)
+                one.building AND rest && tstzrange(NULL, due), CASE WHEN rest <> '{}' THEN one.marked_at END,
+                of_refresh, CASE WHEN rest <> '{}' THEN 0 END)
         ON CONFLICT ON CONSTRAINT view_symbol_pkey DO UPDATE
         SET processed = excluded.processed, first_bucket = excluded.first_bucket, newest_tick = excluded.newest_tick,
             dirty = excluded.dirty, long_only = excluded.long_only, removed = excluded.removed,

@@ -56,8 +56,8 @@ CREATE OR REPLACE FUNCTION feature_platform.is_refreshed(since timestamptz, dela
 COMMENT ON FUNCTION feature_platform.is_refreshed(timestamptz, interval) IS
     'Whether a refresh was noted between a time and some time after it.';
 
--- The rows of a symbol with lo <= bucket < hi as they were known at a time. Each value is that of a column, in the order
--- of feature_view.columns.
+-- The rows of a symbol with lo <= bucket < hi as they were known at a time. Each value is that of a column, in the
+-- order of feature_view.columns.
 CREATE OR REPLACE FUNCTION feature_platform.known_rows_at(
     of_view integer, of_symbol text, lo timestamptz, hi timestamptz, moment timestamptz)
     RETURNS TABLE (bucket timestamptz, "values" double precision[])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -84,9 +85,9 @@ def verify(
         for table in mirrored_tables(connection, names):
             if not table.is_synced:
                 continue
-            began = datetime.now().astimezone()
+            began = time.monotonic()
             report = _verify(connection, source, table, start, end)
-            report.duration = datetime.now().astimezone() - began
+            report.duration = timedelta(seconds=time.monotonic() - began)
             yield report
 
 
