@@ -14,11 +14,13 @@ import pytest
 from feature_platform import schema
 from feature_platform.embedded.server import bin_dir
 from feature_platform.heartbeat import list_heartbeats
+from feature_platform.skew import skew
 from feature_platform.verify import verify
 from feature_platform.views import catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_processes import insert_recent, run_on, value
-from feature_platform_tests.fix_views import SHORT, add_bars, refresh_all, state_of
+from feature_platform_tests.fix_skew import check_row, rows_with_numbers, serve
+from feature_platform_tests.fix_views import SHORT, add_bars, ago, refresh_all, state_of
 from feature_platform_tests.integration.test_schema_apply import dump
 
 Conn = psycopg.Connection[Any]
@@ -101,6 +103,29 @@ def test_an_upgraded_database_keeps_its_rows_and_stays_exact(old: str, old_versi
         while value(connection, "SELECT feature_platform.minutes_to_account()"):
             connection.execute("SELECT feature_platform.find_gaps()")
         assert value(connection, "SELECT to_regclass('feature_platform.late_change')") is None
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_rows_of_before_an_upgrade_are_computed_again_where_they_can_be(old: str) -> None:
+    with psycopg.connect(old, autocommit=True) as connection:
+        schema.apply(connection)
+        symbols = connection.execute("SELECT symbol FROM feature_platform.bar_symbol").fetchall()
+        names = [name for (name,) in symbols]
+        add_bars(connection, ago(300), 250, ("NEW",))
+        refresh_all(connection)
+        for change in (
+            "UPDATE ohlcv_1m SET vol = vol + 1 WHERE extract(minute FROM ts) = 7",
+            "DELETE FROM ohlcv_1m WHERE extract(minute FROM ts) = 9",
+        ):
+            serve(connection, *names, "NEW")
+            connection.execute(change)
+            refresh_all(connection)
+        report = skew(connection, since=datetime(2000, 1, 1, tzinfo=UTC))
+        assert (report.rows + report.not_kept, report.is_right) == (8, True), report
+        assert report.rows > report.not_kept > 0
+        for row in rows_with_numbers(connection)[::40]:
+            if row[3] > 0:
+                check_row(connection, row)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
