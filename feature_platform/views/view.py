@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
 # The key, the fields of the service's rows, and the columns that every table of PostgreSQL has.
 _RESERVED_COLUMNS = frozenset(
     {
-        *("symbol", "bucket", "refresh_no"),
+        *("symbol", "bucket", "refresh_no", "since", "until"),
         *("symbol_no", "waiting", "waiting_no", "age_seconds", "stale"),
         *("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"),
     }
