@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import (
     as_of,
     correction,
+    drift,
     full_build,
     heavy_lag,
     idle,
@@ -50,6 +51,7 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "as_of": as_of.run,
     "training_set": training_set.run,
     "verify": verify_rows.run,
+    "drift": drift.run,
     "lag": lag.run,
     "heavy_lag": heavy_lag.run,
     "views": views.run,

@@ -6,6 +6,7 @@ import dagster as dg
 
 from feature_platform.orchestration.assets import assets
 from feature_platform.orchestration.checks import checks
+from feature_platform.orchestration.drift import drift_checks, drift_sensor
 from feature_platform.orchestration.jobs import jobs
 from feature_platform.orchestration.lake import lake_assets, lake_checks
 from feature_platform.orchestration.resources import DatabaseResource, ExchangeResource
@@ -21,10 +22,15 @@ def defs() -> dg.Definitions:
     views = applied_views()
     return dg.Definitions(
         assets=[*assets, *view_assets(views), *lake_assets(views)],
-        asset_checks=[*checks, *view_checks(views), *lake_checks(views)],
+        asset_checks=[
+            *checks,
+            *view_checks(views),
+            *lake_checks(views),
+            drift_checks(views),
+        ],
         jobs=jobs,
         schedules=schedules,
-        sensors=[*sensors, view_sensor(views)],
+        sensors=[*sensors, view_sensor(views), drift_sensor(views)],
         resources={"database": DatabaseResource(), "exchange": ExchangeResource()},
         executor=dg.in_process_executor,
     )

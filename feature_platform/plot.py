@@ -1,4 +1,4 @@
-"""Pictures of features: close and volume_z, with the missing minutes marked.
+"""Pictures of features: close and volume_z with the missing minutes marked, and distributions.
 
 matplotlib and pillow take long to import, so they are imported by the first picture.
 """
@@ -20,12 +20,16 @@ from feature_platform.queries import queries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from feature_platform.drift import Drift
 
 _PRICE = "#1f4e79"
 _SCORE = "#5b7f95"
 _SPIKE = "#c0392b"
 _MISSING = "#f2c14e"
 _SPIKE_Z = 3.0
+_COLUMNS_DRAWN = 6
 _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -77,7 +81,6 @@ def window_png(
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from PIL import Image
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.6 * len(symbols)), layout="constrained")
@@ -94,9 +97,56 @@ def window_png(
             for axis in (close, score):
                 _shade_missing(axis, frame)
                 axis.set_xlim(start, end)
-        drawn, small = BytesIO(), BytesIO()
-        figure.savefig(drawn, format="png", dpi=80)
-    # A quarter of the size: a few lines need few colours. The octree keeps rare colours.
+        return _small_png(figure)
+
+
+def drift_png(columns: Sequence[Drift]) -> bytes:
+    """Draw the last day's distribution of some columns beside the reference's, and return the PNG.
+
+    columns: the first six are drawn. A bin has a twentieth of the reference's values, so without
+    drift all bars are about as high as the line.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    drawn = columns[:_COLUMNS_DRAWN]
+    across = min(len(drawn), 3)
+    down = -(-len(drawn) // across)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * across, 2.7 * down), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False).ravel()
+        for axis, one in zip(axes, drawn, strict=False):
+            _draw_bins(axis, one)
+        for axis in axes[len(drawn) :]:
+            axis.set_axis_off()
+        return _small_png(figure)
+
+
+def _draw_bins(axis: Axes, one: Drift) -> None:
+    bins = 100 * one.bins
+    places = (np.arange(len(bins)) + 0.5) * 100 / len(bins)
+    colour = _SPIKE if one.alarms else _SCORE
+    axis.bar(places, bins, width=90 / len(bins), color=colour, label="last day")
+    axis.set_axisbelow(True)
+    axis.axhline(100 / len(bins), color=_PRICE, linewidth=1.2, label="reference")
+    axis.set_title(f"{one.symbol}\n{one.column}", parse_math=False, fontsize=9)
+    # The scale of a column without drift, so that small differences look small.
+    axis.set_ylim(0, max(4 * 100 / len(bins), 1.1 * float(bins.max())))
+    axis.set_ylabel("% of the last day")
+    shift = "not judged" if np.isnan(one.shift + one.shift_limit) else f"{one.shift:+.2f} std"
+    axis.set_xlabel(
+        f"percentile of the reference\nPSI {one.psi:.2f}, KS {one.ks:.2f}, last hour {shift}"
+    )
+    axis.legend(loc="upper center", frameon=False, fontsize=7, ncols=2)
+
+
+def _small_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG of a quarter of the size: a few lines need few colours."""
+    from PIL import Image
+
+    drawn, small = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=80)
+    # The octree keeps rare colours.
     picture = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.FASTOCTREE)
     picture.save(small, "png", optimize=True)
     return small.getvalue()

@@ -183,6 +183,42 @@ class Settings(BaseSettings):
             " `feature_platform.served`: 0 for none, 1 for all.",
         ),
     ] = 0.0
+    drift_days: Annotated[
+        int,
+        Field(
+            ge=7,
+            le=365,
+            description="Days of the reference with which the check `drift` compares the last hour"
+            " and the last day.",
+        ),
+    ] = 30
+    drift_shift: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="Shift of a column's last hour, in standard deviations, from which on the"
+            " check `drift` warns.",
+        ),
+    ] = 0.75
+    drift_psi: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Population stability index of a column's last day from which on the check"
+            " `drift` warns, if no day of the reference had an eighth of it.",
+        ),
+    ] = 0.5
+    drift_ks: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=0.01,
+            description="Probability of the Kolmogorov-Smirnov distance of a column's last day"
+            " below which the check `drift` warns.",
+        ),
+    ] = 1e-15
     owner_password: Annotated[SecretStr | None, _password_of("owner")] = None
     recorder_password: Annotated[SecretStr | None, _password_of("recorder")] = None
     refresher_password: Annotated[SecretStr | None, _password_of("refresher")] = None

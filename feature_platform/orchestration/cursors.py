@@ -124,3 +124,24 @@ class ReportedPolicy(Cursor):
     def is_due(self) -> bool:
         """Whether it is time to report runs."""
         return time.time() - self.heartbeat >= REPORT_INTERVAL.total_seconds()
+
+
+@dataclass
+class ReportedDrift(Cursor):
+    """The state that `watch_drift` reported.
+
+    looked: when it last looked, in seconds since 1970.
+    states: the day and the columns that drifted, by asset; another state is drawn.
+    """
+
+    looked: float = 0.0
+    states: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether the last look is old. Ticks are a minute apart, but not to the second."""
+        return time.time() - self.looked >= REPORT_INTERVAL.total_seconds() - 30
+
+    def note_look(self) -> None:
+        """Store that all tables were judged now."""
+        self.looked = round(time.time(), 3)

@@ -173,10 +173,10 @@ def second(at: datetime | None) -> str:
     return "" if at is None else f"{at.astimezone(UTC):%F %T}"
 
 
-def picture(png: bytes) -> dg.MarkdownMetadataValue:
+def picture(png: bytes, title: str = "close and volume_z") -> dg.MarkdownMetadataValue:
     """Return a PNG as Markdown, which the UI shows."""
     data = base64.b64encode(png).decode()
-    return dg.MetadataValue.md(f"![close and volume_z](data:image/png;base64,{data})")
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
 def _rows(

@@ -51,6 +51,7 @@ def test_each_view_is_an_asset_with_columns_lineage_and_checks(with_views: Platf
         "nothing_waits_long",
         "stored_equals_recomputed",
         "no_nulls_after_warm_up",
+        "drift",
     }
 
 

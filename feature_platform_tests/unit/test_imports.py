@@ -19,6 +19,7 @@ OWNERS = {
     "honcho": ("dev/",),
     "matplotlib": ("plot.py",),
     "PIL": ("plot.py",),
+    "scipy": ("drift.py",),
     "dagster": ("orchestration/", "definitions.py"),
     "duckdb": ("importer/", "lake/"),
     "ray": ("lake/engines.py",),
