@@ -172,8 +172,11 @@ class Day:
             (view,) = rng.choice(ids)
             lo = "-infinity" if rng.random() < 0.5 else str(_at(self._now() - 60))
             conn.execute(
-                "SELECT feature_platform.view_slice(%s, %s, 'infinity', slice_rows => %s)",
-                (view, lo, rng.choice([10, 1000, 20000])),
+                """SELECT feature_platform.view_slice(
+                       v.id, feature_platform.view_from(v, %s),
+                       feature_platform.view_due(v.every, v.origin), slice_rows => %s)
+                   FROM feature_platform.feature_view v WHERE v.id = %s""",
+                (lo, rng.choice([10, 1000, 20000]), view),
             )
             conn.execute("SELECT feature_platform.note_known()")
 

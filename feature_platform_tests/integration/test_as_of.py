@@ -142,7 +142,7 @@ def test_several_views_and_all_forms_agree(past: Past) -> None:
 @pytest.mark.parametrize(
     ("as_of", "message"),
     [
-        (datetime.now(UTC) + timedelta(days=400), "is in the future: it is 20"),
+        ("2999-01-01T00:00Z", "is in the future: it is 20"),
         (START - timedelta(days=1), "is too early: knowledge begins at 2026-03-01T00:0"),
         ("2026-03-01T00:30", "has no time zone; write it as"),
         ("2 seconds before close", "or as '2 seconds after close'"),
