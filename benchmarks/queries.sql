@@ -94,7 +94,8 @@ SELECT count(*) FROM pg_temp.last_day;
 SELECT count(*)
   FROM (TABLE pg_temp.last_day
         EXCEPT
-        SELECT * FROM public.features_1m WHERE bucket >= (SELECT min(bucket) FROM pg_temp.last_day)) AS others;
+        SELECT symbol, bucket, last_close, vol, log_return, n_1d, ma_vol_1d, std_vol_1d, volume_z, vwap_gap, parkinson_vol
+          FROM public.features_1m WHERE bucket >= (SELECT min(bucket) FROM pg_temp.last_day)) AS others;
 
 -- drop_last_day --
 -- Drop the recomputed rows.

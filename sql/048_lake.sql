@@ -53,6 +53,7 @@ CREATE OR REPLACE FUNCTION feature_platform.record_lake_changes(
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
     SET jit = off
 AS $$
 DECLARE

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ def _tables(versions: Sequence[Version], names: set[str]) -> "list[Table]":
 def _state(report: "Report") -> str:
     """Return the UTC day and the columns that drift."""
     columns = sorted(f"{one.symbol} {one.column}" for one in report.alarms)
-    return f"{datetime.now(UTC):%F}: {', '.join(columns)[:1000]}"
+    return f"{get_settings().clock.now():%F}: {', '.join(columns)[:1000]}"
 
 
 def _evaluation(report: "Report", *, drawn: bool) -> dg.AssetCheckEvaluation:

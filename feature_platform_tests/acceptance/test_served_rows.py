@@ -28,7 +28,7 @@ from feature_platform_tests.served_day import Day
 
 Conn = psycopg.Connection[Any]
 SERVES = int(os.environ.get("FEATURE_PLATFORM_TEST_SERVES", "6000"))
-MINUTES = 1440 if SERVES >= 1_000_000 else 50
+MINUTES = 1440 if SERVES >= 1_000_000 else 100
 ALL_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 # The version of a served row as of the number of its symbol, from the rows and their history.

@@ -33,7 +33,7 @@ def change(conn: Conn, ts: datetime, vol: float) -> None:
 def history(conn: Conn) -> datetime:
     """Store 30 minutes, and change bars of it; return the minute of the row that they reach."""
     catalog.apply(conn, [CANDLES])
-    first = ago(60)
+    first = ago(150)  # its hour has closed
     add_bars(conn, first, 30)
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [first + timedelta(minutes=5)])
     refresh(conn)

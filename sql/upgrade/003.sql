@@ -7,7 +7,16 @@ ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
 
 -- Version 2 did not count what was known when.
-ALTER TABLE IF EXISTS public.features_1m ADD COLUMN IF NOT EXISTS refresh_no bigint NOT NULL DEFAULT 0;
+DO $$
+BEGIN
+    -- Even where the column exists, ALTER TABLE would wait for all readers of the table.
+    IF to_regclass('public.features_1m') IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = to_regclass('public.features_1m') AND a.attname = 'refresh_no') THEN
+        ALTER TABLE public.features_1m ADD COLUMN refresh_no bigint NOT NULL DEFAULT 0;
+    END IF;
+END
+$$;
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint,
     ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
 ALTER TABLE IF EXISTS feature_platform.retention ADD COLUMN IF NOT EXISTS history_from timestamptz;
