@@ -38,6 +38,9 @@ COMMENT ON FUNCTION feature_platform.next_refresh() IS 'Draws the number of a re
 CREATE OR REPLACE FUNCTION feature_platform.note_known() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan    -- by the indexes, independent of statistics
+    SET enable_seqscan = off
+    SET jit = off
 AS $$
 DECLARE
     last feature_platform.refresh;
@@ -67,6 +70,9 @@ COMMENT ON FUNCTION feature_platform.note_known() IS 'Notes since when the commi
 CREATE OR REPLACE FUNCTION feature_platform.known_at(moment timestamptz, OUT upto bigint, OUT late bigint[])
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
 AS $$
 BEGIN
     SELECT r.newest_known INTO upto FROM feature_platform.refresh r WHERE r.known_by <= moment

@@ -74,7 +74,8 @@ CREATE OR REPLACE FUNCTION feature_platform.number_known_at_close(
 AS $$
 BEGIN
     -- Almost always there are none, and a session finds that without a plan of the rest.
-    IF EXISTS (SELECT FROM feature_platform.known_at_close k WHERE k.no IS NULL) THEN
+    IF EXISTS (SELECT FROM feature_platform.known_at_close k
+               WHERE k.view = of_view AND k.symbol = ANY (picked) AND k.no IS NULL) THEN
         UPDATE feature_platform.known_at_close k SET no = of_refresh
         WHERE k.view = of_view AND k.symbol = ANY (picked) AND k.no IS NULL
           AND NOT EXISTS (SELECT FROM feature_platform.dirty_log l

@@ -625,15 +625,13 @@ BEGIN
     rows_written := rows_written + steps.written + computed.written;
     skipped_symbols := skipped_symbols || steps.skipped_symbols || computed.skipped_symbols;
     skipped := skipped || steps.skipped || computed.skipped;
-    IF skipped <> '{}' THEN
-        INSERT INTO feature_platform.dirty_log AS l (symbol, id, buckets, reach_known, removed, marked_at, before_no)
-        SELECT w.symbol, w.mark, range_agg(s.buckets), true, w.removed, w.marked_at,
-               coalesce(w.before_no, feature_platform.number_of(w.symbol))
-        FROM unnest(skipped_symbols, skipped) AS s (symbol, buckets)
-        JOIN unnest(work) AS w ON w.symbol = s.symbol
-        GROUP BY w.symbol, w.mark, w.removed, w.marked_at, w.before_no
-        ON CONFLICT ON CONSTRAINT dirty_log_pkey DO UPDATE SET buckets = l.buckets + excluded.buckets;
-    END IF;
+    -- As new marks, which the next refresh processes: beside a fast writer this one would never end.
+    INSERT INTO feature_platform.dirty_log (symbol, buckets, reach_known, removed, marked_at, before_no)
+    SELECT w.symbol, range_agg(s.buckets), true, w.removed, w.marked_at,
+           coalesce(w.before_no, feature_platform.number_of(w.symbol))
+    FROM unnest(skipped_symbols, skipped) AS s (symbol, buckets)
+    JOIN unnest(work) AS w ON w.symbol = s.symbol
+    GROUP BY w.symbol, w.removed, w.marked_at, w.before_no;
     -- A step up to the last bar has added the newest row, which has the number.
     INSERT INTO feature_platform.symbol_number AS s (symbol, no)
     SELECT w.symbol, of_refresh FROM unnest(work) AS w

@@ -69,7 +69,9 @@ def check_versions(conn: Conn) -> None:
 
 def check_served(conn: Conn, rows: int) -> None:
     report = skew(conn, since=ALL_TIME)
-    assert (report.rows, report.not_kept, report.is_right) == (rows, 0, True), report
+    assert (report.rows, report.not_kept, report.mismatch, report.extra) == (rows, 0, 0, 0), report
+    # A view may show a row as missing that a refresh of features_1m had just made known.
+    assert all(one.view != "features_1m" for one in report.examples), report
     check_versions(conn)
 
 
