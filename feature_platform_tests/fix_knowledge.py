@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 
+from feature_platform.views import catalog
 from feature_platform.views.verify import served_views
-from feature_platform_tests.fix_views import refresh_all
+from feature_platform_tests.fix_database import Databases, make_simulated
+from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
 
 Conn = psycopg.Connection[Any]
 Row = tuple[str, datetime, tuple[str, ...]]
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+SYMBOLS = ["A", "B"]
+MINUTES = 150
 
 _WRITE = """
     INSERT INTO ohlcv_1m AS b (symbol, ts, open, high, low, close, vol)
@@ -91,3 +99,37 @@ def _shown(names: list[str]) -> list[str]:
 def shown(number: float | None) -> str:
     """Return a number in a form that distinguishes all values, and has one for NULL and NaN."""
     return repr(float("nan") if number is None else float(number))
+
+
+@contextmanager
+def live_past(databases: Databases, seed: int) -> Iterator[Past]:
+    """Yield the past of a live database, which has two views since before its first bar."""
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        make_simulated(url)
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        catalog.apply(conn, [SHORT, CANDLES])
+        refresh_all(conn)
+        live(past, seed)
+        yield past
+
+
+def live(past: Past, seed: int) -> None:
+    """Let bars come minute by minute, some of them late, wrong at first or deleted again."""
+    rng = random.Random(seed)
+    waiting: list[tuple[str, int]] = []
+    for minute in range(MINUTES):
+        closed = START + (minute + 1) * MINUTE
+        for symbol in SYMBOLS:
+            if rng.random() < 0.1:
+                waiting.append((symbol, minute))
+            else:
+                past.write(symbol, minute, rng.randint(6, 19), rng.randint(0, 5))
+        past.refresh(closed + rng.choice([1, 1, 1, 5, 30]) * SECOND)
+        if rng.random() < 0.3:
+            if waiting:
+                past.write(*waiting.pop(0), close=rng.randint(6, 19))
+            past.write(rng.choice(SYMBOLS), rng.randrange(minute + 1), rng.randint(6, 19))
+            if rng.random() < 0.3:
+                past.delete(rng.choice(SYMBOLS), rng.randrange(minute + 1))
+            past.refresh(closed + 45 * SECOND)

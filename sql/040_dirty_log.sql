@@ -145,8 +145,8 @@ BEGIN
     -- The next bars may begin later than the remembered first bar, also of symbols without rows.
     DELETE FROM feature_platform.symbol_state;
     DELETE FROM feature_platform.features_1m_state;
-    -- Deleted bars have no versions here, so nothing from before the refresh of these marks can be answered. The lock
-    -- of TRUNCATE excludes transactions that have written versions or entries.
+    -- The bars that TRUNCATE deletes get no versions, so no question about a time before the refresh of these marks can
+    -- be answered. TRUNCATE holds a lock, so no other open transaction has written versions or entries.
     TRUNCATE feature_platform.bar_history, feature_platform.bar_refresh, feature_platform.bar_known;
     -- Without a first bar there are no minutes to account for.
     DELETE FROM public.ohlcv_1m_gaps;

@@ -19,9 +19,9 @@ COMMENT ON FUNCTION feature_platform.row_created(text, timestamptz) IS
 
 -- The bars of a symbol with lo <= ts < hi as of a number.
 --
--- Of the versions of a bar that ended after the number, the first one shows its values; without one, today's bar does.
--- The bar existed if the last event up to the number is its beginning, not its end. Its beginnings are its entries in
--- bar_known; the first one may be missing there, and is then the creation of the row of its minute.
+-- The values of a bar are those of its first version that ended after the number. If there is no such version, they are
+-- the values of the stored bar. The bar existed if its last event up to the number is a beginning and not an end. The
+-- entries in bar_known are its beginnings. If the first one is missing there, the bar began with the row of its minute.
 CREATE OR REPLACE FUNCTION feature_platform.bars_as_of(
     of_symbol text, lo timestamptz, hi timestamptz, of_refresh bigint)
     RETURNS TABLE (ts timestamptz, open double precision, high double precision, low double precision,

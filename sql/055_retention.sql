@@ -108,8 +108,9 @@ $$;
 COMMENT ON FUNCTION feature_platform.delete_old_versions(timestamptz, bigint) IS
     'Deletes a batch of versions of rows that were replaced before a time; returns their number.';
 
--- Delete what is known of the past of bars before a time, about `budget` rows; return their number.
-CREATE OR REPLACE FUNCTION feature_platform.delete_bar_history(until timestamptz, budget bigint) RETURNS bigint
+-- Delete the versions of rows of features_1m and of bars from before a time, with what belongs to these, at most
+-- `budget` rows; return their number.
+CREATE OR REPLACE FUNCTION feature_platform.delete_history(until timestamptz, budget bigint) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
@@ -121,29 +122,23 @@ DECLARE
     gone bigint;
     deleted bigint := 0;
 BEGIN
-    FOR one IN SELECT DISTINCT k.symbol FROM feature_platform.known_symbol k LOOP
+    FOR one IN SELECT k.symbol, h.name, h.time
+               FROM (SELECT DISTINCT s.symbol FROM feature_platform.known_symbol s) AS k
+               CROSS JOIN (VALUES ('features_1m_history', 'bucket'), ('bar_history', 'ts'), ('bar_known', 'ts'),
+                                  ('bar_refresh', 'last')) AS h (name, time) LOOP
         EXIT WHEN deleted >= budget;
-        DELETE FROM feature_platform.bar_history h
-        WHERE h.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_history o
-                                  WHERE o.symbol = one.symbol AND o.ts < until LIMIT budget - deleted));
-        GET DIAGNOSTICS gone = ROW_COUNT;
-        deleted := deleted + gone;
-        DELETE FROM feature_platform.bar_known k
-        WHERE k.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_known o
-                                  WHERE o.symbol = one.symbol AND o.ts < until LIMIT budget - deleted));
-        GET DIAGNOSTICS gone = ROW_COUNT;
-        deleted := deleted + gone;
-        DELETE FROM feature_platform.bar_refresh r
-        WHERE r.ctid = ANY (ARRAY(SELECT o.ctid FROM feature_platform.bar_refresh o
-                                  WHERE o.symbol = one.symbol AND o.last < until LIMIT budget - deleted));
+        EXECUTE format('DELETE FROM feature_platform.%1$I h WHERE h.ctid = ANY (ARRAY(
+                            SELECT o.ctid FROM feature_platform.%1$I o
+                            WHERE o.symbol = $1 AND o.%2$I < $2 LIMIT $3))', one.name, one.time)
+            USING one.symbol, until, budget - deleted;
         GET DIAGNOSTICS gone = ROW_COUNT;
         deleted := deleted + gone;
     END LOOP;
     RETURN deleted;
 END
 $$;
-COMMENT ON FUNCTION feature_platform.delete_bar_history(timestamptz, bigint) IS
-    'Deletes what is known of the past of bars before a time.';
+COMMENT ON FUNCTION feature_platform.delete_history(timestamptz, bigint) IS
+    'Deletes the versions of rows of features_1m and of bars from before a time.';
 
 -- Delete one batch of about `budget` rows that are too old, in the caller's transaction; return whether there are more.
 CREATE OR REPLACE FUNCTION feature_platform.retention_step(budget bigint DEFAULT 50000) RETURNS boolean
@@ -211,18 +206,7 @@ BEGIN
         left_over := left_over - feature_platform.delete_old_versions(kept.versions_from, left_over);
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
-        DELETE FROM feature_platform.features_1m_history h
-        WHERE h.ctid = ANY (ARRAY(
-            SELECT o.ctid
-            FROM (SELECT DISTINCT k.symbol FROM feature_platform.known_symbol k) AS k
-            CROSS JOIN LATERAL (SELECT v.ctid FROM feature_platform.features_1m_history v
-                                WHERE v.symbol = k.symbol AND v.bucket < new_from LIMIT left_over) AS o
-            LIMIT left_over));
-        GET DIAGNOSTICS gone = ROW_COUNT;
-        left_over := left_over - gone;
-    END IF;
-    IF left_over > 0 AND new_from IS NOT NULL THEN
-        left_over := left_over - feature_platform.delete_bar_history(new_from, left_over);
+        left_over := left_over - feature_platform.delete_history(new_from, left_over);
     END IF;
     IF left_over > 0 AND new_from IS NOT NULL THEN
         left_over := left_over - feature_platform.delete_old_view_rows(new_from, left_over);

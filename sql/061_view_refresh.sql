@@ -54,8 +54,7 @@ COMMENT ON FUNCTION feature_platform.newest_part(
     'The newest part of a range of buckets that holds at most so many bars.';
 
 -- Bring one view up to date in a window for some symbols, which the caller has locked: about `budget` bars, the newest
--- first. Return the number of
--- rows stored or deleted, and whether dirty buckets remain in the window.
+-- first. Return the number of rows stored or deleted, and whether dirty buckets remain in the window.
 --
 -- A symbol whose newest buckets changed, and nothing before them, goes on from its cached state. The statement that
 -- computes such a step skips symbols whose state may lack a change of an unprocessed mark, which the look-ups of the
@@ -263,10 +262,6 @@ BEGIN
                     skipped := skipped || tab.part;
                 END IF;
             END LOOP;
-            IF skipped <> '{}' THEN
-                UPDATE feature_platform.view_symbol s SET removed = true
-                WHERE s.view = of_view AND s.symbol = one.symbol;
-            END IF;
         END IF;
         SELECT * INTO divided FROM feature_platform.divide_buckets(
             'feature_views', prefix, v.every, v.origin, v.has_inner, step_limit,
@@ -293,7 +288,8 @@ BEGIN
     -- 4. Skipped buckets stay dirty.
     UPDATE feature_platform.view_symbol s
     SET dirty = s.dirty + a.skipped, marked_at = coalesce(s.marked_at, feature_platform.clock()),
-        before_no = coalesce(s.before_no, 0)
+        before_no = coalesce(s.before_no, 0),
+        removed = s.removed OR s.symbol = ANY (skipped_symbols)     -- those whose deletions were skipped
     FROM (SELECT k.symbol, range_agg(k.buckets) AS skipped
           FROM unnest(skipped_symbols || steps.skipped_symbols || computed.skipped_symbols,
                       skipped || steps.skipped || computed.skipped) AS k (symbol, buckets) GROUP BY k.symbol) AS a

@@ -123,6 +123,8 @@ DECLARE
     first timestamptz;
     first_then timestamptz;
     imported tstzmultirange;
+    late_buckets timestamptz[];     -- the late changes: the bucket of each, and since when it is known
+    late_known timestamptz[];
     reached tstzmultirange;
     part record;
 BEGIN
@@ -136,10 +138,12 @@ BEGIN
                  WHERE k.view = of_view AND k.symbol = of_symbol);
     EXECUTE format('SELECT feature_views.%I($1, $2)', 'v' || v.id || '_plain_from') INTO start
         USING of_symbol, first_row;
+    SELECT array_agg(c.bucket), array_agg(c.known_by) INTO late_buckets, late_known
+    FROM feature_platform.late_changes(v, of_symbol, start, after_last, delay) AS c;
     reached := (
         SELECT coalesce(range_agg(tstzrange(c.bucket, least(c.known_by - v.every - delay, CASE WHEN NOT v.has_rows
                                                             THEN c.bucket + v.look_back + v.every END))), '{}')
-        FROM feature_platform.late_changes(v, of_symbol, start, after_last, delay) AS c);
+        FROM unnest(late_buckets, late_known) AS c (bucket, known_by));
     -- Older bars that became known later have moved the warm-up.
     first := date_bin(v.every, (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = of_symbol ORDER BY b.ts LIMIT 1),
                       v.origin);
@@ -162,8 +166,7 @@ BEGIN
 
     FOR part IN
         WITH change AS MATERIALIZED (
-            SELECT DISTINCT c.known_by - v.every - delay AS until
-            FROM feature_platform.late_changes(v, of_symbol, start, after_last, delay) AS c
+            SELECT DISTINCT c.known_by - v.every - delay AS until FROM unnest(late_known) AS c (known_by)
         ), bound AS (
             -- Between two bounds the rows of a range were known with the same late changes.
             SELECT lower(r) AS at, upper(r) AS ends FROM unnest(reached) AS r

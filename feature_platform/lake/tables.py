@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 MONTH, PART = "lake_month", "lake_part"
 """The columns of the partitions, by names that no view has for its columns."""
 
-# Of one-minute rows. A month of 1,000 symbols has 64 files of 45 MB.
+# The number of parts of a month of one-minute rows. With 1,000 symbols each part has about 45 MB.
 _PARTS = 64
 
 

@@ -61,7 +61,7 @@ class LatestRow(Row):
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")
 
 
-# Of a newest row after its columns, in the order of the service's queries.
+# The service's queries give these values after the columns of a newest row, in this order.
 OF_THE_NEWEST = ("symbol_no", "waiting", "waiting_no", "age_seconds")
 
 

@@ -19,14 +19,21 @@ from feature_platform._adbc import text_of
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
 from feature_platform.views import catalog
-from feature_platform_tests.fix_database import Databases, make_simulated
-from feature_platform_tests.fix_knowledge import MINUTE, START, Past, Row, shown
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_knowledge import (
+    MINUTE,
+    MINUTES,
+    SECOND,
+    START,
+    SYMBOLS,
+    Past,
+    Row,
+    live_past,
+    shown,
+)
 from feature_platform_tests.fix_plans import explain, nodes
 from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
 
-SYMBOLS = ["A", "B"]
-SECOND = timedelta(seconds=1)
-MINUTES = 150
 AFTER = START + timedelta(days=1)
 VIEWS = {
     "features_1m": MINUTE,
@@ -41,37 +48,10 @@ DELAYS = {
 }
 
 
-def live(past: Past, seed: int) -> None:
-    """Let bars come minute by minute, some of them late, wrong at first or deleted again."""
-    rng = random.Random(seed)
-    waiting: list[tuple[str, int]] = []
-    for minute in range(MINUTES):
-        closed = START + (minute + 1) * MINUTE
-        for symbol in SYMBOLS:
-            if rng.random() < 0.1:
-                waiting.append((symbol, minute))
-            else:
-                past.write(symbol, minute, rng.randint(6, 19), rng.randint(0, 5))
-        past.refresh(closed + rng.choice([1, 1, 1, 5, 30]) * SECOND)
-        if rng.random() < 0.3:
-            if waiting:
-                past.write(*waiting.pop(0), close=rng.randint(6, 19))
-            past.write(rng.choice(SYMBOLS), rng.randrange(minute + 1), rng.randint(6, 19))
-            if rng.random() < 0.3:
-                past.delete(rng.choice(SYMBOLS), rng.randrange(minute + 1))
-            past.refresh(closed + 45 * SECOND)
-
-
 @pytest.fixture(scope="module")
 def past(databases: Databases) -> Iterator[Past]:
     """Yield the past of a live database with two views."""
-    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
-        make_simulated(url)
-        past = Past(conn)
-        past.set_clock(START - MINUTE)
-        catalog.apply(conn, [SHORT, CANDLES])
-        refresh_all(conn)
-        live(past, 12)
+    with live_past(databases, 12) as past:
         yield past
 
 

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
-import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
 from feature_platform.views import FeatureView, catalog
-from feature_platform_tests.fix_database import Databases, make_simulated
-from feature_platform_tests.fix_knowledge import START, Past, Row, shown
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_knowledge import START, SYMBOLS, Past, Row, live_past, shown
 from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
-from feature_platform_tests.integration.test_as_of import AFTER, DELAYS, SYMBOLS, live
+from feature_platform_tests.integration.test_as_of import AFTER, DELAYS
 
 EARLY = (SHORT, CANDLES)
 LATE = tuple(replace(view, name=f"late_{view.name}") for view in EARLY)
@@ -27,16 +26,10 @@ LATE = tuple(replace(view, name=f"late_{view.name}") for view in EARLY)
 
 @pytest.fixture(scope="module")
 def past(databases: Databases) -> Iterator[Past]:
-    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
-        make_simulated(url)
-        past = Past(conn)
-        past.set_clock(START)
-        catalog.apply(conn, EARLY)
-        refresh_all(conn)
-        live(past, 1)
+    with live_past(databases, 1) as past:
         past.set_clock(AFTER)
-        catalog.apply(conn, LATE)
-        refresh_all(conn)
+        catalog.apply(past.conn, LATE)
+        refresh_all(past.conn)
         yield past
 
 

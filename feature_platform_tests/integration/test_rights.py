@@ -148,7 +148,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.note_bars": NO_ROLE,
     "feature_platform.has_put_back": NO_ROLE,
     "feature_platform.has_ended": NO_ROLE,
-    "feature_platform.delete_bar_history": NO_ROLE,
+    "feature_platform.delete_history": NO_ROLE,
     "feature_platform.note_skew": ORCHESTRATOR,
     "feature_platform.keep_versions": NO_ROLE,
     "feature_platform.flag_known_at_close": RECORDERS,

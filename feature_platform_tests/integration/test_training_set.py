@@ -23,12 +23,19 @@ from feature_platform.importer import import_bars
 from feature_platform.settings import get_settings
 from feature_platform.tables import FEATURES
 from feature_platform.views import catalog
-from feature_platform_tests.fix_database import Databases, make_simulated
-from feature_platform_tests.fix_knowledge import MINUTE, START, Past, shown
+from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_knowledge import (
+    MINUTE,
+    MINUTES,
+    SECOND,
+    START,
+    SYMBOLS,
+    Past,
+    live_past,
+    shown,
+)
 from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
-from feature_platform_tests.integration.test_as_of import MINUTES, SYMBOLS, live
 
-SECOND = timedelta(seconds=1)
 COLUMNS = {
     "features_1m": list(FEATURES),
     SHORT.name: list(SHORT.columns),
@@ -41,13 +48,7 @@ ALL = [f"{view}.{column}" for view, columns in COLUMNS.items() for column in col
 @pytest.fixture(scope="module")
 def past(databases: Databases) -> Iterator[Past]:
     """Yield the past of a live database with two views and some lost hours."""
-    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
-        make_simulated(url)
-        past = Past(conn)
-        past.set_clock(START - MINUTE)
-        catalog.apply(conn, [SHORT, CANDLES])
-        refresh_all(conn)
-        live(past, 21)
+    with live_past(databases, 21) as past:
         # An outage, which is filled later, and rows that are deleted.
         for minute in range(MINUTES, MINUTES + 60):
             past.write("A", minute, 7)

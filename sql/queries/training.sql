@@ -1,8 +1,8 @@
 -- Statements of training_set.
 
 -- ==== training.py ====
--- Sent over ADBC, with identifiers and values in braces, as those of frames.sql. Events come as two arrays, the number
--- of the symbol in {symbols} and the time in microseconds since 1970, so that a reader needs no right to temporary
+-- Sent over ADBC, with identifiers and values in braces, as those of frames.sql. Events come as two arrays: the place
+-- of each symbol in {symbols}, and each time in microseconds since 1970. So a reader needs no right to make temporary
 -- tables. The statements return the place of each event that has a row, in any order.
 
 -- training_settings --
