@@ -173,7 +173,8 @@ def _sample(
         change.symbol == symbol and change.start <= day < change.end
         for change in state.waiting(connection, table.name)
     )
-    if rows != stored and not waits:
+    is_found = any((one.symbol, one.day) == (symbol, day) for one in report.differences)
+    if rows != stored and not waits and not is_found:
         report.differences.append(Difference(symbol, day, len(rows), len(stored)))
 
 
