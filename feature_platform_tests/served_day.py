@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from typing import Any
 
 import psycopg
@@ -36,6 +39,8 @@ _BAR = """
 """
 # Writers of the same bars may wait for each other in a circle, also by prepared transactions.
 _Busy = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
+# The server has crashed: it ends all sessions, and accepts none during its recovery.
+_Crashed = psycopg.OperationalError
 _DELETE = "DELETE FROM ohlcv_1m WHERE symbol = %s AND ts >= %s AND ts < %s"
 
 
@@ -46,6 +51,8 @@ class Day:
     url: of a database for simulated bars, whose sessions share a clock by `clocked`.
     serves: the least number of rows to log.
     minute_seconds: of the wall clock in a simulated minute.
+    written, prepared, logged, killed, crashed: the finished minutes and prepared transactions, the
+        rows in the log, the refreshers that were killed, and the crashes of the server.
     """
 
     url: str
@@ -53,8 +60,11 @@ class Day:
     serves: int
     seed: int = 0
     minute_seconds: float = 0.08
+    written: int = 0
     logged: int = 0
     killed: int = 0
+    crashed: int = 0
+    prepared: int = 0
     counting: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -80,9 +90,7 @@ class Day:
             refresh_all(conn)
         # From here the day begins, however long that took.
         self.began = datetime.now(UTC)
-        in_threads(
-            self.clocked,
-            self._ended(self._write),
+        others = (
             self._slow_writer,
             self._prepared_writer,
             self._views,
@@ -90,6 +98,11 @@ class Day:
             self._log,
             self._log,
             self._kill,
+        )
+        in_threads(
+            self.clocked,
+            self._ended(self._lasting(self._write)),
+            *(self._lasting(job) for job in others),
         )
 
     def _ended(self, job: Any) -> Any:
@@ -103,6 +116,19 @@ class Day:
 
         return run
 
+    def _lasting(self, job: Any) -> Any:
+        """Return a job that goes on with another session after a crash of the server."""
+
+        def run(_: Conn) -> None:
+            while True:
+                try:
+                    with psycopg.connect(self.clocked, autocommit=True) as conn:
+                        return job(conn)
+                except _Crashed:
+                    time.sleep(0.05)
+
+        return run
+
     def _now(self) -> int:
         """Return the minutes since the start."""
         passed = (datetime.now(UTC) - self.began).total_seconds()
@@ -110,13 +136,14 @@ class Day:
 
     def _write(self, conn: Conn) -> None:
         """Write each minute when it ends, and late, corrected and deleted bars of all ages."""
-        rng = random.Random(self.seed)
+        rng = random.Random(f"{self.seed} {self.written}")
         conn.execute("SET lock_timeout = '200ms'")
-        for minute in range(self.minutes):
-            while self._now() <= minute:
+        while self.written < self.minutes:
+            while self._now() <= self.written:
                 time.sleep(self.minute_seconds / 10)
             with suppress(*_Busy):
-                self._write_minute(conn, rng, minute)
+                self._write_minute(conn, rng, self.written)
+            self.written += 1
 
     def _write_minute(self, conn: Conn, rng: random.Random, minute: int) -> None:
         with conn.transaction(force_rollback=rng.random() < 0.05):
@@ -147,9 +174,11 @@ class Day:
         """Prepare transactions, and commit them in another order."""
         rng = random.Random(self.seed + 2)
         conn.execute("SET lock_timeout = '200ms'")
-        number, waiting = 0, []
+        prepared = conn.execute("SELECT substr(gid, 2)::integer FROM pg_prepared_xacts")
+        waiting = [number for (number,) in prepared]
         while not self.done.is_set():
-            number += 1
+            self.prepared += 1
+            number = self.prepared
             minute = max(self._now(), 0)
             conn.execute("BEGIN")
             try:
@@ -193,8 +222,8 @@ class Day:
             with self.counting:
                 self.logged += rows
 
-    def _kill(self, _: Conn) -> None:
-        """Start refreshers, and kill one after another."""
+    def _kill(self, conn: Conn) -> None:
+        """Start refreshers, and kill one after another, and at times a process of the server."""
         rng = random.Random(self.seed + 4)
         command = [sys.executable, "-m", "feature_platform_tests.served_day", self.clocked]
 
@@ -202,16 +231,33 @@ class Day:
             return subprocess.Popen([*command, str(rng.random())])
 
         running = [start(), start()]
-        while not self.done.wait(self.minute_seconds * 60):
-            one = running.pop(0)
-            assert one.poll() is None, "a refresher has failed"
-            one.kill()
-            one.wait()
-            self.killed += 1
-            running.append(start())
-        for one in running:
-            one.kill()
-            one.wait()
+        try:
+            for of_server in cycle([False, True, False, False]):
+                if self.done.wait(self.minute_seconds * 40):
+                    break
+                if of_server:
+                    self.crashed += 1
+                    _crash(conn)
+                one = running.pop(0)
+                assert one.poll() is None, "a refresher has failed"
+                one.kill()
+                one.wait()
+                self.killed += 1
+                running.append(start())
+        finally:
+            for one in running:
+                one.kill()
+                one.wait()
+
+
+def _crash(conn: Conn) -> None:
+    """Kill the session of another one, which makes the server restart and recover."""
+    query = """SELECT pid FROM pg_stat_activity
+               WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+               ORDER BY random() LIMIT 1"""
+    row = conn.execute(query).fetchone()
+    assert row is not None
+    os.kill(row[0], signal.SIGKILL)
 
 
 def _at(minute: float) -> datetime:
@@ -225,21 +271,26 @@ def _bar(conn: Conn, rng: random.Random, symbol: str, minute: float) -> None:
 def _refresher(url: str, seed: str) -> None:
     """Refresh random windows and slices for ever."""
     rng = random.Random(seed)
-    with psycopg.connect(url, autocommit=True) as conn:
-        while True:
-            row = conn.execute("SELECT feature_platform.due_until()").fetchone()
-            assert row is not None
-            due: datetime = row[0]
-            lo: Any = due - rng.choice([5, 60, 1500]) * MINUTE
-            if rng.random() < 0.3:
-                lo = "-infinity"
-            hi = due - rng.choice([0, 0, 0, 0, 7]) * MINUTE
-            conn.execute(
-                "SELECT feature_platform.refresh_slice(%s, %s, feature_platform.dirty_horizon(),"
-                " slice_rows => %s, slice_symbols => %s, newest_first => %s)",
-                (lo, hi, rng.choice([1, 50, 5000, 50000]), rng.choice([1, 3]), rng.random() < 0.5),
-            )
-            conn.execute("SELECT feature_platform.note_known()")
+    while True:
+        with suppress(_Crashed), psycopg.connect(url, autocommit=True) as conn:
+            _refresh_for_ever(conn, rng)
+
+
+def _refresh_for_ever(conn: Conn, rng: random.Random) -> None:
+    while True:
+        row = conn.execute("SELECT feature_platform.due_until()").fetchone()
+        assert row is not None
+        due: datetime = row[0]
+        lo: Any = due - rng.choice([5, 60, 1500]) * MINUTE
+        if rng.random() < 0.3:
+            lo = "-infinity"
+        hi = due - rng.choice([0, 0, 0, 0, 7]) * MINUTE
+        conn.execute(
+            "SELECT feature_platform.refresh_slice(%s, %s, feature_platform.dirty_horizon(),"
+            " slice_rows => %s, slice_symbols => %s, newest_first => %s)",
+            (lo, hi, rng.choice([1, 50, 5000, 50000]), rng.choice([1, 3]), rng.random() < 0.5),
+        )
+        conn.execute("SELECT feature_platform.note_known()")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,20 @@ $$;
 COMMENT ON FUNCTION feature_platform.has_new_marks(text, timestamptz, timestamptz, timestamptz) IS
     'Whether bars of a symbol in a range of time have marks that no refresh has taken.';
 
+-- The newest minute of a symbol whose bars have marks that no refresh has taken.
+CREATE OR REPLACE FUNCTION feature_platform.newest_new_mark(of_symbol text) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+BEGIN
+    RETURN (SELECT max(upper(coalesce(l.changed * l.buckets, l.buckets))) - interval '1 minute'
+            FROM feature_platform.dirty_log l WHERE l.symbol = of_symbol AND NOT l.reach_known);
+END
+$$;
+COMMENT ON FUNCTION feature_platform.newest_new_mark(text) IS
+    'The newest minute of a symbol whose bars have marks that no refresh has taken.';
+
 -- Whether minutes of a symbol in a range of time wait for their rows of features_1m, although refreshes have taken
 -- their marks.
 CREATE OR REPLACE FUNCTION feature_platform.has_put_back(of_symbol text, lo timestamptz, hi timestamptz)
@@ -236,8 +250,9 @@ BEGIN
         FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
         WHERE NOT EXISTS (SELECT FROM unnest(stepped.stepped, stepped.ends) AS s (symbol, until)
                           WHERE s.symbol = a.symbol AND s.until = a.until)
-          AND EXISTS (SELECT FROM public.ohlcv_1m b
-                      WHERE b.symbol = a.symbol AND b.ts >= a.at + every AND b.ts < a.until);
+          AND (EXISTS (SELECT FROM public.ohlcv_1m b
+                       WHERE b.symbol = a.symbol AND b.ts >= a.at + every AND b.ts < a.until)
+               OR feature_platform.has_new_marks(a.symbol, a.at + every, a.until));
         skipped_symbols := skipped_symbols || missed.symbols;
         skipped := skipped || missed.ranges;
         SELECT coalesce(array_agg(s.symbol), '{}'), coalesce(array_agg(s.bucket), '{}'),

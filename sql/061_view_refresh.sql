@@ -84,7 +84,7 @@ DECLARE
     one record;
     divided record;
     steps record;
-    first timestamptz; last timestamptz; ends timestamptz;
+    first timestamptz; last timestamptz; ends timestamptz; newest_change timestamptz;
     dirty tstzmultirange; reached tstzmultirange; whole tstzmultirange; todo tstzmultirange; rest tstzmultirange;
     part tstzrange; newest record;
     rows_left bigint := budget;
@@ -126,6 +126,8 @@ BEGIN
             FROM known k
             WHERE NOT k.removed AND k.first_bucket <= k.at AND k.last > k.at
               AND (k.changed IS NULL OR date_bin($3, lower(k.changed), $4) > k.at)
+              -- Nothing is dirty after the newest bar: else a new mark has deleted bars there.
+              AND coalesce(greatest(upper(k.changed), upper(k.dirty)) <= k.last + $3, true)
               AND k.at + $3 >= $5 AND k.at + $3 >= $7 AND k.last - k.at <= $8 * $3
               -- A symbol with an open bucket has one after its state at all times.
               AND (k.id IS NOT NULL OR least($6, k.last + $3) > k.at + $3)
@@ -190,14 +192,17 @@ BEGIN
                   WHERE b.symbol = one.symbol ORDER BY b.ts LIMIT 1);
         last := (SELECT date_bin(v.every, b.ts, v.origin) FROM public.ohlcv_1m b
                  WHERE b.symbol = one.symbol ORDER BY b.ts DESC LIMIT 1);
-        ends := last + v.every;
+        -- A bar that a new mark has deleted is there as of this refresh. Its bucket stays dirty until the mark is
+        -- processed.
+        newest_change := greatest(last, date_bin(v.every, feature_platform.newest_new_mark(one.symbol), v.origin));
+        ends := newest_change + v.every;
         -- Beyond the reach of the other columns, a change makes only those with a long look-back dirty.
         whole := one.dirty - one.long_only;
         reached := '{}';
         IF one.changed IS NOT NULL THEN
             EXECUTE format('SELECT feature_views.%I($1, $2, $3), $4 + feature_views.%I($1, $2, $3)',
                            prefix || '_reach', prefix || '_reach_short') INTO reached, whole
-                USING one.symbol, one.changed, coalesce(last, '-infinity'), whole;
+                USING one.symbol, one.changed, coalesce(newest_change, '-infinity'), whole;
         END IF;
         dirty := one.dirty + reached;
         IF one.removed THEN     -- rows of buckets without bars are dirty, too
@@ -225,7 +230,13 @@ BEGIN
                        prefix || '_state') USING one.symbol, dirty, kept_from;
 
         todo := '{}';
-        FOR part IN SELECT r FROM unnest(dirty * tstzmultirange(refresh_window)) AS r ORDER BY lower(r) DESC LOOP
+        FOR part IN
+            SELECT r FROM unnest(dirty * tstzmultirange(refresh_window)
+                                 - CASE WHEN one.removed THEN '{}'
+                                        ELSE tstzmultirange(tstzrange(coalesce(last + v.every, '-infinity'), NULL))
+                                   END) AS r
+            ORDER BY lower(r) DESC
+        LOOP
             EXIT WHEN rows_left <= 0;
             newest := feature_platform.newest_part(
                 of_view, one.symbol, part, v.every, v.origin, one.removed, rows_left);

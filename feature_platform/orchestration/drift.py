@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from feature_platform.drift import Report, Table, Watch
 
 CHECK = "drift"
-# The most seconds that a tick spends on the references of a table: the sensors that repair wait for this one.
+# The most seconds that a tick spends on the references of a table. The sensors that repair wait
+# for it.
 _SECONDS = 2.0
 _ROWS_SHOWN = 10
 

@@ -69,9 +69,8 @@ def check_versions(conn: Conn) -> None:
 
 def check_served(conn: Conn, rows: int) -> None:
     report = skew(conn, since=ALL_TIME)
-    assert (report.rows, report.not_kept, report.mismatch, report.extra) == (rows, 0, 0, 0), report
-    # A view may show a row as missing that a refresh of features_1m had just made known.
-    assert all(one.view != "features_1m" for one in report.examples), report
+    assert (report.rows, report.not_kept) == (rows, 0), report
+    assert report.is_right, report
     check_versions(conn)
 
 
@@ -88,13 +87,18 @@ def test_every_served_row_is_what_was_known(
     day = Day(url, MINUTES, SERVES, seed)
     day.run()
     assert day.killed > 0
+    assert day.crashed > 0
     assert day.logged >= SERVES
     with psycopg.connect(url, autocommit=True) as conn:
-        check_served(conn, day.logged)
+        # A crash may lose the last entries of the log, which do not wait for the disk.
+        row = conn.execute("SELECT count(*) FROM feature_platform.served").fetchone()
+        assert row is not None
+        assert SERVES / 2 < row[0] <= day.logged
+        check_served(conn, row[0])
         refresh_all(conn)
         assert verify(conn).mismatches == 0
         check_views(conn)
-        check_served(conn, day.logged)
+        check_served(conn, row[0])
     file = tmp_path / "day.dump"
     dump = ["--format=custom", f"--file={file}", f"--dbname={url}"]
     subprocess.run([bin_dir() / "pg_dump", *dump], check=True)
@@ -104,4 +108,4 @@ def test_every_served_row_is_what_was_known(
         restore = ["--no-owner", "--no-privileges", f"--dbname={other.url('day')}"]
         subprocess.run([bin_dir() / "pg_restore", "--exit-on-error", *restore, file], check=True)
         with psycopg.connect(other.url("day"), autocommit=True) as conn:
-            check_served(conn, day.logged)
+            check_served(conn, row[0])

@@ -19,6 +19,7 @@ from feature_platform_tests.fix_engine import Bench, in_threads
 from feature_platform_tests.fix_plans import about_as_many, explain, pages_of
 from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_skew import (
+    MINUTE,
     VIEWS,
     Row,
     bars_as_of,
@@ -27,7 +28,7 @@ from feature_platform_tests.fix_skew import (
     rows_with_numbers,
     serve,
 )
-from feature_platform_tests.fix_views import add_bars, ago, refresh_all
+from feature_platform_tests.fix_views import add_bars, ago, check_views, refresh_all
 from feature_platform_tests.histories import at, bar, write
 from feature_platform_tests.integration.test_refresh_concurrency import DAY, refresher, writer
 
@@ -262,6 +263,41 @@ def test_the_retention_writes_no_versions(conn: Conn) -> None:
     assert skew(conn, since=ALL_TIME).is_right
     conn.execute("SELECT feature_platform.forget_symbol('A')")
     assert not any(count_of(conn, *HISTORY, "served").values())
+
+
+@pytest.mark.parametrize("deleted", [1, 2])
+def test_a_view_keeps_buckets_waiting_whose_bars_a_new_mark_has_deleted(
+    databases: Databases, deleted: int
+) -> None:
+    start = ago(600).replace(minute=0)
+    new = [start + 240 * MINUTE, start + 300 * MINUTE]
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        catalog.apply(conn, VIEWS)
+        add_bars(conn, start, 180)
+        refresh_all(conn)
+        for ts in new:
+            add_bars(conn, ts, 1)
+        conn.execute("CALL refresh_features_1m(NULL, NULL)")
+        conn.execute("DELETE FROM ohlcv_1m WHERE ts = ANY (%s)", [new[-deleted:]])
+        for view in (1, 2):
+            conn.execute("SELECT feature_platform.view_slice(%s, '-infinity', 'infinity')", [view])
+        serve(conn, "A")
+        assert skew(conn, since=ALL_TIME).is_right
+        refresh_all(conn)
+        check_views(conn)
+        serve(conn, "A")
+        assert skew(conn, since=ALL_TIME).is_right
+
+
+def test_a_step_skips_a_symbol_whose_bar_a_new_mark_has_deleted(bench: Bench, ten: int) -> None:
+    delete(bench.conn, 9)
+    row = bench.conn.execute(
+        """SELECT written, skipped_symbols FROM feature_platform.run_steps(
+               'feature_platform', 'features_1m', '1 minute', ARRAY['A'],
+               ARRAY[%s::timestamptz], ARRAY[%s::timestamptz], ARRAY[%s::timestamptz], %s)""",
+        (at(8), at(10), at(0), ten),
+    ).fetchone()
+    assert row == (0, ["A"])
 
 
 @pytest.mark.parametrize("seed", range(2))

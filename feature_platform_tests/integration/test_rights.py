@@ -135,6 +135,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.gaps_in": NO_ROLE,
     "feature_platform.gaps_between": {"refresher", "orchestrator", "reader"},
     "feature_platform.has_new_marks": NO_ROLE,
+    "feature_platform.newest_new_mark": NO_ROLE,
     "feature_platform.has_ticks": NO_ROLE,
     "feature_platform.hazards": {"refresher", "orchestrator", "reader"},
     "feature_platform.is_symbol": NO_ROLE,
