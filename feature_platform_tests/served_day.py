@@ -120,10 +120,12 @@ class Day:
         """Return a job that goes on with another session after a crash of the server."""
 
         def run(_: Conn) -> None:
-            while True:
+            ended = False
+            while not ended:
                 try:
                     with psycopg.connect(self.clocked, autocommit=True) as conn:
-                        return job(conn)
+                        job(conn)
+                    ended = True
                 except _Crashed:
                     time.sleep(0.05)
 
