@@ -237,7 +237,9 @@ BEGIN
         array_agg(a.symbol), array_agg(a.at + every), array_agg(CASE WHEN is_first THEN a.at + every ELSE a.until END),
         array_agg(a.until), of_refresh)
     FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
-    WHERE CASE WHEN is_first THEN feature_platform.has_ended(a.symbol, a.at + every, a.until)
+    WHERE CASE WHEN is_first
+               THEN EXISTS (SELECT FROM feature_platform.bar_history h
+                            WHERE h.symbol = a.symbol AND h.ts >= a.at + every AND h.ts < a.until AND h.gone)
                ELSE feature_platform.has_put_back(a.symbol, a.at + every, a.until) END
     HAVING count(*) > 0;
     WHILE symbols <> '{}' LOOP
@@ -287,7 +289,13 @@ BEGIN
             array_agg(r.symbol), array_agg(r.start), array_agg(CASE WHEN is_first THEN r.lo ELSE r.hi END),
             array_agg(r.hi), of_refresh)
         FROM unnest(ranges) AS r
-        WHERE is_first OR feature_platform.has_put_back(r.symbol, r.start, r.hi)
+        WHERE CASE WHEN is_first
+                   -- Else each bar of the look-back has its row.
+                   THEN r.start < feature_platform.features_from()
+                        OR feature_platform.has_put_back(r.symbol, r.start, r.lo)
+                        OR feature_platform.has_ended(r.symbol, r.start, r.hi)
+                        OR feature_platform.has_ticks(r.symbol, r.start, r.hi)
+                   ELSE feature_platform.has_put_back(r.symbol, r.start, r.hi) END
         HAVING count(*) > 0;
         EXECUTE format('SELECT * FROM %I.%I($1, $2)', schema, prefix || '_range')
             INTO written, skipped_symbols, skipped USING ranges, of_refresh;

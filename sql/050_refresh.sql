@@ -625,13 +625,15 @@ BEGIN
     rows_written := rows_written + steps.written + computed.written;
     skipped_symbols := skipped_symbols || steps.skipped_symbols || computed.skipped_symbols;
     skipped := skipped || steps.skipped || computed.skipped;
-    -- As new marks, which the next refresh processes: beside a fast writer this one would never end.
-    INSERT INTO feature_platform.dirty_log (symbol, buckets, reach_known, removed, marked_at, before_no)
-    SELECT w.symbol, range_agg(s.buckets), true, w.removed, w.marked_at,
-           coalesce(w.before_no, feature_platform.number_of(w.symbol))
-    FROM unnest(skipped_symbols, skipped) AS s (symbol, buckets)
-    JOIN unnest(work) AS w ON w.symbol = s.symbol
-    GROUP BY w.symbol, w.removed, w.marked_at, w.before_no;
+    IF skipped_symbols <> '{}' THEN
+        -- As new marks, which the next refresh processes: beside a fast writer this one would never end.
+        INSERT INTO feature_platform.dirty_log (symbol, buckets, reach_known, removed, marked_at, before_no)
+        SELECT w.symbol, range_agg(s.buckets), true, w.removed, w.marked_at,
+               coalesce(w.before_no, feature_platform.number_of(w.symbol))
+        FROM unnest(skipped_symbols, skipped) AS s (symbol, buckets)
+        JOIN unnest(work) AS w ON w.symbol = s.symbol
+        GROUP BY w.symbol, w.removed, w.marked_at, w.before_no;
+    END IF;
     -- A step up to the last bar has added the newest row, which has the number.
     INSERT INTO feature_platform.symbol_number AS s (symbol, no)
     SELECT w.symbol, of_refresh FROM unnest(work) AS w
@@ -641,8 +643,10 @@ BEGIN
     PERFORM feature_platform.number_known_at_close(0, picked, of_refresh);
     minutes := (SELECT coalesce(sum(extract(epoch FROM upper(r) - lower(r)))::bigint / 60, 0)
                 FROM unnest(work) AS w CROSS JOIN LATERAL unnest(w.now) AS r);
-    PERFORM feature_platform.record_lake_changes('features_1m', array_agg(w.symbol), array_agg(w.now))
-    FROM unnest(work) AS w;
+    IF EXISTS (SELECT FROM feature_platform.lake_table t WHERE t.name = 'features_1m') THEN
+        PERFORM feature_platform.record_lake_changes('features_1m', array_agg(w.symbol), array_agg(w.now))
+        FROM unnest(work) AS w;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.refresh_symbols(text[], tstzrange, bigint) IS
