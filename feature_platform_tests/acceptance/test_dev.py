@@ -174,16 +174,16 @@ FILLED = """
 """
 
 
-def test_a_hole_is_found_and_filled_without_a_hand_on_anything(
+def test_a_gap_is_found_and_filled_without_a_command(
     dev: Dev, connection: psycopg.Connection[Any], page: Page
 ) -> None:
     start = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=20)
-    hole = (start, start + timedelta(minutes=20))
-    before = connection.execute(BARS, hole).fetchall()
+    gap = (start, start + timedelta(minutes=20))
+    before = connection.execute(BARS, gap).fetchall()
     assert len(before) == 20
-    connection.execute(CUT, hole)
-    dev.wait_until(connection, FILLED, "the hole is filled", *hole)
-    assert connection.execute(BARS, hole).fetchall() == before
+    connection.execute(CUT, gap)
+    dev.wait_until(connection, FILLED, "the gap is filled", *gap)
+    assert connection.execute(BARS, gap).fetchall() == before
     page.goto(f"{dev.url}/assets/ohlcv_1m?view=partitions&partition={start:%Y-%m-%d}")
     page.get_by_text("rest_backfill").first.wait_for()
     page.get_by_text("bars inserted").first.wait_for()

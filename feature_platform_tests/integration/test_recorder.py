@@ -51,7 +51,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
         {"kind": "dropped", "second": 59, "probability": 0.5},
     ],
     "messages": [{"kind": "duplicated", "times": 2}, {"kind": "reordered", "probability": 0.7}],
-    "holes": [{"kind": "lost", "probability": 0.3}, {"kind": "impossible", "probability": 0.4}],
+    "losses": [{"kind": "lost", "probability": 0.3}, {"kind": "impossible", "probability": 0.4}],
     "bars": [
         {"kind": "late", "seconds": 100, "probability": 0.3},
         {"kind": "corrected", "seconds": 80, "probability": 0.5},
