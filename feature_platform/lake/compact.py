@@ -57,7 +57,7 @@ def compact(
             delta_table = delta.open_own(table.name, known.table_id, known.table_version)
             deleted = delta.delete_old_files(delta_table, table.name)
             state.written(connection, table.name, delta_table.version())
-            files = delta.files(delta_table, table.name)
+            files = delta.files(delta_table, delta.uri_of(table.name))
         size = sum(file.size for file in files)
         yield Compacted(table.name, partitions, len(files), size, deleted)
 
@@ -81,7 +81,9 @@ def _compact_one(connection: psycopg.Connection[Any], table: MirroredTable) -> b
 
 def _due(delta_table: DeltaTable, name: str) -> tuple[str, int] | None:
     """Return a partition of too many files."""
-    counts = Counter((file.month, file.part) for file in delta.files(delta_table, name))
+    counts = Counter(
+        (file.month, file.part) for file in delta.files(delta_table, delta.uri_of(name))
+    )
     now = month_of(get_settings().clock.now())
     for (month, part), count in sorted(counts.items()):
         if count > (_MOST_FILES_NOW if month == now else 1):

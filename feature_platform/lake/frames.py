@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from feature_platform._adbc import TEXTS, Reader, one
 from feature_platform.errors import UserError
 from feature_platform.lake import delta
-from feature_platform.lake.read import read
+from feature_platform.lake.pieces import Piece, joined, pieces_of
+from feature_platform.lake.read import micro, read, read_pieces, schema_of
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 # With more days than these that wait for a sync, all rows come from the database.
 _MOST_WAITING = 100
@@ -43,32 +48,29 @@ def read_both(
     if until is None or until <= start or waiting.num_rows > _MOST_WAITING:
         return from_database(symbols, start, end)
     until = min(until, end)
-    rows = read_lake(name, time, symbols, (start, until), columns)
-    parts = [from_database(symbols, until, end)] if until < end else []
+    table = _open(name)
+    pieces = read_pieces(table, delta.uri_of(name), time, symbols, start, until, columns)
+    stored = [from_database(symbols, until, end)] if until < end else []
+    outdated: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
     for symbol, first, after in zip(*waiting.to_pydict().values(), strict=True):
         lo, hi = max(_start(first), start), min(_start(after), until)
         if lo < hi:
-            rows = rows.filter(_outside(rows, symbol, time, lo, hi))
-            parts.append(from_database([symbol], lo, hi))
-    if not parts:
-        return rows
-    keys = [name for name in ("symbol", time) if name in columns]
-    rows = pa.concat_tables([rows, *(part.cast(rows.schema) for part in parts)])
-    return rows.sort_by([(key, "ascending") for key in keys])
+            outdated[symbol].append((lo, hi))
+            stored.append(from_database([symbol], lo, hi))
+    one_symbol = None if "symbol" in columns else symbols[0]
+    with delta.errors(name):
+        kept = [part for piece in pieces for part in _without(piece, outdated[piece.symbol])]
+        for rows in stored:
+            kept += pieces_of(rows, time, columns, one_symbol)
+        return joined(kept, schema_of(table, columns))
 
 
-def _outside(
-    rows: pa.Table, symbol: str, time: str, start: datetime, end: datetime
-) -> pa.ChunkedArray:
-    """Return which rows are not of a symbol's days; without the column, all are of the symbol."""
-    kind = rows[time].type
-    outside = pc.or_(
-        pc.less(rows[time], pa.scalar(start, kind)),
-        pc.greater_equal(rows[time], pa.scalar(end, kind)),
-    )
-    if "symbol" in rows.column_names:
-        outside = pc.or_(outside, pc.not_equal(rows["symbol"], symbol))
-    return outside
+def _without(piece: Piece, spans: Sequence[tuple[datetime, datetime]]) -> list[Piece]:
+    """Return the rows of a piece that lie outside of some spans of time."""
+    kept = [piece]
+    for start, end in spans:
+        kept = [part for one in kept for part in one.outside(micro(start), micro(end))]
+    return kept
 
 
 def read_lake(
@@ -79,10 +81,14 @@ def read_lake(
     columns: Sequence[str],
 ) -> pa.Table:
     """Return the rows that the lake has, sorted by symbol and time; raises UserError."""
+    return read(_open(name), delta.uri_of(name), time, symbols, *window, columns)
+
+
+def _open(name: str) -> DeltaTable:
     table = delta.open_table(name)
     if table is None:
         raise UserError(f"{delta.uri_of(name)} does not exist: run `feature-platform lake sync`")
-    return read(table, name, time, symbols, *window, columns)
+    return table
 
 
 def _start(day: date) -> datetime:

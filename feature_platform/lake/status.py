@@ -36,7 +36,7 @@ def lake_status(connection: psycopg.Connection[Any]) -> list[LakeStatus]:
     found = []
     for name, until, synced_at, waiting in connection.execute(queries["lake_states"]):
         table = delta.open_table(name)
-        files = [] if table is None else delta.files(table, name)
+        files = [] if table is None else delta.files(table, delta.uri_of(name))
         rows, size = sum(file.rows for file in files), sum(file.size for file in files)
         found.append(LakeStatus(name, until, synced_at, waiting, rows, len(files), size))
     return found

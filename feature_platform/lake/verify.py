@@ -132,7 +132,13 @@ def _compare(
 ) -> None:
     """Compare count and checksum of each symbol and day."""
     mirrored = read(
-        delta_table, table.name, table.time, days.symbols, days.start, days.end, table.columns
+        delta_table,
+        delta.uri_of(table.name),
+        table.time,
+        days.symbols,
+        days.start,
+        days.end,
+        table.columns,
     )
     stored = rows_of(source, table, days.symbols, days.start, days.end)
     report.rows += stored.num_rows
@@ -159,7 +165,9 @@ def _sample(
     """Compare one day of one symbol row by row, over another path than the checksums."""
     symbol = random.choice(symbols)
     day = until - DAY * random.randint(1, 28)
-    mirrored = read(delta_table, table.name, table.time, [symbol], day, day + DAY, table.columns)
+    mirrored = read(
+        delta_table, delta.uri_of(table.name), table.time, [symbol], day, day + DAY, table.columns
+    )
     statement = SQL(queries["lake_sample"]).format(
         columns=SQL(", ").join(map(Identifier, table.columns)),
         table=Identifier("public", table.name),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feature_platform import read_bars, read_features
 from feature_platform.errors import UserError
+from feature_platform.lake.pieces import Piece, pieces_of
+from feature_platform.lake.read import read
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_lake import DAY, FIRST, SYMBOLS, Lake
 
@@ -95,3 +101,33 @@ def test_a_new_version_of_a_view_is_read_from_the_database_until_a_sync(lake: La
     assert isinstance(before, pa.Table)
     assert read_features("A", FIRST, END, view="mean_1m", as_="arrow", source="lake").equals(before)
     lake.assert_equal()
+
+
+def test_a_read_needs_only_the_files_and_row_groups_that_have_its_rows(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other files may be lost, and rows of other symbols and hours are not decoded."""
+    monkeypatch.setattr("feature_platform.lake.tables._PARTS", 1)
+    lake.sync()
+    for file in lake.path.rglob("features_1m/lake_month=2026-01/**/*.parquet"):
+        file.unlink()
+    start = datetime(2026, 2, 1, tzinfo=UTC)
+    table = lake.delta("features_1m")
+    (file,) = lake.path.rglob("features_1m/lake_month=2026-02/**/*.parquet")
+    rows = pq.read_table(file, partitioning=None)
+    assert rows.num_rows == 3 * 2 * 1440
+    pq.write_table(rows, file, row_group_size=720)
+    decoded: list[int] = []
+
+    def counting(rows: pa.Table, time: str, columns: Sequence[str]) -> Iterator[Piece]:
+        decoded.append(rows.num_rows)
+        return pieces_of(rows, time, columns)
+
+    monkeypatch.setattr("feature_platform.lake.read.pieces_of", counting)
+    for symbols in (["B"], ["A", "it's"]):
+        decoded.clear()
+        found = read(
+            table, f"{lake.path}/features_1m", "bucket", symbols, start, start + DAY, ["vol"]
+        )
+        assert found.num_rows == 1440 * len(symbols)
+        assert decoded == [1440 * len(symbols)]
