@@ -20,8 +20,9 @@ from typing import Any
 
 import psycopg
 
+from feature_platform.views import FeatureView, bar, lag
 from feature_platform_tests.fix_engine import in_threads
-from feature_platform_tests.fix_skew import serve
+from feature_platform_tests.fix_skew import VIEWS, serve
 from feature_platform_tests.fix_views import add_bars, refresh_all
 
 Conn = psycopg.Connection[Any]
@@ -30,6 +31,9 @@ SYMBOLS = ("A", "B", "C", "D", "TICKS")
 MINUTE = timedelta(minutes=1)
 START = datetime(2026, 3, 2, tzinfo=UTC)
 HISTORY = 1500  # minutes before the start
+# The rows of features_1m that depend on a bar do not reach as far as these.
+LONG = FeatureView("long_1m", "1 minute", {"before": lag(bar.close, "1450 minutes")})
+DAY_VIEWS = (*VIEWS, LONG)
 
 _BAR = """
     INSERT INTO ohlcv_1m AS b (symbol, ts, open, high, low, close, vol)
@@ -155,7 +159,7 @@ class Day:
                 if symbol == "TICKS" and rng.random() < 0.5:
                     _bar(conn, rng, symbol, minute + rng.choice([0.25, 0.5, 0.75]))
         if rng.random() < 0.3:
-            symbol, old = rng.choice(SYMBOLS), minute - rng.choice([1, 3, 30, 700, 1400])
+            symbol, old = rng.choice(SYMBOLS), minute - rng.choice([1, 3, 30, 700, 1400, 1450])
             if rng.random() < 0.3:
                 conn.execute(_DELETE, (symbol, _at(old), _at(old + rng.choice([1, 3]))))
             else:

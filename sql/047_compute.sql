@@ -211,6 +211,22 @@ COMMENT ON FUNCTION feature_platform.divide_buckets(
     timestamptz, timestamptz, timestamptz) IS
     'Divides the buckets of a symbol that are to be computed: steps from a cached state, and ranges.';
 
+-- Note the bars that the steps of a view after `ats` may read before `untils`.
+CREATE OR REPLACE FUNCTION feature_platform.note_look_back(
+    schema text, prefix text, symbols text[], ats timestamptz[], untils timestamptz[], of_refresh bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('SELECT feature_platform.note_bars(
+                        array_agg(a.symbol), array_agg(%I.%I(a.symbol, a.at)), array_agg(a.until), array_agg(a.until), $4)
+                    FROM unnest($1, $2, $3) AS a (symbol, at, until)', schema, prefix || '_start')
+        USING symbols, ats, untils, of_refresh;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.note_look_back(text, text, text[], timestamptz[], timestamptz[], bigint) IS
+    'Notes the bars that steps of a view may read.';
+
 -- Compute the buckets after `ats` and before `untils` of these symbols, one bucket of each symbol after another. Return
 -- how many rows differed from what was stored, and the buckets of symbols that were skipped, because their state may
 -- lack a change of an unprocessed mark.
@@ -233,15 +249,21 @@ BEGIN
     written := 0;
     skipped_symbols := '{}';
     skipped := '{}';
-    PERFORM feature_platform.note_bars(
-        array_agg(a.symbol), array_agg(a.at + every), array_agg(CASE WHEN is_first THEN a.at + every ELSE a.until END),
-        array_agg(a.until), of_refresh)
-    FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
-    WHERE CASE WHEN is_first
-               THEN EXISTS (SELECT FROM feature_platform.bar_history h
-                            WHERE h.symbol = a.symbol AND h.ts >= a.at + every AND h.ts < a.until AND h.gone)
-               ELSE feature_platform.has_put_back(a.symbol, a.at + every, a.until) END
-    HAVING count(*) > 0;
+    IF is_first THEN
+        PERFORM feature_platform.note_bars(
+            array_agg(a.symbol), array_agg(a.at + every), array_agg(a.at + every), array_agg(a.until), of_refresh)
+        FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
+        WHERE EXISTS (SELECT FROM feature_platform.bar_history h
+                      WHERE h.symbol = a.symbol AND h.ts >= a.at + every AND h.ts < a.until AND h.gone)
+        HAVING count(*) > 0;
+    ELSE
+        -- A step reads single bars of its look-back, whose rows of features_1m may have to wait.
+        PERFORM feature_platform.note_look_back(schema, prefix, array_agg(a.symbol), array_agg(a.at),
+                                                array_agg(a.until), of_refresh)
+        FROM unnest(symbols, ats, untils) AS a (symbol, at, until)
+        WHERE feature_platform.has_put_back(a.symbol, '-infinity', a.until)
+        HAVING count(*) > 0;
+    END IF;
     WHILE symbols <> '{}' LOOP
         EXECUTE format('SELECT * FROM %I.%I($1, $2, $3, $4, $5)', schema, prefix || '_step') INTO stepped
             USING symbols, ats, untils, firsts, of_refresh;

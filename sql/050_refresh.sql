@@ -537,21 +537,20 @@ BEGIN
         WHERE t.first_bucket IS DISTINCT FROM t.old_first
         ORDER BY t.symbol
         ON CONFLICT ON CONSTRAINT symbol_state_pkey DO UPDATE SET first_bucket = excluded.first_bucket
-    ), first_known AS (
-        -- The rows of this refresh count their warm-up from the first bar, whose own row may have to wait.
-        INSERT INTO feature_platform.bar_known (symbol, ts, no)
-        SELECT b.symbol, b.ts, of_refresh
-        FROM todo t
-        JOIN public.ohlcv_1m b ON b.symbol = t.symbol AND b.ts >= t.first_bucket AND b.ts < t.first_bucket + minute
-        WHERE (t.first_bucket IS DISTINCT FROM t.old_first OR t.removed)
-          AND t.first_bucket < upper(refresh_window) AND b.ts >= (SELECT feature_platform.history_from())
-          AND (feature_platform.has_ended(t.symbol, t.first_bucket, t.first_bucket + minute)
-               OR NOT EXISTS (SELECT FROM public.features_1m f WHERE f.symbol = t.symbol AND f.bucket = t.first_bucket))
     )
     SELECT coalesce(array_agg(ROW(t.symbol, t.id, t.marked_at, t.removed, t.first_bucket, t.last_bucket, t.buckets,
                                   t.now, t.step_from, t.before_no)::feature_platform.refresh_work
                               ORDER BY t.symbol), '{}')
     INTO work FROM todo t;
+    -- The rows of this refresh count their warm-up from the first bar, whose own row may have to wait.
+    PERFORM feature_platform.note_bars(
+        array_agg(w.symbol), array_agg(w.first_bucket), array_agg(w.first_bucket + minute),
+        array_agg(w.first_bucket + minute), of_refresh)
+    FROM unnest(work) AS w
+    WHERE w.step_from IS NULL AND w.first_bucket < upper(refresh_window)
+      AND (feature_platform.has_ended(w.symbol, w.first_bucket, w.first_bucket + minute)
+           OR NOT EXISTS (SELECT FROM public.features_1m f WHERE f.symbol = w.symbol AND f.bucket = w.first_bucket))
+    HAVING count(*) > 0;
     RETURN work;
 END
 $$;

@@ -77,7 +77,35 @@ COMMENT ON FUNCTION
     public.set_features_1m_retention(interval, interval, interval, interval, interval, interval) IS
     'Sets how long rows of each kind are kept; NULL is for ever.';
 
--- Delete a batch of versions of rows that were replaced before a time; return their number.
+-- The refresh since which the bar at the start of a minute is known, where only the row of the minute shows it; else
+-- NULL.
+CREATE OR REPLACE FUNCTION feature_platform.began_with_row(of_symbol text, of_bucket timestamptz) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    created CONSTANT bigint := feature_platform.row_created(of_symbol, of_bucket);
+    ended bigint;
+BEGIN
+    SELECT min(coalesce(r.no, 9223372036854775807)) INTO ended
+    FROM feature_platform.bar_history h
+    LEFT JOIN feature_platform.bar_refresh r ON r.symbol = h.symbol AND r.mark = h.mark
+    WHERE h.symbol = of_symbol AND h.ts = of_bucket AND h.gone;
+    RETURN CASE WHEN created < coalesce(ended, 9223372036854775807)
+                     AND NOT EXISTS (SELECT FROM feature_platform.bar_known k
+                                     WHERE k.symbol = of_symbol AND k.ts >= of_bucket
+                                       AND k.ts < of_bucket + interval '1 minute' AND (ended IS NULL OR k.no < ended))
+                THEN created END;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.began_with_row(text, timestamptz) IS
+    'The refresh since which the bar at the start of a minute is known, where only the row of the minute shows it.';
+
+-- Delete a batch of versions of rows that were replaced before a time; return their number. The bars of these minutes
+-- stay known since the same refreshes.
 CREATE OR REPLACE FUNCTION feature_platform.delete_old_versions(kept_from timestamptz, budget bigint) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -88,11 +116,22 @@ DECLARE
     known CONSTANT record := feature_platform.known_at(kept_from);
     history text;
     gone bigint;
-    total bigint := 0;
+    total bigint;
 BEGIN
+    WITH old AS MATERIALIZED (
+        SELECT h.ctid, h.symbol, h.bucket FROM feature_platform.features_1m_history h
+        WHERE h.until <= known.upto AND h.until <> ALL (known.late) LIMIT budget
+    ), begun AS (
+        INSERT INTO feature_platform.bar_known (symbol, ts, no)
+        SELECT b.symbol, b.bucket, b.no
+        FROM (SELECT DISTINCT o.symbol, o.bucket, feature_platform.began_with_row(o.symbol, o.bucket) AS no
+              FROM old o) AS b
+        WHERE b.no IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    DELETE FROM feature_platform.features_1m_history h WHERE h.ctid = ANY (ARRAY(SELECT o.ctid FROM old o));
+    GET DIAGNOSTICS total = ROW_COUNT;
     FOR history IN
-        SELECT 'feature_platform.features_1m_history'
-        UNION ALL
         SELECT format('feature_views.%I', 'v' || v.id || '_history') FROM feature_platform.feature_view v
     LOOP
         EXIT WHEN total >= budget;

@@ -109,6 +109,7 @@ BEGIN
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.bars_as_of,
                     feature_platform.bucket_before_as_of, feature_platform.first_bar_as_of,
                     feature_platform.history_from, feature_platform.row_created,
+                    feature_platform.features_1m_start, feature_platform.bucket_before,
                     feature_platform.features_1m_plain_as_of, feature_platform.features_1m_plain_from_as_of'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.known_at, feature_platform.number_of, feature_platform.known_rows_at,

@@ -373,7 +373,8 @@ def skew_command(
         ),
     ],
     sample: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only so many of them, at random.")
+        int | None,
+        typer.Option(min=1, max=10**9, metavar="N", help="Only so many of them, at random."),
     ] = None,
 ) -> None:
     """Compute served rows again from what was known; exit status 1 if one differs."""

@@ -152,7 +152,8 @@ class ServeLog:
     async def _write(self, rows: list[tuple[Any, ...]]) -> None:
         """Write the first rows of the queue in a transaction, and remove them from it."""
         connection = await self._connect()
-        alarm = asyncio.get_running_loop().call_later(_PATIENCE, hang_up, connection)
+        # The server ends a statement that is too slow. After this time it does not answer at all.
+        alarm = asyncio.get_running_loop().call_later(2 * _PATIENCE, hang_up, connection)
         try:
             async with connection.cursor().copy(queries["service_log"]) as copy:
                 copy.set_types(TYPES)
@@ -170,7 +171,7 @@ class ServeLog:
                 await self._conninfo(), **CONNECTION
             )
             await self._connection.execute(
-                queries["service_log_session"], {"statement_timeout": f"{_PATIENCE:.0f}s"}
+                queries["service_log_session"], {"statement_timeout": f"{_PATIENCE * 1000:.0f}ms"}
             )
         return self._connection
 

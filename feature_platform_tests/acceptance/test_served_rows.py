@@ -22,9 +22,9 @@ from feature_platform.skew import skew
 from feature_platform.verify import verify
 from feature_platform.views import catalog
 from feature_platform_tests.fix_environment import passable_directory
-from feature_platform_tests.fix_skew import FEATURES, VIEWS
+from feature_platform_tests.fix_skew import FEATURES
 from feature_platform_tests.fix_views import check_views, refresh_all
-from feature_platform_tests.served_day import Day
+from feature_platform_tests.served_day import DAY_VIEWS, Day
 
 Conn = psycopg.Connection[Any]
 SERVES = int(os.environ.get("FEATURE_PLATFORM_TEST_SERVES", "6000"))
@@ -54,7 +54,7 @@ def server() -> Iterator[EmbeddedServer]:
 def check_versions(conn: Conn) -> None:
     """Fail unless each served row equals its stored version as of its symbol's number."""
     relations = [("features_1m", "feature_platform", "features_1m_versions", FEATURES.split(", "))]
-    for number, view in enumerate(VIEWS, 1):
+    for number, view in enumerate(DAY_VIEWS, 1):
         relations.append((view.name, "feature_views", f"v{number}_versions", list(view.columns)))
     for name, schema_name, versions, columns in relations:
         statement = SQL(_STORED).format(
@@ -83,7 +83,7 @@ def test_every_served_row_is_what_was_known(
     url = server.url("day")
     with psycopg.connect(url, autocommit=True) as conn:
         schema.apply(conn, simulated=True)
-        catalog.apply(conn, VIEWS)
+        catalog.apply(conn, DAY_VIEWS)
     day = Day(url, MINUTES, SERVES, seed)
     day.run()
     assert day.killed > 0

@@ -12,8 +12,9 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from feature_platform import views as v
 from feature_platform.skew import skew
-from feature_platform.views import catalog
+from feature_platform.views import FeatureView, catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_engine import Bench, in_threads
 from feature_platform_tests.fix_plans import about_as_many, explain, pages_of
@@ -90,6 +91,20 @@ def test_a_late_bar_is_known_since_the_window_that_used_it(bench: Bench) -> None
     assert own > live
     known = [bars_as_of(bench.conn, number).get(100) for number in (first, live, own)]
     assert known == [None, 5, 5]
+    check_rows(bench)
+
+
+def test_a_first_bar_is_known_as_before_when_a_row_inside_its_minute_has_gone(
+    bench: Bench, ten: int
+) -> None:
+    delete(bench.conn, 0)
+    second = refreshed(bench)
+    write(bench.conn, [bar("A", 1.5, 10, 7)])
+    delete(bench.conn, 1.5)
+    third = refreshed(bench)
+    assert bars_as_of(bench.conn, ten) == TEN
+    later = {minute: vol for minute, vol in TEN.items() if minute}
+    assert bars_as_of(bench.conn, second) == bars_as_of(bench.conn, third) == later
     check_rows(bench)
 
 
@@ -265,6 +280,29 @@ def test_the_retention_writes_no_versions(conn: Conn) -> None:
     assert not any(count_of(conn, *HISTORY, "served").values())
 
 
+def test_bars_are_known_as_before_when_versions_of_rows_are_deleted(databases: Databases) -> None:
+    start = ago(3 * DAY)
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        catalog.apply(conn, VIEWS)
+        add_bars(conn, start, 2000)
+        refresh_all(conn)
+        serve(conn, "A")
+        # The rows of the next day get other values, but not the newest ones.
+        conn.execute("UPDATE ohlcv_1m SET vol = 77 WHERE ts = %s", [start + 500 * MINUTE])
+        conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [start + 900 * MINUTE])
+        refresh_all(conn)
+        serve(conn, "A")
+        before = bars_as_of(conn, 1)
+        conn.execute("UPDATE feature_platform.refresh SET known_by = known_by - interval '2 days'")
+        conn.execute("SELECT set_features_1m_retention(versions => '1 day')")
+        conn.execute("CALL feature_platform.apply_retention()")
+        assert value(conn, "SELECT count(*) FROM feature_platform.features_1m_history") == 0
+        assert bars_as_of(conn, 1) == before
+        serve(conn, "A")
+        report = skew(conn, since=ALL_TIME)
+        assert (report.is_right, report.not_kept) == (True, 0), report
+
+
 @pytest.mark.parametrize("deleted", [1, 2])
 def test_a_view_keeps_buckets_waiting_whose_bars_a_new_mark_has_deleted(
     databases: Databases, deleted: int
@@ -287,6 +325,31 @@ def test_a_view_keeps_buckets_waiting_whose_bars_a_new_mark_has_deleted(
         check_views(conn)
         serve(conn, "A")
         assert skew(conn, since=ALL_TIME).is_right
+
+
+def test_a_view_that_looks_back_beyond_a_day_reads_a_bar_before_its_own_row_is_stored(
+    databases: Databases,
+) -> None:
+    lagged = FeatureView("lagged", "1 minute", {"close": v.lag(v.bar.close, "2 days")})
+    late, newest = ago(3000), ago(3000) + 2880 * MINUTE
+    with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
+        catalog.apply(conn, [lagged])
+        add_bars(conn, late - 70 * MINUTE, 70)
+        add_bars(conn, late + MINUTE, 2879)
+        refresh_all(conn)
+        add_bars(conn, late, 1)
+        add_bars(conn, newest, 1)
+        window = (newest - 60 * MINUTE, newest + MINUTE)
+        conn.execute(
+            "SELECT feature_platform.refresh_slice(%s, %s, feature_platform.dirty_horizon())",
+            window,
+        )
+        conn.execute("SELECT feature_platform.view_slice(1, %s, %s)", window)
+        serve(conn, "A")
+        refresh_all(conn)
+        serve(conn, "A")
+        report = skew(conn, since=ALL_TIME)
+        assert report.is_right, report
 
 
 def test_a_step_skips_a_symbol_whose_bar_a_new_mark_has_deleted(bench: Bench, ten: int) -> None:

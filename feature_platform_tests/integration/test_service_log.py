@@ -171,7 +171,7 @@ def test_a_full_queue_drops_rows_and_says_so(
             newest(http, "FULL")
         assert counts(http) == {"written": 1, "dropped": 30}
         wait_until(
-            lambda: "the log of serves cannot be written (rows that wait: 20): " in caplog.text,
+            lambda: "(rows that wait: 20): canceling statement due to" in caplog.text,
             "the failure is logged",
         )
     assert "the log of serves dropped rows, 1 so far: the database does not store" in caplog.text

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from feature_platform.errors import UserError
+from feature_platform.skew import skew
 from feature_platform.views import catalog
 from feature_platform.why import why
 from feature_platform_tests.fix_plans import about_as_many
@@ -45,6 +46,17 @@ def history(conn: Conn) -> datetime:
     conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [first + timedelta(minutes=6)])
     change(conn, first + timedelta(minutes=20), 300)
     return first + timedelta(minutes=20)
+
+
+def test_a_reader_asks_for_a_row_and_compares_what_was_served(
+    conn: Conn, history: datetime
+) -> None:
+    serve(conn, "A")
+    with conn.transaction():
+        conn.execute("SET LOCAL ROLE feature_platform_reader")
+        assert why(conn, "A", history).bucket == history
+        assert why(conn, "A", history, view=CANDLES.name).bucket <= history
+        assert skew(conn, since=history).is_right
 
 
 def test_every_version_is_listed_with_its_refresh(conn: Conn, history: datetime) -> None:
