@@ -20,6 +20,8 @@ from feature_platform.queries import queries
 TEXTS = pa.list_(pa.string())
 
 _DEFAULTS = {"application_name": "feature_platform", "connect_timeout": "10"}
+# An error that a function of the platform raises; its message is one for the user.
+_RAISED = "P0001"
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN, _NO_SCHEMA = "42P01", "42703", "3F000"
 
 
@@ -82,6 +84,8 @@ def reader() -> Iterator[Reader]:
         with dbapi.Connection(_KeepOpen(), AdbcConnection(_database(conninfo))) as connection:
             yield Reader(connection)
     except Error as error:
+        if error.sqlstate == _RAISED:
+            raise UserError(_primary(error)) from None
         raise UserError(f"cannot read from {redact(url)}: {_reason(error)}") from None
 
 
@@ -93,6 +97,14 @@ def one(value: object, kind: pa.DataType) -> pa.Array:
 def text_of(query: str, **parts: Composable) -> str:
     """Return the text of a query by its name, with identifiers and values for its braces."""
     return SQL(queries[query]).format(**parts).as_string().rstrip(";")  # COPY takes no ;
+
+
+def _primary(error: Error) -> str:
+    """Return the message of an error of the server without its context."""
+    for field, text in error.details:
+        if field in (b"PG_DIAG_MESSAGE_PRIMARY", "PG_DIAG_MESSAGE_PRIMARY"):
+            return one_line(text.decode() if isinstance(text, bytes) else text)
+    return one_line(error)
 
 
 def _reason(error: Error) -> str:

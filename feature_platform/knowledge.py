@@ -6,7 +6,7 @@ Knowledge is counted in the numbers of refreshes; docs/knowledge.md explains the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,7 +67,7 @@ class AtTime:
         """Yield the queries that read the rows, with their parts beside those of the window."""
         moment = sql.Literal(self.moment)
         if table.built_at is not None and self.moment < table.built_at:
-            yield "knowledge_computed_at", {**_computed(table), "moment": moment}
+            yield "knowledge_computed_at", {**computed_parts(table), "moment": moment}
             return
         (known,) = source.stream("knowledge_numbers", moment=moment).to_pylist()
         numbers = {name: sql.Literal(number) for name, number in known.items()}
@@ -94,7 +94,7 @@ class AfterClose:
             {**parts, "versions": _versions(table), "view": sql.Literal(table.id)},
         )
         if table.built_at is not None:
-            yield "knowledge_computed_after_close", {**parts, **_computed(table)}
+            yield "knowledge_computed_after_close", {**parts, **computed_parts(table)}
 
 
 AsOf = AtTime | AfterClose
@@ -131,14 +131,19 @@ def check_knowledge(
     source: Reader, as_of: AsOf, tables: Sequence[Versioned], window: tuple[datetime, datetime]
 ) -> None:
     """Raise UserError where rows as they were known cannot be read."""
-    for table in tables:
-        if table.id and table.built_at is None:
-            raise UserError(f"the history of {table.name} is still being built: try again later")
+    check_built(tables)
     if isinstance(as_of, AtTime):
         limits = check_kept(source, "as_of", as_of.moment)
         _check_moment(as_of.moment, limits)
         return
     check_kept(source, "as_of of the first bucket", window[0])
+
+
+def check_built(tables: Iterable[Versioned]) -> None:
+    """Raise UserError for a feature view whose history is not complete yet."""
+    for table in tables:
+        if table.id and table.built_at is None:
+            raise UserError(f"the history of {table.name} is still being built: try again later")
 
 
 def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def _check_moment(moment: datetime, limits: dict[str, Any]) -> None:
         )
 
 
-def _computed(table: Versioned) -> dict[str, Composable]:
+def computed_parts(table: Versioned) -> dict[str, Composable]:
     """Return the parts of a query that computes rows of before a view was built."""
     values = [
         SQL("k.values[{}] AS {}").format(sql.Literal(place), Identifier(name))

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier
 
 from feature_platform.errors import UserError
-from feature_platform.knowledge import check_kept, parse_delay
+from feature_platform.knowledge import check_built, check_kept, computed_parts, parse_delay
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FAR = np.iinfo(np.int64).max
 
 # The versions that are read back from an event before a search of all rows.
 _NEAR = 16
@@ -107,12 +108,13 @@ def training_set(
         tables = {table.name: table for table in tables_of(source, list(wanted))}
         for view, column in [*chosen, *(_split(label.column) for label in labels.values())]:
             tables[view].check_column(column)
+        begins = None
         if len(asked):
-            _check(source, asked, tables.values())
+            begins = _check(source, asked, tables.values())
             source.stream("training_settings")
         for view in dict.fromkeys(view for view, _ in chosen):
             columns = list(dict.fromkeys(column for of, column in chosen if of == view))
-            found = _known(source, tables[view], asked, columns, waits)
+            found = _known(source, tables[view], asked, columns, waits, begins)
             values |= {f"{view}.{column}": array for column, array in found.items()}
         truth = _Truth(source, tables, asked)
         truth.read(labels.values())
@@ -199,10 +201,38 @@ class _Events:
 
 
 def _known(
-    source: Reader, table: Table, events: _Events, columns: list[str], delay: timedelta
+    source: Reader,
+    table: Table,
+    events: _Events,
+    columns: list[str],
+    delay: timedelta,
+    begins: datetime | None,
 ) -> dict[str, Floats]:
-    """Return the values of the newest known row of each event."""
+    """Return the values of the newest known row of each event.
+
+    begins: the first time of a refresh that is noted.
+    """
     values = _Values(len(events), columns)
+    if table.built_at is None:
+        _read_known(source, table, events, values, delay)
+        return values.of
+    early = events.us < _micro(table.built_at)
+    for which, read in ((early, _compute_known), (~early, _read_known)):
+        places = np.flatnonzero(which)
+        part = _Values(len(places), columns)
+        some = events.take(places)
+        read(source, table, some, part, delay)
+        for column, array in part.of.items():
+            values.of[column][places] = array
+        if read is _compute_known and len(part.missing):
+            _check_begin(source, table, some.take(part.missing), delay, begins)
+    return values.of
+
+
+def _read_known(
+    source: Reader, table: Table, events: _Events, values: _Values, delay: timedelta
+) -> None:
+    """Read the rows of events since a view was built, from the versions of rows."""
     width = table.every // _MICROSECOND
     waits: dict[str, Composable] = {"delay": sql.Literal(delay.total_seconds())}
     for back in (timedelta(0), table.every):
@@ -223,8 +253,22 @@ def _known(
             nothing = values.rest[newest[values.rest] < 0]
             values.give_up(nothing)
             most = SQL("ALL")
-    _check_build(source, table, events, values.missing)
-    return values.of
+
+
+def _compute_known(
+    source: Reader, table: Table, events: _Events, values: _Values, delay: timedelta
+) -> None:
+    """Read the rows of events before a view was built: computed ones, and those of imports."""
+    if not len(events):
+        return
+    every = np.arange(len(events))
+    waits: dict[str, Composable] = {"delay": sql.Literal(delay.total_seconds())}
+    flagged, rows = values.read(source, "training_flagged", table, events, waits, every)
+    afters = np.full(len(events), -1, np.int64)
+    afters[flagged] = rows["bucket"].to_numpy()
+    later = np.flatnonzero(afters + 2 * (table.every // _MICROSECOND) <= events.us)
+    part = {**computed_parts(table), "afters": _array(afters[later])}
+    values.read(source, "training_computed", table, events, part, later)
 
 
 class _Values:
@@ -237,6 +281,7 @@ class _Values:
     def __init__(self, count: int, columns: list[str]) -> None:
         self.of = {column: np.full(count, np.nan) for column in columns}
         self.rest: Ints = np.arange(count)
+        self._count = count
         self._nothing: Ints = np.empty(0, np.int64)
 
     @property
@@ -246,7 +291,7 @@ class _Values:
     def give_up(self, which: Ints) -> None:
         """Note that some events have no row."""
         self._nothing = which
-        self.rest = np.setdiff1d(self.rest, which, assume_unique=True)
+        self._forget(which)
 
     def fill(
         self,
@@ -257,21 +302,39 @@ class _Values:
         parts: Mapping[str, Composable],
     ) -> None:
         """Read rows for the events that have none yet."""
-        if not len(self.rest):
-            return
-        rest = events.take(self.rest)
+        self.read(source, query, table, events, parts, self.rest)
+
+    def read(
+        self,
+        source: Reader,
+        query: str,
+        table: Table,
+        events: _Events,
+        parts: Mapping[str, Composable],
+        which: Ints,
+    ) -> tuple[Ints, pa.Table]:
+        """Read rows for some of the events; return the events that have one, and the rows."""
+        import pyarrow as pa
+
+        if not len(which):
+            return which, pa.table({})
+        some = events.take(which)
         shown = [
             SQL("{} AS {}").format(Identifier("v", column), Identifier(f"c{number}"))
             for number, column in enumerate(self.of)
         ]
         columns = SQL(", ").join(shown) if shown else SQL("1 AS c0")
-        found = source.stream(query, columns=columns, **rest.parts(table), **parts)
-        place = found["place"].to_numpy() - 1
+        found = source.stream(query, columns=columns, **{**some.parts(table), **parts})
+        places: Ints = which[found["place"].to_numpy() - 1]
         for number, array in enumerate(self.of.values()):
-            array[self.rest[place]] = found[f"c{number}"].to_numpy().astype(np.float64)
-        left = np.ones(len(self.rest), bool)
-        left[place] = False
-        self.rest = self.rest[left]
+            array[places] = found[f"c{number}"].to_numpy().astype(np.float64)
+        self._forget(places)
+        return places, found
+
+    def _forget(self, places: Ints) -> None:
+        left = np.ones(self._count, bool)
+        left[places] = False
+        self.rest = self.rest[left[self.rest]]
 
 
 class _Truth:
@@ -320,11 +383,15 @@ class _Truth:
         return values.of
 
 
-def _check(source: Reader, events: _Events, tables: Collection[Table]) -> None:
-    """Raise UserError for unknown symbols, and for events whose knowledge cannot be read."""
+def _check(source: Reader, events: _Events, tables: Collection[Table]) -> datetime | None:
+    """Raise UserError for unknown symbols, and for events whose knowledge cannot be read.
+
+    Returns the first time of a refresh that is noted.
+    """
     from feature_platform.frames import check_ever
 
     check_ever(source, next(iter(tables)), events.names)
+    check_built(tables)
     limits = check_kept(source, "an event", _time(int(events.us.min())))
     last = _time(int(events.us.max()))
     if last > limits["now"]:
@@ -332,26 +399,25 @@ def _check(source: Reader, events: _Events, tables: Collection[Table]) -> None:
             f"an event, at {last.isoformat()}, is in the future: it is {limits['now'].isoformat()}"
             " now"
         )
+    begins: datetime | None = limits["begins"]
+    return begins
 
 
-def _check_build(source: Reader, table: Table, events: _Events, missing: Ints) -> None:
-    """Raise UserError where a view has the rows of events only because it was built after them."""
-    if table.name == "features_1m" or not len(missing):
-        return
-    if table.built_at is not None:
-        built = (table.built_at - _EPOCH) // _MICROSECOND
-        missing = missing[events.us[missing] < built]
-    early = events.take(missing)
+def _check_begin(
+    source: Reader, table: Table, events: _Events, delay: timedelta, begins: datetime | None
+) -> None:
+    """Raise UserError where a view has rows of events from before all knowledge of bars."""
+    early = events.take(np.flatnonzero(events.us < (_FAR if begins is None else _micro(begins))))
     stored = _Values(len(early), [])
     for query in ("training_stored", "training_stored_before"):
-        stored.fill(source, query, table, early, {})
+        stored.fill(source, query, table, early.after(-delay), {})
     if len(stored.rest) < len(early):
         at = int(np.setdiff1d(np.arange(len(early)), stored.rest)[0])
-        when = "not yet" if table.built_at is None else f"at {table.built_at.isoformat()}"
+        when = "has not begun" if begins is None else f"begins at {begins.isoformat()}"
         raise UserError(
             f"{table.name} had no row of {early.names[early.ids[at] - 1]!r} at the event of"
-            f" {_time(int(early.us[at])).isoformat()}, since its history was complete {when}: use"
-            " newer events"
+            f" {_time(int(early.us[at])).isoformat()}: knowledge {when}, with the first refresh"
+            " whose time was noted; use newer events"
         )
 
 
@@ -394,6 +460,10 @@ def _joined(events: Any, values: dict[str, Floats]) -> Any:
 
 def _time(us: int) -> datetime:
     return _EPOCH + us * _MICROSECOND
+
+
+def _micro(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def _array(numbers: Ints) -> sql.Literal:

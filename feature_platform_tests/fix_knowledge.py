@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from feature_platform.views import catalog
+from feature_platform.views import FeatureView, catalog
 from feature_platform.views.verify import served_views
 from feature_platform_tests.fix_database import Databases, make_simulated
 from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
@@ -49,7 +49,7 @@ class Past:
         clock = f"{moment.isoformat()}@{now.isoformat()}x0.001"
         self.conn.execute("SELECT set_config('feature_platform.clock', %s, false)", [clock])
 
-    def write(self, symbol: str, minute: int, close: float = 10, vol: float = 1) -> None:
+    def write(self, symbol: str, minute: float, close: float = 10, vol: float = 1) -> None:
         """Write one bar, a new one or a correction."""
         given = {"symbol": symbol, "ts": START + minute * MINUTE, "close": close, "vol": vol}
         self.conn.execute(_WRITE, given)
@@ -102,13 +102,15 @@ def shown(number: float | None) -> str:
 
 
 @contextmanager
-def live_past(databases: Databases, seed: int) -> Iterator[Past]:
-    """Yield the past of a live database, which has two views since before its first bar."""
+def live_past(
+    databases: Databases, seed: int, views: Sequence[FeatureView] = (SHORT, CANDLES)
+) -> Iterator[Past]:
+    """Yield the past of a live database, which has some views since before its first bar."""
     with databases.fresh() as url, psycopg.connect(url, autocommit=True) as conn:
         make_simulated(url)
         past = Past(conn)
         past.set_clock(START - MINUTE)
-        catalog.apply(conn, [SHORT, CANDLES])
+        catalog.apply(conn, list(views))
         refresh_all(conn)
         live(past, seed)
         yield past

@@ -113,7 +113,7 @@ BEGIN
                     feature_platform.features_1m_plain_as_of, feature_platform.features_1m_plain_from_as_of'),
         ('{reader,refresher,orchestrator}', 'EXECUTE ON FUNCTION feature_platform.dirty_horizon,
                     feature_platform.known_at, feature_platform.number_of, feature_platform.known_rows_at,
-                    feature_platform.known_rows_after,
+                    feature_platform.known_rows_after, feature_platform.known_rows_of,
                     feature_platform.days_of,
                     feature_platform.features_from, feature_platform.next_job_start, feature_platform.job_problem,
                     feature_platform.timescaledb_schema,

@@ -22,7 +22,6 @@ from feature_platform.errors import UserError
 from feature_platform.importer import import_bars
 from feature_platform.settings import get_settings
 from feature_platform.tables import FEATURES
-from feature_platform.views import catalog
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_knowledge import (
     MINUTE,
@@ -257,18 +256,3 @@ def test_wrong_arguments_get_one_line(given: dict[str, Any], message: str) -> No
         training_set(**arguments)
     assert message in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
-
-
-def test_a_view_that_was_built_after_the_events_is_an_error(past: Past) -> None:
-    built = past.seen[-1][0] + timedelta(hours=1)
-    past.set_clock(built)
-    late = SHORT.__class__("late_1m", "1 minute", dict(SHORT.columns))
-    catalog.apply(past.conn, [SHORT, CANDLES, late])
-    refresh_all(past.conn)
-    events = pd.DataFrame({"symbol": "B", "time": [START + 50 * MINUTE]})
-    with pytest.raises(
-        UserError, match="late_1m had no row of 'B' at the event of 2026-03-01T00:5"
-    ):
-        training_set(events, ["late_1m.mean_5m"], {})
-    events = pd.DataFrame({"symbol": "B", "time": [built + SECOND]})
-    assert training_set(events, ["late_1m.mean_5m"], {})["late_1m.mean_5m"].notna().all()

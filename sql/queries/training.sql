@@ -126,3 +126,45 @@ WITH known AS MATERIALIZED (
 )
 SELECT place, (extract(epoch FROM newest) * 1000000)::bigint AS newest
   FROM passed WHERE place IS NOT NULL AND newest IS NOT NULL;
+
+-- training_flagged --
+-- For events before a view was built: the newest row of an import that is known at close, in the version of the
+-- import, whose bucket had closed {delay} seconds before; and its bucket in microseconds since 1970.
+WITH flagged AS MATERIALIZED (
+    SELECT k.symbol, lower(r) AS first, upper(r) - make_interval(secs => {every}) AS last,
+           coalesce(k.no, 9223372036854775807) AS no
+      FROM feature_platform.known_at_close k
+     CROSS JOIN LATERAL unnest(k.minutes) AS r
+     WHERE k.view = {view} AND k.symbol = ANY ({symbols}::text[]) AND lower(r) < {end}
+)
+SELECT e.place, (extract(epoch FROM v.bucket) * 1000000)::bigint AS bucket, {columns}
+  FROM unnest({ids}::integer[], {times}::bigint[]) WITH ORDINALITY AS e (id, us, place)
+  JOIN unnest({symbols}::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = e.id
+ CROSS JOIN LATERAL (SELECT to_timestamp(0) + e.us * interval '1 microsecond'
+                            - make_interval(secs => {every} + {delay}) AS last) AS closed
+ CROSS JOIN LATERAL (
+     SELECT x.*
+       FROM flagged f
+      CROSS JOIN LATERAL (
+          SELECT * FROM {versions} AS t
+           WHERE t.symbol = s.symbol COLLATE "C" AND t.bucket >= f.first AND t.bucket <= least(f.last, closed.last)
+             AND t.since <= f.no AND (t.until <= f.no) IS NOT TRUE
+           ORDER BY t.bucket DESC LIMIT 1) AS x
+      WHERE f.symbol = s.symbol AND f.first <= closed.last
+      ORDER BY f.first DESC LIMIT 1) AS v;
+
+-- training_computed --
+-- For events before a view was built: the newest row that was known, if its bucket is after {afters}, in microseconds
+-- since 1970.
+SELECT g.places[k.place] AS place, {columns}
+  FROM (SELECT e.id, array_agg(e.place ORDER BY e.us, e.place) AS places,
+               array_agg(to_timestamp(0) + e.us * interval '1 microsecond' ORDER BY e.us, e.place) AS times,
+               array_agg(CASE WHEN e.after < 0 THEN '-infinity'
+                              ELSE to_timestamp(0) + e.after * interval '1 microsecond' END ORDER BY e.us, e.place)
+                   AS afters
+          FROM unnest({ids}::integer[], {times}::bigint[], {afters}::bigint[])
+               WITH ORDINALITY AS e (id, us, after, place)
+         GROUP BY e.id) AS g
+  JOIN unnest({symbols}::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = g.id
+ CROSS JOIN LATERAL feature_platform.known_rows_of({view}, s.symbol, g.times, g.afters) AS k
+ CROSS JOIN LATERAL (SELECT {values}) AS v;

@@ -66,6 +66,7 @@ DROP FUNCTION IF EXISTS feature_platform.run_steps(
     text, text, interval, text[], timestamptz[], timestamptz[], timestamptz[]);
 DROP FUNCTION IF EXISTS feature_platform.delete_rows_without_bars(regclass, text, tstzrange, interval);
 DROP FUNCTION IF EXISTS feature_platform.take_marks(text[], tstzrange, bigint);
+DROP FUNCTION IF EXISTS feature_platform.number_at(timestamptz);
 DROP FUNCTION IF EXISTS feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer);
 
 -- The retention did not know versions of rows.
