@@ -586,5 +586,6 @@ VACUUM (ANALYZE) public.features_1m, feature_platform.features_1m_history, featu
 -- ==== training_set.py ====
 
 -- training_set_view --
--- Let the rows of the view count as known from the close of their buckets.
+-- Let the rows of the view count as known from the close of their buckets, and the view as built before its rows.
+WITH built AS (UPDATE feature_platform.feature_view SET built_at = benchmark.moment(0) WHERE id = 1)
 UPDATE feature_views.v1_rows SET refresh_no = 0;
