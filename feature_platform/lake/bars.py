@@ -5,32 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset
 
 from feature_platform.errors import UserError
 from feature_platform.lake import delta
 from feature_platform.lake.columnar import Bars
-from feature_platform.lake.tables import part_of
+from feature_platform.lake.read import moment_of, read, read_spans
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 DAY = timedelta(days=1) // timedelta(microseconds=1)
 """A day in microseconds."""
 
 _TABLE = "ohlcv_1m"
-
-_SPANS = """
-    SELECT symbol, epoch_us(min(ts)) AS first, epoch_us(max(ts)) AS last
-      FROM bars GROUP BY symbol ORDER BY symbol
-"""
-_BARS = """
-    SELECT epoch_us(ts) AS ts, open, high, low, close, vol FROM bars
-     WHERE lake_part = $part AND symbol = $symbol
-       AND ts >= make_timestamptz($start) AND ts < make_timestamptz($until)
-     ORDER BY ts
-"""
+_COLUMNS = ("open", "high", "low", "close", "vol")
 
 
 @dataclass(frozen=True)
@@ -55,34 +46,33 @@ class LakeBars:
     parts: int
 
     def spans(self) -> list[Span]:
-        """Return the symbols of the table."""
-        rows = self._query(_SPANS, {}).to_pylist()
-        return [Span(**row) for row in rows]
+        """Return the symbols of the table, sorted."""
+        found = read_spans(_table(self.uri, self.version), self.uri, "ts")
+        return [Span(symbol, *found[symbol]) for symbol in sorted(found)]
 
     def read(self, symbol: str, start: int, until: int) -> Bars:
         """Return the bars of a symbol with start <= ts < until, in microseconds since the epoch."""
-        found = self._query(
-            _BARS,
-            {"part": part_of(symbol, self.parts), "symbol": symbol, "start": start, "until": until},
+        found = read(
+            _table(self.uri, self.version),
+            self.uri,
+            "ts",
+            [symbol],
+            moment_of(start),
+            moment_of(until),
+            ["ts", *_COLUMNS],
         )
         return Bars(
-            found["ts"].to_numpy().astype(np.int64, copy=False),
-            *(found[name].to_numpy() for name in ("open", "high", "low", "close", "vol")),
+            found["ts"].to_numpy().astype(np.int64),
+            *(found[name].to_numpy() for name in _COLUMNS),
         )
-
-    def _query(self, query: str, parameters: dict[str, str | int]) -> pa.Table:
-        with delta.errors_at(self.uri), duckdb.connect() as connection:
-            connection.execute("SET enable_progress_bar = false")
-            connection.register("bars", _dataset(self.uri, self.version))
-            return connection.sql(query, params=parameters).to_arrow_table()
 
 
 @cache
-def _dataset(uri: str, version: int) -> pa.dataset.Dataset:
+def _table(uri: str, version: int) -> DeltaTable:
     table = delta.open_at(uri, version)
     if table is None:
         raise UserError(f"{uri} is no longer there")
-    return table.to_pyarrow_dataset()
+    return table
 
 
 def newest_bars() -> LakeBars:

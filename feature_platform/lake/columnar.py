@@ -1,8 +1,9 @@
 """The values of a view from columns of bars, in numpy, without a database.
 
 It gives the very doubles that the database stores: the same sums, exact (exact.py), the same
-operations in the same order, and logarithms, exponentials and powers of the same C library. It
-shares the expression tree with the compiler of the refresh and with plain.py, and nothing else.
+operations in the same order, and logarithms, exponentials and powers of the same C library, which
+Arrow calls; numpy's own may differ in the last bit. It shares the expression tree with the compiler
+of the refresh and with plain.py, and nothing else.
 
 Times are microseconds since the epoch. NaN stands for NULL: no value of a view is one. A condition
 is 1, 0 or NaN.
@@ -15,13 +16,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_platform.errors import UserError
-from feature_platform.lake.exact import Whole, spreads, sums, whole_numbers
+from feature_platform.lake.exact import (
+    Rounded,
+    Running,
+    Whole,
+    running,
+    running_products,
+    spreads,
+    sums,
+    whole_numbers,
+)
 from feature_platform.views.aggregates import parse_aggregate
 from feature_platform.views.expressions import (
     MINUTE,
@@ -121,6 +132,8 @@ class Columns:
         self._bars = bars
         self._known: dict[str, Doubles] = {}
         self._whole: dict[str, Whole] = {}
+        self._running: dict[tuple[str, ...], Running] = {}
+        self._rounded: dict[tuple[timedelta, tuple[str, ...]], Rounded] = {}
         self._bits: dict[str, int] = {}
         self._lows: dict[timedelta, Times] = {}
 
@@ -132,12 +145,12 @@ class Columns:
                 self._known[node.key] = raw if node.is_condition else _guarded(raw)
         return self._known[node.key]
 
-    def volume_texts(self) -> list[str]:
+    def volume_texts(self) -> pa.Array:
         """Return the summed volume of each bucket as the text of a decimal."""
         if self._is_single:
-            return [repr(one) for one in self._bars.vol.tolist()]
+            return pa.array(self._bars.vol).cast(pa.string())
         exact = self.exact_volume()
-        return [str(exact.decimal(row)) for row in range(len(self.buckets))]
+        return pa.array([str(exact.decimal(row)) for row in range(len(self.buckets))], pa.string())
 
     def exact_volume(self) -> Whole:
         """Return the summed volume of each bucket, without rounding."""
@@ -252,9 +265,7 @@ class Columns:
         n = _window_count(kept, lo)
         if node.function == "count":
             return n.astype(np.float64)
-        found = (
-            self._of_pairs(node, kept, lo, n) if len(node.of) == 2 else self._of_one(node, lo, n)
-        )
+        found = self._of_pairs(node, lo, n) if len(node.of) == 2 else self._of_one(node, lo, n)
         return self._warm(node, np.where(n > 0, found, np.nan))
 
     def _of_one(self, node: Window, lo: Times, n: Times) -> Doubles:
@@ -271,36 +282,76 @@ class Columns:
                 return values[_last_kept(values)]
             case "aggregate":
                 return _of_windows(_aggregate(node.aggregate or "", str(node)), values, lo)
-        whole = self._summed(node.of[0])
         if node.function == "sum":
-            return self._doubles(node, sums(whole, lo))
+            return self._sum(node, lo)
         if node.function == "mean":
-            return self._doubles(node, sums(whole, lo)) / n
-        spread = self._doubles(node, spreads(whole, whole, lo, n))
+            return self._sum(node, lo) / n
+        spread = self._spread(node, node.of[0], node.of[0], lo, n)
         if node.function == "var":
             return spread / n / n
         deviation = np.sqrt(spread) / n
         if node.function == "std":
             return deviation
-        mean = self._doubles(node, sums(whole, lo)) / n
+        mean = self._sum(node, lo) / n
         return (values - mean) / np.where(deviation == 0, np.nan, deviation)
 
-    def _of_pairs(self, node: Window, kept: npt.NDArray[np.bool_], lo: Times, n: Times) -> Doubles:
-        x, y = (self._summed(one).kept(kept) for one in node.of)
-        xy = self._doubles(node, spreads(x, y, lo, n))
+    def _of_pairs(self, node: Window, lo: Times, n: Times) -> Doubles:
+        x, y = node.of
+        xy = self._spread(node, x, y, lo, n)
         if node.function == "cov":
             return xy / n / n
-        yy = self._doubles(node, spreads(y, y, lo, n))
+        yy = self._spread(node, y, y, lo, n)
         if node.function == "beta":
             return xy / np.where(yy == 0, np.nan, yy)
-        xx = self._doubles(node, spreads(x, x, lo, n))
+        xx = self._spread(node, x, x, lo, n)
         below = np.sqrt(xx) * np.sqrt(yy)
         found = np.clip(xy / np.where(below == 0, np.nan, below), -1, 1)
         return np.where((below >= 1e-150) & (np.abs(xy) < below * 1e-130), 0.0, found)
 
-    def _doubles(self, node: Expression, whole: Whole) -> Doubles:
-        self._bits[node.key] = max(whole.bits, self._bits.get(node.key, 0))
-        return whole.doubles()
+    def _sum(self, node: Window, lo: Times) -> Doubles:
+        """Return the sum of a node's argument over each window."""
+        key, whole = self._operand(node, node.of[0])
+        at = (node.span, key)
+        if at not in self._rounded:
+            self._rounded[at] = sums(self._sums_of(key, whole), lo)
+        return self._noted(node, self._rounded[at])
+
+    def _spread(self, node: Window, x: Expression, y: Expression, lo: Times, n: Times) -> Doubles:
+        """Return n * sum(x*y) - sum(x) * sum(y) over each window, of arguments of a node."""
+        (key_x, whole_x), (key_y, whole_y) = self._operand(node, x), self._operand(node, y)
+        if key_x == key_y:
+            whole_y = whole_x
+        key = (*key_x, "*", *key_y)
+        at = (node.span, key)
+        if at not in self._rounded:
+            if key not in self._running:
+                self._running[key] = running_products(whole_x, whole_y)
+            of_x, of_y = self._sums_of(key_x, whole_x), self._sums_of(key_y, whole_y)
+            self._rounded[at] = spreads(self._running[key], of_x, of_y, lo, n)
+        return self._noted(node, self._rounded[at])
+
+    def _operand(self, node: Window, x: Expression) -> tuple[tuple[str, ...], Whole]:
+        """Return the numbers of an argument in the rows where all arguments of a node have one.
+
+        Their name is that of the argument alone where the others lack no row of it.
+        """
+        whole = self._summed(x)
+        is_there = ~np.isnan(self.values(x))
+        for other in node.of:
+            kept = ~np.isnan(self.values(other))
+            if (is_there & ~kept).any():
+                return (x.key, other.key), whole.kept(kept)
+        return (x.key,), whole
+
+    def _sums_of(self, key: tuple[str, ...], whole: Whole) -> Running:
+        if key not in self._running:
+            self._running[key] = running(whole)
+        return self._running[key]
+
+    def _noted(self, node: Expression, found: Rounded) -> Doubles:
+        """Return sums, and note how many bits they take."""
+        self._bits[node.key] = max(found.bits, self._bits.get(node.key, 0))
+        return found.values
 
     def _ema(self, node: Ema) -> Doubles:
         """Return the means of all anchors' runs, one bucket of every run after another.
@@ -362,21 +413,12 @@ def _weights(times: Times, every: int, base: float) -> Doubles:
     return found
 
 
-def _mapped(function: Callable[[float], float], x: Doubles) -> Doubles:
-    """Return a function of the C library; numpy's own may differ from it in the last bit."""
-    return np.fromiter(map(function, x.tolist()), np.float64, len(x))
-
-
 def _where_true(
-    function: Callable[[float], float], x: Doubles, rows: npt.NDArray[np.bool_]
+    function: Callable[[pa.Array], pa.Array], x: Doubles, rows: npt.NDArray[np.bool_]
 ) -> Doubles:
     found = np.full(len(x), np.nan)
-    found[rows] = _mapped(function, x[rows])
+    found[rows] = np.asarray(function(pa.array(x[rows])))
     return found
-
-
-def _squares(x: Doubles) -> Doubles:
-    return np.fromiter(map(math.pow, x.tolist(), repeat(2.0)), np.float64, len(x))
 
 
 def _call(function: str, of: list[Doubles]) -> Doubles:
@@ -394,7 +436,7 @@ def _call(function: str, of: list[Doubles]) -> Doubles:
         case "neg":
             return -x
         case "square":
-            return _squares(x)
+            return np.asarray(pc.power(pa.array(x), 2.0))
         case "abs":
             return np.abs(x)
         case "sign":
@@ -402,12 +444,12 @@ def _call(function: str, of: list[Doubles]) -> Doubles:
         case "sqrt":
             return np.sqrt(np.where(x >= 0, x, np.nan))
         case "ln":
-            return _where_true(math.log, x, x > 0)
+            return _where_true(pc.ln, x, x > 0)
         case "log_ratio":
             ratio = x / np.where(y == 0, np.nan, y)
-            return _where_true(math.log, ratio, ratio > 0)
+            return _where_true(pc.ln, ratio, ratio > 0)
         case "exp":
-            found = _where_true(math.exp, x, (x <= 300) & (x >= -300))
+            found = _where_true(pc.exp, x, (x <= 300) & (x >= -300))
             return np.where(x < -300, 0.0, found)
         case "least":
             return np.asarray(np.fmin.reduce(of))

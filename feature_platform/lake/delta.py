@@ -45,7 +45,7 @@ _REMOTE = {"timeout": "20s", "connect_timeout": "5s", "max_retries": "4", "retry
 
 # A row group has a part of a month of one symbol, so that a reader of one symbol decodes little
 # else. LZ4 is read in half the time of ZSTD, and has 1.2 times its bytes.
-_ROW_GROUP = 16_384
+_ROW_GROUP = 10_000
 _PLAIN = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
 _SYMBOL = ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")
 # A quarter of the size of plain numbers, and of the time to read them.

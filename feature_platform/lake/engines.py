@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,18 +21,21 @@ ADDRESS = "RAY_ADDRESS"
 _RETRIES = 5
 
 
-def run(engine: Engine, tasks: Iterable[Task], workers: int | None = None) -> Iterator[Computed]:
+def run(engine: Engine, tasks: Sequence[Task], workers: int | None = None) -> Iterator[Computed]:
     """Yield the results of tasks, in their order.
 
     engine: "duckdb" for processes of this machine, "ray" for the cluster of RAY_ADDRESS.
     workers: the tasks at a time; by default one for each core.
     Raises UserError where the engine is not there, or has lost a worker for good.
     """
-    return _on_ray(tasks, workers) if engine == "ray" else _in_processes(tasks, workers)
+    if engine == "ray":
+        return _on_ray(tasks, workers)
+    workers = min(len(tasks), workers or len(os.sched_getaffinity(0)))
+    # The start of a process takes longer than a small task.
+    return map(compute, tasks) if workers <= 1 else _in_processes(tasks, workers)
 
 
-def _in_processes(tasks: Iterable[Task], workers: int | None) -> Iterator[Computed]:
-    workers = workers or len(os.sched_getaffinity(0))
+def _in_processes(tasks: Sequence[Task], workers: int) -> Iterator[Computed]:
     # A forked copy of this process would share the threads' locks of DuckDB and Arrow.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
@@ -48,7 +51,7 @@ def _in_processes(tasks: Iterable[Task], workers: int | None) -> Iterator[Comput
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(tasks: Iterable[Task], workers: int | None) -> Iterator[Computed]:
+def _on_ray(tasks: Sequence[Task], workers: int | None) -> Iterator[Computed]:
     with _cluster() as ray:
         remote = ray.remote(max_retries=_RETRIES)(compute)
         workers = workers or int(ray.cluster_resources().get("CPU", 1))

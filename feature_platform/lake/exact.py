@@ -4,10 +4,14 @@ PostgreSQL sums a double as the shortest decimal that gives it back. Here such d
 numbers over one power of ten, in digits of 18 bits, so sums and products of any length are exact in
 arrays of 64-bit integers. Only the conversion of a result to a double rounds, and it rounds
 correctly: in extended precision, and in Python's integers where that leaves a doubt.
+
+Sums over windows are differences of running sums. Their digits exist for some rows at a time, so
+that they stay in the processor's cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
@@ -25,6 +29,17 @@ _BITS = 18
 _HALF = 1 << (_BITS - 1)
 _BASE = 1 << _BITS
 
+# Rows whose digits are in memory at once.
+_ROWS = 8192
+
+# Doubles have all whole numbers up to this, and powers of ten up to 10^22: their quotient is the
+# nearest double.
+_EXACT = 1 << 53
+_EXACT_SCALE = 22
+# Three digits are a number of 54 bits.
+_GROUP = 3
+_GROUP_BASE = float(_BASE**_GROUP)
+
 # Whole numbers up to this are doubles, and a decimal of so few digits is the shortest one.
 _SHORT = 10**15
 _SHORT_SCALE = 15
@@ -41,11 +56,6 @@ class Whole:
 
     digits: list[Ints]
     scale: int
-
-    @property
-    def bits(self) -> int:
-        """Return how many bits the numbers may have."""
-        return _BITS * len(self.digits)
 
     def kept(self, rows: npt.NDArray[np.bool_]) -> Whole:
         """Return the numbers of some rows, and 0 in the others."""
@@ -65,17 +75,32 @@ class Whole:
 
     def doubles(self) -> Doubles:
         """Return the nearest double of each number."""
-        with np.errstate(all="ignore"):
-            near = np.zeros(len(self.digits[0]), np.longdouble)
-            for digit in reversed(self.digits):
-                near *= _BASE
-                near += digit
-            near /= np.longdouble(f"1e{self.scale}")
-            error = np.abs(near) * (_ERROR * (len(self.digits) + 4))
-            low, high = (near - error).astype(np.float64), (near + error).astype(np.float64)
-        for row in np.flatnonzero(low != high).tolist():
-            low[row] = self.integer(row) / 10**self.scale
-        return low
+        count = len(self.digits[0])
+        return _rounded(count, self.scale, lambda rows: [one[rows] for one in self.digits]).values
+
+
+@dataclass(frozen=True)
+class Running:
+    """Sums over all rows before each row and the next one, digit by digit, over 10^scale.
+
+    The sums may exceed 64 bits and wrap around; the difference of two of them does not.
+    """
+
+    sums: list[Ints]
+    scale: int
+
+    def windows(self, rows: slice, lo: Ints) -> list[Ints]:
+        """Return the digits of the sums over the windows of some rows, as in `sums`."""
+        after = slice(rows.start + 1, rows.stop + 1)
+        return _normal([one[after] - one[lo[rows]] for one in self.sums])
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The nearest doubles of whole numbers, of which some may have so many bits."""
+
+    values: Doubles
+    bits: int
 
 
 def whole_numbers(values: Doubles) -> Whole:
@@ -95,25 +120,82 @@ def whole_numbers(values: Doubles) -> Whole:
     return Whole(_of_integers(integers), scale)
 
 
-def sums(x: Whole, lo: Ints) -> Whole:
+def running(x: Whole) -> Running:
+    """Return the running sums of numbers."""
+    return Running([_running(digit) for digit in x.digits], x.scale)
+
+
+def running_products(x: Whole, y: Whole) -> Running:
+    """Return the running sums of the products of two numbers of each row."""
+    return Running([_running(one) for one in _product(x.digits, y.digits)], x.scale + y.scale)
+
+
+def sums(x: Running, lo: Ints) -> Rounded:
     """Return the sum over each row's window, which begins at the row `lo` and ends with it."""
-    return Whole(_normal([_window(digit, lo) for digit in x.digits]), x.scale)
+    return _rounded(len(lo), x.scale, lambda rows: x.windows(rows, lo))
 
 
-def spreads(x: Whole, y: Whole, lo: Ints, n: Ints) -> Whole:
+def spreads(products: Running, x: Running, y: Running, lo: Ints, n: Ints) -> Rounded:
     """Return n * sum(x*y) - sum(x) * sum(y) over each row's window.
 
+    products: of x and y.
     n: the number of values in the window.
     """
-    products = _normal([_window(one, lo) for one in _product(x.digits, y.digits)])
-    sum_x = sums(x, lo).digits
-    sum_y = sum_x if x is y else sums(y, lo).digits
-    found = [n * one for one in products]
-    for place, one in enumerate(_product(sum_x, sum_y)):
-        if place == len(found):
-            found.append(np.zeros_like(one))
-        found[place] -= one
-    return Whole(_normal(found), x.scale + y.scale)
+
+    def digits_of(rows: slice) -> list[Ints]:
+        sum_x = x.windows(rows, lo)
+        sum_y = sum_x if x is y else y.windows(rows, lo)
+        found = [n[rows] * one for one in products.windows(rows, lo)]
+        for place, one in enumerate(_product(sum_x, sum_y)):
+            if place == len(found):
+                found.append(np.zeros_like(one))
+            found[place] -= one
+        return _normal(found)
+
+    return _rounded(len(lo), products.scale, digits_of)
+
+
+def _rounded(count: int, scale: int, digits_of: Callable[[slice], list[Ints]]) -> Rounded:
+    """Return the nearest doubles of numbers, whose normal digits are given for some rows."""
+    values = np.empty(count)
+    longest = 1
+    for first in range(0, count, _ROWS):
+        rows = slice(first, min(first + _ROWS, count))
+        digits = digits_of(rows)
+        longest = max(longest, len(digits))
+        values[rows] = _nearest(digits, scale)
+    return Rounded(values, longest * _BITS)
+
+
+def _nearest(digits: list[Ints], scale: int) -> Doubles:
+    """Return the nearest double of each number."""
+    groups = [_grouped(digits[place : place + _GROUP]) for place in range(0, len(digits), _GROUP)]
+    if len(groups) == 1 and scale <= _EXACT_SCALE and np.abs(groups[0]).max() <= _EXACT:
+        return groups[0] / 10.0**scale
+    with np.errstate(all="ignore"):
+        near = groups[-1].astype(np.longdouble)
+        for group in reversed(groups[:-1]):
+            near *= _GROUP_BASE
+            near += group
+        near /= np.longdouble(f"1e{scale}")
+        error = np.abs(near) * (_ERROR * (len(groups) + 2))
+        low, high = (near - error).astype(np.float64), (near + error).astype(np.float64)
+    doubtful = np.flatnonzero(low != high)
+    if len(doubtful):
+        wholes = groups[-1][doubtful].astype(object)
+        for group in reversed(groups[:-1]):
+            wholes = (wholes << (_BITS * _GROUP)) + group[doubtful]
+        power = 10**scale
+        low[doubtful] = [one / power for one in wholes.tolist()]
+    return low
+
+
+def _grouped(digits: list[Ints]) -> Ints:
+    """Return up to three digits as one number."""
+    found = digits[-1]
+    for digit in reversed(digits[:-1]):
+        found = (found << _BITS) + digit
+    return found
 
 
 def _exponent(value: float) -> int:
@@ -194,13 +276,18 @@ def _normal(digits: list[Ints]) -> list[Ints]:
 def _product(x: list[Ints], y: list[Ints]) -> list[Ints]:
     found = [np.zeros_like(x[0]) for _ in range(len(x) + len(y) - 1)]
     for i, one in enumerate(x):
-        for j, other in enumerate(y):
-            found[i + j] += one * other
+        if x is y:
+            found[2 * i] += one * one
+            twice = 2 * one
+            for j in range(i + 1, len(y)):
+                found[i + j] += twice * y[j]
+        else:
+            for j, other in enumerate(y):
+                found[i + j] += one * other
     return found
 
 
-def _window(values: Ints, lo: Ints) -> Ints:
-    """Return sums over windows, by running sums: these wrap around, their differences do not."""
-    running = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=running[1:])
-    return running[1:] - running[lo]
+def _running(values: Ints) -> Ints:
+    found = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=found[1:])
+    return found

@@ -22,9 +22,9 @@ from feature_platform.views.expressions import Expression
 from feature_platform.views.view import FeatureView, look_back
 
 _MICROSECOND = timedelta(microseconds=1)
-# The rows of a task, at most about this many: a task of one symbol has 30 arrays of its rows in
-# memory at once.
-_TASK_ROWS = 500_000
+# The rows of a task, at most about this many: a task of one symbol has 30 to 200 arrays of its rows
+# in memory at once.
+_TASK_ROWS = 250_000
 # And at least so many look-backs long, of which it reads one more.
 _LOOK_BACKS = 4
 
@@ -147,7 +147,7 @@ def _table(
     ]
     for name, one in [*view.columns.items(), *inner_columns(view).items()]:
         if name not in view.columns and str(one) == VOLUME:
-            arrays.append(pa.array(columns.volume_texts(), pa.string()).filter(pa.array(kept)))
+            arrays.append(columns.volume_texts().filter(pa.array(kept)))
             continue
         values = pa.array(columns.values(one)[kept], from_pandas=True)
         arrays.append(values.cast(schema.field(name).type))

@@ -214,9 +214,23 @@ def test_a_killed_worker_leaves_the_last_build(lake: Lake, monkeypatch: pytest.M
     before = built_rows(lake, VIEW)
     monkeypatch.setenv("TEST_DIES_IN", str(lake.path / "died"))
     monkeypatch.setattr("feature_platform.lake.engines.compute", dies)
+    monkeypatch.setattr("feature_platform.lake.tasks._TASK_ROWS", 2000)
     with pytest.raises(UserError, match="a worker process of the build was killed"):
-        build_of(lake, VIEW)
+        build_of(lake, VIEW, workers=2)
     assert built_rows(lake, VIEW) == before
+
+
+def test_a_build_of_one_task_starts_no_process(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.sync()
+    done: list[int] = []
+
+    def noting(task: Task) -> Computed:
+        done.append(os.getpid())
+        return compute(task)
+
+    monkeypatch.setattr("feature_platform.lake.engines.compute", noting)
+    assert build_of(lake, VIEW, workers=2).rows == 3 * 4 * 1440
+    assert done == [os.getpid()]
 
 
 def dies(task: Task) -> Computed:
