@@ -104,6 +104,47 @@ CREATE OR REPLACE FUNCTION feature_platform.number_of(of_symbol text) RETURNS bi
                      ORDER BY f.bucket DESC LIMIT 1), 0);
 COMMENT ON FUNCTION feature_platform.number_of(text) IS 'The number of a symbol''s last refresh of features_1m.';
 
+-- Which refreshes of a symbol a page of the model service shows, those up to one except some: as of a time, up to a
+-- number, or all. `newest` is the number of the symbol's last refresh. `known_from` is the time of the first known
+-- refresh, if none was known at the time. `floor_no` is the number before which the symbol's past is not kept.
+-- `kept_from` is the time since when versions are kept, if those of the page have been deleted.
+CREATE OR REPLACE FUNCTION feature_platform.page_knowledge(
+    of_symbol text, newest bigint, as_of timestamptz, until_no bigint,
+    OUT upto bigint, OUT late bigint[], OUT is_future boolean, OUT known_from timestamptz, OUT floor_no bigint,
+    OUT kept_from timestamptz)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    moment timestamptz := as_of;
+BEGIN
+    upto := coalesce(until_no, newest);
+    late := '{}';
+    is_future := false;
+    IF as_of IS NOT NULL THEN
+        SELECT k.upto, k.late INTO upto, late FROM feature_platform.known_at(as_of) AS k;
+        is_future := as_of > feature_platform.clock();
+    END IF;
+    IF upto IS NULL THEN
+        known_from := (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
+                       ORDER BY r.known_by LIMIT 1);
+    END IF;
+    floor_no := (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = of_symbol);
+    IF as_of IS NOT NULL OR until_no < newest THEN
+        IF as_of IS NULL THEN
+            moment := (SELECT r.known_by FROM feature_platform.refresh r WHERE r.no = until_no);
+        END IF;
+        kept_from := (SELECT t.versions_from FROM feature_platform.retention t
+                      WHERE t.versions_from > coalesce(moment, '-infinity'));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION feature_platform.page_knowledge(text, bigint, timestamptz, bigint) IS
+    'Which refreshes of a symbol a page of the model service shows.';
+
 -- The versions of rows of features_1m that refreshes have changed or deleted. A version was the row from the refresh
 -- `since` (0: from before numbers were counted) until the refresh `until`. Each feature view has such a table.
 CREATE TABLE IF NOT EXISTS feature_platform.features_1m_history (

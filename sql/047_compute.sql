@@ -219,7 +219,8 @@ CREATE OR REPLACE FUNCTION feature_platform.note_look_back(
 AS $$
 BEGIN
     EXECUTE format('SELECT feature_platform.note_bars(
-                        array_agg(a.symbol), array_agg(%I.%I(a.symbol, a.at)), array_agg(a.until), array_agg(a.until), $4)
+                        array_agg(a.symbol), array_agg(%I.%I(a.symbol, a.at)), array_agg(a.until),
+                        array_agg(a.until), $4)
                     FROM unnest($1, $2, $3) AS a (symbol, at, until)', schema, prefix || '_start')
         USING symbols, ats, untils, of_refresh;
 END

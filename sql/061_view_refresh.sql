@@ -126,7 +126,7 @@ BEGIN
             FROM known k
             WHERE NOT k.removed AND k.first_bucket <= k.at AND k.last > k.at
               AND (k.changed IS NULL OR date_bin($3, lower(k.changed), $4) > k.at)
-              -- Nothing is dirty after the newest bar: else a new mark has deleted bars there.
+              -- No change after the newest bar: there a new mark has deleted bars.
               AND coalesce(greatest(upper(k.changed), upper(k.dirty)) <= k.last + $3, true)
               AND k.at + $3 >= $5 AND k.at + $3 >= $7 AND k.last - k.at <= $8 * $3
               -- A symbol with an open bucket has one after its state at all times.

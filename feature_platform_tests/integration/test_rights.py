@@ -137,6 +137,7 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.has_new_marks": NO_ROLE,
     "feature_platform.newest_new_mark": NO_ROLE,
     "feature_platform.note_look_back": NO_ROLE,
+    "feature_platform.page_knowledge": {"refresher", "orchestrator", "reader"},
     "feature_platform.began_with_row": NO_ROLE,
     "feature_platform.has_ticks": NO_ROLE,
     "feature_platform.hazards": {"refresher", "orchestrator", "reader"},

@@ -35,32 +35,17 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
 
 -- service_page --
 -- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
--- the numbers of refreshes that count, those up to one except some (as of a time, up to a number, or all); whether that
--- time is in the future, and where no refresh was known then, since when one is; the number before which the symbol's
--- past is not kept, if any; where old versions of that time have been deleted, since when they are kept; the buckets of
--- the range that wait for a refresh (NULL: none), and the symbol's number before these; the bucket of the row after the
--- page, if there is one.
+-- which refreshes the page shows (see page_knowledge); the buckets of the range that wait for a refresh (NULL: none),
+-- and the symbol's number before these; the bucket of the row after the page, if there is one.
 WITH latest AS MATERIALIZED (
     SELECT feature_platform.number_of(%(symbol)s) AS no
 ), known AS MATERIALIZED (
-    SELECT latest.no,
-           CASE WHEN %(as_of)s::timestamptz IS NULL THEN coalesce(%(symbol_no)s::bigint, latest.no)
-                ELSE k.upto END AS upto,
-           coalesce(k.late, '{}') AS late
+    SELECT latest.*, k.*
       FROM latest
-      LEFT JOIN LATERAL feature_platform.known_at(%(as_of)s::timestamptz) AS k ON %(as_of)s::timestamptz IS NOT NULL
+     CROSS JOIN LATERAL feature_platform.page_knowledge(
+           %(symbol)s, latest.no, %(as_of)s::timestamptz, %(symbol_no)s::bigint) AS k
 )
-SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > feature_platform.clock(), false),
-       CASE WHEN known.upto IS NULL
-            THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
-                   ORDER BY r.known_by LIMIT 1) END,
-       (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
-       CASE WHEN %(as_of)s::timestamptz IS NOT NULL OR %(symbol_no)s::bigint < known.no
-            THEN (SELECT t.versions_from FROM feature_platform.retention t
-                   WHERE t.versions_from > coalesce(
-                       %(as_of)s::timestamptz,
-                       (SELECT r.known_by FROM feature_platform.refresh r WHERE r.no = %(symbol_no)s::bigint),
-                       '-infinity')) END,
+SELECT known.no, known.upto, known.late, known.is_future, known.known_from, known.floor_no, known.kept_from,
        w.waiting, w.waiting_no,
        coalesce(
            (SELECT f.bucket FROM public.features_1m f
@@ -204,24 +189,12 @@ WITH latest AS MATERIALIZED (
       FROM (VALUES (1)) AS one
       LEFT JOIN feature_platform.view_symbol s ON s.view = %(id)s AND s.symbol = %(symbol)s
 ), known AS MATERIALIZED (
-    SELECT latest.*,
-           CASE WHEN %(as_of)s::timestamptz IS NULL THEN coalesce(%(symbol_no)s::bigint, latest.no)
-                ELSE k.upto END AS upto,
-           coalesce(k.late, '{{}}') AS late
+    SELECT latest.*, k.*
       FROM latest
-      LEFT JOIN LATERAL feature_platform.known_at(%(as_of)s::timestamptz) AS k ON %(as_of)s::timestamptz IS NOT NULL
+     CROSS JOIN LATERAL feature_platform.page_knowledge(
+           %(symbol)s, latest.no, %(as_of)s::timestamptz, %(symbol_no)s::bigint) AS k
 )
-SELECT known.no, known.upto, known.late, coalesce(%(as_of)s::timestamptz > feature_platform.clock(), false),
-       CASE WHEN known.upto IS NULL
-            THEN (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by IS NOT NULL
-                   ORDER BY r.known_by LIMIT 1) END,
-       (SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s),
-       CASE WHEN %(as_of)s::timestamptz IS NOT NULL OR %(symbol_no)s::bigint < known.no
-            THEN (SELECT t.versions_from FROM feature_platform.retention t
-                   WHERE t.versions_from > coalesce(
-                       %(as_of)s::timestamptz,
-                       (SELECT r.known_by FROM feature_platform.refresh r WHERE r.no = %(symbol_no)s::bigint),
-                       '-infinity')) END,
+SELECT known.no, known.upto, known.late, known.is_future, known.known_from, known.floor_no, known.kept_from,
        known.waiting, CASE WHEN known.waiting IS NOT NULL THEN known.before_no END,
        coalesce(
            (SELECT f.bucket FROM {view} f
