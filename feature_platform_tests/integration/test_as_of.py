@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -96,6 +96,21 @@ def test_rows_after_close_are_what_a_reader_saw_then(past: Past, view: str, dela
     if delay == "2 seconds":
         absent = {row[:2] for row in stored} - {row[:2] for row in expected}
         assert absent, "some rows were not known in time"
+
+
+def test_rows_whose_time_has_not_come_are_absent(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = START + 100 * MINUTE
+    clock = f"{now.isoformat()}@{datetime.now(UTC).isoformat()}x0.001"
+    options = f"-c role=feature_platform_reader -c feature_platform.clock={clock}"
+    monkeypatch.setenv(
+        "FEATURE_PLATFORM_DATABASE_URL", make_conninfo(past.conn.info.dsn, options=options)
+    )
+    get_settings.cache_clear()
+    frame = read_features(SYMBOLS, START, AFTER, as_="arrow", as_of="10 minutes after close")
+    expected = past.known_after_close("features_1m", MINUTE, 10 * MINUTE)
+    assert rows_of(frame) == [row for row in expected if row[1] + 11 * MINUTE <= now]
 
 
 def test_several_views_and_all_forms_agree(past: Past) -> None:

@@ -149,6 +149,7 @@ SELECT {columns}
  WHERE v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end}
    AND (v.since = 0 OR v.since <= f.no OR s.known_by <= v.bucket + make_interval(secs => {seconds}))
    AND (v.until <= f.no OR u.known_by <= v.bucket + make_interval(secs => {seconds})) IS NOT TRUE
+   AND v.bucket + make_interval(secs => {seconds}) <= (SELECT feature_platform.clock())
    -- Rows of before the build of a view: knowledge_computed_after_close.
    AND (f.symbol IS NOT NULL OR v.bucket + make_interval(secs => {seconds}) >= {built_at}::timestamptz)
  ORDER BY v.symbol, v.bucket;
