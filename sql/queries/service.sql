@@ -5,7 +5,8 @@
 -- that a part of a long range reads no more rows than it has.
 SELECT set_config('statement_timeout', %(statement_timeout)s, false),
     set_config('default_transaction_read_only', 'on', false),
-       set_config('timezone', 'UTC', false), set_config('enable_bitmapscan', 'off', false);
+       set_config('timezone', 'UTC', false), set_config('enable_bitmapscan', 'off', false),
+       set_config('plan_cache_mode', 'force_generic_plan', false);
 
 -- service_log_session --
 -- Set the session that writes the log of serves: a statement timeout, and no wait for the disk.
