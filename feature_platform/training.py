@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from feature_platform._adbc import Reader
     from feature_platform.frames import Table
+    from feature_platform.lake.training import Found, Joined
 
 Events = TypeVar("Events", "pd.DataFrame", "pl.DataFrame", "pa.Table")
+Engine = Literal["database", "ray"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -74,6 +76,7 @@ def training_set(
     features: Sequence[str],
     labels: Mapping[str, Label],
     delay: str = "2 seconds",
+    engine: Engine = "database",
 ) -> Events:
     """Return the events with the features that were known then, and with labels.
 
@@ -84,15 +87,20 @@ def training_set(
         then; NaN where there is none.
     labels: the labels, by the names of their columns.
     delay: how long after the close of their bucket rows of flagged imports are known.
+    engine: "database" joins in the database. "ray" joins on the Ray cluster of RAY_ADDRESS, with
+        the rows of the lake, and gives the same values; docs/lake.md explains it.
     Returns a frame of the same form and order, with a column of float64 for each feature, named as
         in `features`, and for each label.
     Raises UserError for events without a symbol or time, or in the future, for an unknown symbol,
-    view or column, and for a view whose history was not complete at an event.
+    view or column, for a view whose history is not complete, and for events whose values are not
+    known any more.
     """
     from feature_platform._adbc import reader
     from feature_platform.frames import tables_of
 
     waits = parse_delay("delay", delay)
+    if engine not in ("database", "ray"):
+        raise UserError(f"engine is 'database' or 'ray', not {engine!r}")
     asked = _Events.of(events)
     chosen: list[tuple[str, str]] = [_split(feature) for feature in features]
     _check_names(events, [*features, *labels])
@@ -109,15 +117,21 @@ def training_set(
         for view, column in [*chosen, *(_split(label.column) for label in labels.values())]:
             tables[view].check_column(column)
         begins = None
+        known: dict[str, list[str]] = {}
+        for view, column in chosen:
+            known.setdefault(view, []).append(column)
+        needed = _needed(labels.values())
+        lake: Joined | None = None
         if len(asked):
             begins = _check(source, asked, tables.values())
             source.stream("training_settings")
-        for view in dict.fromkeys(view for view, _ in chosen):
-            columns = list(dict.fromkeys(column for of, column in chosen if of == view))
-            found = _known(source, tables[view], asked, columns, waits, begins)
+            if engine == "ray":
+                lake = _joined_on_ray(source, tables, asked, known, needed, waits)
+        for view, columns in known.items():
+            of_lake = None if lake is None else lake.known[view]
+            found = _known(source, tables[view], asked, columns, waits, begins, of_lake)
             values |= {f"{view}.{column}": array for column, array in found.items()}
-        truth = _Truth(source, tables, asked)
-        truth.read(labels.values())
+        truth = _Truth(source, tables, asked, needed, lake)
         for name, label in labels.items():
             values[name] = truth.of(label)
     joined: Events = _joined(events, {name: values[name] for name in [*features, *labels]})
@@ -200,6 +214,25 @@ class _Events:
         }
 
 
+def _joined_on_ray(
+    source: Reader,
+    tables: Mapping[str, Table],
+    events: _Events,
+    known: Mapping[str, Sequence[str]],
+    labels: Mapping[tuple[str, timedelta], Sequence[str]],
+    delay: timedelta,
+) -> Joined:
+    """Return the values that the tasks find; the database has those of the other events."""
+    from feature_platform.lake.engines import on_ray
+    from feature_platform.lake.training import join
+    from feature_platform.lake.training_tasks import LakeJoin
+
+    made = LakeJoin(source, tables, events.names, events.ids, events.us, known, labels, delay)
+    for number, joined in enumerate(on_ray(join, made.tasks())):
+        made.take(number, joined)
+    return made.joined
+
+
 def _known(
     source: Reader,
     table: Table,
@@ -207,102 +240,76 @@ def _known(
     columns: list[str],
     delay: timedelta,
     begins: datetime | None,
+    lake: Found | None,
 ) -> dict[str, Floats]:
     """Return the values of the newest known row of each event.
 
     begins: the first time of a refresh that is noted.
+    lake: the rows that were found in the lake; of events before a view was built, imported ones.
     """
-    values = _Values(len(events), columns)
-    if table.built_at is None:
-        _read_known(source, table, events, values, delay)
-        return values.of
-    early = events.us < _micro(table.built_at)
-    for which, read in ((early, _compute_known), (~early, _read_known)):
-        places = np.flatnonzero(which)
-        part = _Values(len(places), columns)
-        some = events.take(places)
-        read(source, table, some, part, delay)
-        for column, array in part.of.items():
-            values.of[column][places] = array
-        if read is _compute_known and len(part.missing):
-            _check_begin(source, table, some.take(part.missing), delay, begins)
+    values = _Values(len(events), columns, lake)
+    early = np.zeros(len(events), bool)
+    if table.built_at is not None:
+        early = events.us < _micro(table.built_at)
+    _read_known(source, table, events, values, np.flatnonzero(~early), delay)
+    which = np.flatnonzero(early)
+    if len(which):
+        _compute_known(source, table, events, values, which, delay)
+        _check_begin(source, table, events.take(values.rest(which)), delay, begins)
     return values.of
 
 
 def _read_known(
-    source: Reader, table: Table, events: _Events, values: _Values, delay: timedelta
+    source: Reader, table: Table, events: _Events, values: _Values, which: Ints, delay: timedelta
 ) -> None:
     """Read the rows of events since a view was built, from the versions of rows."""
     width = table.every // _MICROSECOND
     waits: dict[str, Composable] = {"delay": sql.Literal(delay.total_seconds())}
     for back in (timedelta(0), table.every):
         part = {**waits, "back": sql.Literal(back.total_seconds())}
-        values.fill(source, "training_known", table, events, part)
-    newest = events.us - width
-    most: Composable = sql.Literal(_NEAR)
-    for _ in range(2):
-        if len(values.rest):
-            part = {**waits, "most": most, "buckets": _array(newest[values.rest])}
-            values.fill(source, "training_known_before", table, events, part)
-        if len(values.rest) and most != SQL("ALL"):
-            rest = events.take(values.rest)
-            found = source.stream("training_newest", **rest.parts(table), **waits)
-            # Without a known row, an event has nothing to search.
-            newest = np.full(len(events), -1, np.int64)
-            newest[values.rest[found["place"].to_numpy() - 1]] = found["newest"].to_numpy()
-            nothing = values.rest[newest[values.rest] < 0]
-            values.give_up(nothing)
-            most = SQL("ALL")
+        values.read(source, "training_known", table, events, part, values.rest(which))
+    rest = values.rest(which)
+    part = {**waits, "most": sql.Literal(_NEAR), "buckets": _array(events.us[rest] - width)}
+    values.read(source, "training_known_before", table, events, part, rest)
+    rest = values.rest(which)
+    if not len(rest):
+        return
+    found = source.stream("training_newest", **events.take(rest).parts(table), **waits)
+    # Without a known row, an event has nothing to search.
+    rest = rest[found["place"].to_numpy() - 1]
+    part = {**waits, "most": SQL("ALL"), "buckets": _array(found["newest"].to_numpy())}
+    values.read(source, "training_known_before", table, events, part, rest)
 
 
 def _compute_known(
-    source: Reader, table: Table, events: _Events, values: _Values, delay: timedelta
+    source: Reader, table: Table, events: _Events, values: _Values, which: Ints, delay: timedelta
 ) -> None:
     """Read the rows of events before a view was built: computed ones, and those of imports."""
-    if not len(events):
-        return
-    every = np.arange(len(events))
     waits: dict[str, Composable] = {"delay": sql.Literal(delay.total_seconds())}
-    flagged, rows = values.read(source, "training_flagged", table, events, waits, every)
-    afters = np.full(len(events), -1, np.int64)
-    afters[flagged] = rows["bucket"].to_numpy()
-    later = np.flatnonzero(afters + 2 * (table.every // _MICROSECOND) <= events.us)
-    part = {**computed_parts(table), "afters": _array(afters[later])}
+    values.read(source, "training_flagged", table, events, waits, values.rest(which))
+    afters = values.buckets[which]
+    later = which[afters + 2 * (table.every // _MICROSECOND) <= events.us[which]]
+    part = {**computed_parts(table), "afters": _array(values.buckets[later])}
     values.read(source, "training_computed", table, events, part, later)
 
 
 class _Values:
     """The values of some columns by event, filled step by step.
 
-    of: the values by column; rest: the events without a row so far.
-    missing: the events without a row, after the last step.
+    of: the values by column; buckets: of the rows, where a query returns it, else -1.
     """
 
-    def __init__(self, count: int, columns: list[str]) -> None:
+    def __init__(self, count: int, columns: list[str], lake: Found | None = None) -> None:
         self.of = {column: np.full(count, np.nan) for column in columns}
-        self.rest: Ints = np.arange(count)
-        self._count = count
-        self._nothing: Ints = np.empty(0, np.int64)
+        self.buckets: Ints = np.full(count, -1, np.int64)
+        if lake is not None:
+            self.of = {column: lake.values[column] for column in columns}
+            self.buckets = lake.buckets
+        self._has_row = self.buckets >= 0
 
-    @property
-    def missing(self) -> Ints:
-        return np.concatenate((self.rest, self._nothing))
-
-    def give_up(self, which: Ints) -> None:
-        """Note that some events have no row."""
-        self._nothing = which
-        self._forget(which)
-
-    def fill(
-        self,
-        source: Reader,
-        query: str,
-        table: Table,
-        events: _Events,
-        parts: Mapping[str, Composable],
-    ) -> None:
-        """Read rows for the events that have none yet."""
-        self.read(source, query, table, events, parts, self.rest)
+    def rest(self, which: Ints) -> Ints:
+        """Return the events of some that have no row so far."""
+        return which[~self._has_row[which]]
 
     def read(
         self,
@@ -312,12 +319,10 @@ class _Values:
         events: _Events,
         parts: Mapping[str, Composable],
         which: Ints,
-    ) -> tuple[Ints, pa.Table]:
-        """Read rows for some of the events; return the events that have one, and the rows."""
-        import pyarrow as pa
-
+    ) -> None:
+        """Read rows for some of the events."""
         if not len(which):
-            return which, pa.table({})
+            return
         some = events.take(which)
         shown = [
             SQL("{} AS {}").format(Identifier("v", column), Identifier(f"c{number}"))
@@ -325,41 +330,55 @@ class _Values:
         ]
         columns = SQL(", ").join(shown) if shown else SQL("1 AS c0")
         found = source.stream(query, columns=columns, **{**some.parts(table), **parts})
-        places: Ints = which[found["place"].to_numpy() - 1]
+        places = which[found["place"].to_numpy() - 1]
         for number, array in enumerate(self.of.values()):
             array[places] = found[f"c{number}"].to_numpy().astype(np.float64)
-        self._forget(places)
-        return places, found
+        if "bucket" in found.column_names:
+            self.buckets[places] = found["bucket"].to_numpy()
+        self._has_row[places] = True
 
-    def _forget(self, places: Ints) -> None:
-        left = np.ones(self._count, bool)
-        left[places] = False
-        self.rest = self.rest[left[self.rest]]
+
+def _needed(labels: Collection[Label]) -> dict[tuple[str, timedelta], list[str]]:
+    """Return the stored columns that some labels need, by view and span."""
+    needed: dict[tuple[str, timedelta], list[str]] = {}
+    for label in labels:
+        view, column = _split(label.column)
+        for span in {label.span, timedelta(0)} if label.is_return else {label.span}:
+            columns = needed.setdefault((view, span), [])
+            if column not in columns:
+                columns.append(column)
+    return needed
 
 
 class _Truth:
-    """Stored values at and after the events."""
+    """Stored values at and after the events.
 
-    def __init__(self, source: Reader, tables: Mapping[str, Table], events: _Events) -> None:
+    needed: their columns, by view and span.
+    lake: the rows that were found in the lake.
+    """
+
+    def __init__(
+        self,
+        source: Reader,
+        tables: Mapping[str, Table],
+        events: _Events,
+        needed: Mapping[tuple[str, timedelta], list[str]],
+        lake: Joined | None,
+    ) -> None:
         self._source = source
-        self._tables = tables
         self._events = events
-        self._values: dict[tuple[str, timedelta], dict[str, Floats]] = {}
-
-    def read(self, labels: Collection[Label]) -> None:
-        """Read all values that some labels need, each view and span once."""
-        needed: dict[tuple[str, timedelta], list[str]] = {}
-        for label in labels:
-            view, column = _split(label.column)
-            for span in {label.span, timedelta(0)} if label.is_return else {label.span}:
-                columns = needed.setdefault((view, span), [])
-                if column not in columns:
-                    columns.append(column)
-        for (view, span), columns in needed.items():
-            self._values[view, span] = self._stored(self._tables[view], span, columns)
+        self._values = {
+            (view, span): self._stored(
+                tables[view],
+                span,
+                columns,
+                None if lake is None else lake.labels[view, span // _MICROSECOND],
+            )
+            for (view, span), columns in needed.items()
+        }
 
     def of(self, label: Label) -> Floats:
-        """Return the values of a label that was read."""
+        """Return the values of a label."""
         view, column = _split(label.column)
         later = self._values[view, label.span][column]
         if not label.is_return:
@@ -367,13 +386,16 @@ class _Truth:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(later / self._values[view, timedelta(0)][column])
 
-    def _stored(self, table: Table, span: timedelta, columns: list[str]) -> dict[str, Floats]:
+    def _stored(
+        self, table: Table, span: timedelta, columns: list[str], lake: Found | None
+    ) -> dict[str, Floats]:
         events = self._events.after(span)
-        values = _Values(len(events), columns)
+        values = _Values(len(events), columns, lake)
         if not len(events):
             return values.of
+        every = np.arange(len(events))
         for query in ("training_stored", "training_stored_before"):
-            values.fill(self._source, query, table, events, {})
+            values.read(self._source, query, table, events, {}, values.rest(every))
         found = self._source.stream("training_ends", **events.parts(table))
         ends = np.full(len(events.names) + 1, np.iinfo(np.int64).min)
         ends[found["id"].to_numpy()] = found["us"].to_numpy()
@@ -409,10 +431,11 @@ def _check_begin(
     """Raise UserError where a view has rows of events from before all knowledge of bars."""
     early = events.take(np.flatnonzero(events.us < (_FAR if begins is None else _micro(begins))))
     stored = _Values(len(early), [])
+    every = np.arange(len(early))
     for query in ("training_stored", "training_stored_before"):
-        stored.fill(source, query, table, early.after(-delay), {})
-    if len(stored.rest) < len(early):
-        at = int(np.setdiff1d(np.arange(len(early)), stored.rest)[0])
+        stored.read(source, query, table, early.after(-delay), {}, stored.rest(every))
+    if len(stored.rest(every)) < len(early):
+        at = int(np.setdiff1d(every, stored.rest(every))[0])
         when = "has not begun" if begins is None else f"begins at {begins.isoformat()}"
         raise UserError(
             f"{table.name} had no row of {early.names[early.ids[at] - 1]!r} at the event of"

@@ -17,6 +17,7 @@ pytest_plugins = (
     "feature_platform_tests.fix_engine",
     "feature_platform_tests.fix_lake",
     "feature_platform_tests.fix_plans",
+    "feature_platform_tests.fix_ray",
     "feature_platform_tests.fix_service",
     "feature_platform_tests.fix_recorder",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from feature_platform.errors import UserError, one_line
 from feature_platform.lake.tasks import Computed, Task, compute
 
 _T = TypeVar("_T")
+_Result = TypeVar("_Result")
 Engine = Literal["duckdb", "ray"]
 ADDRESS = "RAY_ADDRESS"
 # A task whose worker process or node died is computed again, so many times.
@@ -29,7 +30,7 @@ def run(engine: Engine, tasks: Sequence[Task], workers: int | None = None) -> It
     Raises UserError where the engine is not there, or has lost a worker for good.
     """
     if engine == "ray":
-        return _on_ray(tasks, workers)
+        return on_ray(compute, tasks, workers)
     workers = min(len(tasks), workers or len(os.sched_getaffinity(0)))
     # The start of a process takes longer than a small task.
     return map(compute, tasks) if workers <= 1 else _in_processes(tasks, workers)
@@ -51,9 +52,15 @@ def _in_processes(tasks: Sequence[Task], workers: int) -> Iterator[Computed]:
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(tasks: Sequence[Task], workers: int | None) -> Iterator[Computed]:
+def on_ray(
+    work: Callable[[_T], _Result], tasks: Iterable[_T], workers: int | None = None
+) -> Iterator[_Result]:
+    """Yield the results of tasks from the cluster of RAY_ADDRESS, in their order.
+
+    Raises UserError where there is no cluster, and the UserError of a task.
+    """
     with _cluster() as ray:
-        remote = ray.remote(max_retries=_RETRIES)(compute)
+        remote = ray.remote(max_retries=_RETRIES)(work)
         workers = workers or int(ray.cluster_resources().get("CPU", 1))
         submitted = (remote.remote(task) for task in tasks)
         for reference in _ahead(submitted, 2 * workers):
@@ -64,7 +71,7 @@ def _on_ray(tasks: Sequence[Task], workers: int | None) -> Iterator[Computed]:
                     raise UserError(str(error.cause)) from None
                 raise
             except ray.exceptions.RayError as error:
-                raise UserError(f"Ray lost a task of the build: {one_line(error)}") from None
+                raise UserError(f"Ray lost a task: {one_line(error)}") from None
 
 
 @contextmanager
@@ -73,13 +80,13 @@ def _cluster() -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray needs Ray: pip install 'feature_platform[ray]'") from None
+        raise UserError("the engine ray needs Ray: pip install 'feature_platform[ray]'") from None
     if ray.is_initialized():
         yield ray
         return
     address = os.environ.get(ADDRESS)
     if not address:
-        raise UserError(f"--engine ray needs a cluster: set {ADDRESS}, as in {ADDRESS}=head:6379")
+        raise UserError(f"the engine ray needs a cluster: set {ADDRESS}, as in {ADDRESS}=head:6379")
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

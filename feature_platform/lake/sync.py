@@ -136,6 +136,9 @@ class _Sync:
             if table is not None and not rebuild:
                 delta.check_owner(table, name, known.table_id)
             same = (known.location, known.view) == (uri, view)
+            if table is not None:  # one of an earlier version of the platform may lack columns
+                has = {field.name for field in table.schema().fields}
+                same &= has.issuperset(self._table.columns)
             if table is None or known.table_version is None or not same or rebuild:
                 schema = self._read((), until, until).schema
                 table = delta.create(name, known.table_id, self._table.parts, schema)

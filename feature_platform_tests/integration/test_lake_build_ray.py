@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200_000_000}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Yield a Ray cluster of two nodes on this machine."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={**_NODE, "include_dashboard": False},
-    )
-    made.add_node(**_NODE)
-    yield made
-    made.shutdown()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def test_a_build_on_ray_survives_a_killed_worker(

@@ -2,13 +2,15 @@
 
 -- ==== lake/tables.py ====
 -- lake_tables --
--- The tables that the lake mirrors: the bars without columns that change without a mark, and every served view.
+-- The tables that the lake mirrors: the bars without columns that change without a mark, and every served view with the
+-- refresh of each row.
 SELECT name, view, time, columns, every,
        EXISTS (SELECT FROM feature_platform.lake_table l WHERE l.name = t.name) AS is_synced
   FROM (SELECT 'ohlcv_1m' AS name, NULL::integer AS view, 'ts' AS time,
                '{symbol,ts,open,high,low,close,vol}'::text[] AS columns, interval '1 minute' AS every, 0 AS place
         UNION ALL
-        SELECT r.name, v.id, 'bucket', '{symbol,bucket}'::text[] || r.columns, coalesce(v.every, interval '1 minute'), 1
+        SELECT r.name, v.id, 'bucket', '{symbol,bucket}'::text[] || r.columns || '{refresh_no}',
+               coalesce(v.every, interval '1 minute'), 1
           FROM feature_platform.readable_view r
           LEFT JOIN feature_platform.feature_view v ON v.name = r.name AND v.served
          WHERE v.id IS NULL OR v.state <> 'building') AS t

@@ -168,3 +168,46 @@ SELECT g.places[k.place] AS place, {columns}
   JOIN unnest({symbols}::text[]) WITH ORDINALITY AS s (symbol, id) ON s.id = g.id
  CROSS JOIN LATERAL feature_platform.known_rows_of({view}, s.symbol, g.times, g.afters) AS k
  CROSS JOIN LATERAL (SELECT {values}) AS v;
+
+
+-- ==== lake/training_tasks.py ====
+-- Sent over ADBC, too. Times go to the tasks as microseconds since 1970.
+
+-- training_lake --
+-- The state of a table in a lake: the version of the Delta table, and until when it has the rows; none where it is not
+-- there.
+SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version
+  FROM feature_platform.lake_table l
+  LEFT JOIN feature_platform.feature_view v ON v.name = l.name AND v.served
+ WHERE l.name = $1 AND l.location = $2 AND l.view IS NOT DISTINCT FROM v.id AND l.table_version IS NOT NULL;
+
+-- training_refreshes --
+-- Since when the refreshes are known that were known before a time, in the order of their numbers.
+SELECT r.no, (extract(epoch FROM r.known_by) * 1000000)::bigint AS known_by
+  FROM feature_platform.refresh r WHERE r.known_by < {end} ORDER BY r.no;
+
+-- training_flags --
+-- The buckets of imports that are known at close: the first and the last one of each run, and the number of the newest
+-- version that the import brought.
+SELECT k.symbol, (extract(epoch FROM lower(r)) * 1000000)::bigint AS first,
+       (extract(epoch FROM upper(r) - make_interval(secs => {every})) * 1000000)::bigint AS last,
+       coalesce(k.no, 9223372036854775806) AS no
+  FROM feature_platform.known_at_close k
+ CROSS JOIN LATERAL unnest(k.minutes) AS r
+ WHERE k.view = {view} AND k.symbol = ANY ({symbols}::text[]);
+
+-- training_rows --
+-- The stored rows of some spans, each of a symbol, which the lake does not have.
+SELECT s.symbol, (extract(epoch FROM v.bucket) * 1000000)::bigint AS bucket, v.refresh_no AS since{columns}
+  FROM unnest({symbols}::text[], {lows}::bigint[], {highs}::bigint[]) AS s (symbol, low, high)
+ CROSS JOIN LATERAL (SELECT * FROM {table} AS t
+                      WHERE t.symbol = s.symbol COLLATE "C"
+                        AND t.bucket >= to_timestamp(0) + s.low * interval '1 microsecond'
+                        AND t.bucket < to_timestamp(0) + s.high * interval '1 microsecond'
+                     OFFSET 0) AS v;
+
+-- training_versions --
+-- The versions of rows of some symbols in a window that refreshes have replaced.
+SELECT v.symbol, (extract(epoch FROM v.bucket) * 1000000)::bigint AS bucket, v.since, v.until{columns}
+  FROM {versions} AS v
+ WHERE v.until IS NOT NULL AND v.symbol = ANY ({symbols}::text[]) AND v.bucket >= {start} AND v.bucket < {end};
