@@ -135,14 +135,14 @@ def write_at(
         )
 
 
-def open_table(name: str) -> DeltaTable | None:
-    """Return a table of the lake, None where there is none.
+def open_table(name: str, version: int | None = None) -> DeltaTable | None:
+    """Return a version of a table of the lake, by default the newest; None where there is none.
 
     Raises UserError for a table that this version of the platform cannot read, or that is none
     of the platform's.
     """
     uri = uri_of(name)
-    table = open_at(uri)
+    table = open_at(uri, version)
     if table is None:
         return None
     found = _DESCRIPTION.match(table.metadata().description or "")
@@ -207,6 +207,18 @@ def check_owner(table: DeltaTable, name: str, mirror: str) -> None:
         raise UserError(
             f"{uri_of(name)} is the lake of another database: choose another {PREFIX}LAKE, or"
             " replace it by `feature-platform lake sync --rebuild`"
+        )
+
+
+def check_newest_commit(table: DeltaTable, name: str) -> None:
+    """Raise UserError where another program has made the newest commit of a table."""
+    with errors(name):
+        (newest,) = table.history(1)
+    if not _is(newest, mirror_of(table)):
+        raise UserError(
+            f"{uri_of(name)}: another program changed it (version {newest['version']},"
+            f" {newest.get('operation', 'of no known kind')}): run `feature-platform lake sync`,"
+            " which undoes that"
         )
 
 

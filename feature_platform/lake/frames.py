@@ -48,7 +48,9 @@ def read_both(
     if until is None or until <= start or waiting.num_rows > _MOST_WAITING:
         return from_database(symbols, start, end)
     until = min(until, end)
-    table = _open(name)
+    # The version that belongs to the snapshot: another program may have changed the newest one.
+    table = _open(name, state["table_version"].to_pylist()[0])
+    delta.check_owner(table, name, state["table_id"].to_pylist()[0])
     pieces = read_pieces(table, delta.uri_of(name), time, symbols, start, until, columns)
     stored = [from_database(symbols, until, end)] if until < end else []
     outdated: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
@@ -81,11 +83,13 @@ def read_lake(
     columns: Sequence[str],
 ) -> pa.Table:
     """Return the rows that the lake has, sorted by symbol and time; raises UserError."""
-    return read(_open(name), delta.uri_of(name), time, symbols, *window, columns)
+    table = _open(name)
+    delta.check_newest_commit(table, name)
+    return read(table, delta.uri_of(name), time, symbols, *window, columns)
 
 
-def _open(name: str) -> DeltaTable:
-    table = delta.open_table(name)
+def _open(name: str, version: int | None = None) -> DeltaTable:
+    table = delta.open_table(name, version)
     if table is None:
         raise UserError(f"{delta.uri_of(name)} does not exist: run `feature-platform lake sync`")
     return table

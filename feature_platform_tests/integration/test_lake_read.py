@@ -62,6 +62,25 @@ def test_days_that_wait_for_a_sync_come_from_the_database(lake: Lake) -> None:
             assert not lake_rows.equals(rows)
 
 
+def test_a_change_of_another_program_is_never_read(lake: Lake) -> None:
+    lake.sync()
+    rows = read_features("A", FIRST, END, as_="arrow", source="lake")
+    lake.delta("features_1m").delete("symbol = 'A' AND n_1d < 100")
+    assert read_features("A", FIRST, END, as_="arrow").equals(rows)
+    with pytest.raises(UserError, match=r"another program changed it .*DELETE.*: run"):
+        read_features("A", FIRST, END, as_="arrow", source="lake")
+    with pytest.raises(UserError, match="is restored"):
+        lake.sync()
+    assert read_features("A", FIRST, END, as_="arrow", source="lake").equals(rows)
+
+
+def test_the_lake_of_another_database_is_never_read(lake: Lake) -> None:
+    lake.sync()
+    lake.conn.execute("UPDATE feature_platform.lake_table SET table_id = gen_random_uuid()")
+    with pytest.raises(UserError, match="is the lake of another database"):
+        read_features("A", FIRST, END)
+
+
 def test_a_lake_of_another_place_is_not_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.sync()
     monkeypatch.setenv("FEATURE_PLATFORM_LAKE", f"{lake.path}-other")

@@ -63,8 +63,8 @@ SELECT {columns}
  ORDER BY symbol, {time};
 
 -- frames_lake_until --
--- Until when a lake has the rows of a table, of the version that is served.
-SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until
+-- Until when a lake has the rows of a table, of the version that is served; in which version of which Delta table.
+SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version, l.table_id::text AS table_id
   FROM feature_platform.lake_table l
   LEFT JOIN feature_platform.feature_view v ON v.name = l.name AND v.served
  WHERE l.name = $1 AND l.location = $2 AND l.view IS NOT DISTINCT FROM v.id;
