@@ -378,12 +378,12 @@ BEGIN
         WITH change AS MATERIALIZED (
             SELECT c.bucket, min(c.known_by) AS first, max(c.known_by) AS last
             FROM unnest($2, $3) AS c (bucket, known_by) GROUP BY c.bucket
-        ), closed AS (
+        ), closed AS MATERIALIZED (
             SELECT t.place, t.time, t.after,
                    date_bin($6, (SELECT r.known_by FROM feature_platform.refresh r WHERE r.known_by <= t.time
                                  ORDER BY r.known_by DESC LIMIT 1), $7) AS ends
             FROM unnest($4, $5) WITH ORDINALITY AS t (time, after, place)
-        ), own AS (
+        ), own AS MATERIALIZED (
             SELECT c.place, c.time, c.after,
                    CASE WHEN $8 @> c.ends - $6
                         THEN (SELECT lower(r) FROM unnest($8) AS r WHERE r @> c.ends - $6) ELSE c.ends END AS ends

@@ -159,6 +159,11 @@ def _of_mirror(
     table = delta.open_at(mirror.uri, mirror.version)
     if table is None:
         raise UserError(f"{mirror.uri} is no longer there")
+    if "refresh_no" not in {field.name for field in table.schema().fields}:
+        raise UserError(
+            f"{mirror.uri}: an earlier version of the platform wrote it: run `feature-platform lake"
+            " sync`"
+        )
     end = min(view.end, mirror.until)
     names = ["symbol", "bucket", "refresh_no", *columns]
     rows = read(table, mirror.uri, "bucket", symbols, _time(view.start), _time(end), names)

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from feature_platform import training_set
+from feature_platform.errors import UserError
+from feature_platform.lake.tables import MirroredTable, mirrored_tables
 from feature_platform_tests.fix_lake import DAY, FIRST, Lake
 
 
@@ -55,3 +64,34 @@ def test_truncate_empties_the_lake(lake: Lake) -> None:
     lake.sync()
     lake.assert_equal()
     assert lake.rows("features_1m").num_rows == 0
+
+
+def test_a_table_that_lacks_a_column_is_written_again(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version of the platform wrote no numbers of refreshes."""
+
+    def earlier(*arguments: Any) -> list[MirroredTable]:
+        return [
+            replace(table, columns=[name for name in table.columns if name != "refresh_no"])
+            for table in mirrored_tables(*arguments)
+        ]
+
+    with monkeypatch.context() as before:
+        before.setattr("feature_platform.lake.sync.mirrored_tables", earlier)
+        lake.sync()
+    assert "refresh_no" not in lake.rows("features_1m").column_names
+    monkeypatch.setattr(
+        "feature_platform.lake.engines.on_ray", lambda work, tasks: map(work, tasks)
+    )
+    events = pd.DataFrame({"symbol": "A", "time": [pd.Timestamp(FIRST + DAY)]})
+    with pytest.raises(UserError, match=r"an earlier version .* run `feature-platform lake sync`"):
+        training_set(events, ["features_1m.vol"], {}, engine="ray")
+    done = lake.sync()
+    assert {name: one.rows for name, one in done.items()} == {
+        "ohlcv_1m": 0,
+        "features_1m": 3 * 4 * 1440,
+        "mean_1m": 3 * 4 * 1440,
+    }
+    assert "refresh_no" in lake.rows("features_1m").column_names
+    lake.assert_equal()
