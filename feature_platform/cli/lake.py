@@ -28,9 +28,10 @@ def sync_command(
     """Write the days that are new or have changed; a reader sees each commit whole."""
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
+    from feature_platform.cli.panics import without_panics
     from feature_platform.lake.sync import sync
 
-    with database_session() as connection:
+    with database_session() as connection, without_panics():
         for done in sync(connection, tables, rebuild=rebuild):
             until = "no rows yet" if done.until is None else f"complete until {done.until:%Y-%m-%d}"
             typer.echo(
@@ -49,6 +50,7 @@ def verify_command(
     """Compare the lake with the database, by count and checksum for each symbol and day."""
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
+    from feature_platform.cli.panics import without_panics
     from feature_platform.clock import parse_time
     from feature_platform.lake.verify import verify
 
@@ -57,7 +59,7 @@ def verify_command(
     except ValueError:
         raise UserError(f"--start {start} is not a day; write it as 2026-01-01") from None
     differ = False
-    with database_session() as connection:
+    with database_session() as connection, without_panics():
         for report in verify(connection, tables, start=first):
             typer.echo(
                 f"{report.name}: {report.rows:,} rows, {report.days:,} days of symbols compared in"
@@ -82,9 +84,10 @@ def compact_command(tables: _Tables = None) -> None:
     """Write partitions of several files as one, and delete files of old versions."""
     from feature_platform.cli import console
     from feature_platform.cli.app import database_session
+    from feature_platform.cli.panics import without_panics
     from feature_platform.lake.compact import compact
 
-    with database_session() as connection:
+    with database_session() as connection, without_panics():
         for done in compact(connection, tables):
             typer.echo(
                 f"{done.name}: {done.partitions:,} partitions written again,"

@@ -96,6 +96,7 @@ def build_command(
 ) -> None:
     """Compute the views of this file from the lake's bars, without the database."""
     from feature_platform.cli import console
+    from feature_platform.cli.panics import without_panics
     from feature_platform.lake.bars import newest_bars
     from feature_platform.lake.build import build, builds_of
     from feature_platform.views.files import load_views
@@ -103,7 +104,7 @@ def build_command(
     declared = load_views(file)
     bars = newest_bars()
     for view in declared:
-        with console.progress_bar(view.name) as progress:
+        with console.progress_bar(view.name) as progress, without_panics():
             built = build(
                 view,
                 bars,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem, SubTreeFileSystem
 
+from feature_platform.disk import DISK_FULL
 from feature_platform.errors import UserError, one_line
 from feature_platform.lake.tables import MONTH, PART
 from feature_platform.settings import PREFIX, get_settings
@@ -40,6 +43,8 @@ _DESCRIPTION = re.compile(
 _MARK = "feature_platform"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
+# The library's text of a request without an answer.
+_TIMED_OUT = "operation timed out"
 # An object store that does not answer is an error after about this time, not after minutes.
 _REMOTE = {"timeout": "20s", "connect_timeout": "5s", "max_retries": "4", "retry_timeout": "40s"}
 
@@ -102,7 +107,12 @@ def errors_at(uri: str) -> Iterator[None]:
             f"{uri}: a newer version of Delta Lake wrote it: {_text(error)}; update the platform"
         ) from None
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri}: {_text(error)}") from None
+        text = _text(error)
+        if any(os.strerror(number) in text for number in (ENOSPC, EDQUOT)):
+            text = f"{DISK_FULL}; readers see the last commit: free some space, and run it again"
+        elif _TIMED_OUT in text:
+            text = f"the object store does not answer, try again later: {text}"
+        raise UserError(f"{uri}: {text}") from None
 
 
 def _text(error: Exception) -> str:

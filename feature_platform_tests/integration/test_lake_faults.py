@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from errno import EDQUOT, ENOSPC
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,11 +22,16 @@ from botocore.exceptions import EndpointConnectionError
 from deltalake import DeltaTable
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from feature_platform import read_features
 from feature_platform.database import connect
+from feature_platform.errors import UserError
+from feature_platform.lake import delta
+from feature_platform.lake.delta import errors_at
 from feature_platform.lake.sync import sync
 from feature_platform.lake.verify import verify
 from feature_platform.settings import get_settings
 from feature_platform_tests.fix_lake import DAY, FIRST, TIMES, Lake
+from feature_platform_tests.fix_processes import PATIENCE
 
 SYNC = [sys.executable, "-m", "feature_platform.cli.app", "lake", "sync"]
 LONGEST = 120
@@ -74,15 +80,52 @@ def test_a_full_disk_is_one_line_and_the_next_sync_mends_it(lake: Lake) -> None:
 
     failed = run_sync(preexec_fn=limit)
     assert failed.returncode == 2, failed.stderr
-    # A thread of the library may have printed lines of its own before.
-    last = failed.stderr.splitlines()[-1]
-    assert last.startswith("feature-platform: ")
-    assert "File too large" in last
+    # Threads of the library panic as well.
+    assert failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith("feature-platform: ")
+    assert "File too large" in failed.stderr
     for name in TIMES:
         assert_whole_days(lake, name)
     done = run_sync()
     assert done.returncode == 0, done.stderr
     lake.assert_equal()
+
+
+@pytest.mark.parametrize("number", [ENOSPC, EDQUOT])
+def test_the_error_of_a_full_disk_names_the_remedy(number: int) -> None:
+    with (
+        pytest.raises(UserError, match=r"x: the disk is full; .* free some space, and"),
+        errors_at("x"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_panics_are_dropped_only_where_an_error_has_the_reason() -> None:
+    """Other text of native code is printed, and an unknown error keeps the panic."""
+    script = """
+import os, sys
+from feature_platform.cli.panics import without_panics
+from feature_platform.errors import UserError
+PANIC = "\\nthread 'worker' (7) panicked at a.rs:1:2:\\nAlready shut down\\nnote: run with more\\n"
+try:
+    with without_panics():
+        os.write(2, f"first\\n{PANIC}last\\n".encode())
+        print("at once", file=sys.stderr)
+        raise {}("x")
+except {}:
+    print("end", file=sys.stderr)
+"""
+    shown = {
+        error: subprocess.run(
+            [sys.executable, "-c", script.replace("{}", error)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stderr
+        for error in ("UserError", "ValueError")
+    }
+    assert shown["UserError"] == "at once\nfirst\nlast\nend\n"
+    assert "panicked at a.rs" in shown["ValueError"]
 
 
 def test_two_syncs_at_once_give_one_lake(lake: Lake, database: str) -> None:
@@ -167,6 +210,51 @@ def test_an_object_store_that_fails_is_one_line_and_the_next_sync_mends_it(
     monkeypatch.setenv("AWS_ENDPOINT_URL", good)
     done = run_sync()
     assert done.returncode == 0, done.stderr
+    for report in verify(bucket.conn):
+        assert report.equal
+        assert report.days == 3 * 4
+
+
+# A server that keeps each connection, and ends its answer too early.
+STALLING = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+kept = []
+while True:
+    kept.append(server.accept()[0])
+    kept[-1].recv(65536)
+    kept[-1].sendall(sys.argv[1].encode())
+"""
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n<"], ids=["nothing", "a part"]
+)
+def test_an_object_store_that_stalls_is_an_error_in_time_and_the_next_sync_mends_it(
+    bucket: Lake, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    good = os.environ["AWS_ENDPOINT_URL"]
+    bucket.sync(until=FIRST + DAY)
+    script = [sys.executable, "-c", STALLING, answer]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with monkeypatch.context() as shorter:
+            # In production 20 s for a request, and 40 s with its retries.
+            shorter.setitem(delta._REMOTE, "timeout", "2s")
+            shorter.setitem(delta._REMOTE, "retry_timeout", "4s")
+            began = time.monotonic()
+            with pytest.raises(UserError, match="the object store does not answer") as caught:
+                bucket.sync()
+            with pytest.raises(UserError, match="the object store does not answer"):
+                read_features("A", FIRST, FIRST + DAY, source="lake")
+        server.kill()
+    assert time.monotonic() - began < PATIENCE
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", good)
+    bucket.sync()
     for report in verify(bucket.conn):
         assert report.equal
         assert report.days == 3 * 4
