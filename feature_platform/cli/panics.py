@@ -22,8 +22,8 @@ def without_panics() -> Iterator[None]:
     After an error of a full disk, each writer thread of the Delta library panics as well. All other
     text appears when the body ends; that of Python appears at once.
     """
-    python = sys.stderr
-    if python is None or python is not sys.__stderr__:  # nested, or in a test
+    python = sys.__stderr__
+    if python is None or sys.stderr is not python:  # nested, or in a test
         yield
         return
     python.flush()
