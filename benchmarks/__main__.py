@@ -31,6 +31,7 @@ from benchmarks import (
     read_year,
     rest_backfill,
     serve_latest,
+    ten_thousand,
     ticks,
     training_set,
     verify_rows,
@@ -61,7 +62,10 @@ BENCHMARKS: Mapping[str, Callable[[Workbench], Result]] = {
     "ticks": ticks.run,
     "rest_backfill": rest_backfill.run,
     "idle": idle.run,
+    "ten_thousand": ten_thousand.run,
 }
+# At full size they take more than an hour, and run only by name.
+LONG = {"ten_thousand"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,15 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _server() as server:
         url = server.url("postgres")
         _print_machine(describe(url))
-        for name in options.only or BENCHMARKS:
+        for name in options.only or _by_default(options.scale):
             machine = describe(url)
-            found[name] = _run(name, Workbench(url, options.scale, lambda what: print(f"  {what}")))
+            bench = Workbench(url, options.scale, _show, options.keep)
+            found[name] = _run(name, bench)
             if output is not None:
                 keep(output, name, options.scale, machine, found[name])
     if output == RESULTS:
         write_report(BENCHMARKS)
     print()
     print(text_table([ratio for result in found.values() for ratio in result.ratios]))
+
+
+def _by_default(scale: float) -> list[str]:
+    return [name for name in BENCHMARKS if scale < 1 or name not in LONG]
+
+
+def _show(what: str) -> None:
+    print(f"  {what}", flush=True)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -96,6 +109,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="where the JSON files go; by default to benchmarks/results at scale 1, else nowhere",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="where `ten_thousand` keeps its database, which the next run continues",
     )
     parser.add_argument(
         "--report",

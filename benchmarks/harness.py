@@ -79,14 +79,20 @@ class Workbench:
 
     url: a superuser's URL of any database on the server.
     scale: the size of the benchmarks; 1 is full size.
+    keep: the directory for databases that a later run continues; None: there are none.
     """
 
     def __init__(
-        self, url: str, scale: float = 1.0, show: Callable[[str], None] = lambda _: None
+        self,
+        url: str,
+        scale: float = 1.0,
+        show: Callable[[str], None] = lambda _: None,
+        keep: Path | None = None,
     ) -> None:
         self.url = url
         self.scale = scale
         self.show = show
+        self.keep = keep
 
     def scaled(self, number: int, at_least: int = 1) -> int:
         """Return `number` at this workbench's scale."""

@@ -13,7 +13,7 @@ CREATE FUNCTION benchmark.noise(symbol integer, minute bigint, seed bigint) RETU
 
 CREATE FUNCTION benchmark.symbol_name(symbol integer) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 'SYM' || lpad(symbol::text, 4, '0') || '/USDT';
+    RETURN 'SYM' || lpad(symbol::text, greatest(4, length(symbol::text)), '0') || '/USDT';
 
 CREATE FUNCTION benchmark.moment(minute bigint) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -589,3 +589,70 @@ VACUUM (ANALYZE) public.features_1m, feature_platform.features_1m_history, featu
 -- Let the rows of the view count as known from the close of their buckets, and the view as built before its rows.
 WITH built AS (UPDATE feature_platform.feature_view SET built_at = benchmark.moment(0) WHERE id = 1)
 UPDATE feature_views.v1_rows SET refresh_no = 0;
+
+
+-- ==== ten_thousand.py ====
+
+-- generators --
+-- Whether the database has the functions that generate bars.
+SELECT count(*) FROM pg_namespace WHERE nspname = 'benchmark';
+
+-- load_live_history --
+-- Store one bar of each symbol in each of these steps, in the order of time. The minutes of symbols differ inside a step;
+-- symbols share the values of a hundred, because generating them takes longer than storing them.
+WITH pattern AS MATERIALIZED (
+    SELECT p.number, step.number AS step, b.*
+      FROM generate_series(0, 99) AS p (number)
+     CROSS JOIN generate_series(%(first)s::bigint, %(last)s) AS step (number)
+     CROSS JOIN LATERAL benchmark.bar(p.number, step.number * %(step)s::bigint) AS b
+)
+INSERT INTO public.ohlcv_1m (symbol, ts, open, high, low, close, vol)
+SELECT benchmark.symbol_name(s.symbol), benchmark.moment(m.minute), p.open, p.high, p.low, p.close, p.vol
+  FROM generate_series(1, %(symbols)s::integer) AS s (symbol)
+  JOIN pattern p ON p.number = s.symbol %% 100
+ CROSS JOIN LATERAL (SELECT p.step * %(step)s::bigint + s.symbol * 7 %% %(step)s::bigint) AS m (minute)
+ ORDER BY m.minute, s.symbol
+    ON CONFLICT (symbol, ts) DO NOTHING;
+
+-- newest_live_minute --
+-- The number of the newest minute with features, -1 without any.
+SELECT coalesce(extract(epoch FROM (SELECT max(bucket) FROM public.features_1m) - benchmark.moment(0))::bigint / 60, -1);
+
+-- bars_of_minute --
+-- The bars of some symbols in one minute, for a writer.
+SELECT benchmark.symbol_name(s.symbol), (extract(epoch FROM benchmark.moment(%(minute)s)) * 1000000)::bigint, b.*
+  FROM unnest(%(symbols)s::integer[]) AS s (symbol)
+ CROSS JOIN LATERAL benchmark.bar(s.symbol, %(minute)s) AS b;
+
+-- known_rows_of_minute --
+-- The rows of one minute, and since when each is known, in seconds since 1970.
+SELECT f.symbol, extract(epoch FROM r.known_by)::double precision
+  FROM public.features_1m f LEFT JOIN feature_platform.refresh r ON r.no = f.refresh_no
+ WHERE f.bucket = %(bucket)s;
+
+-- any_mark --
+-- Whether any due row waits for a refresh.
+SELECT count(*) FROM (SELECT FROM feature_platform.dirty_log WHERE lower(buckets) < feature_platform.due_until() LIMIT 1) AS mark;
+
+-- live_minutes --
+-- How many feature rows the live minutes have.
+SELECT count(*) FROM public.features_1m WHERE bucket BETWEEN %(first)s AND %(last)s;
+
+-- worker_session_pid --
+-- The process of the worker's session.
+SELECT pid FROM feature_platform.runner WHERE runner = 'worker';
+
+-- live_counters --
+-- Counters and sizes of the server, in bytes; `log` is the log of transactions, `written` all that it gave to the disks.
+SELECT pg_current_wal_insert_lsn() - '0/0' AS log, (SELECT sum(i.write_bytes + coalesce(i.extend_bytes, 0)) FROM pg_stat_io i) AS written,
+       w.wal_fpi AS "full pages in the log", c.num_timed AS "checkpoints by time", c.num_requested AS "checkpoints by size",
+       pg_table_size('public.ohlcv_1m') AS "bars, rows", pg_indexes_size('public.ohlcv_1m') AS "bars, indexes",
+       pg_table_size('public.features_1m') AS "features, rows", pg_indexes_size('public.features_1m') AS "features, indexes",
+       pg_database_size(current_database()) AS "all"
+  FROM pg_stat_wal w, pg_stat_checkpointer c;
+
+-- live_tables --
+-- Dead rows and runs of autovacuum of the tables that a live minute changes.
+SELECT relname AS name, n_dead_tup AS dead, autovacuum_count AS vacuums
+  FROM pg_stat_user_tables
+ WHERE relname IN ('ohlcv_1m', 'features_1m', 'dirty_log', 'symbol_state', 'features_1m_state', 'heartbeat', 'symbol_number');

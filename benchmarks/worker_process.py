@@ -21,10 +21,11 @@ def running_worker(bench: Workbench, connection: Connection) -> Iterator[psutil.
     """Run a worker on a database while the body runs."""
     environment = {**os.environ, "FEATURE_PLATFORM_DATABASE_URL": bench.url_of(connection)}
     command = (sys.executable, "-m", "feature_platform.cli.app", "worker")
+    before = value(connection, "ended_runs")
     with psutil.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + PATIENCE
-            while not value(connection, "ended_runs"):
+            while value(connection, "ended_runs") <= before:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise WrongResultError("the worker does not run")
                 time.sleep(0.05)
