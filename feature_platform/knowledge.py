@@ -26,6 +26,7 @@ _UNITS = {
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
 }
+_LONGEST = timedelta(days=36525)
 _DELAY = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})s?\s*")
 _AFTER_CLOSE = re.compile(r"(?P<delay>.*\S)\s+after\s+close\s*", re.DOTALL)
 
@@ -111,10 +112,10 @@ def parse_delay(name: str, text: str) -> timedelta:
             f"{name}, {text!r}, is not a delay; write a number of {', '.join(_UNITS)}s, such as"
             " '2 seconds'"
         )
-    try:
-        return float(match[1]) * _UNITS[match[2]]
-    except OverflowError:
-        raise UserError(f"{name}, {text!r}, is longer than all history") from None
+    amount, unit = float(match[1]), _UNITS[match[2]]
+    if amount > _LONGEST / unit:
+        raise UserError(f"{name}, {text!r}, is longer than all history")
+    return amount * unit
 
 
 def parse_as_of(as_of: datetime | str) -> AsOf:

@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FAR = np.iinfo(np.int64).max
+_MOST = (datetime(9000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 # The versions that are read back from an event before a search of all rows.
 _NEAR = 16
@@ -101,6 +102,7 @@ def training_set(
     waits = parse_delay("delay", delay)
     if engine not in ("database", "ray"):
         raise UserError(f"engine is 'database' or 'ray', not {engine!r}")
+    _check_forms(events, features, labels)
     asked = _Events.of(events)
     chosen: list[tuple[str, str]] = [_split(feature) for feature in features]
     _check_names(events, [*features, *labels])
@@ -181,6 +183,8 @@ class _Events:
             raise UserError(f"the symbols of events are {found}, not texts") from None
         # Parts of a microsecond are cut off, which is never later than the event.
         us = table["time"].cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
+        if table.num_rows:
+            _check_years(*pc.min_max(us).as_py().values())
         names = pc.unique(symbols)
         ids = pc.index_in(symbols, names).to_numpy().astype(np.int64) + 1
         return cls(names.to_pylist(), ids, us.to_numpy())
@@ -450,6 +454,31 @@ def _split(column: str) -> tuple[str, str]:
     if not (view and dot and name):
         raise UserError(f"{column!r} is not a column; write it as 'features_1m.volume_z'")
     return view, name
+
+
+def _check_forms(events: Any, features: Any, labels: Any) -> None:
+    """Raise UserError for arguments of another kind."""
+    if not (hasattr(events, "columns") or hasattr(events, "column_names")):
+        raise UserError(
+            f"events is a {type(events).__name__}, not a frame of pandas, polars or Arrow"
+        )
+    if isinstance(features, str) or not isinstance(features, Sequence):
+        raise UserError(f"features is {features!r}; give a list such as ['features_1m.volume_z']")
+    if not isinstance(labels, Mapping):
+        raise UserError(f"labels is {labels!r}; give a dict, {{}} for none")
+    for name, label in labels.items():
+        if not isinstance(label, Label):
+            raise UserError(
+                f"the label {name!r} is {label!r}; write it as forward_return('15 minutes') or"
+                " forward('features_1m.vol', '1 hour')"
+            )
+
+
+def _check_years(first: int, last: int) -> None:
+    """Raise UserError for events that are in no year of bars, in microseconds since 1970."""
+    for us in (first, last):
+        if not 0 <= us <= _MOST:
+            raise UserError(f"an event, {us // 1_000_000:,} s after 1970, is in no year of bars")
 
 
 def _check_names(events: Any, names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -239,6 +239,12 @@ def test_bars_that_are_known_only_later_change_no_feature(
         ({"labels": {"symbol": forward_return("1 minute")}}, "the column 'symbol' twice"),
         ({"labels": {"y": forward("features_1m.x", "1 minute")}}, "features_1m has no column 'x'"),
         ({"features": []}, "neither features nor labels are given"),
+        ({"features": "features_1m.vol"}, "give a list such as ['features_1m.volume_z']"),
+        ({"labels": {"y": "15 minutes"}}, "write it as forward_return('15 minutes')"),
+        ({"labels": None}, "labels is None; give a dict"),
+        ({"events": [("A", START)]}, "events is a list, not a frame"),
+        ({"times": [datetime(1, 1, 1, tzinfo=UTC)]}, "is in no year of bars"),
+        ({"delay": "99999999 days"}, "is longer than all history"),
         ({"delay": "soon"}, "delay, 'soon', is not a delay"),
     ],
     ids=str,
