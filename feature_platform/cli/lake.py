@@ -46,6 +46,10 @@ def verify_command(
     start: Annotated[
         str | None, typer.Option(help="The first day, such as 2026-01-01; by default the oldest.")
     ] = None,
+    nightly: Annotated[
+        bool,
+        typer.Option("--nightly", help="Compare only young files, and a thirtieth of all others."),
+    ] = False,
 ) -> None:
     """Compare the lake with the database, by count and checksum for each symbol and day."""
     from feature_platform.cli import console
@@ -60,7 +64,7 @@ def verify_command(
         raise UserError(f"--start {start} is not a day; write it as 2026-01-01") from None
     differ = False
     with database_session() as connection, without_panics():
-        for report in verify(connection, tables, start=first):
+        for report in verify(connection, tables, start=first, nightly=nightly):
             typer.echo(
                 f"{report.name}: {report.rows:,} rows, {report.days:,} days of symbols compared in"
                 f" {console.duration(report.duration)}, {report.pending:,} wait for a sync,"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from errno import EDQUOT, ENOSPC
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem, SubTreeFileSys
 
 from feature_platform.disk import DISK_FULL
 from feature_platform.errors import UserError, one_line
-from feature_platform.lake.tables import MONTH, PART
+from feature_platform.lake.tables import DAY, MONTH, PART
 from feature_platform.settings import PREFIX, get_settings
 
 try:
@@ -307,6 +308,36 @@ def files(
     if parts is not None:
         found = found.filter(pc.is_in(found["part"], pa.array(list(parts), found["part"].type)))
     return [File(**one) for one in found.sort_by("month").to_pylist()]
+
+
+def recently_written(
+    table: DeltaTable, uri: str, time: str, age: timedelta
+) -> dict[tuple[str, int], tuple[datetime, datetime] | None]:
+    """Return the days of the files that are at most so much older than a table's newest one.
+
+    They are given by partition: the start of the first day and the end of the last one, None where
+    a file does not note its times.
+    """
+    with errors_at(uri):
+        added = pa.table(table.get_add_actions(flatten=True))
+    names = [f"partition.{MONTH}", f"partition.{PART}", "modification_time"]
+    names += [name for name in (f"min.{time}", f"max.{time}") if name in added.column_names]
+    spans: dict[tuple[str, int], tuple[datetime, datetime] | None] = {}
+    rows = [tuple(row.values()) for row in added.select(names).to_pylist()]
+    oldest = max((row[2] for row in rows), default=0) - age // timedelta(milliseconds=1)
+    for month, part, written, *times in rows:
+        if written < oldest:
+            continue
+        known = spans.get((month, part), ())
+        if len(times) < 2 or None in times or known is None:
+            spans[month, part] = None
+            continue
+        first, last = (
+            moment.replace(hour=0, minute=0, second=0, microsecond=0) for moment in times
+        )
+        days = [first, last + DAY, *known]
+        spans[month, part] = min(days), max(days)
+    return spans
 
 
 def filesystem(uri: str, of_table: Sequence[File]) -> FileSystem:

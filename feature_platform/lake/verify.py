@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import psycopg
 from psycopg.sql import SQL, Identifier
@@ -28,9 +30,17 @@ from feature_platform.lake.tables import (
     months_between,
 )
 from feature_platform.queries import queries
+from feature_platform.settings import get_settings
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+
+# The age of files whose days every night compares, and the nights that compare all others.
+_YOUNG = timedelta(days=2)
+_NIGHTS = 30
+
+Span = tuple[datetime, datetime]
+Chosen = Callable[[str, int], list[Span]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,12 @@ def verify(
     *,
     start: datetime | None = None,
     end: datetime | None = None,
+    nightly: bool = False,
 ) -> Iterator[LakeReport]:
     """Compare the rows with start <= day < end of all tables, or some; by default all rows.
 
+    nightly: of these, only the days of files that are younger than two days, and one thirtieth of
+        the partitions, each night another one: thirty nights compare all of them.
     The next sync writes each day that differs again.
     Raises UserError for a lake that cannot be read.
     """
@@ -86,7 +99,7 @@ def verify(
             if not table.is_synced:
                 continue
             began = time.monotonic()
-            report = _verify(connection, source, table, start, end)
+            report = _verify(connection, source, table, start, end, nightly=nightly)
             report.duration = timedelta(seconds=time.monotonic() - began)
             yield report
 
@@ -97,6 +110,8 @@ def _verify(
     table: MirroredTable,
     start: datetime | None,
     end: datetime | None,
+    *,
+    nightly: bool,
 ) -> LakeReport:
     report = LakeReport(table.name)
     with state.locked(connection, table.name) as known:
@@ -110,16 +125,49 @@ def _verify(
         return report
     begin = max(filter(None, (min(starts), start)))
     until = min(filter(None, (known.mirrored_until, end)))
+    chosen = _tonight(table, delta_table) if nightly else _whole
     for month in months_between(begin, until):
-        span = Days(max(begin, month_start(month)), min(until, month_end(month)), symbols)
-        for days in commits_of(table, span):
-            _compare(connection, source, table, delta_table, days, report)
+        spans: dict[tuple[datetime, datetime], list[str]] = defaultdict(list)
+        for symbol in symbols:
+            for first, last in chosen(month, table.part_of(symbol)):
+                span = max(begin, first), min(until, last)
+                if span[0] < span[1]:
+                    spans[span].append(symbol)
+        for (first, last), of_span in sorted(spans.items()):
+            for days in commits_of(table, Days(first, last, tuple(of_span))):
+                _compare(connection, source, table, delta_table, days, report)
     if report.days:
         _sample(connection, table, delta_table, symbols, until, report)
     if report.differences:
         found = [(one.symbol, one.day) for one in report.differences]
         state.record(connection, table.name, found)
     return report
+
+
+def _whole(month: str, _: int) -> list[Span]:
+    """Return the span of a partition."""
+    return [(month_start(month), month_end(month))]
+
+
+def _tonight(table: MirroredTable, delta_table: DeltaTable) -> Chosen:
+    """Return the choice of the spans of each partition that this night compares."""
+    written = delta.recently_written(delta_table, delta.uri_of(table.name), table.time, _YOUNG)
+    night = get_settings().clock.now().toordinal()
+
+    def chosen(month: str, part: int) -> list[Span]:
+        if has_turn(month, part, night):
+            return _whole(month, part)
+        if (month, part) not in written:
+            return []
+        span = written[month, part]
+        return _whole(month, part) if span is None else [span]
+
+    return chosen
+
+
+def has_turn(month: str, part: int, night: int) -> bool:
+    """Return whether a partition is compared in a night, which has the number of its day."""
+    return (crc32(f"{month} {part}".encode()) + night) % _NIGHTS == 0
 
 
 def _compare(

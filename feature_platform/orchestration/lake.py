@@ -84,13 +84,13 @@ def _synced(
 
 
 def _compared(
-    connection: psycopg.Connection[Any], name: str
+    connection: psycopg.Connection[Any], name: str, *, nightly: bool = False
 ) -> tuple[bool, str, dict[str, dg.MetadataValue[Any] | Any]]:
     """Compare a table with the database; return the result, in words and as metadata."""
     from feature_platform.lake.verify import verify
 
     try:
-        reports = list(verify(connection, [name]))
+        reports = list(verify(connection, [name], nightly=nightly))
     except UserError as error:
         return False, str(error), {}
     if not reports:
@@ -158,7 +158,7 @@ def keep_lake(context: dg.OpExecutionContext, database: DatabaseResource) -> Non
             context.log_event(
                 dg.AssetMaterialization(f"lake_{name}", partition=yesterday, metadata=shown)
             )
-            passed, text, found = _compared(connection, name)
+            passed, text, found = _compared(connection, name, nightly=True)
             # Without a partition: Dagster stores at most one such event for each partition.
             context.instance.report_runless_asset_event(
                 dg.AssetCheckEvaluation(

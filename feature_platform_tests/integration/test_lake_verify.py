@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ from feature_platform.errors import UserError
 from feature_platform.lake.checksum import sums_of
 from feature_platform.lake.compact import compact
 from feature_platform.lake.status import lake_status
-from feature_platform.lake.verify import verify
+from feature_platform.lake.verify import has_turn, verify
 from feature_platform_tests.fix_lake import DAY, FIRST, MEAN, SYMBOLS, TIMES, Lake
 
 
@@ -48,6 +50,49 @@ def test_a_value_that_changed_without_a_record_is_found_and_mended(lake: Lake) -
     assert (found.symbol, found.day, found.rows_in_lake) == ("A", FIRST + DAY, 1440)
     lake.sync()
     lake.assert_equal()
+
+
+def test_a_nightly_verify_compares_young_files_and_those_whose_turn_it_is(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.sync(until=FIRST + 3 * DAY)
+    for log in lake.path.rglob("_delta_log/*.json"):
+        log.write_text(re.sub(r'("modificationTime":)(\d+)', older, log.read_text()))
+    lake.sync()
+    lake.conn.execute("ALTER TABLE features_1m DISABLE TRIGGER USER")
+    lake.conn.execute(
+        "UPDATE features_1m SET vol = vol + 1 WHERE symbol = 'A' AND bucket = ANY (%s)",
+        [[FIRST + DAY, FIRST + 3 * DAY]],
+    )
+
+    def found() -> tuple[int, list[datetime]]:
+        (report,) = verify(lake.conn, ["features_1m"], nightly=True)
+        return report.days, [one.day for one in report.differences]
+
+    with monkeypatch.context() as never:
+        never.setattr("feature_platform.lake.verify._NIGHTS", 1 << 62)
+        assert found() == (3, [FIRST + 3 * DAY])
+    monkeypatch.setattr("feature_platform.lake.verify._NIGHTS", 1)
+    days, different = found()
+    assert days == 3 * 4
+    # The first difference waits for a sync now.
+    assert different == [FIRST + DAY]
+    lake.sync()
+    lake.assert_equal()
+
+
+def older(found: re.Match[str]) -> str:
+    """Return a time of the log, three days earlier."""
+    return f"{found[1]}{int(found[2]) - 3 * 86_400_000}"
+
+
+def test_each_partition_has_its_turn_in_thirty_nights() -> None:
+    for month in ("2024-12", "2025-01"):
+        for part in range(64):
+            nights = [night for night in range(739_000, 739_030) if has_turn(month, part, night)]
+            assert len(nights) == 1
+    turns = [sum(has_turn("2025-01", part, night) for part in range(64)) for night in range(30)]
+    assert max(turns) <= 8
 
 
 def test_a_lost_file_is_found_and_mended(lake: Lake) -> None:
