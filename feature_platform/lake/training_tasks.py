@@ -165,7 +165,8 @@ class LakeJoin:
         us = self._us[places]
         low, high = int(us.min()), int(us.max())
         # A day allows for clocks that were set back.
-        kept = (self._known_by >= low - _BEFORE - _DAY) & (self._known_by <= high)
+        first = min(_first(view, low) for view in self._views) - _DAY
+        kept = (self._known_by >= first) & (self._known_by <= high)
         return TrainingTask(
             symbols,
             ids.astype(np.int64),
@@ -178,7 +179,7 @@ class LakeJoin:
 
     def _rows(self, view: _View, symbols: tuple[str, ...], low: int, high: int) -> ViewRows:
         table = view.table
-        start = low - _BEFORE - 2 * view.every
+        start = _first(view, low)
         end = high + max(view.labels, default=0) + 1
         until = start if view.mirror is None else max(start, view.mirror.until)
         outdated = [
@@ -225,6 +226,11 @@ class LakeJoin:
             start=sql.Literal(_time(start)),
             end=sql.Literal(_time(end)),
         )
+
+
+def _first(view: _View, low: int) -> int:
+    """Return the first bucket that is read for events from a time on."""
+    return low - _BEFORE - 2 * view.every
 
 
 def _empty(count: int, columns: Sequence[str]) -> Found:

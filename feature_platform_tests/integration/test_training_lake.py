@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -16,6 +18,7 @@ from feature_platform import forward, forward_return, training_set
 from feature_platform.errors import UserError
 from feature_platform.importer import import_bars
 from feature_platform.lake.sync import sync
+from feature_platform.lake.training import Joined, TrainingTask, join
 from feature_platform.settings import get_settings
 from feature_platform.tables import FEATURES
 from feature_platform.views import catalog
@@ -166,8 +169,25 @@ def test_ray_needs_an_address_and_a_lake(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_cluster_gives_the_values_of_the_database(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'feature_platform[ray]'")
     monkeypatch.setenv("RAY_ADDRESS", request.getfixturevalue("cluster").address)
     assert_same(events_of(2000, 2))
+    killed = tmp_path / "killed"
+    monkeypatch.setattr("feature_platform.lake.training.join", dies_once(killed))
+    assert_same(events_of(2000, 2))
+    assert killed.exists()
+
+
+def dies_once(flag: Path) -> Callable[[TrainingTask], Joined]:
+    """Return a `join` that kills the first worker process that has symbol B."""
+
+    def join_or_die(task: TrainingTask) -> Joined:
+        found = join(task)
+        if "B" in task.symbols and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    return join_or_die
