@@ -306,8 +306,9 @@ BEGIN
     LOOP
         RETURN QUERY SELECT p.* FROM feature_platform.plain_rows_as_of(
             v, of_symbol, feature_platform.view_from(v, part.lo), feature_platform.view_from(v, part.hi),
-            feature_platform.number_at(of_symbol, start, after_last,
-                                       feature_platform.view_from(v, part.hi) + delay)) AS p
+            feature_platform.number_at(
+                of_symbol, greatest(start, feature_platform.bars_needed_from(v, part.lo)),
+                feature_platform.view_from(v, part.hi), feature_platform.view_from(v, part.hi) + delay)) AS p
         WHERE feature_platform.is_refreshed(p.bucket + v.every, delay);
     END LOOP;
 END
