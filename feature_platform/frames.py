@@ -426,7 +426,7 @@ def _rows(
         from feature_platform.lake.frames import read_both, read_lake
 
         if place == "lake":
-            rows = read_lake(table.name, table.time, names, window, columns)
+            rows = read_lake(source, table.name, table.time, names, window, columns)
         else:
             rows = read_both(source, table.name, table.time, names, window, columns, stored)
     else:

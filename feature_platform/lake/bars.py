@@ -80,4 +80,5 @@ def newest_bars() -> LakeBars:
     table = delta.open_table(_TABLE)
     if table is None:
         raise UserError(f"{delta.location()} has no bars yet: `feature-platform lake sync`")
+    delta.check_newest_commit(table, _TABLE)
     return LakeBars(delta.uri_of(_TABLE), table.version(), delta.parts_of(table))

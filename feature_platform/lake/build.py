@@ -113,6 +113,8 @@ def build(
     complete = max(-(-(one.last + 1) // DAY) * DAY for one in spans)
     low = 0 if start is None else _micro(start)
     high = complete if end is None else min(complete, _micro(end))
+    if not any(max(one.first, low) < min(one.last + 1, high) for one in chosen):
+        raise UserError("the lake has no bars of these symbols between --start and --end")
     built = Built(uri, symbols=len(chosen))
     began = time.monotonic()
     tasks = list(tasks_of(view, bars, chosen, low, high))

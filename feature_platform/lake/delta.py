@@ -42,6 +42,7 @@ _DESCRIPTION = re.compile(
     r"(, parts (?P<parts>\d+), mirror (?P<mirror>\S+))?"
 )
 _MARK = "feature_platform"
+_RESTORED = "feature_platform.restored"  # the mirror and the version that a commit restores
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # The library's text of a request without an answer.
@@ -126,7 +127,15 @@ def open_at(uri: str, version: int | None = None) -> DeltaTable | None:
     with errors_at(uri):
         if not DeltaTable.is_deltatable(uri, storage_options(uri)):
             return None
-        return DeltaTable(uri, version, storage_options=storage_options(uri))
+        try:
+            return DeltaTable(uri, version, storage_options=storage_options(uri))
+        except DeltaError as error:
+            if version is None:
+                raise
+            raise UserError(
+                f"{uri} does not have version {version} ({_text(error)}): run `feature-platform"
+                " lake sync`"
+            ) from None
 
 
 def write_at(
@@ -182,9 +191,9 @@ def create(name: str, mirror: str, parts: int, schema: pa.Schema) -> DeltaTable:
     schema: of the rows, with the columns of the partitions.
     """
     uri = uri_of(name)
-    if not is_remote(uri):
-        Path(uri).mkdir(parents=True, exist_ok=True)
     with errors(name):
+        if not is_remote(uri):
+            Path(uri).mkdir(parents=True, exist_ok=True)
         return DeltaTable.create(
             uri,
             schema,
@@ -233,28 +242,36 @@ def check_newest_commit(table: DeltaTable, name: str) -> None:
         )
 
 
-def undo_foreign_commits(table: DeltaTable, name: str, since: int) -> None:
-    """Undo the commits of other programs after a version, and raise UserError if there are some.
+def undo_later_commits(table: DeltaTable, name: str, since: int) -> None:
+    """Undo the commits after a version, and raise UserError if another program made some of them.
 
-    A commit of the platform after it is one of a sync that died; it is repeated.
+    Those of the platform are of a sync that died, or of a database that has lost its newest
+    transactions. Raises UserError for a table that does not have the version.
     """
     mirror = mirror_of(table)
+    if table.version() < since:
+        raise UserError(
+            f"{uri_of(name)} is older than the database: it has version {table.version()}, the"
+            f" database knows {since}; `feature-platform lake sync --rebuild` writes it again"
+        )
     with errors(name):
         commits = table.history(table.version() - since) if table.version() > since else []
         # Newest first. An earlier call has undone the commits before its restoration.
-        later = takewhile(
-            lambda one: not (_is(one, mirror) and one["operation"] == "RESTORE"), commits
-        )
-        foreign = [commit for commit in later if not _is(commit, mirror)]
-        if not foreign:
+        later = list(takewhile(lambda one: one.get(_RESTORED) != f"{mirror} {since}", commits))
+        if not later:
             return
-        table.restore(since, commit_properties=_ours(mirror))
-    newest = foreign[0]
-    raise UserError(
-        f"{uri_of(name)}: another program changed it (version {newest['version']},"
-        f" {newest.get('operation', 'of no known kind')}); version {since} is restored: run the"
-        " sync again"
-    )
+        properties = CommitProperties(
+            custom_metadata={_MARK: mirror, _RESTORED: f"{mirror} {since}"}
+        )
+        table.restore(since, commit_properties=properties)
+        table.update_incremental()
+    foreign = [commit for commit in later if not _is(commit, mirror)]
+    if foreign:
+        raise UserError(
+            f"{uri_of(name)}: another program changed it (version {foreign[0]['version']},"
+            f" {foreign[0].get('operation', 'of no known kind')}); version {since} is restored:"
+            " run the sync again"
+        )
 
 
 def open_own(name: str, mirror: str, version: int | None) -> DeltaTable:
@@ -266,7 +283,7 @@ def open_own(name: str, mirror: str, version: int | None) -> DeltaTable:
     if table is None or version is None:
         raise UserError(f"{uri_of(name)} does not exist: run `feature-platform lake sync`")
     check_owner(table, name, mirror)
-    undo_foreign_commits(table, name, version)
+    undo_later_commits(table, name, version)
     return table
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -41,16 +41,13 @@ def read_both(
     The caller has frozen the database's snapshot, so that both parts fit each other.
     """
     start, end = window
-    place = one(delta.uri_of(name), pa.string())
-    state = source.fetch("frames_lake_until", one(name, pa.string()), place)
-    until = state["mirrored_until"].to_pylist()[0] if state.num_rows else None
+    known = _known(source, name)
+    until = None if known is None else known["mirrored_until"]
     waiting = source.fetch("frames_lake_waiting", one(name, pa.string()), one(symbols, TEXTS))
-    if until is None or until <= start or waiting.num_rows > _MOST_WAITING:
+    if known is None or until is None or until <= start or waiting.num_rows > _MOST_WAITING:
         return from_database(symbols, start, end)
     until = min(until, end)
-    # The version that belongs to the snapshot: another program may have changed the newest one.
-    table = _open(name, state["table_version"].to_pylist()[0])
-    delta.check_owner(table, name, state["table_id"].to_pylist()[0])
+    table = _open(name, known)
     pieces = read_pieces(table, delta.uri_of(name), time, symbols, start, until, columns)
     stored = [from_database(symbols, until, end)] if until < end else []
     outdated: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
@@ -76,6 +73,7 @@ def _without(piece: Piece, spans: Sequence[tuple[datetime, datetime]]) -> list[P
 
 
 def read_lake(
+    source: Reader,
     name: str,
     time: str,
     symbols: Sequence[str],
@@ -83,15 +81,30 @@ def read_lake(
     columns: Sequence[str],
 ) -> pa.Table:
     """Return the rows that the lake has, sorted by symbol and time; raises UserError."""
-    table = _open(name)
-    delta.check_newest_commit(table, name)
-    return read(table, delta.uri_of(name), time, symbols, *window, columns)
+    return read(
+        _open(name, _known(source, name)), delta.uri_of(name), time, symbols, *window, columns
+    )
 
 
-def _open(name: str, version: int | None = None) -> DeltaTable:
-    table = delta.open_table(name, version)
+def _known(source: Reader, name: str) -> dict[str, Any] | None:
+    """Return what the database knows of a table of this lake."""
+    place = one(delta.uri_of(name), pa.string())
+    found = source.fetch("frames_lake_until", one(name, pa.string()), place).to_pylist()
+    return found[0] if found else None
+
+
+def _open(name: str, known: Mapping[str, Any] | None) -> DeltaTable:
+    """Return the version of a table that the database has written.
+
+    Another program may have changed the newest one, or a sync may be at work.
+    """
+    table = delta.open_table(name, None if known is None else known["table_version"])
     if table is None:
         raise UserError(f"{delta.uri_of(name)} does not exist: run `feature-platform lake sync`")
+    if known is None:
+        delta.check_newest_commit(table, name)
+    else:
+        delta.check_owner(table, name, known["table_id"])
     return table
 
 

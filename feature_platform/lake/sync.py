@@ -144,7 +144,7 @@ class _Sync:
                 table = delta.create(name, known.table_id, self._table.parts, schema)
                 state.restart(self._connection, name, uri, view, table.version())
             else:
-                delta.undo_foreign_commits(table, name, known.table_version)
+                delta.undo_later_commits(table, name, known.table_version)
 
     def _write_new_days(self, until: datetime) -> None:
         """Write the rows from `mirrored_until` on, month by month."""

@@ -137,7 +137,8 @@ def _verify(
             for days in commits_of(table, Days(first, last, tuple(of_span))):
                 _compare(connection, source, table, delta_table, days, report)
     if report.days:
-        _sample(connection, table, delta_table, symbols, until, report)
+        day = until - DAY * random.randint(1, max(1, min(28, (until - begin) // DAY)))
+        _sample(connection, table, delta_table, random.choice(symbols), day, report)
     if report.differences:
         found = [(one.symbol, one.day) for one in report.differences]
         state.record(connection, table.name, found)
@@ -206,13 +207,11 @@ def _sample(
     connection: psycopg.Connection[Any],
     table: MirroredTable,
     delta_table: DeltaTable,
-    symbols: tuple[str, ...],
-    until: datetime,
+    symbol: str,
+    day: datetime,
     report: LakeReport,
 ) -> None:
     """Compare one day of one symbol row by row, over another path than the checksums."""
-    symbol = random.choice(symbols)
-    day = until - DAY * random.randint(1, 28)
     mirrored = read(
         delta_table, delta.uri_of(table.name), table.time, [symbol], day, day + DAY, table.columns
     )

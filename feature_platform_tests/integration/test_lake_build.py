@@ -201,6 +201,15 @@ def test_a_build_of_another_declaration_is_rejected(lake: Lake) -> None:
     check_builds([VIEW], directory)
 
 
+def test_a_build_of_no_bars_leaves_the_last_build(lake: Lake) -> None:
+    lake.sync()
+    build_of(lake, VIEW)
+    for start, end in ((FIRST + DAY, FIRST), (FIRST + 99 * DAY, None), (None, FIRST)):
+        with pytest.raises(UserError, match="the lake has no bars of these symbols between"):
+            build_of(lake, VIEW, start=start, end=end)
+    check_builds([VIEW], str(lake.path / "_builds"))
+
+
 def test_an_aggregate_of_the_database_is_rejected(lake: Lake) -> None:
     lake.sync()
     own = FeatureView("own", "1 minute", {"x": aggregate("public.mine", bar.close, "9 minutes")})

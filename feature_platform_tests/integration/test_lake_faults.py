@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from deltalake import DeltaTable
@@ -126,6 +129,51 @@ except {}:
     }
     assert shown["UserError"] == "at once\nfirst\nlast\nend\n"
     assert "panicked at a.rs" in shown["ValueError"]
+
+
+def test_an_older_copy_of_the_lake_is_rejected_until_it_is_written_again(lake: Lake) -> None:
+    lake.sync()
+    shutil.copytree(lake.path, lake.path.with_name("copy"))
+    lake.correct("A", FIRST + DAY)
+    lake.sync()
+    shutil.rmtree(lake.path)
+    lake.path.with_name("copy").rename(lake.path)
+    with pytest.raises(UserError, match=r"does not have version \d+ .*: run .*lake sync"):
+        read_features("A", FIRST, FIRST + 9 * DAY, as_="arrow")
+    with pytest.raises(UserError, match=r"is older than the database: .* --rebuild"):
+        lake.sync()
+    lake.sync(rebuild=True)
+    lake.assert_equal()
+
+
+def test_commits_that_the_database_does_not_know_are_undone(lake: Lake) -> None:
+    """A database from a backup, or after a fail-over, has lost its newest transactions."""
+    lake.sync()
+    for symbol in ("A", "B"):
+        table = delta.open_table("features_1m")
+        assert table is not None
+        rows = table.to_pyarrow_table(filters=[("symbol", "=", symbol)])
+        wrong = rows.set_column(
+            rows.column_names.index("vol"), "vol", pa.array(np.full(rows.num_rows, 77.0))
+        )
+        delta.replace(table, "features_1m", wrong, f"symbol = '{symbol}'")
+        sources: tuple[Any, ...] = ("lake", None)
+        for source in sources:
+            found = read_features(symbol, FIRST, FIRST + 9 * DAY, source=source)
+            stored = read_features(symbol, FIRST, FIRST + 9 * DAY, source="database")
+            assert found.equals(stored)
+        lake.correct("it's", FIRST + 2 * DAY)
+        lake.sync()
+        lake.assert_equal()
+
+
+def test_a_place_that_cannot_be_a_lake_is_one_line(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_LAKE", "/etc/passwd")
+    get_settings.cache_clear()
+    with pytest.raises(UserError, match=r"/etc/passwd/ohlcv_1m: .*Not a directory"):
+        lake.sync()
 
 
 def test_two_syncs_at_once_give_one_lake(lake: Lake, database: str) -> None:

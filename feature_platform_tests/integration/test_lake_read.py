@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pyarrow as pa
@@ -18,6 +18,7 @@ from feature_platform.settings import get_settings
 from feature_platform_tests.fix_lake import DAY, FIRST, SYMBOLS, Lake
 
 END = FIRST + 10 * DAY
+MINUTE = timedelta(minutes=1)
 
 
 def test_the_newest_days_come_from_the_database(lake: Lake) -> None:
@@ -67,11 +68,36 @@ def test_a_change_of_another_program_is_never_read(lake: Lake) -> None:
     rows = read_features("A", FIRST, END, as_="arrow", source="lake")
     lake.delta("features_1m").delete("symbol = 'A' AND n_1d < 100")
     assert read_features("A", FIRST, END, as_="arrow").equals(rows)
-    with pytest.raises(UserError, match=r"another program changed it .*DELETE.*: run"):
-        read_features("A", FIRST, END, as_="arrow", source="lake")
+    assert read_features("A", FIRST, END, as_="arrow", source="lake").equals(rows)
     with pytest.raises(UserError, match="is restored"):
         lake.sync()
     assert read_features("A", FIRST, END, as_="arrow", source="lake").equals(rows)
+
+
+def test_a_lake_that_the_database_does_not_know_has_no_change_of_another_program(
+    lake: Lake,
+) -> None:
+    lake.sync()
+    lake.conn.execute("DELETE FROM feature_platform.lake_table")
+    rows = read_features("A", FIRST, END, as_="arrow", source="lake")
+    assert rows.num_rows == 4 * 1440
+    lake.delta("features_1m").delete("symbol = 'A' AND n_1d < 100")
+    with pytest.raises(UserError, match=r"another program changed it .*DELETE.*: run"):
+        read_features("A", FIRST, END, as_="arrow", source="lake")
+
+
+def test_a_day_that_waits_for_two_changes_is_read_once(lake: Lake) -> None:
+    lake.sync()
+    for minute in (10, 700):
+        lake.correct("A", FIRST + 2 * DAY + minute * MINUTE, close=9.25)
+    lake.conn.execute(
+        "UPDATE ohlcv_1m SET close = 9.75 WHERE symbol = 'A' AND ts = %s", [FIRST + 2 * DAY]
+    )
+    for view in ("features_1m", "mean_1m"):
+        rows = read_features("A", FIRST, END, view=view, as_="arrow", source="database")
+        assert read_features("A", FIRST, END, view=view, as_="arrow").equals(rows)
+    bars = read_bars("A", FIRST, END, as_="arrow", source="database")
+    assert read_bars("A", FIRST, END, as_="arrow").equals(bars)
 
 
 def test_the_lake_of_another_database_is_never_read(lake: Lake) -> None:

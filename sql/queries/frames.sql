@@ -72,8 +72,9 @@ SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version,
 -- frames_lake_waiting --
 -- The days of some symbols whose rows in the lake may differ.
 SELECT w.symbol, lower(r) AS first, upper(r) AS after
-  FROM feature_platform.lake_waiting w CROSS JOIN LATERAL unnest(w.days) AS r
- WHERE w.name = $1 AND w.symbol = ANY ($2::text[]);
+  FROM (SELECT w.symbol, range_agg(w.days) AS days FROM feature_platform.lake_waiting w
+         WHERE w.name = $1 AND w.symbol = ANY ($2::text[]) GROUP BY w.symbol) AS w
+ CROSS JOIN LATERAL unnest(w.days) AS r;
 
 -- frames_views --
 -- Every table of features that can be read, with its columns and the relation of all versions of its rows; features_1m
