@@ -344,7 +344,7 @@ DECLARE
     reached tstzmultirange;
     changed_buckets timestamptz[];  -- the changes: the bucket of each, and since when it is known
     changed_known timestamptz[];
-    found record;                   -- the times whose row is stored, and the others
+    found record;                   -- the times whose row is stored, and the others; `ends` are after their rows
     part record;
     number bigint;
 BEGIN
@@ -410,7 +410,7 @@ BEGIN
                array_agg(j.bucket) FILTER (WHERE NOT j.is_late AND j.bucket IS NOT NULL) AS buckets,
                array_agg(j.place ORDER BY j.place) FILTER (WHERE j.is_late) AS late_places,
                array_agg(j.time ORDER BY j.place) FILTER (WHERE j.is_late) AS late_times,
-               array_agg(j.ends ORDER BY j.place) FILTER (WHERE j.is_late) AS late_ends,
+               array_agg(j.until ORDER BY j.place) FILTER (WHERE j.is_late) AS late_ends,
                array_agg(j.after ORDER BY j.place) FILTER (WHERE j.is_late) AS late_afters
         FROM judged j', 'v' || v.id || '_rows')
         INTO found
@@ -424,11 +424,12 @@ BEGIN
 
     FOR part IN
         WITH given AS MATERIALIZED (
-            SELECT array_agg(t ORDER BY t) AS times FROM unnest(found.late_times) AS t
+            SELECT array_agg(e.time ORDER BY e.time) AS times, array_agg(e.ends ORDER BY e.time) AS ends
+            FROM unnest(found.late_times, found.late_ends) AS e (time, ends)
         ), change AS MATERIALIZED (
             SELECT array_agg(DISTINCT c.known_by ORDER BY c.known_by) AS times
             FROM unnest(changed_buckets, changed_known) AS c (bucket, known_by) CROSS JOIN given g
-            WHERE width_bucket(c.known_by - tick, g.times) > width_bucket(c.bucket + v.every - tick, g.times)
+            WHERE width_bucket(c.known_by - tick, g.times) > width_bucket(c.bucket, g.ends)
         ), event AS (
             SELECT e.*, width_bucket(e.time, c.times) AS step
             FROM unnest(found.late_places, found.late_times, found.late_ends, found.late_afters)
