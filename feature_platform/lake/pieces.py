@@ -59,14 +59,16 @@ class Piece:
 def pieces_of(
     rows: pa.Table, time: str, columns: Sequence[str], symbol: str | None = None
 ) -> Iterator[Piece]:
-    """Yield the pieces of a table, in its order; without one `symbol`, its column tells them.
+    """Yield the pieces of a table, in its order.
 
+    symbol: of all rows, in a table without that column.
     columns: of the pieces.
     """
     if not rows.num_rows:
         return
     times = rows[time].cast(_TIME).to_numpy().view(np.int64)
-    starts = np.diff(times, prepend=np.iinfo(np.int64).max) <= 0
+    starts = np.ones(len(times), bool)
+    starts[1:] = times[1:] <= times[:-1]
     names: list[str] = [symbol] if symbol is not None else []
     codes = np.zeros(1, np.int8)
     if symbol is None:

@@ -80,6 +80,11 @@ def test_a_piece_is_cut_at_times() -> None:
     assert [part.times.tolist() for part in piece.outside(0, 9)] == []
 
 
+def test_times_before_1970_are_times() -> None:
+    rows = table_of([("a", time) for time in range(-(10**15), -(10**15) + 5)])
+    assert joined(pieces([rows], SCHEMA.names), SCHEMA).equals(rows)
+
+
 def test_no_rows_have_the_columns() -> None:
     assert joined([], SCHEMA).schema == SCHEMA
     assert list(pieces_of(SCHEMA.empty_table(), "ts", ["x"])) == []
