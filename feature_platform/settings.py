@@ -244,10 +244,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _is_a_directory(cls, home: Path) -> Path:
-        try:
-            absolute = Path.cwd() / home.expanduser()
-        except RuntimeError:
-            raise ValueError(f"{home} names a user that this system does not know") from None
+        absolute = _absolute(home)
         if absolute.exists() and not absolute.is_dir():
             raise ValueError(f"{absolute} is not a directory")
         return absolute
@@ -255,7 +252,13 @@ class Settings(BaseSettings):
     @field_validator("lake")
     @classmethod
     def _is_absolute(cls, lake: str | None) -> str | None:
-        return lake if lake is None or "://" in lake else str(Path.cwd() / Path(lake).expanduser())
+        if lake is None or "://" in lake:
+            return lake
+        absolute = str(_absolute(Path(lake)))
+        if escape := re.search("%[0-9A-Fa-f]{2}", absolute):
+            # The library of the lake reads it as another character, in some of its calls.
+            raise ValueError(f"{absolute} has {escape[0]} in its name: choose another directory")
+        return absolute
 
     @field_validator("symbols", mode="before")
     @classmethod
@@ -338,6 +341,14 @@ def get_settings() -> Settings:
         variable = PREFIX + str(first["loc"][0] if first["loc"] else "symbols").upper()
         reason = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{variable}: {reason}") from None
+
+
+def _absolute(path: Path) -> Path:
+    """Return an absolute path; raises ValueError for the home of an unknown user."""
+    try:
+        return Path.cwd() / path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} names a user that this system does not know") from None
 
 
 def _url_entries(urls: str | None) -> list[tuple[str, str]]:

@@ -56,6 +56,26 @@ def test_empty_values_mean_the_default(tmp_path: Path, monkeypatch: pytest.Monke
     assert get_settings() == Settings(database_url=None, home=tmp_path / ".feature_platform")
 
 
+@pytest.mark.parametrize("setting", ["HOME", "LAKE"])
+def test_the_home_of_an_unknown_user_is_an_error(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FEATURE_PLATFORM_{setting}", "~no-such-user/data")
+    with pytest.raises(UserError, match=f"{setting}: ~no-such-user/data names a user that this"):
+        get_settings()
+
+
+def test_a_lake_that_its_library_reads_as_another_directory_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_LAKE", "/data/my%20lake")
+    with pytest.raises(UserError, match="LAKE: /data/my%20lake has %20 in its name: choose"):
+        get_settings()
+    get_settings.cache_clear()
+    monkeypatch.setenv("FEATURE_PLATFORM_LAKE", "/data/my lake, 50%")
+    assert get_settings().lake == "/data/my lake, 50%"
+
+
 @pytest.mark.parametrize(
     "url",
     [
