@@ -1,7 +1,6 @@
 -- The rows of a feature view as they would have been known before the view was built: computed from the bars as they
 -- were. Rows of later times are in the view's table of versions, and so are those of imports that are known at close.
--- A row is known from the first refresh of any symbol
--- after the close of its bucket on.
+-- A row is known from the first refresh of any symbol after the close of its bucket on.
 
 -- The changes of a symbol's bars with lo <= ts < hi: of each the refresh that brought it, and since when it is known.
 -- Changes from before numbers were counted have been known at all times. `infinity`: the time is not noted yet.
