@@ -284,7 +284,7 @@ def latest(
         if rest := _absent(wanted, rows):
             older = newest(rest, ever)
             if names is not None and (unknown := _absent(rest, older)):
-                raise _unknown(source, table, unknown)
+                raise _unknown(table, unknown, _known_symbols(source, table))
             rows = pa.concat_tables([rows, older]).sort_by("symbol")
     return to_form(_as_float64(rows, wanted_columns), ["symbol"])
 
@@ -336,7 +336,7 @@ def _read_views(
         source.freeze()  # all views as of one moment
         tables = tables_of(source, views)
         if as_of is not None:
-            check_knowledge(source, as_of, tables, window)
+            check_knowledge(source, as_of, tables, names, window)
         known = [column for table in tables for column in table.columns]
         wanted = {
             table.name: {
@@ -419,8 +419,13 @@ def _rows(
             source.stream(query, columns=_columns(columns, "v"), **of_window, **parts)
             for query, parts in as_of.statements(source, table)
         ]
+        if table.built_at is None:
+            return pa.concat_tables(found)
+        # Computed rows have doubles in all columns.
+        no_window = {**of_window, "end": of_window["start"]}
+        no_rows = source.stream("frames_read", columns=_columns(columns), **no_window, **names_of)
         keys = [(name, "ascending") for name in ("symbol", table.time) if name in columns]
-        return found[0] if len(found) == 1 else pa.concat_tables(found).sort_by(keys)
+        return pa.concat_tables([rows.cast(no_rows.schema) for rows in found]).sort_by(keys)
 
     if as_of is None and _uses_lake(place):
         from feature_platform.lake.frames import read_both, read_lake
@@ -437,7 +442,10 @@ def _rows(
             found = source.fetch("frames_without_rows", one(empty, TEXTS), since=since, **names_of)
             empty = found["symbol"].to_pylist()
     if empty:
-        raise _unknown(source, table, empty)
+        known = _known_symbols(source, table)
+        # No bucket of a feature view may have closed yet.
+        if unknown := [name for name in empty if name not in known]:
+            raise _unknown(table, unknown, known)
     return rows
 
 
@@ -498,13 +506,18 @@ def check_ever(source: Reader, table: Table, names: Sequence[str]) -> None:
     from feature_platform._adbc import TEXTS, one
 
     if unknown := source.fetch("frames_unknown", one(names, TEXTS))["symbol"].to_pylist():
-        raise _unknown(source, table, unknown)
+        raise _unknown(table, unknown, _known_symbols(source, table))
 
 
-def _unknown(source: Reader, table: Table, unknown: Sequence[str]) -> UserError:
-    """Return the error for symbols without rows, with the nearest names."""
+def _known_symbols(source: Reader, table: Table) -> list[str]:
+    """Return the symbols that a table has rows of; of a feature view those that have bars."""
     view = Identifier("feature_platform", table.known)
-    known = source.stream("frames_known", view=view)["symbol"].to_pylist()
+    symbols: list[str] = source.stream("frames_known", view=view)["symbol"].to_pylist()
+    return symbols
+
+
+def _unknown(table: Table, unknown: Sequence[str], known: Sequence[str]) -> UserError:
+    """Return the error for symbols without rows, with the nearest names."""
     if not known:
         return UserError(f"there are no {table.rows} yet; `feature-platform status` lists all")
     shown = ", ".join(f"{name!r}{near_names(name, known)}" for name in unknown)

@@ -129,13 +129,19 @@ def parse_as_of(as_of: datetime | str) -> AsOf:
 
 
 def check_knowledge(
-    source: Reader, as_of: AsOf, tables: Sequence[Versioned], window: tuple[datetime, datetime]
+    source: Reader,
+    as_of: AsOf,
+    tables: Sequence[Versioned],
+    symbols: Sequence[str],
+    window: tuple[datetime, datetime],
 ) -> None:
     """Raise UserError where rows as they were known cannot be read."""
     check_built(tables)
     if isinstance(as_of, AtTime):
         limits = check_kept(source, "as_of", as_of.moment)
         _check_moment(as_of.moment, limits)
+        for symbol, since in forgotten(source, symbols, as_of.moment).items():
+            raise forgotten_error(f"as_of, {as_of.moment.isoformat()},", symbol, since)
         return
     check_kept(source, "as_of of the first bucket", window[0])
 
@@ -160,6 +166,20 @@ def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:
             f" {limits['kept_from'].isoformat()} (`versions` of the retention)"
         )
     return dict(limits)
+
+
+def forgotten(source: Reader, symbols: Sequence[str], moment: datetime) -> dict[str, datetime]:
+    """Return when symbols were forgotten, of those for which it was after a time."""
+    parts = {"symbols": sql.Literal(list(symbols)), "moment": sql.Literal(moment)}
+    found = source.stream("knowledge_forgotten", **parts).to_pydict()
+    return dict(zip(found["symbol"], found["forgotten_at"], strict=True))
+
+
+def forgotten_error(shown: str, symbol: str, since: datetime) -> UserError:
+    """Return the error for a time before a symbol was forgotten."""
+    return UserError(
+        f"{shown} is too early for {symbol!r}: its rows were forgotten at {since.isoformat()}"
+    )
 
 
 def _check_moment(moment: datetime, limits: dict[str, Any]) -> None:

@@ -16,7 +16,14 @@ from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier
 
 from feature_platform.errors import UserError
-from feature_platform.knowledge import check_built, check_kept, computed_parts, parse_delay
+from feature_platform.knowledge import (
+    check_built,
+    check_kept,
+    computed_parts,
+    forgotten,
+    forgotten_error,
+    parse_delay,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +120,7 @@ def training_set(
             "neither features nor labels are given; give features such as ['features_1m.volume_z']"
         )
     values: dict[str, Floats] = {}
+    gone = np.zeros(0, np.int64)
     with reader() as source:
         source.freeze()
         tables = {table.name: table for table in tables_of(source, list(wanted))}
@@ -126,12 +134,13 @@ def training_set(
         lake: Joined | None = None
         if len(asked):
             begins = _check(source, asked, tables.values())
+            gone = _forgotten(source, asked)
             source.stream("training_settings")
             if engine == "ray":
                 lake = _joined_on_ray(source, tables, asked, known, needed, waits)
         for view, columns in known.items():
             of_lake = None if lake is None else lake.known[view]
-            found = _known(source, tables[view], asked, columns, waits, begins, of_lake)
+            found = _known(source, tables[view], asked, columns, waits, begins, gone, of_lake)
             values |= {f"{view}.{column}": array for column, array in found.items()}
         truth = _Truth(source, tables, asked, needed, lake)
         for name, label in labels.items():
@@ -244,11 +253,13 @@ def _known(
     columns: list[str],
     delay: timedelta,
     begins: datetime | None,
+    gone: Ints,
     lake: Found | None,
 ) -> dict[str, Floats]:
     """Return the values of the newest known row of each event.
 
     begins: the first time of a refresh that is noted.
+    gone: when the symbol of each event was forgotten, else 0.
     lake: the rows that were found in the lake; of events before a view was built, imported ones.
     """
     values = _Values(len(events), columns, lake)
@@ -260,6 +271,9 @@ def _known(
     if len(which):
         _compute_known(source, table, events, values, which, delay)
         _check_begin(source, table, events.take(values.rest(which)), delay, begins)
+    for event in values.rest(np.flatnonzero(events.us < gone))[:1]:
+        shown = f"an event, at {_time(int(events.us[event])).isoformat()},"
+        raise forgotten_error(shown, events.names[events.ids[event] - 1], _time(int(gone[event])))
     return values.of
 
 
@@ -427,6 +441,13 @@ def _check(source: Reader, events: _Events, tables: Collection[Table]) -> dateti
         )
     begins: datetime | None = limits["begins"]
     return begins
+
+
+def _forgotten(source: Reader, events: _Events) -> Ints:
+    """Return when the symbol of each event was forgotten, in microseconds since 1970, else 0."""
+    since = forgotten(source, events.names, _EPOCH)
+    of_symbol = [_micro(since[name]) if name in since else 0 for name in events.names]
+    return np.array(of_symbol, np.int64)[events.ids - 1]
 
 
 def _check_begin(

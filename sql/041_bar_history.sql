@@ -34,9 +34,11 @@ COMMENT ON TABLE feature_platform.bar_refresh IS 'The refreshes that took the ma
 
 -- The number of each symbol below which nothing can be answered: TRUNCATE keeps no versions.
 CREATE TABLE IF NOT EXISTS feature_platform.knowledge_floor (
-    symbol text COLLATE "C" NOT NULL CONSTRAINT knowledge_floor_pkey PRIMARY KEY,
-    no     bigint           NOT NULL
+    symbol       text COLLATE "C" NOT NULL CONSTRAINT knowledge_floor_pkey PRIMARY KEY,
+    no           bigint           NOT NULL,
+    forgotten_at timestamptz      -- when the symbol was forgotten, with all versions of its rows
 );
+ALTER TABLE feature_platform.knowledge_floor ADD COLUMN IF NOT EXISTS forgotten_at timestamptz;
 COMMENT ON TABLE feature_platform.knowledge_floor IS
     'The number of a symbol below which its past is not known any more.';
 

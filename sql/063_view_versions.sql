@@ -144,7 +144,10 @@ BEGIN
     SELECT * INTO v FROM feature_platform.feature_view w
     WHERE w.state IN ('building', 'waiting')
       AND coalesce(w.tried_at, '-infinity') < clock_timestamp() - interval '5 seconds'
-      AND NOT EXISTS (SELECT FROM feature_platform.view_symbol s WHERE s.view = w.id AND s.building)
+      AND NOT EXISTS (
+          SELECT FROM feature_platform.view_symbol s
+          WHERE s.view = w.id AND s.building      -- of a new symbol, no bucket may have closed yet
+            AND s.dirty && tstzrange(NULL, feature_platform.view_due(w.every, w.origin)))
     ORDER BY w.id LIMIT 1
     FOR UPDATE SKIP LOCKED;     -- a locked version is being served or dropped
     IF NOT FOUND THEN

@@ -21,9 +21,10 @@ BEGIN
     DELETE FROM feature_platform.bar_known WHERE symbol = forgotten;
     DELETE FROM feature_platform.served WHERE symbol = forgotten;
     -- A service may still log rows that it has served.
-    INSERT INTO feature_platform.knowledge_floor AS f (symbol, no)
-    SELECT forgotten, coalesce(max(r.no), 0) + 1 FROM feature_platform.refresh r
-    ON CONFLICT ON CONSTRAINT knowledge_floor_pkey DO UPDATE SET no = excluded.no;
+    INSERT INTO feature_platform.knowledge_floor AS f (symbol, no, forgotten_at)
+    SELECT forgotten, coalesce(max(r.no), 0) + 1, feature_platform.clock() FROM feature_platform.refresh r
+    ON CONFLICT ON CONSTRAINT knowledge_floor_pkey DO UPDATE
+    SET no = excluded.no, forgotten_at = excluded.forgotten_at;
     PERFORM feature_platform.forget_view_rows(forgotten);
     PERFORM feature_platform.record_lake_symbol(forgotten);
     DELETE FROM public.ohlcv_1m_gaps WHERE symbol = forgotten;

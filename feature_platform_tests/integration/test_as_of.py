@@ -18,7 +18,7 @@ from feature_platform import read_features, training_set
 from feature_platform._adbc import text_of
 from feature_platform.errors import UserError
 from feature_platform.settings import get_settings
-from feature_platform.views import catalog
+from feature_platform.views import FeatureView, bar, catalog, count
 from feature_platform_tests.fix_database import Databases
 from feature_platform_tests.fix_knowledge import (
     MINUTE,
@@ -180,6 +180,70 @@ def test_nothing_is_known_before_the_first_refresh(
         )
     with pytest.raises(UserError, match="before the first refresh: nothing is known yet"):
         read_features("A", START, AFTER, as_of=START)
+
+
+def test_a_time_before_a_symbol_was_forgotten_is_an_error(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        catalog.apply(conn, [SHORT])
+        for symbol in SYMBOLS:
+            for minute in range(20):
+                past.write(symbol, minute)
+        past.refresh(START + 20 * MINUTE)
+        past.set_clock(START + 30 * MINUTE)
+        conn.execute("SELECT feature_platform.forget_symbol('A')")
+        for minute in range(20):
+            past.write("A", minute)
+        past.refresh(START + 31 * MINUTE)
+    error = "is too early for 'A': its rows were forgotten at 2026-03-01T00:30"
+    early = START + 25 * MINUTE
+    for view in ("features_1m", SHORT.name):
+        with pytest.raises(UserError, match=error):
+            read_features("A", START, AFTER, view=view, as_of=early)
+        assert len(read_features("B", START, AFTER, view=view, as_of=early)) == 20
+        later = early + 10 * MINUTE
+        assert len(read_features("A", START, AFTER, view=view, as_of=later)) == 20
+        events = pd.DataFrame({"symbol": ["B", "A"], "time": [early, later]})
+        column = f"{view}.{'vol' if view == 'features_1m' else 'ema_3m'}"
+        assert not training_set(events, [column], {})[column].isna().any()
+        with pytest.raises(UserError, match=error):
+            training_set(events.assign(time=early), [column], {})
+
+
+def test_views_of_counts_and_of_days_without_a_bucket_can_be_read(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    counts = FeatureView("counts", "1 minute", {"n_5m": count(bar.close, "5 minutes")})
+    days = FeatureView("days", "1 day", {"close": bar.close})
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        for minute in range(1500):
+            past.write("A", minute)
+        past.write("B", 1490)
+        past.refresh(START + 1500 * MINUTE)
+        catalog.apply(conn, [counts, days])  # no day of B has closed
+        past.refresh(START + 1501 * MINUTE)
+        past.write("A", 1501)
+        past.refresh(START + 1502 * MINUTE)
+    end = START + timedelta(days=2)
+    now = START + 1502 * MINUTE + SECOND
+    stored = read_features("A", START, end, view="counts", as_="arrow")
+    for as_of in ("10 minutes after close", START + 1501 * MINUTE, now):
+        found = read_features("A", START, end, view="counts", as_="arrow", as_of=as_of)
+        assert found.schema == stored.schema
+    assert len(read_features("B", START, end, view="days")) == 0
+    assert len(read_features(["A", "B"], START, end, view="days")) == 1
+    assert len(read_features(["A", "B"], START, end, view="days", as_of=now)) == 1
+    with pytest.raises(UserError, match="there are no rows in days of 'AA'"):
+        read_features("AA", START, end, view="days")
 
 
 def test_versions_of_rows_are_kept_for_their_time(

@@ -112,6 +112,13 @@ SELECT f.*
 SELECT (SELECT min(r.known_by) FROM feature_platform.refresh r) AS begins,
        (SELECT t.versions_from FROM feature_platform.retention t) AS kept_from, feature_platform.clock() AS now;
 
+-- knowledge_forgotten --
+-- When each of some symbols was forgotten, if it was after a time.
+SELECT k.symbol, k.forgotten_at
+  FROM feature_platform.knowledge_floor k
+ WHERE k.symbol = ANY ({symbols}::text[]) AND k.forgotten_at > {moment}
+ ORDER BY k.symbol;
+
 -- knowledge_numbers --
 -- The numbers of refreshes that were known at a time.
 SELECT k.upto, k.late FROM feature_platform.known_at({moment}) AS k;
