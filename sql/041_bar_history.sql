@@ -38,7 +38,6 @@ CREATE TABLE IF NOT EXISTS feature_platform.knowledge_floor (
     no           bigint           NOT NULL,
     forgotten_at timestamptz      -- when the symbol was forgotten, with all versions of its rows
 );
-ALTER TABLE feature_platform.knowledge_floor ADD COLUMN IF NOT EXISTS forgotten_at timestamptz;
 COMMENT ON TABLE feature_platform.knowledge_floor IS
     'The number of a symbol below which its past is not known any more.';
 

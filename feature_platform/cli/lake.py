@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -9,6 +10,12 @@ import typer
 from feature_platform.errors import UserError
 
 _EXAMPLES = 10
+
+
+def _day(moment: datetime) -> str:
+    """Return the UTC day of a time; the session may have another zone."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d}"
+
 
 lake = typer.Typer(help="Mirror bars and features into Delta tables.", no_args_is_help=True)
 
@@ -33,7 +40,7 @@ def sync_command(
 
     with database_session() as connection, without_panics():
         for done in sync(connection, tables, rebuild=rebuild):
-            until = "no rows yet" if done.until is None else f"complete until {done.until:%Y-%m-%d}"
+            until = "no rows yet" if done.until is None else f"complete until {_day(done.until)}"
             typer.echo(
                 f"{done.name}: {done.rows:,} rows in {done.commits} commits,"
                 f" {console.duration(done.duration)}; {until}"
@@ -114,7 +121,7 @@ def status_command() -> None:
         for one in lake_status(connection):
             made.add_row(
                 one.name,
-                "-" if one.mirrored_until is None else f"{one.mirrored_until:%Y-%m-%d}",
+                "-" if one.mirrored_until is None else _day(one.mirrored_until),
                 f"{one.waiting:,}",
                 f"{one.rows:,}",
                 f"{one.files:,}",

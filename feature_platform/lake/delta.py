@@ -379,9 +379,26 @@ def delete_old_files(table: DeltaTable, name: str) -> int:
         return deleted
 
 
+def damaged_files(table: DeltaTable, name: str) -> list[File]:
+    """Return the files of a table in a directory that are lost, or have another size."""
+    uri = uri_of(name)
+    if is_remote(uri):
+        return []
+    return [file for file in files(table, uri) if _size(Path(uri, file.path)) != file.size]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def forget_lost_files(table: DeltaTable, name: str) -> int:
-    """Remove files from a table that the lake does not have any more; return their number."""
+    """Remove files from a table that are lost or damaged; return their number."""
     with errors(name):
+        for file in damaged_files(table, name):
+            Path(uri_of(name), file.path).unlink(missing_ok=True)
         ours = _ours(mirror_of(table))
         lost = table.repair(commit_properties=ours)["files_removed"]
         table.update_incremental()

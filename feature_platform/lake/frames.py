@@ -42,7 +42,7 @@ def read_both(
     """
     start, end = window
     known = _known(source, name)
-    until = None if known is None else known["mirrored_until"]
+    until = known["mirrored_until"] if known is not None and known["is_served"] else None
     waiting = source.fetch("frames_lake_waiting", one(name, pa.string()), one(symbols, TEXTS))
     if known is None or until is None or until <= start or waiting.num_rows > _MOST_WAITING:
         return from_database(symbols, start, end)
@@ -98,6 +98,11 @@ def _open(name: str, known: Mapping[str, Any] | None) -> DeltaTable:
 
     Another program may have changed the newest one, or a sync may be at work.
     """
+    if known is not None and not known["is_served"]:
+        raise UserError(
+            f"{delta.uri_of(name)} has rows of another version of {name}: run `feature-platform"
+            " lake sync`"
+        )
     table = delta.open_table(name, None if known is None else known["table_version"])
     if table is None:
         raise UserError(f"{delta.uri_of(name)} does not exist: run `feature-platform lake sync`")

@@ -23,6 +23,7 @@ from feature_platform._adbc import Reader, reader
 from feature_platform.lake import delta, state
 from feature_platform.lake.state import Change
 from feature_platform.lake.tables import (
+    DAY,
     MONTH,
     PART,
     MirroredTable,
@@ -145,6 +146,24 @@ class _Sync:
                 state.restart(self._connection, name, uri, view, table.version())
             else:
                 delta.undo_later_commits(table, name, known.table_version)
+                self._drop_damaged(table)
+
+    def _drop_damaged(self, table: DeltaTable) -> None:
+        """Remove damaged files, and have the days of their partitions written again."""
+        damaged = {(file.month, file.part) for file in delta.damaged_files(table, self._table.name)}
+        if not damaged:
+            return
+        delta.forget_lost_files(table, self._table.name)
+        symbols, _ = symbols_of(self._connection, self._table)
+        days = [
+            (symbol, month_start(month) + number * DAY)
+            for month, part in damaged
+            for symbol in symbols
+            if self._table.part_of(symbol) == part
+            for number in range((month_end(month) - month_start(month)) // DAY)
+        ]
+        state.record(self._connection, self._table.name, days)
+        state.written(self._connection, self._table.name, table.version())
 
     def _write_new_days(self, until: datetime) -> None:
         """Write the rows from `mirrored_until` on, month by month."""

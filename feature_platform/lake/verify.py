@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -124,7 +124,7 @@ def _verify(
     if known.mirrored_until is None or not starts:
         return report
     begin = max(filter(None, (min(starts), start)))
-    until = min(filter(None, (known.mirrored_until, end)))
+    until = min(filter(None, (known.mirrored_until, end))).astimezone(UTC)
     chosen = _tonight(table, delta_table) if nightly else _whole
     for month in months_between(begin, until):
         spans: dict[tuple[datetime, datetime], list[str]] = defaultdict(list)
@@ -138,7 +138,7 @@ def _verify(
                 _compare(connection, source, table, delta_table, days, report)
     if report.days:
         day = until - DAY * random.randint(1, max(1, min(28, (until - begin) // DAY)))
-        _sample(connection, table, delta_table, random.choice(symbols), day, report)
+        _sample(connection, table, random.choice(symbols), day, report)
     if report.differences:
         found = [(one.symbol, one.day) for one in report.differences]
         state.record(connection, table.name, found)
@@ -180,6 +180,26 @@ def _compare(
     report: LakeReport,
 ) -> None:
     """Compare count and checksum of each symbol and day."""
+    found, pending = _differences(connection, source, table, delta_table, days, report)
+    report.pending += pending
+    if found:
+        # A sync may have written changes in the meantime. Under the lock there is none.
+        with state.locked(connection, table.name) as known:
+            newest = delta.open_own(table.name, known.table_id, known.table_version)
+            again = LakeReport(table.name)
+            found, _ = _differences(connection, source, table, newest, days, again)
+        report.differences += found
+
+
+def _differences(
+    connection: psycopg.Connection[Any],
+    source: Reader,
+    table: MirroredTable,
+    delta_table: DeltaTable,
+    days: Days,
+    report: LakeReport,
+) -> tuple[list[Difference], int]:
+    """Return the differences, and the number of days that wait for a sync; count all."""
     mirrored = read(
         delta_table,
         delta.uri_of(table.name),
@@ -194,43 +214,50 @@ def _compare(
     lake, database = sums_of(mirrored, table.time), sums_of(stored, table.time)
     # After the rows: a change that these have is recorded by then.
     waiting = _by_symbol(state.waiting(connection, table.name))
+    found, pending = [], 0
     for symbol, day in lake.keys() | database.keys():
         report.days += 1
         if any(change.start <= day < change.end for change in waiting.get(symbol, ())):
-            report.pending += 1
+            pending += 1
         elif lake.get((symbol, day)) != database.get((symbol, day)):
             counts = _count(lake, symbol, day), _count(database, symbol, day)
-            report.differences.append(Difference(symbol, day, *counts))
+            found.append(Difference(symbol, day, *counts))
+    return found, pending
 
 
 def _sample(
     connection: psycopg.Connection[Any],
     table: MirroredTable,
-    delta_table: DeltaTable,
     symbol: str,
     day: datetime,
     report: LakeReport,
 ) -> None:
     """Compare one day of one symbol row by row, over another path than the checksums."""
-    mirrored = read(
-        delta_table, delta.uri_of(table.name), table.time, [symbol], day, day + DAY, table.columns
-    )
+    window = {"symbol": symbol, "start": day, "end": day + DAY}
     statement = SQL(queries["lake_sample"]).format(
         columns=SQL(", ").join(map(Identifier, table.columns)),
         table=Identifier("public", table.name),
         time=Identifier(table.time),
     )
-    window = {"symbol": symbol, "start": day, "end": day + DAY}
-    stored = connection.execute(statement, window).fetchall()
+    with state.locked(connection, table.name) as known:  # no sync is at work
+        newest = delta.open_own(table.name, known.table_id, known.table_version)
+        uri = delta.uri_of(table.name)
+        mirrored = read(newest, uri, table.time, [symbol], day, day + DAY, table.columns)
+        stored = connection.execute(statement, window).fetchall()
+        waits = any(
+            change.symbol == symbol and change.start <= day < change.end
+            for change in state.waiting(connection, table.name)
+        )
     rows = list(zip(*mirrored.to_pydict().values(), strict=True))
     report.sampled += len(stored)
-    waits = any(
-        change.symbol == symbol and change.start <= day < change.end
-        for change in state.waiting(connection, table.name)
-    )
     is_found = any((one.symbol, one.day) == (symbol, day) for one in report.differences)
-    if rows != stored and not waits and not is_found:
+    if rows != [_in_utc(row) for row in stored] and not waits and not is_found:
         report.differences.append(Difference(symbol, day, len(rows), len(stored)))
+
+
+def _in_utc(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row whose times are in UTC: in other zones an hour of a year repeats."""
+    return tuple(one.astimezone(UTC) if isinstance(one, datetime) else one for one in row)
 
 
 def _by_symbol(changes: list[Change]) -> dict[str, list[Change]]:

@@ -142,6 +142,8 @@ def test_a_new_version_of_a_view_is_read_from_the_database_until_a_sync(lake: La
     catalog.refresh_views(lake.conn)
     before = read_features("A", FIRST, END, view="mean_1m", as_="arrow")
     assert before.column_names == ["bucket", "mean_2h"]
+    with pytest.raises(UserError, match="has rows of another version of mean_1m: run"):
+        read_features("A", FIRST, END, view="mean_1m", source="lake")
     lake.sync()
     assert isinstance(before, pa.Table)
     assert read_features("A", FIRST, END, view="mean_1m", as_="arrow", source="lake").equals(before)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from feature_platform._adbc import Reader
 from feature_platform.errors import UserError
+from feature_platform.lake import verify as verify_module
 from feature_platform.lake.checksum import sums_of
 from feature_platform.lake.compact import compact
 from feature_platform.lake.status import lake_status
+from feature_platform.lake.sync import rows_of
+from feature_platform.lake.tables import MirroredTable
 from feature_platform.lake.verify import has_turn, verify
 from feature_platform_tests.fix_lake import DAY, FIRST, MEAN, SYMBOLS, TIMES, Lake
 
@@ -104,6 +110,53 @@ def test_a_lost_file_is_found_and_mended(lake: Lake) -> None:
     assert report.differences
     lake.sync()
     lake.assert_equal()
+
+
+@pytest.mark.parametrize("command", ["sync", "verify"])
+@pytest.mark.parametrize("damage", ["edited", "cut", "lost"])
+def test_a_damaged_file_is_written_again(lake: Lake, command: str, damage: str) -> None:
+    lake.sync()
+    path = Path(lake.delta("features_1m").file_uris()[0])
+    match damage:
+        case "edited":
+            rows = pq.read_table(path)
+            pq.write_table(rows.set_column(0, rows.column_names[0], rows[0]), path)
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-5000])
+        case _:
+            path.unlink()
+    if command == "verify":
+        (report,) = verify(lake.conn, ["features_1m"])
+        assert report.lost_files == 1
+        assert report.differences
+    lake.sync()
+    lake.assert_equal()
+    assert all(report.equal for report in verify(lake.conn))
+
+
+def test_a_sync_during_a_verify_is_no_difference(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.sync()
+    overtaken: list[str] = []
+
+    def late(source: Reader, table: MirroredTable, *days: Any) -> pa.Table:
+        if table.name not in overtaken:
+            lake.correct("A", FIRST + len(overtaken) * timedelta(hours=1))
+            lake.sync()
+            overtaken.append(table.name)
+        return rows_of(source, table, *days)
+
+    monkeypatch.setattr(verify_module, "rows_of", late)
+    assert all(report.equal for report in verify(lake.conn))
+    assert len(overtaken) == len(TIMES)
+
+
+def test_a_client_in_another_time_zone_finds_no_difference(lake: Lake) -> None:
+    lake.conn.execute("SET timezone = 'America/New_York'")
+    lake.sync()
+    for report in verify(lake.conn):
+        assert report.equal
 
 
 def test_a_table_that_another_program_changed_is_restored(lake: Lake) -> None:

@@ -63,11 +63,13 @@ SELECT {columns}
  ORDER BY symbol, {time};
 
 -- frames_lake_until --
--- Until when a lake has the rows of a table, of the version that is served; in which version of which Delta table.
-SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version, l.table_id::text AS table_id
+-- Until when a lake has the rows of a table; in which version of which Delta table; and whether they are of the version
+-- of the view that is served.
+SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version, l.table_id::text AS table_id,
+       l.view IS NOT DISTINCT FROM v.id AS is_served
   FROM feature_platform.lake_table l
   LEFT JOIN feature_platform.feature_view v ON v.name = l.name AND v.served
- WHERE l.name = $1 AND l.location = $2 AND l.view IS NOT DISTINCT FROM v.id;
+ WHERE l.name = $1 AND l.location = $2;
 
 -- frames_lake_waiting --
 -- The days of some symbols whose rows in the lake may differ.

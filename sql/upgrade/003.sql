@@ -20,6 +20,15 @@ $$;
 ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint,
     ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
 ALTER TABLE IF EXISTS feature_platform.retention ADD COLUMN IF NOT EXISTS history_from timestamptz;
+DO $$
+BEGIN
+    IF to_regclass('feature_platform.knowledge_floor') IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = to_regclass('feature_platform.knowledge_floor') AND a.attname = 'forgotten_at') THEN
+        ALTER TABLE feature_platform.knowledge_floor ADD COLUMN forgotten_at timestamptz;
+    END IF;
+END
+$$;
 DROP FUNCTION IF EXISTS feature_platform.has_new_marks(text, timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]);
 
