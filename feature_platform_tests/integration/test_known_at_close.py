@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import psycopg
 import pytest
 
-from feature_platform import read_features
+from feature_platform import read_features, training_set
 from feature_platform.importer import import_bars
 from feature_platform.settings import get_settings
-from feature_platform.views import catalog
+from feature_platform.views import FeatureView, bar, catalog
 from feature_platform_tests.fix_knowledge import MINUTE, START, Past
 from feature_platform_tests.fix_processes import run_on
 from feature_platform_tests.fix_views import CANDLES, SHORT, add_bars
@@ -21,6 +22,8 @@ AFTER = START + timedelta(days=3)
 NOW = START + timedelta(days=30)
 CLOSE = "2 seconds after close"
 VIEWS = {"features_1m": 1, SHORT.name: 1, CANDLES.name: 60}
+DAY = FeatureView("day", "1 day", {"vol": bar.vol})
+DAY_MINUTES = 1440
 
 Write = Callable[..., Path]
 
@@ -58,6 +61,19 @@ def known(view: str = "features_1m") -> set[int]:
     return {(bucket - START) // MINUTE for bucket in frame.index}
 
 
+def at_close(view: str) -> pd.DataFrame:
+    """Return the rows of symbol A that were known in time."""
+    frame: pd.DataFrame = read_features("A", START, AFTER, view=view, as_of=CLOSE)
+    return frame
+
+
+def trained(features: list[str], *minutes: int) -> pd.DataFrame:
+    """Return features as they were known 5 seconds after the starts of some minutes."""
+    times = [START + minute * MINUTE + timedelta(seconds=5) for minute in minutes]
+    frame: pd.DataFrame = training_set(pd.DataFrame({"symbol": "A", "time": times}), features, {})
+    return frame.loc[:, features]
+
+
 @pytest.mark.parametrize("built", ["before", "after"])
 def test_imported_history_is_known_at_close_in_every_view(
     past: Past, bars_file: Write, built: str
@@ -86,11 +102,15 @@ def test_rows_that_wait_for_a_refresh_are_flagged_later(past: Past, bars_file: W
     for start in (1500, 700):
         window = (START + start * MINUTE, AFTER)
         past.conn.execute("CALL refresh_features_1m(%s, %s)", window)
-        numbers = past.conn.execute("SELECT no FROM feature_platform.known_at_close").fetchall()
-        assert numbers == [(None,)]
+        waiting = """
+            SELECT upper(minutes), lower(k.minutes) FROM feature_platform.known_at_close k
+            WHERE k.no IS NULL
+        """
+        assert past.conn.execute(waiting).fetchall() == [(START + start * MINUTE, START)]
         assert known() == set(range(start, 2000))
     past.refresh(NOW)
-    number = past.conn.execute("SELECT no FROM feature_platform.known_at_close").fetchone()
+    assert past.conn.execute(waiting).fetchall() == []
+    number = past.conn.execute("SELECT max(no) FROM feature_platform.known_at_close").fetchone()
     newest = past.conn.execute("SELECT max(no) FROM feature_platform.refresh").fetchone()
     assert number == newest
     assert known() == set(range(2000))
@@ -106,8 +126,8 @@ def test_an_import_that_is_known_now_is_not_known_at_close(past: Past, bars_file
 def test_the_command_line_flags_an_import(past: Past, bars_file: Write) -> None:
     url = past.conn.info.dsn
     past.conn.execute("RESET feature_platform.clock")
-    for known_at, expected in (("now", set()), ("close", set(range(100, 200)))):
-        minutes = range(100) if known_at == "now" else range(100, 200)
+    for known_at, expected in (("now", set()), ("close", set(range(100)))):
+        minutes = range(100) if known_at == "close" else range(100, 200)
         options = ("--symbol", "A", "--known-at", known_at)
         done = run_on(url, "import", str(bars_file(minutes)), *options)
         assert done.returncode == 0, done.stderr
@@ -141,8 +161,8 @@ def test_a_flag_does_not_cover_bars_that_a_stream_brought(past: Past, bars_file:
     past.set_clock(NOW)
     import_bars(past.conn, [bars_file(range(150))], symbol="A")
     past.refresh(NOW)
-    # Minutes 0 to 9, 40 and 100 to 149 had no bar; the import corrected the others.
-    assert known() == {*range(10), 40, *range(99, 150)}
+    # The live system begins at minute 10: it did not have minutes 40 and 100 to 149.
+    assert known() == {*range(10), 99}
     frame = read_features("A", START, AFTER, as_of=CLOSE)
     assert frame["last_close"][START + 99 * MINUTE] == 12
     # The bars of the import are corrected by another import: they stay known at close.
@@ -150,21 +170,119 @@ def test_a_flag_does_not_cover_bars_that_a_stream_brought(past: Past, bars_file:
     import_bars(past.conn, [bars_file(range(150), 11, "again.csv")], symbol="A")
     past.refresh(NOW + MINUTE)
     frame = read_features("A", START, AFTER, as_of=CLOSE)
-    assert set(frame.index) == {START + m * MINUTE for m in (*range(10), 40, *range(99, 150))}
+    assert set(frame.index) == {START + m * MINUTE for m in (*range(10), 99)}
     closes = frame["last_close"]
     assert closes[START + 5 * MINUTE] == 13
-    assert closes[START + 120 * MINUTE] == 11
     assert closes[START + 99 * MINUTE] == 12
 
 
+def test_an_open_bucket_does_not_keep_a_flag_open(past: Past, bars_file: Write) -> None:
+    features = ["features_1m.n_1d", "short_1m.mean_5m", "day.vol"]
+    events = (DAY_MINUTES + 55, 2 * DAY_MINUTES + 30)
+    catalog.apply(past.conn, [SHORT, DAY])
+    end = 2 * DAY_MINUTES + 300
+    now = START + end * MINUTE + timedelta(seconds=30)
+    past.set_clock(now)
+    import_bars(past.conn, [bars_file(range(end))], symbol="A")
+    past.refresh(now)
+    imported = {view: at_close(view) for view in ("features_1m", SHORT.name, DAY.name)}
+    assert list(imported[DAY.name].index) == [START, START + timedelta(days=1)]
+    joined = trained(features, *events)
+    assert not joined.isna().any(axis=None)
+    # Corrections while the bucket of the newest day is open
+    past.set_clock(now + 60 * MINUTE)
+    past.write("A", 50, vol=1001)
+    past.write("A", DAY_MINUTES + 53, vol=2002)
+    past.refresh(now + 60 * MINUTE)
+    for late in (timedelta(hours=1), timedelta(days=1)):
+        past.refresh(now + late)
+        for view, frame in imported.items():
+            assert not read_features("A", START, AFTER, view=view).equals(frame), view
+            assert at_close(view).equals(frame), view
+        assert trained(features, *events).equals(joined)
+
+
+def test_a_missing_minute_of_a_live_system_is_not_flagged(past: Past, bars_file: Write) -> None:
+    features = ["features_1m.n_1d", "short_1m.mean_5m"]
+    events = (51, 52, 54)
+    catalog.apply(past.conn, [SHORT])
+    for minute in range(60):
+        if minute != 50:
+            past.write("A", minute)
+        if minute >= 45:
+            past.refresh(START + (minute + 1) * MINUTE + timedelta(seconds=1))
+    live = {view: at_close(view) for view in ("features_1m", SHORT.name)}
+    joined = trained(features, *events)
+    past.set_clock(NOW)
+    past.write("A", 48, vol=5001)
+    past.refresh(NOW)
+    past.set_clock(NOW + MINUTE)
+    import_bars(past.conn, [bars_file(range(50, 51))], symbol="A")
+    past.refresh(NOW + MINUTE)
+    for view, frame in live.items():
+        assert START + 50 * MINUTE in read_features("A", START, AFTER, view=view).index, view
+        assert at_close(view).equals(frame), view
+    assert trained(features, *events).equals(joined)
+
+
+def test_history_after_a_corrected_bar_is_not_flagged(past: Past, bars_file: Write) -> None:
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(100))], symbol="A")
+    past.refresh(NOW)
+    past.set_clock(NOW + MINUTE)
+    past.write("A", 95, vol=5001)
+    past.refresh(NOW + MINUTE)
+    past.set_clock(NOW + 2 * MINUTE)
+    import_bars(past.conn, [bars_file(range(100, 200))], symbol="A")
+    past.refresh(NOW + 2 * MINUTE)
+    assert known() == set(range(100))
+    # Another import replaces the correction: its bars are known at close, later ones still not.
+    past.set_clock(NOW + 3 * MINUTE)
+    import_bars(past.conn, [bars_file(range(100), 11, "again.csv")], symbol="A")
+    past.refresh(NOW + 3 * MINUTE)
+    assert known() == set(range(100))
+    assert at_close("features_1m")["last_close"][START + 95 * MINUTE] == 13
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_older_history_counts_in_newer_history_that_was_imported_first(
+    past: Past, bars_file: Write, corrected: bool
+) -> None:
+    features = ["features_1m.n_1d", "short_1m.mean_5m", "short_1m.std_10m"]
+    events = (50, 102, 105, 200)
+    catalog.apply(past.conn, [SHORT])
+    past.set_clock(NOW)
+    import_bars(past.conn, [bars_file(range(100, 300))], symbol="A")
+    past.refresh(NOW + MINUTE)
+    newer = {view: at_close(view) for view in ("features_1m", SHORT.name)}
+    alone = trained(features, *events)
+    past.set_clock(NOW + 2 * MINUTE)
+    if corrected:
+        past.write("A", 250, vol=5001)
+        past.refresh(NOW + 2 * MINUTE)
+    import_bars(past.conn, [bars_file(range(100))], symbol="A")
+    past.refresh(NOW + 3 * MINUTE)
+    assert known() == set(range(300))
+    joined = trained(features, *events)
+    for view, frame in newer.items():
+        if corrected:  # the refresh of the older import has rows with the correction, too
+            assert at_close(view)[100:].equals(frame), view
+            assert joined[1:].equals(alone[1:])
+        else:
+            assert at_close(view).equals(read_features("A", START, AFTER, view=view)), view
+            assert not at_close(view)[100:].equals(frame), view
+            assert joined["features_1m.n_1d"].tolist() == [50, 102, 105, 200]
+
+
 def test_a_replay_of_an_import_flags_nothing(past: Past, bars_file: Write) -> None:
-    add_bars(past.conn, START, 50, ("A",))
+    add_bars(past.conn, START + 60 * MINUTE, 50, ("A",))
     path = bars_file(range(50, 60))
     past.set_clock(NOW)
     import_bars(past.conn, [path], symbol="A")
     past.refresh(NOW)
     flags = "SELECT symbol, minutes, no FROM feature_platform.known_at_close"
     before = past.conn.execute(flags).fetchall()
+    assert len(before) == 1
     import_bars(past.conn, [path], symbol="A")
     past.refresh(NOW + MINUTE)
     assert past.conn.execute(flags).fetchall() == before
