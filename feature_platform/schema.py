@@ -95,11 +95,11 @@ def apply(connection: psycopg.Connection[Any], *, simulated: bool | None = None)
         assert isinstance(error, psycopg.Error)
         settings["lock_first"] = error.diag.table_name or ""
         pause = 0.0 if state.next_action is None else state.next_action.sleep
-        _log.warning("%s. Retrying in %.0f s", error.diag.message_primary, pause)
+        _log.warning("%s. Retrying in %.1f s", error.diag.message_primary, pause)
 
     retrying = Retrying(
         retry=retry_if_exception_type(_IN_USE),
-        wait=wait_random_exponential(multiplier=1, max=8),
+        wait=wait_random_exponential(multiplier=0.1, max=1),
         stop=stop_after_delay(_GIVE_UP_SECONDS),
         before_sleep=begin_with_the_table,
         reraise=True,

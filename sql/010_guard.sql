@@ -99,7 +99,8 @@ $$;
 --
 -- The first lock may take 1.2 s, which is long enough for PostgreSQL to cancel an autovacuum. All other locks together
 -- may take 0.8 s. That is less than the server's deadlock_timeout, so a cycle of waiting sessions ends here before it
--- makes a writer fail. A retry begins with the table that the last attempt waited for (the setting
+-- makes a writer fail. The tables that transactions of the platform use first are locked first, so that a transaction
+-- that has begun can end. A retry begins with a large table if the last attempt waited for it (the setting
 -- feature_platform.lock_first).
 DO $$
 DECLARE
@@ -128,7 +129,9 @@ BEGIN
         WHERE (c.relnamespace = 'feature_platform'::regnamespace AND c.relkind IN ('r', 'v'))
            OR c.oid IN (to_regclass('public.ohlcv_1m'), to_regclass('public.features_1m'),
                         to_regclass('public.ohlcv_1m_gaps'))
-        ORDER BY c.relname <> first, c.relname <> 'ohlcv_1m', c.relname
+        ORDER BY c.relname <> first OR first NOT IN ('features_1m', 'ohlcv_1m_gaps'),
+                 array_position(ARRAY['ohlcv_1m', 'retention', 'dirty_log', 'refresh', 'mutex'], c.relname::text),
+                 c.relname <> first, c.relname
     LOOP
         PERFORM set_config('lock_timeout', left_ms || 'ms', true);
         IF tab.relkind = 'v' THEN       -- LOCK TABLE would also lock all tables that the view reads

@@ -1,41 +1,45 @@
 -- To version 3: databases of version 2, and of commits of version 3 that kept no hash. Each statement does nothing
 -- where there is nothing to do.
 
-ALTER TABLE feature_platform.schema_version ADD COLUMN IF NOT EXISTS hash text;
-
--- Version 2 had no feature views.
-ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS changed tstzmultirange;
-
--- Version 2 did not count what was known when.
+-- Version 2 had no feature views, did not count what was known when, logged no served rows, and knew one exchange. As
+-- in 002.sql, a column that exists takes no lock.
 DO $$
+DECLARE
+    new record;
 BEGIN
-    -- Even where the column exists, ALTER TABLE would wait for all readers of the table.
-    IF to_regclass('public.features_1m') IS NOT NULL AND NOT EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = to_regclass('public.features_1m') AND a.attname = 'refresh_no') THEN
-        ALTER TABLE public.features_1m ADD COLUMN refresh_no bigint NOT NULL DEFAULT 0;
-    END IF;
-END
-$$;
-ALTER TABLE IF EXISTS feature_platform.dirty_log ADD COLUMN IF NOT EXISTS before_no bigint,
-    ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
-ALTER TABLE IF EXISTS feature_platform.retention ADD COLUMN IF NOT EXISTS history_from timestamptz;
-DO $$
-BEGIN
-    IF to_regclass('feature_platform.knowledge_floor') IS NOT NULL AND NOT EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = to_regclass('feature_platform.knowledge_floor') AND a.attname = 'forgotten_at') THEN
-        ALTER TABLE feature_platform.knowledge_floor ADD COLUMN forgotten_at timestamptz;
-    END IF;
+    FOR new IN
+        SELECT c.tab, c.col, c.definition FROM (VALUES
+            ('feature_platform.schema_version', 'hash', 'text'),
+            ('public.features_1m', 'refresh_no', 'bigint NOT NULL DEFAULT 0'),
+            ('feature_platform.dirty_log', 'changed', 'tstzmultirange'),
+            ('feature_platform.dirty_log', 'before_no', 'bigint'),
+            ('feature_platform.dirty_log', 'replaced', 'boolean NOT NULL DEFAULT false'),
+            ('feature_platform.view_symbol', 'long_only', 'tstzmultirange NOT NULL DEFAULT ''{}'''),
+            ('feature_platform.view_symbol', 'no', 'bigint NOT NULL DEFAULT 0'),
+            ('feature_platform.view_symbol', 'before_no', 'bigint'),
+            ('feature_platform.knowledge_floor', 'forgotten_at', 'timestamptz'),
+            ('feature_platform.retention', 'history_from', 'timestamptz'),
+            ('feature_platform.retention', 'served',
+             'interval DEFAULT ''7 days'' CONSTRAINT retention_served_check CHECK (served >= ''1 day'')'),
+            ('feature_platform.retention', 'versions', 'interval CHECK (versions >= ''1 day'')'),
+            ('feature_platform.retention', 'versions_from', 'timestamptz'),
+            ('feature_platform.heartbeat', 'exchange', 'text NOT NULL DEFAULT '''''),
+            ('feature_platform.heartbeat', 'not_live_since', 'timestamptz'),
+            ('feature_platform.feed_outage', 'exchange', 'text NOT NULL DEFAULT '''''),
+            ('feature_platform.database_origin', 'exchange', 'text'),
+            ('feature_platform.database_origin', 'exchange_url', 'text')
+        ) AS c (tab, col, definition)
+        WHERE to_regclass(c.tab) IS NOT NULL AND NOT EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = to_regclass(c.tab) AND a.attname = c.col AND NOT a.attisdropped)
+    LOOP
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', new.tab, new.col, new.definition);
+    END LOOP;
 END
 $$;
 DROP FUNCTION IF EXISTS feature_platform.has_new_marks(text, timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS feature_platform.mark_minutes(text[], timestamptz[], timestamptz[], boolean[]);
 
--- Version 2 had no log of served rows.
-ALTER TABLE IF EXISTS feature_platform.retention
-    ADD COLUMN IF NOT EXISTS served interval DEFAULT '7 days'
-        CONSTRAINT retention_served_check CHECK (served >= '1 day');
 DROP FUNCTION IF EXISTS public.set_features_1m_retention(interval, interval, interval, interval);
 
 -- Functions of views that earlier files compiled do not fit the refresh any more: a view has to be applied again, which
@@ -46,8 +50,6 @@ BEGIN
         SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
         WHERE t.oid = to_regtype('feature_platform.view_item') AND a.attname = 'whole') THEN
         ALTER TYPE feature_platform.view_item ADD ATTRIBUTE whole tstzmultirange;
-        ALTER TABLE feature_platform.view_symbol
-            ADD COLUMN IF NOT EXISTS long_only tstzmultirange NOT NULL DEFAULT '{}';
     END IF;
     IF to_regclass('feature_platform.feature_view') IS NOT NULL THEN
         UPDATE feature_platform.feature_view v
@@ -55,8 +57,6 @@ BEGIN
             sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
                        FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
         WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed';
-        ALTER TABLE feature_platform.view_symbol
-            ADD COLUMN IF NOT EXISTS no bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS before_no bigint;
     END IF;
     IF to_regtype('feature_platform.refresh_work') IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
@@ -78,19 +78,7 @@ DROP FUNCTION IF EXISTS feature_platform.take_marks(text[], tstzrange, bigint);
 DROP FUNCTION IF EXISTS feature_platform.number_at(timestamptz);
 DROP FUNCTION IF EXISTS feature_platform.refresh_view_symbols(integer, text[], tstzrange, bigint, integer);
 
--- The retention did not know versions of rows.
-ALTER TABLE IF EXISTS feature_platform.retention
-    ADD COLUMN IF NOT EXISTS versions interval CHECK (versions >= '1 day'),
-    ADD COLUMN IF NOT EXISTS versions_from timestamptz;
 DROP FUNCTION IF EXISTS public.set_features_1m_retention(interval, interval, interval, interval, interval);
-
--- Version 2 knew one exchange.
-ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
-ALTER TABLE IF EXISTS feature_platform.heartbeat ADD COLUMN IF NOT EXISTS not_live_since timestamptz;
-ALTER TABLE IF EXISTS feature_platform.feed_outage ADD COLUMN IF NOT EXISTS exchange text NOT NULL DEFAULT '';
-ALTER TABLE IF EXISTS feature_platform.database_origin
-    ADD COLUMN IF NOT EXISTS exchange text,
-    ADD COLUMN IF NOT EXISTS exchange_url text;
 
 -- Columns that have another name since.
 DO $$
