@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import typer
@@ -10,14 +11,21 @@ from rich.table import Table
 from feature_platform.cli.console import name, show, table, time_text
 from feature_platform.why import BarVersion, RowVersion, Why
 
+# The versions of a row that are shown, and how many of them beside each other in 80 columns.
+_VERSIONS = 30
+_ACROSS = 3
+
 
 def show_why(found: Why) -> None:
     """Print the history of a row within 80 columns, where its numbers allow it."""
     newest = found.rows[0]
     state = "deleted" if newest.until is not None else "stored"
     typer.echo(f"{found.view} {name(found.symbol)} {time_text(found.bucket)} UTC, {state}")
-    show(_row_table(found))
-    typer.echo()
+    for first in range(0, min(len(found.rows), _VERSIONS), _ACROSS):
+        show(_row_table(found, found.rows[first : first + _ACROSS]))
+        typer.echo()
+    if len(found.rows) > _VERSIONS:
+        typer.echo(f"and {len(found.rows) - _VERSIONS:,} earlier versions of the row\n")
     for source in found.sources:
         typer.echo(
             f"{source.bars:,} bars of {source.source}, {time_text(source.first)} to"
@@ -29,9 +37,8 @@ def show_why(found: Why) -> None:
         typer.echo("and more; these are the newest")
 
 
-def _row_table(found: Why) -> Table:
-    """Show the values of each version, one column a version, the newest first."""
-    versions = found.rows[:3]
+def _row_table(found: Why, versions: Sequence[RowVersion]) -> Table:
+    """Show the values of some versions, one column a version, the newest first."""
     made = table("column", *(">" + _version(one) for one in versions))
     made.add_row("known since", *(_moment(one.known_by, one.since) for one in versions))
     if any(one.until is not None for one in versions):

@@ -139,3 +139,20 @@ def test_the_history_of_a_row_is_read_by_indexes(histories: tuple[Conn, Conn]) -
         assert [one.bars for one in found.sources] == [144]
     assert min(pages) > 0
     assert about_as_many(pages), pages
+
+
+def test_a_bar_that_came_again_and_a_row_inside_a_minute_wait_for_their_refresh(conn: Conn) -> None:
+    first = ago(30)
+    again, inside = first + timedelta(minutes=2), first + timedelta(minutes=3, seconds=30)
+    add_bars(conn, first, 5)
+    refresh(conn)
+    conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [again])
+    refresh(conn)
+    for ts in (again, inside):
+        add_bars(conn, ts, 1)
+    for numbers in (lambda no: no is None, lambda no: no is not None):
+        found = why(conn, "A", first + timedelta(minutes=4))
+        stored = [bar for bar in found.bars if bar.is_stored and bar.ts in (again, inside)]
+        assert {bar.ts for bar in stored} >= {again}
+        assert all(numbers(bar.no) for bar in stored)
+        refresh(conn)

@@ -38,15 +38,18 @@ WITH span AS MATERIALIZED (
 ), entry AS MATERIALIZED (
     SELECT k.ts, k.no FROM span
       JOIN feature_platform.bar_known k ON k.symbol = %(symbol)s AND k.ts >= span.lo AND k.ts < span.hi
+), floor AS MATERIALIZED (
+    SELECT coalesce(max(k.no), 0) AS no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s
 ), created AS MATERIALIZED (
-    SELECT v.bucket, min(v.since) AS no
+    SELECT v.bucket, greatest(min(v.since), (SELECT f.no FROM floor f)) AS no
       FROM span
      CROSS JOIN LATERAL (
            SELECT f.bucket, f.refresh_no AS since FROM public.features_1m f
             WHERE f.symbol = %(symbol)s AND f.bucket >= span.lo AND f.bucket < span.hi
             UNION ALL
            SELECT h.bucket, h.since FROM feature_platform.features_1m_history h
-            WHERE h.symbol = %(symbol)s AND h.bucket >= span.lo AND h.bucket < span.hi) AS v
+            WHERE h.symbol = %(symbol)s AND h.bucket >= span.lo AND h.bucket < span.hi
+              AND h.until > (SELECT f.no FROM floor f)) AS v
      GROUP BY v.bucket
 ), shown AS MATERIALIZED (
     SELECT key.ts FROM (
@@ -68,12 +71,16 @@ WITH span AS MATERIALIZED (
 ), known AS (
     SELECT s.*,
            -- A version is known since the end of the one before it. The first one, and a bar that came again, have an
-           -- entry of their own, or are as old as the row of their minute.
+           -- entry of their own. Without one, the first one at the start of a minute without other bars is as old as the
+           -- row of the minute. The others wait for a refresh.
            CASE WHEN NOT s.came_again THEN s.changed_by
                 ELSE coalesce((SELECT min(e.no) FROM entry e
                                 WHERE e.ts = s.ts AND e.no >= coalesce(s.changed_by, 0)
                                   AND e.no <= coalesce(s.until, 9223372036854775807)),
-                              (SELECT c.no FROM created c WHERE c.bucket = feature_platform.bucket_of(s.ts))) END AS no
+                              (SELECT c.no FROM created c
+                                WHERE c.bucket = s.ts AND s.came_again IS NULL
+                                  AND NOT EXISTS (SELECT FROM entry e
+                                                   WHERE e.ts > s.ts AND e.ts < s.ts + interval '1 minute'))) END AS no
       FROM since s
 )
 SELECT k.ts, k.open, k.high, k.low, k.close, k.vol, k.source, k.inserted_at, k.no, r.known_by, k.until, k.gone,
