@@ -71,8 +71,8 @@ WITH span AS MATERIALIZED (
 ), known AS (
     SELECT s.*,
            -- A version is known since the end of the one before it. The first one, and a bar that came again, have an
-           -- entry of their own. Without one, the first one at the start of a minute without other bars is as old as the
-           -- row of the minute. The others wait for a refresh.
+           -- entry of their own. Without one, the first one at the start of a minute without other bars is as old as
+           -- the row of the minute. The others wait for a refresh.
            CASE WHEN NOT s.came_again THEN s.changed_by
                 ELSE coalesce((SELECT min(e.no) FROM entry e
                                 WHERE e.ts = s.ts AND e.no >= coalesce(s.changed_by, 0)
