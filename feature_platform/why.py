@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,9 +48,10 @@ class Source:
 class BarVersion:
     """One version of a bar.
 
-    no, known_by: the refresh since which it is known, None while it waits for one, and its time.
+    no, known_by: the refresh since which it is known, None while it waits for one, and its time;
+        no is 0 for one from before refreshes had numbers, or where that is not kept any more.
     until, until_known: the same of the refresh that ended it.
-    gone: whether the bar was deleted then, rather than changed.
+    gone: whether there was no bar from then on, rather than a changed one.
     is_stored: whether it is the bar that is stored now.
     """
 
@@ -71,13 +72,23 @@ class BarVersion:
 
 
 @dataclass(frozen=True)
+class Unchanged:
+    """Bars of the bucket that did not change and are not listed."""
+
+    bars: int
+    first: datetime
+    last: datetime
+
+
+@dataclass(frozen=True)
 class Why:
     """The history of a row.
 
     rows: its versions, the newest first.
-    bars: the versions of the bars of its bucket, and of earlier bars that changed or came late; the
-        newest bars first.
-    has_more: whether there are more such bars.
+    bars: the versions of the bars that changed, came late or wait for a refresh, and of the other
+        bars of its bucket where all fit; the newest bars first.
+    more: the number of earlier bars that changed, came late or wait, too, and are not listed.
+    unchanged: the other bars of its bucket, where they are not listed.
     """
 
     view: str
@@ -87,7 +98,8 @@ class Why:
     rows: list[RowVersion]
     sources: list[Source]
     bars: list[BarVersion]
-    has_more: bool
+    more: int
+    unchanged: Unchanged | None
 
 
 def why(
@@ -125,10 +137,15 @@ def why(
     with connection.cursor(row_factory=class_row(Source)) as cursor:
         statement = sql.SQL(queries["why_sources"]).format(start=start)
         sources = cursor.execute(statement, given).fetchall()
-    with connection.cursor(row_factory=class_row(BarVersion)) as cursor:
+    with connection.cursor(row_factory=dict_row) as cursor:
         statement = sql.SQL(queries["why_bars"]).format(start=start)
         made = min(row.since for row in rows)
-        bars = cursor.execute(statement, {**given, "made": made, "show": SHOWN}).fetchall()
-    times = sorted({bar.ts for bar in bars}, reverse=True)[:SHOWN]
-    shown = [bar for bar in bars if bar.ts in times]
-    return Why(view, symbol, bucket, of["columns"], rows, sources, shown, len(shown) < len(bars))
+        lines = cursor.execute(statement, {**given, "made": made, "show": SHOWN}).fetchall()
+    total = lines[0]
+    names = [field.name for field in fields(BarVersion)]
+    bars = [BarVersion(**{name: line[name] for name in names}) for line in lines if line["ts"]]
+    unchanged = None
+    if total["unchanged"] and total["changed"] + total["unchanged"] > SHOWN:
+        unchanged = Unchanged(total["unchanged"], total["first"], total["last"])
+    more = max(total["changed"] - SHOWN, 0)
+    return Why(view, symbol, bucket, of["columns"], rows, sources, bars, more, unchanged)

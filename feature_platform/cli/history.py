@@ -11,9 +11,10 @@ from rich.table import Table
 from feature_platform.cli.console import name, show, table, time_text
 from feature_platform.why import BarVersion, RowVersion, Why
 
-# The versions of a row that are shown, and how many of them beside each other in 80 columns.
-_VERSIONS = 30
-_ACROSS = 3
+# The versions of a row that are shown.
+_VERSIONS = 20
+_WIDTH = 80
+_TIME = 19
 
 
 def show_why(found: Why) -> None:
@@ -21,20 +22,37 @@ def show_why(found: Why) -> None:
     newest = found.rows[0]
     state = "deleted" if newest.until is not None else "stored"
     typer.echo(f"{found.view} {name(found.symbol)} {time_text(found.bucket)} UTC, {state}")
-    for first in range(0, min(len(found.rows), _VERSIONS), _ACROSS):
-        show(_row_table(found, found.rows[first : first + _ACROSS]))
+    shown = found.rows[:_VERSIONS]
+    longest = max(map(len, ("known since", *found.columns)))
+    across = max((_WIDTH - longest) // (_TIME + 2), 1)
+    for first in range(0, len(shown), across):
+        show(_row_table(found, shown[first : first + across]))
         typer.echo()
-    if len(found.rows) > _VERSIONS:
-        typer.echo(f"and {len(found.rows) - _VERSIONS:,} earlier versions of the row\n")
+    if len(shown) < len(found.rows):
+        typer.echo(f"and {_count(len(found.rows) - len(shown), 'earlier version')} of the row\n")
     for source in found.sources:
         typer.echo(
-            f"{source.bars:,} bars of {source.source}, {time_text(source.first)} to"
+            f"{_count(source.bars, 'bar')} of {source.source}, {time_text(source.first)} to"
             f" {time_text(source.last)}"
         )
-    typer.echo("bars of its bucket, and earlier bars that changed or came late:")
+    if found.unchanged is not None:
+        first_bar, last_bar = time_text(found.unchanged.first), time_text(found.unchanged.last)
+        number = _count(found.unchanged.bars, "bar")
+        typer.echo(f"{number} of its bucket did not change, {first_bar} to {last_bar}")
+    if not found.bars:
+        typer.echo("no bar changed, came late or waits for a refresh")
+        return
+    if found.unchanged is None and not found.more:
+        typer.echo("bars of its bucket, and earlier bars that changed, came late or wait:")
+    else:
+        typer.echo("bars that changed, came late or wait for a refresh:")
     show(_bar_table(found.bars))
-    if found.has_more:
-        typer.echo("and more; these are the newest")
+    if found.more:
+        typer.echo(f"and {_count(found.more, 'earlier bar')}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _row_table(found: Why, versions: Sequence[RowVersion]) -> Table:
@@ -51,22 +69,28 @@ def _row_table(found: Why, versions: Sequence[RowVersion]) -> Table:
 
 
 def _version(one: RowVersion) -> str:
-    return f"refresh {one.since}" if one.since else "before refreshes had numbers"
+    return f"refresh {one.since}" if one.since else "before numbers"
 
 
 def _bar_table(bars: list[BarVersion]) -> Table:
-    made = table("bar (UTC)", ">close", ">vol", "source", ">refresh", "known since (UTC)", "then")
+    """Show each version, and each deletion, with the refresh since which it is known."""
+    made = table("bar (UTC)", ">close", ">vol", "source", ">refresh", "known since (UTC)")
     for one in bars:
+        if one.gone:
+            made.add_row(time_text(one.ts), "deleted", "", "", *_known(one.until, one.until_known))
         made.add_row(
             time_text(one.ts),
             _number(one.close),
             _number(one.vol),
             one.source,
-            "waits" if one.no is None else str(one.no),
-            time_text(one.known_by or one.inserted_at),
-            "" if one.is_stored else "deleted" if one.gone else "changed",
+            *_known(one.no, one.known_by),
         )
     return made
+
+
+def _known(number: int | None, moment: datetime | None) -> tuple[str, str]:
+    refresh = "waits" if number is None else str(number or "-")
+    return refresh, _moment(moment, number)
 
 
 def _moment(moment: datetime | None, number: int | None) -> str:

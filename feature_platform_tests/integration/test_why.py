@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,8 +13,8 @@ import pytest
 
 from feature_platform.errors import UserError
 from feature_platform.skew import skew
-from feature_platform.views import catalog
-from feature_platform.why import why
+from feature_platform.views import FeatureView, bar, catalog
+from feature_platform.why import SHOWN, Why, why
 from feature_platform_tests.fix_plans import about_as_many
 from feature_platform_tests.fix_processes import run_on, value
 from feature_platform_tests.fix_skew import serve
@@ -19,6 +22,7 @@ from feature_platform_tests.fix_views import CANDLES, add_bars, ago, refresh_all
 
 Conn = psycopg.Connection[Any]
 WIDTH = 80
+MINUTE = timedelta(minutes=1)
 
 
 def refresh(conn: Conn) -> int:
@@ -77,7 +81,7 @@ def test_every_version_is_listed_with_its_refresh(conn: Conn, history: datetime)
     assert (deleted.gone, deleted.no, deleted.until) == (True, numbers[2], None)
     late = [bar for bar in found.bars if bar.ts == history - timedelta(minutes=15)]
     assert [(bar.no, bar.is_stored) for bar in late] == [(numbers[0], True)]
-    assert not found.has_more
+    assert (found.more, found.unchanged) == (0, None)
 
 
 def test_a_deleted_bar_that_waits_and_rows_of_a_view_are_shown(
@@ -107,6 +111,7 @@ def test_the_commands_are_readable_at_80_columns(
     assert any(line.startswith("volume_z") for line in lines)
     assert any("changed" in line for line in lines)
     assert any("deleted" in line for line in lines)
+    assert any("deleted" in line and "waits" in line for line in lines)
     done = run_on(database, "why", "NONE", history.isoformat())
     assert (done.returncode, done.stdout) == (2, "")
 
@@ -156,3 +161,151 @@ def test_a_bar_that_came_again_and_a_row_inside_a_minute_wait_for_their_refresh(
         assert {bar.ts for bar in stored} >= {again}
         assert all((bar.no is None) == waits for bar in stored)
         refresh(conn)
+
+
+TWENTY = FeatureView("twenty_20m", "20 minutes", {"close": bar.close, "n": bar.n})
+_PUT = """
+    INSERT INTO ohlcv_1m AS b (symbol, ts, open, high, low, close, vol)
+    VALUES ('A', %s, 10, 12, 9, 10, %s) ON CONFLICT (symbol, ts) DO UPDATE SET vol = excluded.vol
+"""
+
+
+def bars_at_each_number(conn: Conn) -> list[dict[datetime, float]]:
+    """Return the volumes of the bars of A as of each number from 0 on."""
+    query = "SELECT ts, vol FROM feature_platform.bars_as_of('A', '-infinity', 'infinity', %s)"
+    newest = value(conn, "SELECT max(no) FROM feature_platform.refresh")
+    return [dict(conn.execute(query, [number]).fetchall()) for number in range(newest + 1)]
+
+
+def check_bars(conn: Conn, found: Why, known: list[dict[datetime, float]]) -> None:
+    """Fail unless the listed versions are those of bars_as_of; each version has its own volume."""
+    for one in found.bars:
+        numbers = [no for no, bars in enumerate(known) if bars.get(one.ts) == one.vol]
+        if one.no is None:
+            assert (numbers, one.is_stored) == ([], True), one
+            continue
+        until = len(known) if one.until is None else one.until
+        assert numbers == list(range(one.no, until)), (one, numbers)
+        if one.until is not None:
+            assert one.gone == (one.ts not in known[one.until]), one
+    # All versions of the bucket are listed, and all bars that wait.
+    assert (found.more, found.unchanged) == (0, None)
+    listed = {(one.ts, one.vol) for one in found.bars}
+    end = found.bucket + (timedelta(minutes=20) if found.view == TWENTY.name else MINUTE)
+    for bars in known:
+        assert {one for one in bars.items() if found.bucket <= one[0] < end} <= listed
+    stored = "SELECT ts, vol FROM ohlcv_1m WHERE symbol = 'A' AND ts < %s"
+    assert set(conn.execute(stored, [end])) - set(known[-1].items()) <= listed
+
+
+HISTORIES = {
+    "again": "-5 R +5 -5 R +5 R -5 +5 R",  # the last one waits, and the bar has entries
+    "inside": "+5.5 R +3.5 -5 R",
+    "start deleted before": "-5 R +5.5 R",
+    "never seen": "+5.5 -5.5 R -5 R +5 -5 R",
+    "changed and deleted": "+5 -5 R +5 +5 R",
+    **{f"random {seed}": seed for seed in range(6)},
+}
+
+
+def steps_of(seed: int) -> str:
+    chosen = random.Random(seed)
+    minutes = (1, 2, 3, 2.5, 3.5, 3.25, 4, 5)
+    return " ".join(
+        chosen.choice((f"+{minute}", f"-{minute}", "R")) for minute in chosen.choices(minutes, k=15)
+    )
+
+
+@pytest.mark.parametrize("steps", HISTORIES.values(), ids=HISTORIES)
+def test_each_version_is_known_since_the_refresh_of_bars_as_of(
+    conn: Conn, steps: str | int
+) -> None:
+    catalog.apply(conn, [TWENTY])
+    first = value(conn, "SELECT date_bin('20 minutes', now() - interval '1 hour', '2000-01-01')")
+    volumes = itertools.count(1)
+
+    def put(minute: float) -> None:
+        conn.execute(_PUT, (first + timedelta(minutes=minute), next(volumes)))
+
+    for minute in range(6):
+        put(minute)
+    refresh(conn)
+    for step in (steps if isinstance(steps, str) else steps_of(steps)).split():
+        if step == "R":
+            refresh(conn)
+        elif step[0] == "+":
+            put(float(step[1:]))
+        else:
+            ts = first + timedelta(minutes=float(step[1:]))
+            conn.execute("DELETE FROM ohlcv_1m WHERE ts = %s", [ts])
+        known = bars_at_each_number(conn)
+        for minute, view in ((3, "features_1m"), (5, "features_1m"), (5, TWENTY.name)):
+            check_bars(conn, why(conn, "A", first + minute * MINUTE, view), known)
+
+
+@pytest.mark.parametrize("forget", ["TRUNCATE ohlcv_1m", "SELECT * FROM forget_symbol('A')"])
+def test_nothing_is_known_since_a_refresh_before_all_bars_were_deleted(
+    conn: Conn, forget: str
+) -> None:
+    first = ago(30)
+    add_bars(conn, first, 10)
+    before = refresh(conn)
+    conn.execute(forget.replace("forget_", "feature_platform.forget_").encode())
+    add_bars(conn, first, 10)
+    if forget.startswith("TRUNCATE"):  # the old row still stands
+        assert {one.no for one in why(conn, "A", first + 5 * MINUTE).bars} == {None}
+    after = refresh(conn)
+    found = why(conn, "A", first + 5 * MINUTE)
+    assert [(one.ts, one.no) for one in found.bars] == [(first + 5 * MINUTE, after)]
+    assert after > before
+
+
+def test_changed_bars_of_a_wide_bucket_are_listed_before_others(conn: Conn, database: str) -> None:
+    catalog.apply(conn, [CANDLES])
+    first = value(conn, "SELECT date_bin('1 hour', now() - interval '2 hours', '2000-01-01')")
+    add_bars(conn, first, 60)
+    refresh(conn)
+    found = why(conn, "A", first, CANDLES.name)
+    assert (found.bars, found.more) == ([], 0)
+    assert found.unchanged is not None
+    assert found.unchanged.bars == 60
+    change(conn, first, 100)
+    refresh(conn)
+    found = why(conn, "A", first, CANDLES.name)
+    assert [one.vol for one in found.bars] == [100, 1]
+    assert found.unchanged is not None
+    assert (found.unchanged.bars, found.unchanged.first) == (59, first + MINUTE)
+    conn.execute("UPDATE ohlcv_1m SET vol = vol + 1 WHERE ts < %s", [first + (SHOWN + 2) * MINUTE])
+    refresh(conn)
+    found = why(conn, "A", first, CANDLES.name)
+    assert (len({one.ts for one in found.bars}), found.more) == (SHOWN, 2)
+    done = run_on(database, "why", "A", first.isoformat(), "--view", CANDLES.name)
+    assert done.stdout.endswith("and 2 earlier bars\n"), done.stdout
+    assert "28 bars of its bucket did not change" in done.stdout
+
+
+def test_many_versions_are_shown_and_the_others_counted(conn: Conn, database: str) -> None:
+    first = ago(30)
+    add_bars(conn, first, 5)
+    refresh(conn)
+    numbers = []
+    for vol in range(21):
+        change(conn, first + 4 * MINUTE, 100 + vol)
+        numbers.append(refresh(conn))
+    done = run_on(database, "why", "A", (first + 4 * MINUTE).isoformat())
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= WIDTH, done.stdout
+    headers = [line for line in lines if line.startswith("column")]
+    shown = [int(number) for line in headers for number in re.findall(r"refresh (\d+)", line)]
+    assert shown == numbers[:0:-1]
+    assert "and 2 earlier versions of the row" in lines
+
+
+def test_times_since_when_bars_are_known_have_one_form(
+    conn: Conn, database: str, history: datetime
+) -> None:
+    conn.execute("UPDATE feature_platform.refresh SET known_by = date_trunc('minute', known_by)")
+    done = run_on(database, "why", "A", history.isoformat())
+    lines = done.stdout.partition("known since (UTC)")[2].splitlines()[1:]
+    assert all(re.search(r"waits +-$|:\d\d:00$", line.rstrip()) for line in lines), done.stdout
+    assert sum(line.rstrip().endswith("-") for line in lines) >= 2  # the change and the deletion

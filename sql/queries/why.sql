@@ -26,67 +26,101 @@ SELECT b.source, count(*) AS bars, min(b.ts) AS first, max(b.ts) AS last
  GROUP BY b.source ORDER BY b.source;
 
 -- why_bars --
--- The versions of the bars in the bucket of a row, and of those before it that changed or became known after the row
--- was made (`made`), the newest bars first: since which refresh each is known, and the time of it.
+-- The versions of the bars behind a row, the newest bars first: since which refresh each is known, and the time of it.
+-- These are of the bars that changed, came late (after the row was made, `made`) or wait for a refresh, at most `show`,
+-- and of the other bars of the bucket where all fit. The counts are in each line; `ts` is NULL where no bar is listed.
+--
+-- A version is known since the end of the one before it, or since the bar began after that. bars_as_of has the rule.
 WITH span AS MATERIALIZED (
-    SELECT {start}(%(symbol)s, %(bucket)s::timestamptz) AS lo, %(bucket)s::timestamptz + %(every)s::interval AS hi
+    SELECT s.lo, %(bucket)s::timestamptz + %(every)s::interval AS hi, feature_platform.history_from() AS history_from,
+           feature_platform.bucket_of(s.lo) AS first_minute,
+           -- While a TRUNCATE waits for its refresh, no row shows since when a new bar is known.
+           CASE WHEN EXISTS (SELECT FROM feature_platform.dirty_log l
+                              WHERE l.symbol = %(symbol)s AND l.removed AND NOT l.replaced AND NOT l.reach_known
+                                AND upper(l.changed) >= '10000-01-01 00:00:00+00')
+                THEN 9223372036854775807
+                ELSE coalesce((SELECT k.no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s), 0)
+                END AS begins
+      FROM (SELECT {start}(%(symbol)s, %(bucket)s::timestamptz) AS lo) AS s
 ), version AS MATERIALIZED (
-    SELECT h.ts, h.id, h.open, h.high, h.low, h.close, h.vol, h.source, h.inserted_at, h.gone, r.no AS until
+    SELECT h.ts, h.id, h.gone, coalesce(r.no, 9223372036854775807) AS until     -- no refresh has taken its mark yet
       FROM span
       JOIN feature_platform.bar_history h ON h.symbol = %(symbol)s AND h.ts >= span.lo AND h.ts < span.hi
       LEFT JOIN feature_platform.bar_refresh r ON r.symbol = h.symbol AND r.mark = h.mark
 ), entry AS MATERIALIZED (
-    SELECT k.ts, k.no FROM span
-      JOIN feature_platform.bar_known k ON k.symbol = %(symbol)s AND k.ts >= span.lo AND k.ts < span.hi
-), floor AS MATERIALIZED (
-    SELECT coalesce(max(k.no), 0) AS no FROM feature_platform.knowledge_floor k WHERE k.symbol = %(symbol)s
+    SELECT k.ts, feature_platform.bucket_of(k.ts) AS bucket, k.no FROM span
+      JOIN feature_platform.bar_known k ON k.symbol = %(symbol)s AND k.ts >= span.first_minute AND k.ts < span.hi
 ), created AS MATERIALIZED (
-    SELECT v.bucket, greatest(min(v.since), (SELECT f.no FROM floor f)) AS no
+    SELECT v.bucket, greatest(min(v.since), span.begins) AS no
       FROM span
      CROSS JOIN LATERAL (
            SELECT f.bucket, f.refresh_no AS since FROM public.features_1m f
             WHERE f.symbol = %(symbol)s AND f.bucket >= span.lo AND f.bucket < span.hi
             UNION ALL
            SELECT h.bucket, h.since FROM feature_platform.features_1m_history h
-            WHERE h.symbol = %(symbol)s AND h.bucket >= span.lo AND h.bucket < span.hi
-              AND h.until > (SELECT f.no FROM floor f)) AS v
-     GROUP BY v.bucket
-), shown AS MATERIALIZED (
-    SELECT key.ts FROM (
-        SELECT b.ts FROM public.ohlcv_1m b
-         WHERE b.symbol = %(symbol)s AND b.ts >= %(bucket)s::timestamptz AND b.ts < (SELECT hi FROM span)
-         UNION SELECT v.ts FROM version v
-         UNION SELECT e.ts FROM entry e WHERE e.no > %(made)s::bigint
-         UNION SELECT c.bucket FROM created c WHERE c.no > %(made)s::bigint
-            AND NOT EXISTS (SELECT FROM entry e WHERE e.ts = c.bucket)) AS key
-     ORDER BY key.ts DESC LIMIT %(show)s + 1
-), life AS (
-    SELECT v.* FROM version v WHERE v.ts IN (TABLE shown)
+            WHERE h.symbol = %(symbol)s AND h.bucket >= span.lo AND h.bucket < span.hi AND h.until > span.begins) AS v
+     GROUP BY v.bucket, span.begins
+), began AS MATERIALIZED (
+    SELECT e.ts, e.no FROM entry e
      UNION ALL
-    SELECT b.ts, NULL, b.open, b.high, b.low, b.close, b.vol, b.source, b.inserted_at, false, NULL
-      FROM public.ohlcv_1m b WHERE b.symbol = %(symbol)s AND b.ts IN (TABLE shown)
-), since AS (
-    SELECT l.*, lag(l.until) OVER by_change AS changed_by, lag(l.gone) OVER by_change AS came_again
-      FROM life l WINDOW by_change AS (PARTITION BY l.ts ORDER BY l.id)
+    -- The creation of the row, unless another bar of the minute created it, or this bar came again.
+    SELECT c.bucket, c.no
+      FROM created c
+      LEFT JOIN (SELECT v.ts, min(v.until) AS no FROM version v WHERE v.gone GROUP BY v.ts) AS ended
+        ON ended.ts = c.bucket
+      LEFT JOIN (SELECT e.bucket, min(e.no) AS no FROM entry e GROUP BY e.bucket) AS noted ON noted.bucket = c.bucket
+     WHERE c.no < coalesce(ended.no, 9223372036854775807)
+       AND coalesce(ended.no, 9223372036854775807) <= coalesce(noted.no, 9223372036854775807)
+), life AS (
+    SELECT v.ts, v.id, v.gone, v.until FROM version v
+     UNION ALL
+    SELECT b.ts, NULL, false, 9223372036854775807
+      FROM span CROSS JOIN LATERAL (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = %(symbol)s AND b.ts >= span.lo
+                                       AND b.ts < span.hi OFFSET 0) AS b
+), turn AS (
+    SELECT l.ts, l.id, l.until, coalesce(max(l.until) OVER earlier, 0) AS changed,
+           coalesce(max(l.until) FILTER (WHERE l.gone) OVER earlier, 0) AS ended
+      FROM life l
+    WINDOW earlier AS (PARTITION BY l.ts ORDER BY l.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ), known AS (
-    SELECT s.*,
-           -- A version is known since the end of the one before it. The first one, and a bar that came again, have an
-           -- entry of their own. Without one, the first one at the start of a minute without other bars is as old as
-           -- the row of the minute. The others wait for a refresh.
-           CASE WHEN NOT s.came_again THEN s.changed_by
-                ELSE coalesce((SELECT min(e.no) FROM entry e
-                                WHERE e.ts = s.ts AND e.no >= coalesce(s.changed_by, 0)
-                                  AND e.no <= coalesce(s.until, 9223372036854775807)),
-                              (SELECT c.no FROM created c
-                                WHERE c.bucket = s.ts AND s.came_again IS NULL
-                                  AND NOT EXISTS (SELECT FROM entry e
-                                                   WHERE e.ts > s.ts AND e.ts < s.ts + interval '1 minute'))) END AS no
-      FROM since s
+    SELECT t.ts, t.id, t.until,
+           CASE WHEN min(b.no) IS NOT NULL THEN greatest(t.changed, min(b.no))
+                WHEN t.ts < (SELECT s.history_from FROM span s) AND t.changed = 0 THEN 0    -- not kept any more
+                ELSE 9223372036854775807 END AS no
+      FROM turn t LEFT JOIN began b ON b.ts = t.ts AND b.no >= t.ended
+     GROUP BY t.ts, t.id, t.until, t.changed
+), used AS MATERIALIZED (
+    -- A refresh has used the others never, and will not.
+    SELECT k.*, k.id IS NOT NULL AND lead(k.no) OVER (PARTITION BY k.ts ORDER BY k.id) IS DISTINCT FROM k.until AS gone
+      FROM known k WHERE k.no < k.until OR k.id IS NULL
+), bar AS MATERIALIZED (
+    SELECT u.ts, bool_or(u.id IS NOT NULL OR u.no > greatest(%(made)s::bigint, span.begins)) AS is_changed
+      FROM used u CROSS JOIN span GROUP BY u.ts
+), total AS MATERIALIZED (
+    SELECT count(*) FILTER (WHERE b.is_changed) AS changed, count(*) FILTER (WHERE NOT b.is_changed) AS unchanged,
+           min(b.ts) FILTER (WHERE NOT b.is_changed) AS first, max(b.ts) FILTER (WHERE NOT b.is_changed) AS last
+      FROM bar b WHERE b.is_changed OR b.ts >= %(bucket)s::timestamptz
+), listed AS MATERIALIZED (
+    SELECT b.ts FROM bar b CROSS JOIN total t
+     WHERE b.is_changed OR b.ts >= %(bucket)s::timestamptz AND t.changed + t.unchanged <= %(show)s
+     ORDER BY b.ts DESC LIMIT %(show)s
+), shown AS (
+    SELECT u.ts, u.id, u.gone, nullif(u.no, 9223372036854775807) AS no, nullif(u.until, 9223372036854775807) AS until
+      FROM used u WHERE u.ts IN (TABLE listed)
+), valued AS (
+    SELECT s.*, v.open, v.high, v.low, v.close, v.vol, v.source, v.inserted_at
+      FROM shown s
+     CROSS JOIN LATERAL (
+           SELECT b.open, b.high, b.low, b.close, b.vol, b.source, b.inserted_at FROM public.ohlcv_1m b
+            WHERE s.id IS NULL AND b.symbol = %(symbol)s AND b.ts = s.ts
+            UNION ALL
+           SELECT h.open, h.high, h.low, h.close, h.vol, h.source, h.inserted_at FROM feature_platform.bar_history h
+            WHERE h.symbol = %(symbol)s AND h.ts = s.ts AND h.id = s.id) AS v
 )
-SELECT k.ts, k.open, k.high, k.low, k.close, k.vol, k.source, k.inserted_at, k.no, r.known_by, k.until, k.gone,
-       g.known_by AS until_known, k.id IS NULL AS is_stored
-  FROM known k
+SELECT t.changed, t.unchanged, t.first, t.last, k.ts, k.open, k.high, k.low, k.close, k.vol, k.source, k.inserted_at,
+       k.no, r.known_by, k.until, k.gone, g.known_by AS until_known, k.id IS NULL AS is_stored
+  FROM total t
+  LEFT JOIN valued k ON true
   LEFT JOIN feature_platform.refresh r ON r.no = k.no
   LEFT JOIN feature_platform.refresh g ON g.no = k.until
- WHERE k.no IS NULL OR k.until IS NULL OR k.no < k.until   -- else no refresh has used it
  ORDER BY k.ts DESC, k.id DESC NULLS FIRST;
