@@ -236,9 +236,7 @@ def check_newest_commit(table: DeltaTable, name: str) -> None:
         (newest,) = table.history(1)
     if not _is(newest, mirror_of(table)):
         raise UserError(
-            f"{uri_of(name)}: another program changed it (version {newest['version']},"
-            f" {newest.get('operation', 'of no known kind')}): run `feature-platform lake sync`,"
-            " which undoes that"
+            f"{_changed_by(newest, name)}: run `feature-platform lake sync`, which undoes that"
         )
 
 
@@ -268,9 +266,7 @@ def undo_later_commits(table: DeltaTable, name: str, since: int) -> None:
     foreign = [commit for commit in later if not _is(commit, mirror)]
     if foreign:
         raise UserError(
-            f"{uri_of(name)}: another program changed it (version {foreign[0]['version']},"
-            f" {foreign[0].get('operation', 'of no known kind')}); version {since} is restored:"
-            " run the sync again"
+            f"{_changed_by(foreign[0], name)}; version {since} is restored: run the sync again"
         )
 
 
@@ -414,6 +410,12 @@ def partitions(table: DeltaTable, name: str) -> list[dict[str, str]]:
 def storage_options(uri: str) -> dict[str, str] | None:
     """Return the options for an object store, which reads its credentials from the environment."""
     return dict(_REMOTE) if is_remote(uri) else None
+
+
+def _changed_by(commit: dict[str, Any], name: str) -> str:
+    """Return the part of an error that names the commit of another program."""
+    operation = commit.get("operation", "of no known kind")
+    return f"{uri_of(name)}: another program changed it (version {commit['version']}, {operation})"
 
 
 def _is(commit: dict[str, Any], mirror: str) -> bool:

@@ -41,18 +41,18 @@ def read_both(
     The caller has frozen the database's snapshot, so that both parts fit each other.
     """
     start, end = window
-    known = _known(source, name)
+    known = known_table(source, name)
     until = known["mirrored_until"] if known is not None and known["is_served"] else None
-    waiting = source.fetch("frames_lake_waiting", one(name, pa.string()), one(symbols, TEXTS))
-    if known is None or until is None or until <= start or waiting.num_rows > _MOST_WAITING:
+    waiting = waiting_days(source, name, symbols)
+    if known is None or until is None or until <= start or len(waiting) > _MOST_WAITING:
         return from_database(symbols, start, end)
     until = min(until, end)
     table = _open(name, known)
     pieces = read_pieces(table, delta.uri_of(name), time, symbols, start, until, columns)
     stored = [from_database(symbols, until, end)] if until < end else []
     outdated: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
-    for symbol, first, after in zip(*waiting.to_pydict().values(), strict=True):
-        lo, hi = max(_start(first), start), min(_start(after), until)
+    for symbol, first, after in waiting:
+        lo, hi = max(first, start), min(after, until)
         if lo < hi:
             outdated[symbol].append((lo, hi))
             stored.append(from_database([symbol], lo, hi))
@@ -82,15 +82,27 @@ def read_lake(
 ) -> pa.Table:
     """Return the rows that the lake has, sorted by symbol and time; raises UserError."""
     return read(
-        _open(name, _known(source, name)), delta.uri_of(name), time, symbols, *window, columns
+        _open(name, known_table(source, name)), delta.uri_of(name), time, symbols, *window, columns
     )
 
 
-def _known(source: Reader, name: str) -> dict[str, Any] | None:
-    """Return what the database knows of a table of this lake."""
+def known_table(source: Reader, name: str) -> dict[str, Any] | None:
+    """Return what the database knows of a table of this lake; see `frames_lake_until`."""
     place = one(delta.uri_of(name), pa.string())
     found = source.fetch("frames_lake_until", one(name, pa.string()), place).to_pylist()
     return found[0] if found else None
+
+
+def waiting_days(
+    source: Reader, name: str, symbols: Sequence[str]
+) -> list[tuple[str, datetime, datetime]]:
+    """Return the spans of symbols, start <= time < end, whose rows in the lake may differ."""
+    found = source.fetch("frames_lake_waiting", one(name, pa.string()), one(symbols, TEXTS))
+    columns = found.to_pydict().values()
+    return [
+        (symbol, _start(first), _start(after))
+        for symbol, first, after in zip(*columns, strict=True)
+    ]
 
 
 def _open(name: str, known: Mapping[str, Any] | None) -> DeltaTable:

@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier
 
-from feature_platform._adbc import TEXTS, Reader, one
+from feature_platform._adbc import Reader
 from feature_platform.frames import Table
 from feature_platform.lake import delta
+from feature_platform.lake.frames import known_table, waiting_days
 from feature_platform.lake.read import micro
 from feature_platform.lake.training import NONE, Found, Ints, Joined, Mirror, TrainingTask, ViewRows
 
@@ -115,12 +115,10 @@ class LakeJoin:
         self, table: Table, known: tuple[str, ...], labels: Mapping[int, tuple[str, ...]]
     ) -> _View:
         """Return a view with the state of its table in the lake, as of the snapshot."""
-        name, uri = one(table.name, pa.string()), delta.uri_of(table.name)
-        state = self._source.fetch("training_lake", name, one(uri, pa.string())).to_pylist()
-        waiting = self._source.fetch("frames_lake_waiting", name, one(self._names, TEXTS))
+        in_lake = known_table(self._source, table.name)
         outdated: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for symbol, first, after in zip(*waiting.to_pydict().values(), strict=True):
-            outdated[symbol].append((_day(first), _day(after)))
+        for symbol, first, after in waiting_days(self._source, table.name, self._names):
+            outdated[symbol].append((micro(first), micro(after)))
         flags = self._source.stream(
             "training_flags",
             view=sql.Literal(table.id),
@@ -128,8 +126,9 @@ class LakeJoin:
             every=sql.Literal(table.every.total_seconds()),
         )
         mirror = None
-        if state and state[0]["mirrored_until"] is not None:
-            mirror = Mirror(uri, state[0]["table_version"], micro(state[0]["mirrored_until"]))
+        if in_lake is not None and in_lake["is_served"] and in_lake["mirrored_until"] is not None:
+            until = micro(in_lake["mirrored_until"])
+            mirror = Mirror(delta.uri_of(table.name), in_lake["table_version"], until)
         return _View(table, known, labels, mirror, outdated, flags)
 
     def _places(self) -> Iterator[Ints]:
@@ -245,10 +244,6 @@ def _columns(names: Sequence[str]) -> Composable:
 
 def _array(numbers: Sequence[int]) -> sql.Literal:
     return sql.Literal("{" + ",".join(map(str, numbers)) + "}")
-
-
-def _day(day: date) -> int:
-    return micro(datetime.combine(day, time_of_day(), UTC))
 
 
 def _time(us: int) -> datetime:

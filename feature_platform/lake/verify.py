@@ -126,6 +126,7 @@ def _verify(
     begin = max(filter(None, (min(starts), start)))
     until = min(filter(None, (known.mirrored_until, end))).astimezone(UTC)
     chosen = _tonight(table, delta_table) if nightly else _whole
+    candidates: list[tuple[str, datetime]] = []
     for month in months_between(begin, until):
         spans: dict[tuple[datetime, datetime], list[str]] = defaultdict(list)
         for symbol in symbols:
@@ -135,10 +136,10 @@ def _verify(
                     spans[span].append(symbol)
         for (first, last), of_span in sorted(spans.items()):
             for days in commits_of(table, Days(first, last, tuple(of_span))):
-                _compare(connection, source, table, delta_table, days, report)
-    if report.days:
-        day = until - DAY * random.randint(1, max(1, min(28, (until - begin) // DAY)))
-        _sample(connection, table, random.choice(symbols), day, report)
+                compared = _compare(connection, source, table, delta_table, days, report)
+                candidates += random.sample(compared, min(1, len(compared)))
+    if candidates:
+        _sample(connection, table, *random.choice(candidates), report)
     if report.differences:
         found = [(one.symbol, one.day) for one in report.differences]
         state.record(connection, table.name, found)
@@ -178,28 +179,38 @@ def _compare(
     delta_table: DeltaTable,
     days: Days,
     report: LakeReport,
-) -> None:
-    """Compare count and checksum of each symbol and day."""
-    found, pending = _differences(connection, source, table, delta_table, days, report)
-    report.pending += pending
-    if found:
+) -> list[tuple[str, datetime]]:
+    """Compare count and checksum of each symbol and day; return the symbols and days."""
+    compared = _compared(connection, source, table, delta_table, days)
+    report.rows += compared.rows
+    report.days += len(compared.days)
+    report.pending += compared.pending
+    if compared.differences:
         # A sync may have written changes in the meantime. Under the lock there is none.
         with state.locked(connection, table.name) as known:
             newest = delta.open_own(table.name, known.table_id, known.table_version)
-            again = LakeReport(table.name)
-            found, _ = _differences(connection, source, table, newest, days, again)
-        report.differences += found
+            again = _compared(connection, source, table, newest, days)
+        report.differences += again.differences
+    return compared.days
 
 
-def _differences(
+@dataclass
+class _Compared:
+    """A comparison: rows of the database, symbols with their days, those that wait for a sync."""
+
+    rows: int
+    days: list[tuple[str, datetime]]
+    pending: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+
+def _compared(
     connection: psycopg.Connection[Any],
     source: Reader,
     table: MirroredTable,
     delta_table: DeltaTable,
     days: Days,
-    report: LakeReport,
-) -> tuple[list[Difference], int]:
-    """Return the differences, and the number of days that wait for a sync; count all."""
+) -> _Compared:
     mirrored = read(
         delta_table,
         delta.uri_of(table.name),
@@ -210,19 +221,17 @@ def _differences(
         table.columns,
     )
     stored = rows_of(source, table, days.symbols, days.start, days.end)
-    report.rows += stored.num_rows
     lake, database = sums_of(mirrored, table.time), sums_of(stored, table.time)
     # After the rows: a change that these have is recorded by then.
     waiting = _by_symbol(state.waiting(connection, table.name))
-    found, pending = [], 0
-    for symbol, day in lake.keys() | database.keys():
-        report.days += 1
+    compared = _Compared(stored.num_rows, list(lake.keys() | database.keys()))
+    for symbol, day in compared.days:
         if any(change.start <= day < change.end for change in waiting.get(symbol, ())):
-            pending += 1
+            compared.pending += 1
         elif lake.get((symbol, day)) != database.get((symbol, day)):
             counts = _count(lake, symbol, day), _count(database, symbol, day)
-            found.append(Difference(symbol, day, *counts))
-    return found, pending
+            compared.differences.append(Difference(symbol, day, *counts))
+    return compared
 
 
 def _sample(

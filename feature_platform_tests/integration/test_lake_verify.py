@@ -29,6 +29,7 @@ def test_verify_compares_every_day_of_every_symbol(lake: Lake) -> None:
     for report in verify(lake.conn):
         assert report.equal
         assert (report.rows, report.days, report.pending) == (3 * 4 * 1440, 3 * 4, 0)
+        assert report.sampled == 1440
 
 
 def test_a_change_that_waits_for_a_sync_is_no_difference(lake: Lake) -> None:

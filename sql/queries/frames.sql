@@ -63,8 +63,8 @@ SELECT {columns}
  ORDER BY symbol, {time};
 
 -- frames_lake_until --
--- Until when a lake has the rows of a table; in which version of which Delta table; and whether they are of the version
--- of the view that is served.
+-- The end of the rows of a table that a lake has; the Delta table that has them, and its version; and whether the rows
+-- belong to the version of the view that is served.
 SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version, l.table_id::text AS table_id,
        l.view IS NOT DISTINCT FROM v.id AS is_served
   FROM feature_platform.lake_table l

@@ -1,9 +1,9 @@
 -- Statements of training_set.
 
 -- ==== training.py ====
--- Sent over ADBC, with identifiers and values in braces, as those of frames.sql. Events come as two arrays: the place
--- of each symbol in {symbols}, and each time in microseconds since 1970. So a reader needs no right to make temporary
--- tables. The statements return the place of each event that has a row, in any order.
+-- Sent over ADBC, with identifiers and values in braces, as those of frames.sql. Events are two arrays. {ids} has the
+-- place of each event's symbol in {symbols}. {times} has the times in microseconds since 1970. A reader therefore needs
+-- no right to make temporary tables. The statements return the place of each event that has a row, in any order.
 
 -- training_settings --
 -- Join by hashes and in memory: the planner does not know how few events lack the row of their newest bucket.
@@ -172,14 +172,6 @@ SELECT g.places[k.place] AS place, {columns}
 
 -- ==== lake/training_tasks.py ====
 -- Sent over ADBC, too. Times go to the tasks as microseconds since 1970.
-
--- training_lake --
--- The state of a table in a lake: the version of the Delta table, and until when it has the rows; none where it is not
--- there.
-SELECT nullif(l.mirrored_until, '-infinity') AS mirrored_until, l.table_version
-  FROM feature_platform.lake_table l
-  LEFT JOIN feature_platform.feature_view v ON v.name = l.name AND v.served
- WHERE l.name = $1 AND l.location = $2 AND l.view IS NOT DISTINCT FROM v.id AND l.table_version IS NOT NULL;
 
 -- training_refreshes --
 -- Since when the refreshes are known that were known before a time, in the order of their numbers.
