@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
 from feature_platform.errors import UserError
-from feature_platform.knowledge import AsOf, check_knowledge, check_time, parse_as_of
+from feature_platform.knowledge import COMPUTED, AsOf, check_knowledge, check_time, parse_as_of
 from feature_platform.near_names import near_names
 from feature_platform.tables import FEATURES
 
@@ -415,11 +415,12 @@ def _rows(
         }
         if as_of is None:
             return source.stream("frames_read", columns=_columns(columns), **of_window, **names_of)
+        statements = dict(as_of.statements(source, table))
         found = [
             source.stream(query, columns=_columns(columns, "v"), **of_window, **parts)
-            for query, parts in as_of.statements(source, table)
+            for query, parts in statements.items()
         ]
-        if table.built_at is None:
+        if not statements.keys() & COMPUTED:
             return pa.concat_tables(found)
         # Computed rows have doubles in all columns.
         no_window = {**of_window, "end": of_window["start"]}

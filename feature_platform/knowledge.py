@@ -31,6 +31,10 @@ _DELAY = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})s?\s*")
 _AFTER_CLOSE = re.compile(r"(?P<delay>.*\S)\s+after\s+close\s*", re.DOTALL)
 
 
+# The queries whose rows are computed, for times before a view was built.
+COMPUTED = {"knowledge_computed_at", "knowledge_computed_after_close"}
+
+
 class Versioned(Protocol):
     """A table of features whose versions of rows are kept.
 
@@ -140,8 +144,8 @@ def check_knowledge(
     if isinstance(as_of, AtTime):
         limits = check_kept(source, "as_of", as_of.moment)
         _check_moment(as_of.moment, limits)
-        for symbol, since in forgotten(source, symbols, as_of.moment).items():
-            raise forgotten_error(f"as_of, {as_of.moment.isoformat()},", symbol, since)
+        if gone := forgotten(source, symbols, as_of.moment):
+            raise forgotten_error(f"as_of, {as_of.moment.isoformat()},", *min(gone.items()))
         return
     check_kept(source, "as_of of the first bucket", window[0])
 

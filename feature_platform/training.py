@@ -271,7 +271,9 @@ def _known(
     if len(which):
         _compute_known(source, table, events, values, which, delay)
         _check_begin(source, table, events.take(values.rest(which)), delay, begins)
-    for event in values.rest(np.flatnonzero(events.us < gone))[:1]:
+    late = values.rest(np.flatnonzero(events.us < gone))
+    if len(late):
+        event = late[0]
         shown = f"an event, at {_time(int(events.us[event])).isoformat()},"
         raise forgotten_error(shown, events.names[events.ids[event] - 1], _time(int(gone[event])))
     return values.of

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+from hypothesis import strategies as st
 
 from feature_platform.views import FeatureView, catalog
 from feature_platform.views.verify import served_views
@@ -18,6 +19,8 @@ from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
 
 Conn = psycopg.Connection[Any]
 Row = tuple[str, datetime, tuple[str, ...]]
+# "write", "delete" or "refresh"; the symbol; the minute after START; the close.
+Change = tuple[str, str, int, float]
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -59,6 +62,20 @@ class Past:
         given = (symbol, START + minute * MINUTE)
         self.conn.execute("DELETE FROM ohlcv_1m WHERE symbol = %s AND ts = %s", given)
 
+    def change(self, changes: Sequence[Change], vol: float) -> None:
+        """Change bars and refresh, each a second after the other, and refresh at the end."""
+        last = self.seen[-1][0]
+        for number, (kind, symbol, minute, close) in enumerate(changes, 1):
+            moment = last + number * SECOND
+            self.set_clock(moment)
+            if kind == "write":
+                self.write(symbol, minute, close, vol)
+            elif kind == "delete":
+                self.delete(symbol, minute)
+            else:
+                self.refresh(moment)
+        self.refresh(last + 20 * SECOND)
+
     def refresh(self, moment: datetime) -> None:
         """Refresh all rows at a time, and remember what readers see."""
         self.set_clock(moment)
@@ -99,6 +116,17 @@ def _shown(names: list[str]) -> list[str]:
 def shown(number: float | None) -> str:
     """Return a number in a form that distinguishes all values, and has one for NULL and NaN."""
     return repr(float("nan") if number is None else float(number))
+
+
+def changes(first: int, last: int) -> st.SearchStrategy[list[Change]]:
+    """Return a strategy of changes of bars of some minutes."""
+    change = st.tuples(
+        st.sampled_from(["write", "delete", "refresh"]),
+        st.sampled_from(SYMBOLS),
+        st.integers(first, last),
+        st.integers(6, 19),
+    )
+    return st.lists(change, min_size=1, max_size=12)
 
 
 @contextmanager

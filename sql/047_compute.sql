@@ -330,10 +330,10 @@ COMMENT ON FUNCTION feature_platform.run_ranges(text, text, feature_platform.vie
 
 -- Delete the rows of a table in a range of buckets whose bucket has no bar any more, and keep their last versions in
 -- `history`, the table of the versions of rows. Return their number, and whether the range was skipped, because its
--- bars have unprocessed marks. It works range by range, so that a columnstore decompresses only these. The cost is that
--- of two sets of buckets and their difference, with or without statistics. With IS TRUE the planner makes a hash table
--- of the sub-query. Without it, the planner may choose a nested loop, or the index on the bucket alone, which reads the
--- rows of all symbols.
+-- bars have unprocessed marks. It works range by range, so that a columnstore decompresses only these. The cost grows
+-- with the buckets of the range only, with or without statistics: IS TRUE makes the planner use a hash table for the
+-- sub-query. Otherwise the planner may use a nested loop. It may also use the index on the bucket alone, which reads
+-- the rows of all symbols.
 CREATE OR REPLACE FUNCTION feature_platform.delete_rows_without_bars(
     of_table regclass, history regclass, of_symbol text, part tstzrange, every interval, of_refresh bigint,
     OUT deleted bigint, OUT skipped boolean)

@@ -94,13 +94,13 @@ DECLARE
     computed record;
     gone record;
     tab record;
-    lake_name text;
+    lake_symbols text[] := '{}';
+    lake_times tstzmultirange[] := '{}';
 BEGIN
     written := 0;
     more := false;
     of_refresh := feature_platform.next_refresh();
     SELECT * INTO v FROM feature_platform.feature_view w WHERE w.id = of_view;
-    lake_name := CASE WHEN v.served THEN v.name END;
     due := feature_platform.view_due(v.every, v.origin);
     kept_from := feature_platform.view_from(v, feature_platform.features_from());
 
@@ -284,12 +284,14 @@ BEGIN
             firsts := firsts || first;
         END IF;
         ranges := ranges || divided.ranges;
-        PERFORM feature_platform.record_lake_changes(lake_name, ARRAY[one.symbol], ARRAY[todo]);
+        lake_symbols := lake_symbols || one.symbol;
+        lake_times := array_append(lake_times, todo);
     END LOOP;
 
     -- 3. Steps come before the ranges, whose states may take the same slots.
     PERFORM feature_platform.record_lake_changes(
-        lake_name, array_agg(s.symbol), array_agg(tstzmultirange(tstzrange(s.at + v.every, s.until))))
+        CASE WHEN v.served THEN v.name END, lake_symbols || array_agg(s.symbol),
+        lake_times || array_agg(tstzmultirange(tstzrange(s.at + v.every, s.until))))
     FROM unnest(symbols, ats, untils) AS s (symbol, at, until);
     SELECT * INTO steps FROM feature_platform.run_steps(
         'feature_views', prefix, v.every, symbols, ats, untils, firsts, of_refresh);

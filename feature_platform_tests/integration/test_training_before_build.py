@@ -32,7 +32,9 @@ from feature_platform_tests.fix_knowledge import (
     SECOND,
     START,
     SYMBOLS,
+    Change,
     Past,
+    changes,
     live_past,
 )
 from feature_platform_tests.fix_views import CANDLES, SHORT, refresh_all
@@ -133,42 +135,21 @@ def test_rows_are_those_as_of_the_event(past: Past, monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(got, values, err_msg=str(event))
 
 
-_CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["write", "delete", "refresh"]),
-        st.sampled_from(SYMBOLS),
-        st.integers(-60, MINUTES + 130),
-        st.integers(6, 19),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
 @settings(
     max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(changes=_CHANGES, seed=st.integers(0, 10_000))
+@given(changes=changes(-60, MINUTES + 130), seed=st.integers(0, 10_000))
 def test_bars_that_are_known_only_later_change_no_row(
     past: Past,
     monkeypatch: pytest.MonkeyPatch,
-    changes: list[tuple[str, str, int, int]],
+    changes: list[Change],
     seed: int,
 ) -> None:
     name_in_settings(past.conn, monkeypatch)
-    last = past.seen[-1][0]
     events = events_of(past, 60, seed)
     before = training_set(events, columns_of(LATE), {})
-    for number, (kind, symbol, minute, close) in enumerate(changes, 1):
-        past.set_clock(last + number * SECOND)
-        if kind == "write":
-            past.write(symbol, minute, close, seed % 5)
-        elif kind == "delete":
-            past.delete(symbol, minute)
-        else:
-            past.refresh(last + number * SECOND)
-    past.refresh(last + 20 * SECOND)
+    past.change(changes, seed % 5)
     pd.testing.assert_frame_equal(training_set(events, columns_of(LATE), {}), before)
 
 

@@ -29,7 +29,9 @@ from feature_platform_tests.fix_knowledge import (
     SECOND,
     START,
     SYMBOLS,
+    Change,
     Past,
+    changes,
     live_past,
     shown,
 )
@@ -184,39 +186,19 @@ def test_events_of_imported_history_have_their_rows(
         assert now["features_1m.last_close"].isna().all()
 
 
-_CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["write", "delete", "refresh"]),
-        st.sampled_from(SYMBOLS),
-        st.integers(0, MINUTES - 1),
-        st.integers(6, 19),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
 @settings(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(changes=_CHANGES, seed=st.integers(0, 10_000))
+@given(changes=changes(0, MINUTES - 1), seed=st.integers(0, 10_000))
 def test_bars_that_are_known_only_later_change_no_feature(
-    past: Past, changes: list[tuple[str, str, int, int]], seed: int
+    past: Past, changes: list[Change], seed: int
 ) -> None:
     last = past.seen[-1][0]
     until = int((last - START) / MINUTE)
     events = events_of(60, seed, until)
     before = training_set(events, ALL, {})
-    for number, (what, symbol, minute, close) in enumerate(changes, 1):
-        past.set_clock(last + number * SECOND)
-        if what == "write":
-            past.write(symbol, minute, close, seed % 5)
-        elif what == "delete":
-            past.delete(symbol, minute)
-        else:
-            past.refresh(last + number * SECOND)
-    past.refresh(last + 20 * SECOND)
+    past.change(changes, seed % 5)
     pd.testing.assert_frame_equal(training_set(events, ALL, {}), before)
 
 

@@ -1,14 +1,18 @@
 -- To version 3: databases of version 2, and of commits of version 3 that kept no hash. Each statement does nothing
 -- where there is nothing to do.
 
--- Version 2 had no feature views, did not count what was known when, logged no served rows, and knew one exchange. As
--- in 002.sql, a column that exists takes no lock.
+-- The columns that earlier versions lack. Version 1 had no recorder and counted no wake-ups. Version 2 had no feature
+-- views, did not count what was known when, logged no served rows, and knew one exchange. ALTER TABLE waits for all
+-- readers of a table also where the column exists, and a writer may wait for it in a circle.
 DO $$
 DECLARE
     new record;
 BEGIN
     FOR new IN
         SELECT c.tab, c.col, c.definition FROM (VALUES
+            ('public.ohlcv_1m_gaps', 'feed', 'text'),
+            ('feature_platform.policy_run', 'wakes', 'integer NOT NULL DEFAULT 0'),
+            ('feature_platform.policy_run', 'woken_at', 'timestamptz'),
             ('feature_platform.schema_version', 'hash', 'text'),
             ('public.features_1m', 'refresh_no', 'bigint NOT NULL DEFAULT 0'),
             ('feature_platform.dirty_log', 'changed', 'tstzmultirange'),
