@@ -154,7 +154,10 @@ def check_built(tables: Iterable[Versioned]) -> None:
     """Raise UserError for a feature view whose history is not complete yet."""
     for table in tables:
         if table.id and table.built_at is None:
-            raise UserError(f"the history of {table.name} is still being built: try again later")
+            raise UserError(
+                f"the history of {table.name} is not complete: `feature-platform views list` shows"
+                " its state"
+            )
 
 
 def check_kept(source: Reader, name: str, moment: datetime) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ import psycopg
 from feature_platform.views import FeatureView, bar, lag
 from feature_platform_tests.fix_engine import in_threads
 from feature_platform_tests.fix_skew import VIEWS, serve
-from feature_platform_tests.fix_views import add_bars, refresh_all
+from feature_platform_tests.fix_views import add_bars
 
 Conn = psycopg.Connection[Any]
 
@@ -41,6 +42,12 @@ _BAR = """
     ON CONFLICT (symbol, ts) DO UPDATE SET close = excluded.close, vol = excluded.vol
     WHERE (b.close, b.vol) IS DISTINCT FROM (excluded.close, excluded.vol)
 """
+_VIEW = """
+    SELECT feature_platform.view_slice(
+        v.id, feature_platform.view_from(v, %s), feature_platform.view_due(v.every, v.origin),
+        slice_rows => %s)
+    FROM feature_platform.feature_view v WHERE v.id = ANY (%s)
+"""
 # Writers of the same bars may wait for each other in a circle, also by prepared transactions.
 _Busy = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
 # The server has crashed: it ends all sessions, and accepts none during its recovery.
@@ -55,6 +62,8 @@ class Day:
     url: of a database for simulated bars, whose sessions share a clock by `clocked`.
     serves: the least number of rows to log.
     minute_seconds: of the wall clock in a simulated minute.
+    upgrade: what makes an old database a current one, after a third of the minutes and beside the
+        writers. Until then the versions of rows have no numbers, and no rows are logged.
     written, prepared, logged, killed, crashed: the finished minutes and prepared transactions, the
         rows in the log, the refreshers that were killed, and the crashes of the server.
     """
@@ -64,12 +73,14 @@ class Day:
     serves: int
     seed: int = 0
     minute_seconds: float = 0.08
+    upgrade: Callable[[Conn], None] | None = None
     written: int = 0
     logged: int = 0
     killed: int = 0
     crashed: int = 0
     prepared: int = 0
     counting: threading.Lock = field(default_factory=threading.Lock)
+    upgraded: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -91,34 +102,56 @@ class Day:
         """Write history, then let all parts run to the end of the day."""
         with psycopg.connect(self.clocked, autocommit=True) as conn:
             add_bars(conn, START - HISTORY * MINUTE, HISTORY, SYMBOLS)
-            refresh_all(conn)
+            refresh_once(conn)
         # From here the day begins, however long that took.
         self.began = datetime.now(UTC)
-        others = (
-            self._slow_writer,
-            self._prepared_writer,
-            self._views,
-            self._empty_caches,
-            self._log,
-            self._log,
-            self._kill,
-        )
+        writers = (self._slow_writer, self._prepared_writer)
+        others = (self._views, self._empty_caches, self._log, self._log, self._kill)
         in_threads(
             self.clocked,
-            self._ended(self._lasting(self._write)),
-            *(self._lasting(job) for job in others),
+            self._ending(self._upgrade),
+            self._ending(self._lasting(self._day)),
+            *(self._ending(self._lasting(job)) for job in writers),
+            *(self._ending(self._upgraded(self._lasting(job))) for job in others),
         )
 
-    def _ended(self, job: Any) -> Any:
+    def _upgrade(self, conn: Conn) -> None:
+        """Refresh an old database until it is upgraded."""
+        try:
+            if self.upgrade is not None:
+                while self.written < self.minutes / 3 and not self.done.is_set():
+                    refresh_once(conn)
+                self.upgrade(conn)
+        finally:
+            self.upgraded.set()
+
+    def _upgraded(self, job: Any) -> Any:
+        """Return a job that begins after the upgrade."""
+
+        def run(conn: Conn) -> None:
+            self.upgraded.wait()
+            job(conn)
+
+        return run
+
+    def _ending(self, job: Any) -> Any:
+        """Return a job whose error ends the day."""
+
         def run(conn: Conn) -> None:
             try:
                 job(conn)
-                while self.logged < self.serves:
-                    time.sleep(0.05)
-            finally:
+            except BaseException:
                 self.done.set()
+                raise
 
         return run
+
+    def _day(self, conn: Conn) -> None:
+        """Write all minutes, and end the day when enough rows are logged."""
+        self._write(conn)
+        while self.logged < self.serves and not self.done.wait(0.05):
+            pass
+        self.done.set()
 
     def _lasting(self, job: Any) -> Any:
         """Return a job that goes on with another session after a crash of the server."""
@@ -144,7 +177,7 @@ class Day:
         """Write each minute when it ends, and late, corrected and deleted bars of all ages."""
         rng = random.Random(f"{self.seed} {self.written}")
         conn.execute("SET lock_timeout = '200ms'")
-        while self.written < self.minutes:
+        while self.written < self.minutes and not self.done.is_set():
             while self._now() <= self.written:
                 time.sleep(self.minute_seconds / 10)
             with suppress(*_Busy):
@@ -191,9 +224,11 @@ class Day:
                 _bar(conn, rng, SYMBOLS[number % 4], minute - number % 50)
                 conn.execute(f"PREPARE TRANSACTION 'p{number}'".encode())
                 waiting.append(number)
+                most = 3
             except _Busy:
                 conn.execute("ROLLBACK")
-            while len(waiting) > 3 or (waiting and self.done.is_set()):
+                most = 0  # the other session may wait for these
+            while len(waiting) > most or (waiting and self.done.is_set()):
                 name = waiting.pop(rng.randrange(len(waiting)))
                 conn.execute(f"COMMIT PREPARED 'p{name}'".encode())
             self.done.wait(self.minute_seconds * 3)
@@ -206,13 +241,7 @@ class Day:
             ids = conn.execute("SELECT id FROM feature_platform.feature_view").fetchall()
             (view,) = rng.choice(ids)
             lo = "-infinity" if rng.random() < 0.5 else str(_at(self._now() - 60))
-            conn.execute(
-                """SELECT feature_platform.view_slice(
-                       v.id, feature_platform.view_from(v, %s),
-                       feature_platform.view_due(v.every, v.origin), slice_rows => %s)
-                   FROM feature_platform.feature_view v WHERE v.id = %s""",
-                (lo, rng.choice([10, 1000, 20000]), view),
-            )
+            conn.execute(_VIEW, (lo, rng.choice([10, 1000, 20000]), [view]))
             conn.execute("SELECT feature_platform.note_known()")
 
     def _empty_caches(self, conn: Conn) -> None:
@@ -264,6 +293,13 @@ def _crash(conn: Conn) -> None:
     row = conn.execute(query).fetchone()
     assert row is not None
     os.kill(row[0], signal.SIGKILL)
+
+
+def refresh_once(conn: Conn) -> None:
+    """Refresh features_1m and each view once, by statements that old versions have, too."""
+    conn.execute("CALL refresh_features_1m(NULL, NULL)")
+    ids = conn.execute("SELECT id FROM feature_platform.feature_view ORDER BY id").fetchall()
+    conn.execute(_VIEW, ("-infinity", 20000, [view for (view,) in ids]))
 
 
 def _at(minute: float) -> datetime:

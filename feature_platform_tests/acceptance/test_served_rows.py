@@ -21,14 +21,17 @@ from feature_platform.embedded.server import EmbeddedServer, bin_dir
 from feature_platform.skew import skew
 from feature_platform.verify import verify
 from feature_platform.views import catalog
+from feature_platform.views.verify import served_views
 from feature_platform_tests.fix_environment import passable_directory
+from feature_platform_tests.fix_old_versions import load_dump
+from feature_platform_tests.fix_processes import value
 from feature_platform_tests.fix_skew import FEATURES
 from feature_platform_tests.fix_views import check_views, refresh_all
 from feature_platform_tests.served_day import DAY_VIEWS, Day
 
 Conn = psycopg.Connection[Any]
 SERVES = int(os.environ.get("FEATURE_PLATFORM_TEST_SERVES", "6000"))
-MINUTES = 1440 if SERVES >= 1_000_000 else 100
+MINUTES = 1440 if SERVES >= 1_000_000 else 150
 ALL_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 # The version of a served row as of the number of its symbol, from the rows and their history.
@@ -54,8 +57,9 @@ def server() -> Iterator[EmbeddedServer]:
 def check_versions(conn: Conn) -> None:
     """Fail unless each served row equals its stored version as of its symbol's number."""
     relations = [("features_1m", "feature_platform", "features_1m_versions", FEATURES.split(", "))]
-    for number, view in enumerate(DAY_VIEWS, 1):
-        relations.append((view.name, "feature_views", f"v{number}_versions", list(view.columns)))
+    for view in served_views(conn):
+        relations.append((view.name, "feature_views", f"v{view.id}_versions", list(view.columns)))
+    assert len(relations) == 1 + len(DAY_VIEWS)
     for name, schema_name, versions, columns in relations:
         statement = SQL(_STORED).format(
             view=name,
@@ -74,6 +78,14 @@ def check_served(conn: Conn, rows: int) -> None:
     check_versions(conn)
 
 
+def upgrade(conn: Conn) -> None:
+    """Upgrade the database of a session with the day's clock, and its views."""
+    schema.apply(conn)
+    catalog.apply(conn, DAY_VIEWS)
+    while value(conn, "SELECT bool_or(state <> 'live') FROM feature_platform.feature_view"):
+        refresh_all(conn)
+
+
 @pytest.mark.parametrize("seed", [0])
 def test_every_served_row_is_what_was_known(
     server: EmbeddedServer, seed: int, tmp_path: Path
@@ -81,10 +93,8 @@ def test_every_served_row_is_what_was_known(
     with psycopg.connect(server.url("postgres"), autocommit=True) as conn:
         conn.execute("CREATE DATABASE day")
     url = server.url("day")
-    with psycopg.connect(url, autocommit=True) as conn:
-        schema.apply(conn, simulated=True)
-        catalog.apply(conn, DAY_VIEWS)
-    day = Day(url, MINUTES, SERVES, seed)
+    load_dump("served_day", url)
+    day = Day(url, MINUTES, SERVES, seed, upgrade=upgrade)
     day.run()
     assert day.killed > 0
     assert day.crashed > 0

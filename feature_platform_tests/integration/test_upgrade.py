@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import lzma
-import subprocess
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
-from feature_platform import schema
-from feature_platform.embedded.server import bin_dir
+from feature_platform import read_features, schema
+from feature_platform.errors import UserError
 from feature_platform.heartbeat import list_heartbeats
+from feature_platform.settings import get_settings
 from feature_platform.skew import skew
 from feature_platform.verify import verify
 from feature_platform.views import catalog
+from feature_platform.why import why
 from feature_platform_tests.fix_database import Databases
+from feature_platform_tests.fix_old_versions import load_dump
 from feature_platform_tests.fix_processes import insert_recent, run_on, value
+from feature_platform_tests.fix_service import ServedDatabase
 from feature_platform_tests.fix_skew import check_row, rows_with_numbers, serve
-from feature_platform_tests.fix_views import SHORT, add_bars, ago, refresh_all, state_of
+from feature_platform_tests.fix_views import (
+    SHORT,
+    add_bars,
+    ago,
+    check_views,
+    refresh_all,
+    rows_of,
+    state_of,
+)
 from feature_platform_tests.integration.test_schema_apply import dump
+from feature_platform_tests.served_day import DAY_VIEWS, START, refresh_once
 
 Conn = psycopg.Connection[Any]
 
-# `pg_dump --no-owner --no-privileges` of a database of each version, with 1,803 bars of three
-# symbols, gaps, a policy that was changed, a run of it, and marks not yet refreshed. That of
-# version 3 was set up by files of an older hash.
-DUMPS = Path(__file__).parents[1] / "data"
 OLD_VERSIONS = (1, 2, 3)
 
 KEPT = """
@@ -59,14 +66,7 @@ def old_version(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def old(old_version: int, empty_database: str) -> str:
     """Return the URL of a database of the old version."""
-    dump_file = DUMPS / f"schema_{old_version}.sql.xz"
-    subprocess.run(
-        [bin_dir() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", empty_database],
-        # The dump is of PostgreSQL 18; older servers do not have this setting.
-        input=lzma.decompress(dump_file.read_bytes()).replace(b"SET transaction_timeout = 0;", b""),
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    load_dump(f"schema_{old_version}", empty_database)
     return empty_database
 
 
@@ -164,6 +164,41 @@ def test_views_of_an_earlier_compiler_fail_until_they_are_applied_again(conn: Co
     refresh_all(conn)
     assert state_of(conn, "short_1m") == [(2, "live", True)]
     assert value(conn, "SELECT count(*) FROM short_1m") == 60
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_rows_of_views_without_versions_stay_readable(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", empty_database)
+    get_settings.cache_clear()
+    load_dump("served_day", empty_database)
+    end = START + timedelta(minutes=90)
+    with psycopg.connect(empty_database, autocommit=True) as connection, ExitStack() as stack:
+        add_bars(connection, START, 90)
+        refresh_once(connection)
+        stored = rows_of(connection, "mean_5m, std_10m", "short_1m")
+        assert len(stored) == 90
+        schema.apply(connection)
+        served = ServedDatabase(empty_database, stack)
+
+        assert rows_of(connection, "mean_5m, std_10m", "short_1m") == stored
+        assert len(read_features("A", START, end, view="short_1m")) == 90
+        for as_of in (datetime.now(UTC), "1 second after close"):
+            with pytest.raises(UserError, match="the history of short_1m is not complete"):
+                read_features("A", START, end, view="short_1m", as_of=as_of)
+        answer = served.http.get("/v1/views/short_1m/latest", params={"symbol": "A"})
+        assert answer.json()["rows"][0]["refresh_no"] == 0
+        assert [one.since for one in why(connection, "A", START, "short_1m").rows] == [0]
+        query = "SELECT feature_platform.delete_old_versions(now(), 10)"
+        assert value(connection, query) == 0
+
+        catalog.apply(connection, DAY_VIEWS)
+        refresh_all(connection)
+        assert state_of(connection, "short_1m") == [(2, "live", True)]
+        assert check_views(connection) == 90 + 2 + 90
+        answer = served.http.get("/v1/views/short_1m/latest", params={"symbol": "A"})
+        assert answer.json()["rows"][0]["refresh_no"] > 0
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

@@ -47,8 +47,12 @@ DROP FUNCTION IF EXISTS feature_platform.mark_minutes(text[], timestamptz[], tim
 DROP FUNCTION IF EXISTS public.set_features_1m_retention(interval, interval, interval, interval);
 
 -- Functions of views that earlier files compiled do not fit the refresh any more: a view has to be applied again, which
--- builds a new version beside the stored rows. Its sources are changed, so that it does not count as unchanged.
+-- builds a new version beside the stored rows. Its sources are changed, so that it does not count as unchanged. Until
+-- then its rows stay readable. They have the number 0 and no earlier versions. A read as of a time is an error, because
+-- the history counts as incomplete.
 DO $$
+DECLARE
+    old record;
 BEGIN
     IF to_regtype('feature_platform.view_item') IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
@@ -56,11 +60,33 @@ BEGIN
         ALTER TYPE feature_platform.view_item ADD ATTRIBUTE whole tstzmultirange;
     END IF;
     IF to_regclass('feature_platform.feature_view') IS NOT NULL THEN
-        UPDATE feature_platform.feature_view v
-        SET state = 'failed', error = 'an earlier version of the platform compiled it: apply its file again',
-            sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
-                       FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
-        WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed';
+        FOR old IN
+            UPDATE feature_platform.feature_view v
+            SET state = 'failed', built_at = NULL,
+                error = 'an earlier version of the platform compiled it: run `feature-platform views apply` with its'
+                    ' file',
+                sources = (SELECT array_agg(s || ' (compiled earlier)' ORDER BY place)
+                           FROM unnest(v.sources) WITH ORDINALITY AS u (s, place))
+            WHERE v.compiled NOT LIKE '%of_refresh%' AND v.state <> 'failed'
+            RETURNING 'v' || v.id AS id, v.name, v.served,
+                      (SELECT string_agg(quote_ident(c), ', ') FROM unnest(v.columns) AS c) AS columns
+        LOOP
+            CONTINUE WHEN to_regclass('feature_views.' || old.id || '_versions') IS NOT NULL;
+            EXECUTE format(
+                'ALTER TABLE feature_views.%1$I ADD COLUMN refresh_no bigint NOT NULL DEFAULT 0;
+                 CREATE TABLE feature_views.%2$I (LIKE feature_views.%1$I);
+                 ALTER TABLE feature_views.%2$I RENAME refresh_no TO since;
+                 ALTER TABLE feature_views.%2$I ADD until bigint NOT NULL;
+                 CREATE VIEW feature_views.%3$I AS
+                 SELECT symbol, bucket, %4$s, refresh_no AS since, NULL::bigint AS until FROM feature_views.%1$I
+                 UNION ALL SELECT symbol, bucket, %4$s, since, until FROM feature_views.%2$I',
+                old.id || '_rows', old.id || '_history', old.id || '_versions', old.columns);
+            IF old.served THEN      -- new columns can only follow the old ones
+                EXECUTE format(
+                    'CREATE OR REPLACE VIEW public.%I AS SELECT symbol, bucket, %s, refresh_no FROM feature_views.%I',
+                    old.name, old.columns, old.id || '_rows');
+            END IF;
+        END LOOP;
     END IF;
     IF to_regtype('feature_platform.refresh_work') IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute a JOIN pg_type t ON t.typrelid = a.attrelid
