@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.knowledge import COMPUTED, AsOf, check_knowledge, check_time, parse_as_of
 from feature_platform.near_names import near_names
 from feature_platform.tables import FEATURES
@@ -71,6 +71,7 @@ _FEATURES = Table(
     "feature_symbol",
     "features",
 )
+_MICROSECOND = timedelta(microseconds=1)
 # The newest row of a recorded symbol is younger; that of another costs a second query.
 _RECENT = timedelta(days=1)
 
@@ -138,8 +139,10 @@ def read_features(
     columns: some of those of the view, by default all; every one of them is float64, and NULL is
         NaN (in Arrow and polars null). A bucket without a row in the table has no row here.
     as_: "pandas", "arrow" or "polars".
-    view: the name of a feature view; or several, whose rows are joined by symbol and bucket. A
-        column that several of them have is named "view.column", in `columns`, too.
+    view: the name of a feature view; or several of one bucket width, whose rows are joined by
+        symbol and bucket. A column that several of them have is named "view.column", in `columns`,
+        too. Views of different widths are rejected: a row of a minute would have the values of an
+        hour that closes later. `training_set` joins such views as they were known.
     as_of: by default the rows as they are stored now. A time gives the rows as they were known at
         that time. A delay such as "2 seconds after close" gives each row as it was known that long
         after its own bucket closed; a row that was not known in time is absent. docs/knowledge.md
@@ -148,10 +151,10 @@ def read_features(
         ones from the database. "lake" gives only the rows that the lake has, "database" reads only
         the database. docs/lake.md explains the lake.
     Raises UserError for a time without a zone, start after end, an unknown view, symbol or column
-    (it names the nearest), an `as_of` that cannot be answered, and a database that cannot be
-    reached.
+    (it names the nearest), views of different widths, an `as_of` that cannot be answered, and a
+    database that cannot be reached.
     """
-    names = [view] if isinstance(view, str) else list(dict.fromkeys(view))
+    names = _check_texts("view", [view] if isinstance(view, str) else view)
     if names == ["features_1m"] and as_of is None:
         return _read(_FEATURES, symbols, start, end, columns, as_, source)
     known = None if as_of is None else parse_as_of(as_of)
@@ -335,6 +338,7 @@ def _read_views(
     with reader() as source:
         source.freeze()  # all views as of one moment
         tables = tables_of(source, views)
+        _check_widths(tables)
         if as_of is not None:
             check_knowledge(source, as_of, tables, names, window)
         known = [column for table in tables for column in table.columns]
@@ -398,7 +402,7 @@ def _rows(
 ) -> pa.Table:
     """Return rows of a table; without the column `symbol`, of one symbol.
 
-    Raises UserError for a symbol that has no row at any time.
+    as_of: rows as they were known; without it, UserError is raised for a symbol without any row.
     """
     import pyarrow as pa
 
@@ -437,6 +441,8 @@ def _rows(
             rows = read_both(source, table.name, table.time, names, window, columns, stored)
     else:
         rows = stored(names, *window)
+    if as_of is not None:  # each symbol had a bar; that its rows were not known is no error
+        return rows
     empty = _absent(names, rows) if "symbol" in columns else names[: not rows.num_rows]
     for since in _starts():
         if empty:
@@ -448,6 +454,21 @@ def _rows(
         if unknown := [name for name in empty if name not in known]:
             raise _unknown(table, unknown, known)
     return rows
+
+
+def _check_widths(tables: Sequence[Table]) -> None:
+    """Raise UserError for tables whose buckets have different widths."""
+    from feature_platform.importer.intervals import interval_text
+
+    widths = {table.name: interval_text(table.every // _MICROSECOND) for table in tables}
+    first = tables[0].name
+    for name, width in widths.items():
+        if width != widths[first]:
+            raise UserError(
+                f"the buckets of {first} are {widths[first]} wide, those of {name} {width}: a row"
+                " of both would have values from after its bucket; use training_set, or read each"
+                " view alone"
+            )
 
 
 def _uses_lake(place: Source | None) -> bool:
@@ -483,13 +504,24 @@ def _columns(names: Iterable[str], *of_table: str) -> Any:
 
 
 def _check_symbols(symbols: Symbols) -> list[str]:
-    names = [symbols] if isinstance(symbols, str) else list(symbols)
+    names = _check_texts("symbols", [symbols] if isinstance(symbols, str) else symbols)
     for name in names:
-        if not isinstance(name, str) or not name.isprintable() or not name:
+        if not name.isprintable() or not name:
             raise UserError(f"{name!r} is not a symbol; give names such as 'BTC/USDT'")
     if not names:
         raise UserError("no symbol is given; give names such as 'BTC/USDT'")
-    return list(dict.fromkeys(names))
+    return names
+
+
+def _check_texts(argument: str, names: Iterable[str]) -> list[str]:
+    """Return different names, in their order; raise UserError for anything but texts."""
+    if not isinstance(names, Iterable):
+        raise UserError(f"{argument} is a {type(names).__name__}, not a name or a list of names")
+    found = list(names)
+    for name in found:
+        if not isinstance(name, str):
+            raise UserError(f"{argument} has {one_line(repr(name))}, which is not a name")
+    return list(dict.fromkeys(found))
 
 
 def _check_columns(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -497,9 +529,10 @@ def _check_columns(table: Table, columns: Sequence[str] | None) -> tuple[str, ..
         return table.columns
     if isinstance(columns, str):
         raise UserError(f"columns is a list of names, such as [{columns!r}]")
-    for name in columns:
+    names = _check_texts("columns", columns)
+    for name in names:
         table.check_column(name)
-    return tuple(dict.fromkeys(columns))
+    return tuple(names)
 
 
 def check_ever(source: Reader, table: Table, names: Sequence[str]) -> None:

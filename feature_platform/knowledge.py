@@ -147,7 +147,7 @@ def check_knowledge(
         if gone := forgotten(source, symbols, as_of.moment):
             raise forgotten_error(f"as_of, {as_of.moment.isoformat()},", *min(gone.items()))
         return
-    check_kept(source, "as_of of the first bucket", window[0])
+    check_begun("as_of", check_kept(source, "as_of of the first bucket", window[0]))
 
 
 def check_built(tables: Iterable[Versioned]) -> None:
@@ -189,12 +189,20 @@ def forgotten_error(shown: str, symbol: str, since: datetime) -> UserError:
     )
 
 
+def check_begun(shown: str, limits: Mapping[str, Any]) -> None:
+    """Raise UserError before the first refresh.
+
+    shown: the argument, for the message. limits: the result of check_kept.
+    """
+    if limits["begins"] is None:
+        raise UserError(f"{shown} is before the first refresh: nothing is known yet")
+
+
 def _check_moment(moment: datetime, limits: dict[str, Any]) -> None:
     shown = f"as_of, {moment.isoformat()},"
     if moment > limits["now"]:
         raise UserError(f"{shown} is in the future: it is {limits['now'].isoformat()} now")
-    if limits["begins"] is None:
-        raise UserError(f"{shown} is before the first refresh: nothing is known yet")
+    check_begun(shown, limits)
     if moment < limits["begins"]:
         raise UserError(
             f"{shown} is too early: knowledge begins at {limits['begins'].isoformat()}, with the"

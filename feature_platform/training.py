@@ -5,6 +5,7 @@ Every value is joined in the database. docs/knowledge.md explains which rows cou
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier
 
-from feature_platform.errors import UserError
+from feature_platform.errors import UserError, one_line
 from feature_platform.knowledge import (
+    check_begun,
     check_built,
     check_kept,
     computed_parts,
@@ -44,6 +46,13 @@ _MICROSECOND = timedelta(microseconds=1)
 _FAR = np.iinfo(np.int64).max
 _MOST = (datetime(9000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
+# Objects that are similar to frames, and the frame to give in place of each.
+_REMEDIES = {
+    "LazyFrame": "events.collect()",
+    "RecordBatch": "pyarrow.Table.from_batches([events])",
+    "DuckDBPyRelation": "events.to_arrow_table()",
+}
+
 # The versions that are read back from an event before a search of all rows.
 _NEAR = 16
 
@@ -67,7 +76,9 @@ def forward(column: str, span: str) -> Label:
 
     column: "view.column". The value is the stored one of the newest bucket that has closed by then,
     with all corrections. It is NaN where the rows do not reach that time yet.
+    Raises UserError for a column or a span of another form.
     """
+    _split(column)
     return Label(column, parse_delay("the span of a label", span))
 
 
@@ -110,9 +121,9 @@ def training_set(
     if engine not in ("database", "ray"):
         raise UserError(f"engine is 'database' or 'ray', not {engine!r}")
     _check_forms(events, features, labels)
-    asked = _Events.of(events)
     chosen: list[tuple[str, str]] = [_split(feature) for feature in features]
     _check_names(events, [*features, *labels])
+    asked = _Events.of(events)
     wanted = dict.fromkeys([view for view, _ in chosen])
     wanted |= dict.fromkeys(_split(label.column)[0] for label in labels.values())
     if not wanted:
@@ -436,6 +447,7 @@ def _check(source: Reader, events: _Events, tables: Collection[Table]) -> dateti
     check_built(tables)
     limits = check_kept(source, "an event", _time(int(events.us.min())))
     last = _time(int(events.us.max()))
+    check_begun(f"an event, at {last.isoformat()},", limits)
     if last > limits["now"]:
         raise UserError(
             f"an event, at {last.isoformat()}, is in the future: it is {limits['now'].isoformat()}"
@@ -475,26 +487,40 @@ def _split(column: str) -> tuple[str, str]:
     """Return view and column of "view.column"."""
     view, dot, name = column.partition(".") if isinstance(column, str) else ("", "", "")
     if not (view and dot and name):
-        raise UserError(f"{column!r} is not a column; write it as 'features_1m.volume_z'")
+        shown = one_line(repr(column))
+        raise UserError(f"{shown} is not a column; write it as 'features_1m.volume_z'")
     return view, name
 
 
 def _check_forms(events: Any, features: Any, labels: Any) -> None:
     """Raise UserError for arguments of another kind."""
-    if not (hasattr(events, "columns") or hasattr(events, "column_names")):
+    if not _is_frame(events):
+        kind = type(events).__name__
+        remedy = f"; give {_REMEDIES[kind]}" if kind in _REMEDIES else ""
         raise UserError(
-            f"events is a {type(events).__name__}, not a frame of pandas, polars or Arrow"
+            f"events is a {kind}, not a DataFrame of pandas or polars or a Table of Arrow{remedy}"
         )
     if isinstance(features, str) or not isinstance(features, Sequence):
-        raise UserError(f"features is {features!r}; give a list such as ['features_1m.volume_z']")
+        shown = one_line(repr(features))
+        raise UserError(f"features is {shown}; give a list such as ['features_1m.volume_z']")
     if not isinstance(labels, Mapping):
-        raise UserError(f"labels is {labels!r}; give a dict, {{}} for none")
+        raise UserError(f"labels is {one_line(repr(labels))}; give a dict, {{}} for none")
     for name, label in labels.items():
+        if not isinstance(name, str):
+            raise UserError(f"the name of a label is {one_line(repr(name))}; give a text")
         if not isinstance(label, Label):
             raise UserError(
-                f"the label {name!r} is {label!r}; write it as forward_return('15 minutes') or"
-                " forward('features_1m.vol', '1 hour')"
+                f"the label {name!r} is {one_line(repr(label))}; write it as"
+                " forward_return('15 minutes') or forward('features_1m.vol', '1 hour')"
             )
+
+
+def _is_frame(events: Any) -> bool:
+    """Return whether it is a frame; no module is imported that its caller has not imported."""
+    for module, kind in (("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "Table")):
+        if module in sys.modules and isinstance(events, getattr(sys.modules[module], kind)):
+            return True
+    return False
 
 
 def _check_years(first: int, last: int) -> None:
@@ -506,7 +532,11 @@ def _check_years(first: int, last: int) -> None:
 
 def _check_names(events: Any, names: Sequence[str]) -> None:
     """Raise UserError where two columns of the result would have the same name."""
-    seen = set(_columns_of(events))
+    columns = _columns_of(events)
+    for name in ("symbol", "time"):
+        if columns.count(name) > 1:
+            raise UserError(f"events has the column {name!r} {columns.count(name)} times; keep one")
+    seen = set(columns)
     for name in names:
         if name in seen:
             raise UserError(f"the result would have the column {name!r} twice; rename one")

@@ -134,6 +134,20 @@ def test_several_views_and_all_forms_agree(past: Past) -> None:
     ]
 
 
+@pytest.mark.parametrize("as_of", [None, "2 seconds after close", START + timedelta(hours=2)])
+@pytest.mark.parametrize("views", [["features_1m", CANDLES.name], [CANDLES.name, SHORT.name]])
+def test_views_of_different_widths_are_not_joined(views: list[str], as_of: Any) -> None:
+    """A row of both would have the candle of an hour that closes after the minute."""
+    with pytest.raises(UserError) as raised:
+        read_features("A", START, AFTER, view=views, as_of=as_of)
+    widths = {CANDLES.name: "1 hour"}
+    first, second = (widths.get(view, "1 minute") for view in views)
+    assert str(raised.value).startswith(
+        f"the buckets of {views[0]} are {first} wide, those of {views[1]} {second}: "
+    )
+    assert str(raised.value).endswith("use training_set, or read each view alone")
+
+
 @pytest.mark.parametrize(
     ("as_of", "message"),
     [
@@ -178,8 +192,39 @@ def test_nothing_is_known_before_the_first_refresh(
             """INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
                VALUES ('A', '2026-03-01 00:00Z', 1, 1, 1, 1, 1)"""
         )
-    with pytest.raises(UserError, match="before the first refresh: nothing is known yet"):
-        read_features("A", START, AFTER, as_of=START)
+    error = "before the first refresh: nothing is known yet"
+    for as_of in (START, "2 seconds after close"):
+        with pytest.raises(UserError, match=error):
+            read_features("A", START, AFTER, as_of=as_of)
+    with pytest.raises(UserError, match=error):
+        training_set(
+            pd.DataFrame({"symbol": ["A"], "time": [START + MINUTE]}), ["features_1m.vol"], {}
+        )
+
+
+def test_a_symbol_whose_bars_were_deleted_has_its_known_rows(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        catalog.apply(conn, [SHORT])
+        for minute in range(5):
+            past.write("A", minute)
+            past.write("B", minute)
+        past.refresh(START + 10 * MINUTE)
+        for minute in range(5):
+            past.delete("A", minute)
+        past.refresh(START + 20 * MINUTE)
+        past.set_clock(START + 60 * MINUTE)
+    for view in ("features_1m", SHORT.name):
+        for minutes, rows in ((12, 10), (30, 5)):
+            for as_of in (f"{minutes} minutes after close", START + minutes * MINUTE):
+                found = read_features(SYMBOLS, START, AFTER, view=view, as_of=as_of)
+                assert len(found) == rows, as_of
+        assert len(read_features("A", START, AFTER, view=view, as_of=START + 30 * MINUTE)) == 0
 
 
 def test_a_time_before_a_symbol_was_forgotten_is_an_error(

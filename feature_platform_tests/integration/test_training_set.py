@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -202,6 +203,31 @@ def test_bars_that_are_known_only_later_change_no_feature(
     pd.testing.assert_frame_equal(training_set(events, ALL, {}), before)
 
 
+TWO_EVENTS = pl.DataFrame({"symbol": ["A", "B"], "time": [START + timedelta(hours=1)] * 2})
+REPEATED = ["symbol", "symbol", "time"]
+TWICE = "events has the column 'symbol' 2 times; keep one"
+
+
+def test_the_remedy_for_a_form_of_events_works() -> None:
+    found = training_set(TWO_EVENTS, ["features_1m.vol"], {})
+    assert training_set(TWO_EVENTS.lazy().collect(), ["features_1m.vol"], {}).equals(found)
+    batch = TWO_EVENTS.to_arrow().to_batches()[0]
+    table = training_set(pa.Table.from_batches([batch]), ["features_1m.vol"], {})
+    assert table["features_1m.vol"].to_pylist() == found["features_1m.vol"].to_list()
+    with duckdb.connect() as duck:
+        relation = duck.from_arrow(TWO_EVENTS.to_arrow())
+        with pytest.raises(UserError, match=r"; give events\.to_arrow_table\(\)$"):
+            training_set(relation, ["features_1m.vol"], {})
+        joined = training_set(relation.to_arrow_table(), ["features_1m.vol"], {})
+    assert joined["features_1m.vol"] == table["features_1m.vol"]
+
+
+@pytest.mark.parametrize("column", ["vol", ".vol", "features_1m.", 5])
+def test_a_label_of_no_column_is_rejected_at_once(column: Any) -> None:
+    with pytest.raises(UserError, match="is not a column; write it as"):
+        forward(column, "1 minute")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -224,7 +250,16 @@ def test_bars_that_are_known_only_later_change_no_feature(
         ({"features": "features_1m.vol"}, "give a list such as ['features_1m.volume_z']"),
         ({"labels": {"y": "15 minutes"}}, "write it as forward_return('15 minutes')"),
         ({"labels": None}, "labels is None; give a dict"),
-        ({"events": [("A", START)]}, "events is a list, not a frame"),
+        ({"labels": {5: forward_return("1 minute")}}, "the name of a label is 5; give a text"),
+        ({"labels": pd.DataFrame({"a": [1, 2]})}, "labels is a 0 1 1 2; give a dict"),
+        ({"features": pd.Series(["a", "b"])}, "give a list such as ['features_1m.volume_z']"),
+        ({"features": [["a"]]}, "['a'] is not a column"),
+        ({"events": [("A", START)]}, "events is a list, not a DataFrame of pandas or polars or a"),
+        ({"events": TWO_EVENTS.lazy()}, "events is a LazyFrame, not a DataFrame"),
+        ({"events": TWO_EVENTS.lazy()}, "; give events.collect()"),
+        ({"events": TWO_EVENTS.to_arrow().to_batches()[0]}, "events is a RecordBatch, not a"),
+        ({"events": pd.DataFrame([["A", "A", START]], columns=REPEATED)}, TWICE),
+        ({"events": pa.table([["A"], ["A"], [START]], REPEATED)}, TWICE),
         ({"times": [datetime(1, 1, 1, tzinfo=UTC)]}, "is in no year of bars"),
         ({"delay": "99999999 days"}, "is longer than all history"),
         ({"delay": "soon"}, "delay, 'soon', is not a delay"),
