@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_origin
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -102,15 +102,19 @@ async def _reject(_request: Request, error: Exception) -> Response:
 
 
 async def _check_parameters(request: Request) -> None:
-    """Raise RejectedError for a parameter that the route does not have.
+    """Raise RejectedError for a parameter that the route does not have, or has only once.
 
-    FastAPI calls it before it reads the parameters: a misspelt parameter often is a missing one.
+    FastAPI calls it before it reads the parameters: a misspelt parameter often is a missing one,
+    and of a repeated one FastAPI reads the last.
     """
     known = _parameters(request.scope["route"])
+    names = list(known)
     for name in request.query_params:
         if name not in known:
-            rest = f"; the parameters are {', '.join(known)}" if known else ": this path has none"
-            raise RejectedError(422, f"no parameter {name!r}{near_names(name, known)}{rest}")
+            rest = f"; the parameters are {', '.join(names)}" if known else ": this path has none"
+            raise RejectedError(422, f"no parameter {name!r}{near_names(name, names)}{rest}")
+        if not known[name] and len(request.query_params.getlist(name)) > 1:
+            raise RejectedError(422, f"{name}: the parameter is given more than once")
 
 
 async def _reject_parameters(_request: Request, error: Exception) -> Response:
@@ -121,13 +125,15 @@ async def _reject_parameters(_request: Request, error: Exception) -> Response:
     return answer_error(422, f"{where}: {first['msg'].removeprefix('Value error, ')}")
 
 
-def _parameters(route: APIRoute) -> list[str]:
-    """Return the names of a route's query parameters."""
-    return [
-        name
+def _parameters(route: APIRoute) -> dict[str, bool]:
+    """Return the names of a route's query parameters, and whether each may be repeated."""
+    return {
+        name: get_origin(info.annotation) is list
         for field in route.dependant.query_params
-        for name in getattr(field.field_info.annotation, "model_fields", (field.name,))
-    ]
+        for name, info in getattr(
+            field.field_info.annotation, "model_fields", {field.name: field.field_info}
+        ).items()
+    }
 
 
 async def _reject_route(_request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ refreshes that the first query of the first page has found.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -51,9 +52,21 @@ WAITING_NO = "Feature-Waiting-No"
 _log = logging.getLogger(__name__)
 
 
+# An offset whose plus sign was not encoded: a query string has a space in its place.
+_PLAIN_PLUS = re.compile(r"\d \d\d(:?\d\d)?$", re.ASCII)
+
+
+def _read_time(text: object) -> datetime:
+    try:
+        return parse_time(str(text))
+    except ValueError as error:
+        hint = "; write + as %2B in an address" if _PLAIN_PLUS.search(str(text)) else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
 Time = Annotated[
     datetime,
-    BeforeValidator(lambda text: parse_time(str(text))),
+    BeforeValidator(_read_time),
     WithJsonSchema(
         {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
     ),
@@ -269,19 +282,19 @@ async def _check_known(source: Source, query: HistoryQuery, known: _Known) -> in
     Raises RejectedError for a time or a number whose refreshes are not known.
     """
     if known.is_future:
-        raise RejectedError(400, f"as_of: {_text(query.as_of)} is in the future")
+        raise RejectedError(400, f"as_of: {as_text(query.as_of)} is in the future")
     if known.upto is None:
         if known.first_known is None:
             raise RejectedError(400, "as_of: no refresh is known yet")
         raise RejectedError(
             400,
-            f"as_of: {_text(query.as_of)} is before the first refresh that is known, at"
-            f" {_text(known.first_known)}",
+            f"as_of: {as_text(query.as_of)} is before the first refresh that is known, at"
+            f" {as_text(known.first_known)}",
         )
     name = "symbol_no" if query.as_of is None else "as_of"
     if known.kept_from is not None:
         raise RejectedError(
-            400, f"{name}: earlier versions of rows are kept since {_text(known.kept_from)}"
+            400, f"{name}: earlier versions of rows are kept since {as_text(known.kept_from)}"
         )
     # Rows from before numbers were counted have the number 0, and are kept.
     if known.floor is not None and (0 < known.upto < known.floor or known.floor in known.late):
@@ -330,7 +343,7 @@ def _describe(
         headers[SYMBOL_NO] = str(symbol_no)
     if waiting:
         # A header is short, however many ranges there are.
-        headers[WAITING] = f"{_text(waiting[0]['start'])}/{_text(waiting[-1]['end'])}"
+        headers[WAITING] = f"{as_text(waiting[0]['start'])}/{as_text(waiting[-1]['end'])}"
         headers[WAITING_NO] = str(waiting_no)
     fields = {
         "symbol_no": symbol_no,
@@ -347,14 +360,15 @@ def _page_parameters(
     """Return the parameters of the page that begins at a bucket, of the same refreshes."""
     return {
         "symbol": query.symbol,
-        "start": _text(start),
-        "end": _text(query.end),
+        "start": as_text(start),
+        "end": as_text(query.end),
         "limit": query.limit,
         **({} if query.format is None else {"format": query.format}),
-        **({"symbol_no": symbol_no} if query.as_of is None else {"as_of": _text(query.as_of)}),
+        **({"symbol_no": symbol_no} if query.as_of is None else {"as_of": as_text(query.as_of)}),
     }
 
 
-def _text(time: datetime | None) -> str:
+def as_text(time: datetime | None) -> str:
+    """Return a time in UTC, in ISO-8601."""
     assert time is not None
     return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 from urllib.parse import quote
 
@@ -24,6 +24,7 @@ from feature_platform.service.history import (
     PageFields,
     Source,
     answer_page,
+    as_text,
     check_page,
 )
 from feature_platform.service.latest import LatestQuery, answer_newest
@@ -233,8 +234,8 @@ def _check_version(version: _Version, query: ViewQuery) -> None:
     if query.as_of < version.built_at:
         raise RejectedError(
             400,
-            f"as_of: version {version.version} of {version.name} is complete since"
-            f" {version.built_at.astimezone(UTC).isoformat()}",
+            f"as_of: {as_text(query.as_of)} is too early: version {version.version} of"
+            f" {version.name} is complete since {as_text(version.built_at)}",
         )
 
 

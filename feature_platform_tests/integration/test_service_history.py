@@ -196,6 +196,28 @@ def test_a_wrong_parameter_is_named(
     assert answer.json()["detail"].startswith(message)
 
 
+@pytest.mark.parametrize("name", ["symbol", "start", "end", "limit", "format", "as_of"])
+def test_a_repeated_parameter_is_rejected(served: ServedDatabase, name: str) -> None:
+    values = {"limit": "1", "format": "csv", "as_of": "2026-02-01"}
+    parameters = {"symbol": "X", "start": "2026-02-01", "end": "2026-02-02"} | {
+        name: [values.get(name, "X")] * 2
+    }
+    answer = served.http.get(FEATURES, params=parameters)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{name}: the parameter is given more than once"
+
+
+@pytest.mark.parametrize(("offset", "is_hinted"), [("+02:00", True), ("+0200", True), ("x", False)])
+def test_a_plus_that_is_not_encoded_gets_a_hint(
+    served: ServedDatabase, offset: str, is_hinted: bool
+) -> None:
+    window = f"symbol=X&start=2026-02-01&end=2026-02-02&as_of=2026-02-01T12:00:00{offset}"
+    answer = served.http.get(f"{FEATURES}?{window}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("as_of: '2026-02-01T12:00:00")
+    assert answer.json()["detail"].endswith("; write + as %2B in an address") == is_hinted
+
+
 def test_an_accept_header_without_a_known_format_is_an_error(
     served: ServedDatabase, stored: Stored
 ) -> None:

@@ -318,7 +318,7 @@ def test_what_was_not_known_is_an_error(served: ServedDatabase, path: str) -> No
 
     assert "as_of: 2999-01-01T00:00:00Z is in the future" in detail(400, as_of="2999-01-01")
     before = "as_of: 2020-01-01T00:00:00Z is before the first refresh that is known, at 2"
-    complete = "as_of: version 1 of hourly is complete since 2"
+    complete = "as_of: 2020-01-01T00:00:00Z is too early: version 1 of hourly is complete since 2"
     assert (before if path == FEATURES else complete) in detail(400, as_of="2020-01-01")
     assert "as_of: 'yesterday' is not an ISO-8601 time" in detail(422, as_of="yesterday")
     assert detail(400, symbol_no=number + 10**6) == (
@@ -402,7 +402,7 @@ def test_pages_of_a_view_do_not_mix_versions(served: ServedDatabase) -> None:
     )
     answer = served.http.get("/v1/views/mixed", params={**asked, "as_of": moment})
     assert answer.status_code == 400
-    assert "as_of: version 2 of mixed is complete since " in answer.json()["detail"]
+    assert "is too early: version 2 of mixed is complete since " in answer.json()["detail"]
     assert len(all_pages(served, "/v1/views/mixed", **asked)) >= 10
 
 
