@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
 from feature_platform.errors import UserError
+from feature_platform.gaps import check_known
 from feature_platform.near_names import near_names
 from feature_platform.queries import queries
 
 # The most bars whose versions are listed.
 SHOWN = 30
+
+_FIRST_BAR = datetime(1970, 1, 1, tzinfo=UTC)  # no bar may be older
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,18 @@ def why(
     """Return the history of the row of the bucket that holds a minute.
 
     view: features_1m, or a feature view that is served.
-    Raises UserError where there is no such view, or there never was such a row.
+    Raises UserError where there is no such view or no such row, with the reason.
     """
+    if minute < _FIRST_BAR:
+        raise UserError(f"{minute.isoformat()} is before 1970, and there are no bars so old")
     with connection.cursor(row_factory=dict_row) as cursor:
         of = cursor.execute(queries["skew_view"], {"view": view}).fetchone()
         if of is None:
             names = [name for (name,) in connection.execute(queries["why_views"])]
             raise UserError(f"there is no feature view {view!r}{near_names(view, names)}")
     every = timedelta(seconds=of["seconds"])
-    bucket = of["origin"] + (minute - of["origin"]) // every * every
+    origin = of["origin"].astimezone(UTC)  # arithmetic needs UTC
+    bucket = origin + (minute - origin) // every * every
     schema, prefix = ("feature_platform", "features_1m")
     start = sql.Identifier(schema, "features_1m_start")
     if of["view_id"] is not None:
@@ -130,10 +136,7 @@ def why(
         )
         rows = cursor.execute(statement, given).fetchall()
     if not rows:
-        raise UserError(
-            f"{view} never had a row of {symbol} at {bucket:%Y-%m-%d %H:%M} UTC:"
-            " `feature-platform status` lists the symbols, `feature-platform gaps` missing minutes"
-        )
+        _fail_without_row(connection, view, {**given, "view_id": of["view_id"]})
     with connection.cursor(row_factory=class_row(Source)) as cursor:
         statement = sql.SQL(queries["why_sources"]).format(start=start)
         sources = cursor.execute(statement, given).fetchall()
@@ -149,3 +152,41 @@ def why(
         unchanged = Unchanged(total["unchanged"], total["first"], total["last"])
     more = max(total["changed"] - SHOWN, 0)
     return Why(view, symbol, bucket, of["columns"], rows, sources, bars, more, unchanged)
+
+
+def _fail_without_row(
+    connection: psycopg.Connection[Any], view: str, given: dict[str, Any]
+) -> NoReturn:
+    """Raise UserError with the reason for which a bucket has no row, and the remedy.
+
+    given: the parameters of the statement why_absent.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(queries["why_absent"], given).fetchone()
+    assert found is not None, "the statement always gives one row"
+    symbol = given["symbol"]
+    if found["first_bar"] is None:
+        check_known(connection, symbol)
+    what = f"{view} has no row of {symbol!r} at {_utc(given['bucket'])}"
+    if found["is_open"]:
+        raise UserError(
+            f"{what} yet: the bucket closes at {found['closes']} UTC,"
+            f" and the time is {_utc(found['now'])}"
+        )
+    if found["kept_since"] is not None:
+        raise UserError(f"{what}: the retention keeps rows from {_utc(found['kept_since'])} on")
+    if found["has_bars"]:
+        raise UserError(
+            f"{what} yet: bars of this bucket wait for their first refresh;"
+            " run `feature-platform refresh` or start `feature-platform worker`"
+        )
+    if found["first_bar"] is not None and given["bucket"] < found["first_bar"]:
+        raise UserError(f"{what}: the first bar of this symbol is of {_utc(found['first_bar'])}")
+    raise UserError(
+        f"{what}: this bucket has no bars; `feature-platform gaps` lists missing minutes with"
+        " their reasons"
+    )
+
+
+def _utc(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -391,13 +391,26 @@ def skew_command(
 
 @app.command("why")
 def why_command(
-    symbol: Annotated[str, typer.Argument(parser=_parse_symbol, metavar="SYMBOL")],
-    minute: Annotated[datetime, typer.Argument(parser=parse_time, metavar="MINUTE")],
+    symbol: Annotated[
+        str,
+        typer.Argument(
+            parser=_parse_symbol, metavar="SYMBOL", help="The row's symbol, such as BTC/USDT."
+        ),
+    ],
+    minute: Annotated[
+        datetime,
+        typer.Argument(
+            parser=parse_time,
+            metavar="MINUTE",
+            help="The row's minute, in UTC without an offset, such as 2026-02-01T12:00; a date is"
+            " its midnight. In a view, the row is of the bucket that holds the minute.",
+        ),
+    ],
     view: Annotated[
         str, typer.Option(metavar="NAME", help="A feature view, by default features_1m.")
     ] = "features_1m",
 ) -> None:
-    """Show a row, its versions, and the bars behind it with theirs."""
+    """Show a row, its earlier versions, and the versions of its bars."""
     from feature_platform.cli.history import show_why
     from feature_platform.why import why
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # ccxt takes long to import
 
 # A table is as wide as it needs to be: a line that the terminal wraps can be read, a cell that is
 # cut off cannot. Symbols are shown as they are: rich must not read their brackets as markup.
-out = Console(width=10_000, markup=False, emoji=False)
+# Without a height, rich cuts the lines of a terminal with TERM=dumb at 80 columns.
+out = Console(width=10_000, height=25, markup=False, emoji=False)
 err = Console(markup=False, emoji=False, stderr=True)
 
 # The least width of a column whose texts are wrapped.
@@ -59,13 +60,14 @@ def table(*columns: str, title: str | None = None, wrap_last: bool = False) -> T
     return made
 
 
-def show(*tables: Table) -> Table:
+def show(*tables: Table, width: int | None = None) -> Table:
     """Print the first of these tables that fits the terminal, and return it.
 
     tables: the same rows with fewer and fewer columns. Where none fits, each row of the first one
-        is printed as lines of name and value. Without a terminal the first one is printed.
+        is printed as lines of name and value.
+    width: the columns of an output that is no terminal, by default any number.
     """
-    width = shutil.get_terminal_size().columns if out.is_terminal else out.width
+    width = shutil.get_terminal_size().columns if out.is_terminal else width or out.width
     for made in tables:
         needed = out.measure(made).maximum
         if not made.columns[-1].no_wrap:
@@ -223,7 +225,7 @@ def mismatch_table(report: VerifyReport) -> Table:
     """Show the first values that differ from those recomputed from the bars."""
     made = table("view", "symbol", "bucket", "column", ">stored", ">recomputed")
     for one in report.examples:
-        stored, expected = _value(one.stored), _value(one.expected)
+        stored, expected = value_text(one.stored), value_text(one.expected)
         made.add_row(one.view, name(one.symbol), one.bucket, one.column, stored, expected)
     return made
 
@@ -331,5 +333,6 @@ def name(symbol: str) -> str:
     return symbol if symbol.isprintable() else repr(symbol)
 
 
-def _value(value: float | None) -> str:
+def value_text(value: float | None) -> str:
+    """Return a number as the shortest text that reads back as the same number."""
     return "NULL" if value is None else repr(value).removesuffix(".0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -16,7 +16,7 @@ from feature_platform.skew import skew
 from feature_platform.views import FeatureView, bar, catalog
 from feature_platform.why import SHOWN, Why, why
 from feature_platform_tests.fix_plans import about_as_many
-from feature_platform_tests.fix_processes import run_on, value
+from feature_platform_tests.fix_processes import rejection, run, run_on, value
 from feature_platform_tests.fix_skew import serve
 from feature_platform_tests.fix_views import CANDLES, add_bars, ago, refresh_all
 
@@ -94,7 +94,7 @@ def test_a_deleted_bar_that_waits_and_rows_of_a_view_are_shown(
     assert (bar.gone, bar.until) == (True, found.rows[0].until)
     candle = why(conn, "A", history, "candles_1h")
     assert candle.columns == list(CANDLES.columns)
-    with pytest.raises(UserError, match="never had a row of B"):
+    with pytest.raises(UserError, match="no bars of 'B'"):
         why(conn, "B", history)
     with pytest.raises(UserError, match="no feature view 'candles'"):
         why(conn, "A", history, "candles")
@@ -106,10 +106,10 @@ def test_the_commands_are_readable_at_80_columns(
     done = run_on(database, "why", "A", history.isoformat())
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
+    assert "Bars of this bucket; earlier bars that were corrected, late, or not refreshed:" in lines
     assert max(map(len, lines)) <= WIDTH, done.stdout
     assert lines[0] == f"features_1m A {history:%Y-%m-%d %H:%M} UTC, stored"
     assert any(line.startswith("volume_z") for line in lines)
-    assert any("changed" in line for line in lines)
     assert any("deleted" in line for line in lines)
     assert any("deleted" in line and "waits" in line for line in lines)
     done = run_on(database, "why", "NONE", history.isoformat())
@@ -144,6 +144,23 @@ def test_the_history_of_a_row_is_read_by_indexes(histories: tuple[Conn, Conn]) -
         assert [one.bars for one in found.sources] == [144]
     assert min(pages) > 0
     assert about_as_many(pages), pages
+
+
+def test_the_reason_for_which_a_row_is_missing_is_read_by_indexes(
+    histories: tuple[Conn, Conn],
+) -> None:
+    for symbol, match in (("S1", "no bars"), ("S", "did you mean")):
+        pages = []
+        for conn in histories:
+            minute = value(conn, "SELECT max(bucket) - interval '1 minute' FROM features_1m")
+            for _ in range(2):  # the first plans its statements
+                with conn.transaction():
+                    before = value(conn, _PAGES)
+                    with pytest.raises(UserError, match=match):
+                        why(conn, symbol, minute)
+                    pages.append(int(value(conn, _PAGES) - before))
+        assert min(pages) > 0
+        assert about_as_many(pages[1::2]), pages
 
 
 def test_a_bar_that_came_again_and_a_row_inside_a_minute_wait_for_their_refresh(conn: Conn) -> None:
@@ -281,7 +298,7 @@ def test_changed_bars_of_a_wide_bucket_are_listed_before_others(conn: Conn, data
     assert (len({one.ts for one in found.bars}), found.more) == (SHOWN, 2)
     done = run_on(database, "why", "A", first.isoformat(), "--view", CANDLES.name)
     assert done.stdout.endswith("and 2 earlier bars\n"), done.stdout
-    assert "28 bars of its bucket did not change" in done.stdout
+    assert "28 bars of this bucket did not change" in done.stdout
 
 
 def test_many_versions_are_shown_and_the_others_counted(conn: Conn, database: str) -> None:
@@ -309,3 +326,149 @@ def test_times_since_when_bars_are_known_have_one_form(
     lines = done.stdout.partition("known since (UTC)")[2].splitlines()[1:]
     assert all(re.search(r"waits +-$|:\d\d:00$", line.rstrip()) for line in lines), done.stdout
     assert sum(line.rstrip().endswith("-") for line in lines) >= 2  # the change and the deletion
+
+
+def lines_of_bar(output: str, minute: datetime) -> list[str]:
+    """Return the lines of a bar in the table of bars."""
+    time = f"{minute.astimezone(UTC):%m-%d %H:%M} "
+    return [line for line in output.splitlines()[1:] if time in line[:17]]
+
+
+@pytest.mark.parametrize("price", ["open", "high", "low", "close"])
+def test_a_correction_of_any_price_is_shown(conn: Conn, database: str, price: str) -> None:
+    minute = ago(30)
+    add_bars(conn, minute, 3)
+    refresh(conn)
+    corrected = {"open": 9.5, "high": 12.5, "low": 8.5, "close": 9.75}[price]
+    statement = f"UPDATE ohlcv_1m SET {price} = %s WHERE ts = %s"  # noqa: S608
+    conn.execute(statement.encode(), (corrected, minute))
+    refresh(conn)
+    done = run_on(database, "why", "A", minute.isoformat())
+    (header,) = (line for line in done.stdout.splitlines() if line.startswith("bar (UTC)"))
+    shown = [one for one in ("open", "high", "low") if one == price]
+    assert header.split()[2:5] == [*shown, "close", "vol", "source"][:3]
+    new, old = lines_of_bar(done.stdout, minute)
+    place = header.index(price) + len(price)
+    assert new[:place].split()[-1] == str(corrected)
+    assert old[:place].split()[-1] == {"open": "10", "high": "12", "low": "9", "close": "10"}[price]
+    assert max(map(len, (header, new, old))) <= WIDTH
+
+
+_PRICES = "UPDATE ohlcv_1m SET open = %s, high = %s, low = %s, close = %s, vol = %s"
+
+
+@pytest.mark.parametrize(
+    ("prices", "has_source"),
+    [
+        ((67234.12, 67299.99, 67111.01, 67250.5, 12.34567), True),
+        ((67234.125, 67299.9905, 67111.0125, 67250.5, 1234.56789012), False),
+        ((0.1 + 0.2, 2 / 3, 0.1, 0.1 + 0.2, 1e9 / 7), None),
+    ],
+)
+def test_corrections_of_all_prices_are_readable_at_80_columns(
+    conn: Conn, database: str, prices: tuple[float, ...], has_source: bool | None
+) -> None:
+    minute = ago(30)
+    add_bars(conn, minute, 1)
+    refresh(conn)
+    conn.execute(_PRICES, prices)
+    last = refresh(conn)
+    done = run_on(database, "why", "A", minute.isoformat())
+    bars = done.stdout.partition("not refreshed:\n")[2]
+    assert max(map(len, bars.splitlines())) <= WIDTH, done.stdout
+    numbers = [str(price) for price in prices]
+    if has_source is None:  # no table fits
+        newest = dict(line.split(None, 1) for line in bars.splitlines()[:6] if line[:3] != "bar")
+        assert [newest[name] for name in ("open", "high", "low", "close", "vol")] == numbers
+        return
+    line = lines_of_bar(bars, minute)[0]
+    assert line.split()[2:7] == numbers
+    assert ("stream" in line) == has_source
+    # The time of each refresh follows.
+    times = [line.split()[0] for line in bars.partition("known since")[2].splitlines()[1:]]
+    assert times == [str(last), str(last - 1)]
+
+
+def test_numbers_that_differ_look_different(conn: Conn, database: str) -> None:
+    minute = ago(30)
+    add_bars(conn, minute - MINUTE, 2)
+    conn.execute("UPDATE ohlcv_1m SET high = 200, close = 100.05, vol = 123456789012.7")
+    refresh(conn)
+    conn.execute("UPDATE ohlcv_1m SET close = 100.050001 WHERE ts = %s", [minute])
+    refresh(conn)
+    done = run_on(database, "why", "A", minute.isoformat())
+    new, old = lines_of_bar(done.stdout, minute)
+    assert new.split()[2:4] == ["100.050001", "123456789012.7"]
+    assert old.split()[2:4] == ["100.05", "123456789012.7"]
+    rows = dict(line.split(None, 1) for line in done.stdout.splitlines() if line)
+    assert rows["last_close"].split() == ["100.050001", "100.05"]
+    assert rows["vol"].split() == ["1.234568e+11"] * 2  # both versions have it
+
+
+def test_wide_values_of_rows_stay_within_80_columns(conn: Conn, database: str) -> None:
+    minute = ago(30)
+    add_bars(conn, minute, 1)
+    for step in range(4):
+        vol = 1e-50 / 3 * (1 + step * 1e-12)
+        change(conn, minute, vol)
+        refresh(conn)
+    done = run_on(database, "why", "A", minute.isoformat())
+    lines = done.stdout.partition("1 bar of")[0].splitlines()
+    assert max(map(len, lines)) <= WIDTH, done.stdout
+    shown = [number for line in lines if line.startswith("vol ") for number in line.split()[1:]]
+    assert len(set(shown)) == 4
+
+
+def test_each_reason_for_which_there_is_no_row_has_its_error(
+    conn: Conn, database: str, history: datetime
+) -> None:
+    def error(minute: datetime, symbol: str = "A", view: str = "features_1m") -> str:
+        with conn.transaction():
+            conn.execute("SET LOCAL ROLE feature_platform_reader")
+            with pytest.raises(UserError) as caught:
+                why(conn, symbol, minute, view)
+        return str(caught.value)
+
+    first = history - 20 * MINUTE
+    add_bars(conn, history + 20 * MINUTE, 1)
+    still_open = ago(-1)  # for a minute at least
+    add_bars(conn, still_open, 1, ("A", "BTC/USDT"))
+    assert "no bars of 'BTC/USD' (did you mean 'BTC/USDT'?)" in error(history, "BTC/USD")
+    for minute in (still_open, ago(-60), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)):
+        assert re.search(r"no row of 'A' at .* yet: the bucket closes at ", error(minute))
+    assert error(still_open, view=CANDLES.name).startswith("candles_1h has no row of 'A' at")
+    closes = f"{(still_open + MINUTE).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    assert f" closes at {closes}, and the time is " in error(still_open)
+    for view in ("features_1m", CANDLES.name):
+        assert "first bar of this symbol is of" in error(first - 90 * MINUTE, view=view)
+    assert f"of {first.astimezone(UTC):%Y-%m-%d %H:%M} UTC" in error(first - MINUTE)
+    assert "wait for their first refresh; run `feature-platform refresh`" in error(
+        history + 20 * MINUTE
+    )
+    assert "this bucket has no bars; `feature-platform gaps`" in error(history + 15 * MINUTE)
+    assert "is before 1970" in error(datetime.min.replace(tzinfo=UTC), view=CANDLES.name)
+    line = rejection(run_on(database, "why", "A", (history + 15 * MINUTE).isoformat()))
+    assert "this bucket has no bars" in line
+
+
+def test_bars_that_wait_and_rows_that_the_retention_deletes_have_their_errors(conn: Conn) -> None:
+    catalog.apply(conn, [CANDLES])
+    old = ago(5 * 1440)
+    add_bars(conn, old, 5)
+    add_bars(conn, ago(150), 5)
+    for view in ("features_1m", CANDLES.name):
+        with pytest.raises(UserError, match=f"^{view} .* wait for their first refresh"):
+            why(conn, "A", old, view)
+    conn.execute("SELECT set_features_1m_retention(bars => '9 days', features => '2 days')")
+    conn.execute("CALL feature_platform.apply_retention()")
+    for view in ("features_1m", CANDLES.name):
+        with pytest.raises(UserError, match=f"^{view} .*: the retention keeps rows from 20"):
+            why(conn, "A", old, view)
+
+
+def test_help_names_the_zone_and_the_bucket() -> None:
+    done = run("why", "--help", COLUMNS="200")
+    assert "Show a row, its earlier versions, and the versions of its bars." in done.stdout
+    assert re.search(r"SYMBOL .*such as BTC/USDT", done.stdout)
+    assert re.search(r"MINUTE .*in UTC without an offset", done.stdout)
+    assert "the bucket that holds the minute" in done.stdout

@@ -266,6 +266,28 @@ def shown_at(monkeypatch: pytest.MonkeyPatch, columns: int, *tables: Table) -> l
     return [line.rstrip() for line in lines]
 
 
+WIDE = """
+from feature_platform.cli import console
+made = console.table("first", "second")
+made.add_row("a" * 50, "b" * 50)
+console.show(made)
+"""
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+@pytest.mark.parametrize("columns", [80, 200])
+def test_no_terminal_cuts_a_table_off(term: str, columns: int) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": term, "COLUMNS": str(columns)}
+    subprocess.run([sys.executable, "-c", WIDE], stdout=theirs, env=environment, check=True)
+    shown = os.read(ours, 65536).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert ("a" * 50 in shown, "b" * 50 in shown) == (True, True)
+    first, *_ = shown.splitlines()
+    assert ("second" in first) == (columns == 200)
+
+
 def test_texts_of_the_last_column_are_wrapped_and_not_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,6 +15,21 @@ SELECT v.since, made.known_by AS known_by, v.until, gone.known_by AS gone_by,
  WHERE v.symbol = %(symbol)s AND v.bucket = %(bucket)s
  ORDER BY v.until DESC NULLS FIRST;
 
+-- why_absent --
+-- Why a bucket has no row: the time now, whether and until when the bucket is open, the first bucket that the retention
+-- keeps, whether the bucket has bars, and the first bar of the symbol.
+SELECT c.now, g.hi > c.now AS is_open, to_char(g.hi AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS closes,
+       CASE WHEN g.lo < kept.since THEN kept.since END AS kept_since,
+       EXISTS (SELECT FROM public.ohlcv_1m b
+                WHERE b.symbol = %(symbol)s AND b.ts >= g.lo AND b.ts < g.hi) AS has_bars,
+       (SELECT b.ts FROM public.ohlcv_1m b WHERE b.symbol = %(symbol)s ORDER BY b.ts LIMIT 1) AS first_bar
+  FROM (SELECT %(bucket)s::timestamptz AS lo, %(bucket)s::timestamptz + %(every)s::interval AS hi) AS g
+ CROSS JOIN (SELECT feature_platform.clock() AS now) AS c
+  LEFT JOIN feature_platform.feature_view v ON v.id = %(view_id)s::integer
+ CROSS JOIN LATERAL (SELECT CASE WHEN v.id IS NULL THEN feature_platform.features_from()
+                                 ELSE feature_platform.view_from(v, feature_platform.features_from()) END AS since
+                    ) AS kept;
+
 -- why_sources --
 -- The bars that a row is computed from, by source: their number, first and last time.
 WITH span AS MATERIALIZED (
