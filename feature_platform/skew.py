@@ -6,6 +6,7 @@ stored row is read for it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,18 +15,23 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.array import ArrayBinaryLoader
 
+from feature_platform.errors import UserError
 from feature_platform.queries import queries
 
 EXAMPLES = 10
+_FLOATS = psycopg.adapters.types["float8"].array_oid
 
 
 @dataclass(frozen=True)
 class Wrong:
     """A served row that differs from the recomputation.
 
+    served_at: when it was served first with these values and numbers.
     problem: "mismatch" of values, "missing" for a newer row that was not served, "extra" for a row
         that should not have existed.
+    column, served, computed: of a mismatch, the first column that differs and its two values.
     """
 
     view: str
@@ -33,11 +39,24 @@ class Wrong:
     bucket: datetime
     refresh_no: int
     symbol_no: int
+    served_at: datetime
     problem: str
+    column: str | None = None
+    served: float | None = None
+    computed: float | None = None
 
-    def as_json(self) -> dict[str, str | int]:
-        """Return the fields with the bucket in ISO-8601."""
-        return {**vars(self), "bucket": self.bucket.astimezone(UTC).isoformat()}
+    def as_json(self) -> dict[str, str | int | None]:
+        """Return the fields with times in ISO-8601, and values as texts of all digits."""
+        times = {
+            name: getattr(self, name).astimezone(UTC).isoformat()
+            for name in ("bucket", "served_at")
+        }
+        values = {
+            name: "NULL" if (value := getattr(self, name)) is None else repr(value)
+            for name in ("served", "computed")
+            if self.column is not None
+        }
+        return {**vars(self), **times, **values}
 
 
 @dataclass
@@ -46,6 +65,7 @@ class SkewReport:
 
     rows: all that were compared; mismatch, missing, extra: those of them that were wrong.
     not_kept: of versions of views, or from times, whose history is not kept; these are not in rows.
+    replaced: those of not_kept whose version of the view was replaced or dropped.
     """
 
     rows: int = 0
@@ -53,6 +73,7 @@ class SkewReport:
     missing: int = 0
     extra: int = 0
     not_kept: int = 0
+    replaced: int = 0
     examples: list[Wrong] = field(default_factory=list)
 
     @property
@@ -72,7 +93,12 @@ def skew(
 
     sample: a random part of so many serves; None is all.
     progress: called with the finished and the total number of different rows.
+    Raises UserError for a time in the future.
     """
+    (now,) = connection.execute(queries["skew_clock"]).fetchall()[0]
+    if since > now:
+        shown, is_now = (time.astimezone(UTC).isoformat() for time in (since, now))
+        raise UserError(f"since, {shown}, is in the future: it is {is_now} now")
     with connection.cursor(row_factory=dict_row) as cursor:
         serves = cursor.execute(
             queries["skew_serves"], {"since": since, "sample": sample}
@@ -123,6 +149,7 @@ def _compare(
     """Add the result for one row to the report; bits: of rows that were computed before."""
     if served["view_id"] is None and served["view"] != "features_1m":
         report.not_kept += served["serves"]
+        report.replaced += served["serves"]
         return
     key = served["view_id"], served["symbol"], served["bucket"], served["refresh_no"]
     if key not in bits:
@@ -137,7 +164,7 @@ def _compare(
         queries["skew_newest"],
         {
             **{name: served[name] for name in given},
-            "until": served["served_at"],
+            "until": served["last_served_at"],
             "no": served["symbol_no"],
         },
     ).fetchone()
@@ -150,6 +177,22 @@ def _compare(
     for problem, is_wrong in found.items():
         if is_wrong:
             setattr(report, problem, getattr(report, problem) + served["serves"])
-            names = ("view", "symbol", "bucket", "refresh_no", "symbol_no")
-            report.examples.append(Wrong(**{name: served[name] for name in names}, problem=problem))
+            names = ("view", "symbol", "bucket", "refresh_no", "symbol_no", "served_at")
+            of_row = {name: served[name] for name in names}
+            differs = _difference(served, expected) if problem == "mismatch" else {}
+            report.examples.append(Wrong(**of_row, problem=problem, **differs))
     del report.examples[EXAMPLES:]
+
+
+def _difference(served: dict[str, Any], expected: bytes) -> dict[str, Any]:
+    """Return the first column whose bits differ, and its two values."""
+    load = ArrayBinaryLoader(_FLOATS).load
+    pairs = zip(served["columns"], load(served["bits"]), load(expected), strict=True)
+    for column, was, now in pairs:
+        if _bits(was) != _bits(now):
+            return {"column": column, "served": was, "computed": now}
+    raise AssertionError("arrays of equal values have equal bits")
+
+
+def _bits(value: float | None) -> bytes | None:
+    return None if value is None else struct.pack("d", value)

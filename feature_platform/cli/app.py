@@ -383,9 +383,10 @@ def skew_command(
 
     with database_session() as connection, console.progress_bar("skew") as progress:
         report = skew(connection, since=since, sample=sample, progress=progress)
-    typer.echo(console.skew_line(report))
+    typer.echo(console.skew_line(report, since))
+    for line in console.skew_lines(report):
+        typer.echo(line)
     if not report.is_right:
-        console.show(console.skew_table(report))
         raise typer.Exit(1)
 
 

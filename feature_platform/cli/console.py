@@ -230,22 +230,40 @@ def mismatch_table(report: VerifyReport) -> Table:
     return made
 
 
-def skew_line(report: SkewReport) -> str:
-    """Sum up a comparison of served rows: how many are wrong, and in which way."""
-    old = f"; {report.not_kept:,} more are older than the history" if report.not_kept else ""
+def skew_line(report: SkewReport, since: datetime) -> str:
+    """Sum up a comparison of served rows: how many are wrong, and in which way.
+
+    since: the time from which on rows were compared.
+    """
+    if not report.rows and not report.not_kept:
+        return (
+            f"skew: no served rows were logged since {time_text(since)} UTC: the model service logs"
+            " the rows that it serves only where FEATURE_PLATFORM_SERVE_LOG is set"
+        )
+    rest = ""
+    if old := report.not_kept - report.replaced:
+        rest += f"; {old:,} more are older than the history"
+    if report.replaced:
+        rest += f"; {report.replaced:,} more are of views or versions that were replaced or dropped"
     return (
         f"skew: {report.rows:,} served rows computed again: {report.mismatch:,} mismatch,"
-        f" {report.missing:,} missing, {report.extra:,} extra{old}"
+        f" {report.missing:,} missing, {report.extra:,} extra{rest}"
     )
 
 
-def skew_table(report: SkewReport) -> Table:
-    """Show the first served rows that differ from the computation."""
-    made = table("problem", "view", "symbol", "bucket (UTC)", ">refresh", ">of symbol")
+def skew_lines(report: SkewReport) -> list[str]:
+    """Give each of the first wrong rows a few lines: its place, its numbers, and its values."""
+    lines = []
     for one in report.examples:
-        numbers = str(one.refresh_no), str(one.symbol_no)
-        made.add_row(one.problem, one.view, name(one.symbol), time_text(one.bucket), *numbers)
-    return made
+        lines.append(f"{one.problem}: {one.view} {name(one.symbol)} {time_text(one.bucket)} UTC")
+        lines.append(
+            f"  first served at {time_text(one.served_at)} UTC; refresh {one.refresh_no}, the"
+            f" symbol's last {one.symbol_no}"
+        )
+        if one.column is not None:
+            served, computed = _value(one.served), _value(one.computed)
+            lines.append(f"  {one.column}: served {served}, computed {computed}")
+    return lines
 
 
 def gaps_tables(gaps: Sequence[Gap]) -> list[Table]:

@@ -250,6 +250,30 @@ def test_a_wrong_answer_is_found(
     bench.conn.execute(change)
     report = skew(bench.conn, since=ALL_TIME)
     assert (report.mismatch, report.missing, report.extra) == expected, report
+    served_at = value(bench.conn, "SELECT min(served_at) FROM feature_platform.served")
+    for one in report.examples:
+        assert one.served_at == served_at
+        assert (one.column is not None) == (one.problem == "mismatch")
+        assert (repr(one.served) != repr(one.computed)) == (one.problem == "mismatch")
+
+
+@pytest.mark.usefixtures("ten")
+@pytest.mark.parametrize(("change", "served"), [("-0", "-0.0"), (None, "None"), ("NaN", "nan")])
+def test_a_mismatch_has_its_first_column_and_both_values(
+    bench: Bench, change: str | None, served: str
+) -> None:
+    """The logged volume is 0, then another one that is equal by its value or has none."""
+    write(bench.conn, [bar("A", 9, 10, 0)])
+    refreshed(bench)
+    bench.conn.execute("DELETE FROM feature_platform.served")
+    serve(bench.conn, "A", times=2)
+    bench.conn.execute(
+        "UPDATE feature_platform.served SET values[2] = %s::double precision, values[5] = 7",
+        [change],
+    )
+    (one,) = skew(bench.conn, since=ALL_TIME).examples
+    assert (one.column, str(one.served), one.computed) == ("vol", served, 0.0)
+    assert one.as_json()["served"] == ("NULL" if change is None else served)
 
 
 def count_of(conn: Conn, *tables: str) -> dict[str, int]:

@@ -70,9 +70,9 @@ def test_checks_pass_with_live_data(live: psycopg.Connection[Any]) -> None:
 # By check: a statement that breaks the data, and a text that the findings must have.
 _FAULTS: dict[str, tuple[LiteralString, str]] = {
     "served_equals_recomputed": (
-        """UPDATE feature_platform.served SET values[1] = values[1] + 1;
+        """UPDATE feature_platform.served SET values[1] = 0.1;
            DELETE FROM feature_platform.skew_check""",
-        "mismatch",
+        "'problem': 'mismatch', 'column': 'last_close', 'served': '0.1', 'computed': '",
     ),
     "bars_table": ("ALTER TABLE ohlcv_1m DISABLE TRIGGER ohlcv_1m_updated", "ohlcv_1m_updated"),
     "features_table": ("DROP INDEX features_1m_bucket_idx", "features_1m_bucket_idx"),

@@ -120,10 +120,46 @@ def test_the_commands_are_readable_at_80_columns(
     done = run_on(database, "skew", "--since", "2020-01-01")
     found = "skew: 2 served rows computed again: 0 mismatch, 0 missing, 0 extra\n"
     assert (done.returncode, done.stdout) == (0, found)
-    conn.execute("UPDATE feature_platform.served SET values[1] = 1")
-    done = run_on(database, "skew", "--since", "2020-01-01", "--sample", "1")
-    assert done.returncode == 1
-    assert done.stdout.startswith("skew: 1 served rows computed again: 1 mismatch")
+    first = value(conn, "SELECT min(served_at) FROM feature_platform.served")
+    serve(conn, "A")  # the same rows again
+    for more in ([], ["--sample", "10"]):
+        conn.execute("UPDATE feature_platform.served SET values[1] = -1.2345678901234568e-05")
+        done = run_on(database, "skew", "--since", "2020-01-01", *more)
+        assert done.returncode == 1
+        summary, place, numbers, values, *rest = done.stdout.splitlines()
+        assert summary.startswith("skew: 4 served rows computed again: 4 mismatch, 0 missing, 0")
+        assert re.fullmatch(r"mismatch: candles_1h A \d{4}-\d\d-\d\d \d\d:00 UTC", place)
+        at = f"{first.astimezone(UTC):%Y-%m-%d %H:%M:%S}".removesuffix(":00")
+        assert re.fullmatch(
+            rf"  first served at {at} UTC; refresh \d+, the symbol's last \d+", numbers
+        )
+        assert values == "  open: served -1.2345678901234568e-05, computed 10"
+        assert len(rest) == 3
+        assert rest[0].startswith("mismatch: features_1m A ")
+        assert max(map(len, done.stdout.splitlines())) <= WIDTH, done.stdout
+
+
+@pytest.mark.usefixtures("history")
+def test_skew_explains_rows_that_it_cannot_compare(conn: Conn, database: str) -> None:
+    done = run_on(database, "skew", "--since", "2020-01-01")
+    assert done.returncode == 0
+    assert done.stdout == (
+        "skew: no served rows were logged since 2020-01-01 00:00 UTC: the model service logs the"
+        " rows that it serves only where FEATURE_PLATFORM_SERVE_LOG is set\n"
+    )
+    done = run_on(database, "skew", "--since", "2999-01-01")
+    assert (done.returncode, done.stdout) == (2, "")
+    error = "feature-platform: since, 2999-01-01T00:00:00+00:00, is in the future: it is 20"
+    assert done.stderr.startswith(error)
+    assert done.stderr.count("\n") == 1
+    refresh(conn)
+    serve(conn, "A")
+    conn.execute("UPDATE feature_platform.served SET view = 'gone_1h' WHERE view <> 'features_1m'")
+    done = run_on(database, "skew", "--since", "2020-01-01")
+    assert done.stdout == (
+        "skew: 1 served rows computed again: 0 mismatch, 0 missing, 0 extra;"
+        " 1 more are of views or versions that were replaced or dropped\n"
+    )
 
 
 # All chunks of a hypertable count, too.

@@ -1,10 +1,15 @@
 -- Statements of skew: the proof that served rows are what the model service should have read.
 
+-- skew_clock --
+-- The time now.
+SELECT feature_platform.clock();
+
 -- skew_serves --
--- The different rows that were served since a time, how often each was served, and the version of its view; all, or a
--- random sample.
+-- The different rows that were served since a time, when and how often each was served, and the version of its view; all,
+-- or a random sample.
 SELECT s.view, v.id AS view_id, s.symbol, s.bucket, s.refresh_no, s.symbol_no, s.waiting::text AS waiting, s.waiting_no,
-       array_send(s.values) AS bits, max(s.served_at) AS served_at, count(*) AS serves,
+       array_send(s.values) AS bits, min(s.served_at) AS served_at, max(s.served_at) AS last_served_at,
+       count(*) AS serves,
        coalesce(v.every, interval '1 minute')::text AS every, coalesce(v.origin, '1970-01-01 00:00:00+00') AS origin,
        coalesce(v.columns, f.columns) AS columns
   FROM (SELECT * FROM feature_platform.served
