@@ -501,6 +501,7 @@ AS $$
 DECLARE
     v feature_platform.feature_view;
     slice record;
+    idle boolean;
 BEGIN
     IF window_start >= window_end THEN
         RAISE EXCEPTION 'the refresh window is empty: window_start % is not before window_end %', window_start,
@@ -511,11 +512,11 @@ BEGIN
     END IF;
     FOR v IN SELECT * FROM feature_platform.feature_view w
              WHERE w.name = refresh_feature_view.name ORDER BY w.id LOOP
-        slice := NULL;
+        idle := true;
         LOOP
             -- The changes of the bars reach the views by way of features_1m, and a slice skips buckets with unprocessed
             -- marks. This also commits: each slice is its own transaction.
-            IF slice IS NULL OR slice.rows_written = 0 THEN
+            IF idle THEN
                 CALL public.refresh_features_1m(window_start, window_end);
             END IF;
             SELECT * INTO slice FROM feature_platform.view_slice(
@@ -525,6 +526,7 @@ BEGIN
             PERFORM feature_platform.note_known();
             COMMIT;
             EXIT WHEN NOT slice.more;
+            idle := slice.rows_written = 0;
         END LOOP;
     END LOOP;
 END

@@ -261,7 +261,7 @@ def skew_lines(report: SkewReport) -> list[str]:
             f" symbol's last {one.symbol_no}"
         )
         if one.column is not None:
-            served, computed = _value(one.served), _value(one.computed)
+            served, computed = value_text(one.served), value_text(one.computed)
             lines.append(f"  {one.column}: served {served}, computed {computed}")
     return lines
 

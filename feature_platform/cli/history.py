@@ -95,7 +95,7 @@ def _show_bars(bars: list[BarVersion], bucket: datetime) -> None:
     """Print versions of bars.
 
     Where a table with all columns does not fit, the times since when refreshes are known follow in
-    a table of their own. Where that does not fit either, the sources are left out.
+    a table of their own. Where that does not fit either, there are no sources.
     """
     utc = bucket.astimezone(UTC)
     short = {one.ts.astimezone(UTC).year for one in bars} == {utc.year}

@@ -21,7 +21,7 @@ from feature_platform.views import (
     zscore,
 )
 from feature_platform_tests.fix_engine import waits_for_a_lock
-from feature_platform_tests.fix_processes import wait_until
+from feature_platform_tests.fix_processes import value, wait_until
 from feature_platform_tests.fix_views import (
     CANDLES,
     RETURN,
@@ -118,6 +118,18 @@ def test_a_refresh_of_views_takes_the_marks_that_its_rows_wait_for(
     assert slice_ == (0, True)
     assert catalog.refresh_views(conn) == 6
     assert check_views(conn) == 61
+
+
+def test_the_procedure_refreshes_one_view(conn: psycopg.Connection) -> None:
+    add_bars(conn, ago(200), 190)
+    catalog.apply(conn, [SHORT, CANDLES])
+    conn.execute("CALL refresh_feature_view('short_1m', %s, NULL)", [ago(100)])
+    assert 90 <= value(conn, "SELECT count(*) FROM short_1m") < 95
+    conn.execute("CALL refresh_feature_view('short_1m', NULL, NULL)")
+    assert value(conn, "SELECT count(*) FROM short_1m") == 190
+    assert value(conn, "SELECT count(*) FROM candles_1h") == 0
+    with pytest.raises(psycopg.errors.RaiseException, match="no feature view 'none'"):
+        conn.execute("CALL refresh_feature_view('none', NULL, NULL)")
 
 
 def test_a_view_gets_the_first_bar_of_a_symbol_that_appears_meanwhile(

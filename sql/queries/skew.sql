@@ -5,8 +5,8 @@
 SELECT feature_platform.clock();
 
 -- skew_serves --
--- The different rows that were served since a time, when and how often each was served, and the version of its view; all,
--- or a random sample.
+-- The different rows that were served since a time, all or a random sample: when and how often each was served, and the
+-- version of its view.
 SELECT s.view, v.id AS view_id, s.symbol, s.bucket, s.refresh_no, s.symbol_no, s.waiting::text AS waiting, s.waiting_no,
        array_send(s.values) AS bits, min(s.served_at) AS served_at, max(s.served_at) AS last_served_at,
        count(*) AS serves,
