@@ -169,6 +169,21 @@ BEGIN
     )
     INSERT INTO feature_platform.known_at_close (view, symbol, minutes)
     SELECT of_view, d.symbol, d.rest FROM divided d WHERE d.clean <> '{}' AND d.rest <> '{}';
+    -- Buckets of a view may lie in the minutes of several files.
+    WITH whole AS (
+        SELECT k.symbol, min(k.id) AS id, range_agg(k.minutes) AS minutes
+        FROM feature_platform.known_at_close k
+        WHERE k.view = of_view AND k.symbol = ANY (picked) AND k.no = of_refresh
+        GROUP BY k.symbol HAVING count(*) > 1
+    ), kept AS (
+        UPDATE feature_platform.known_at_close k SET minutes = w.minutes
+        FROM whole w WHERE k.view = of_view AND k.symbol = w.symbol AND k.id = w.id
+    )
+    DELETE FROM feature_platform.known_at_close k USING whole w
+    WHERE k.view = of_view AND k.symbol = w.symbol AND k.no = of_refresh AND k.id <> w.id;
+    IF of_view <> 0 THEN
+        PERFORM feature_platform.keep_imported_versions(v, picked, of_refresh);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION feature_platform.number_known_at_close(integer, text[], bigint) IS

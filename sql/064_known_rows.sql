@@ -2,10 +2,9 @@
 -- were. Rows of later times are in the view's table of versions, and so are those of imports that are known at close.
 -- A row is known from the first refresh of any symbol after the close of its bucket on.
 
--- The changes of a symbol's bars with lo <= ts < hi: of each the refresh that brought it, and since when it is known.
--- Changes from before numbers were counted have been known at all times. `infinity`: the time is not noted yet.
-CREATE OR REPLACE FUNCTION feature_platform.bar_changes(of_symbol text, lo timestamptz, hi timestamptz)
-    RETURNS TABLE (ts timestamptz, no bigint, known_by timestamptz)
+-- The changes of a symbol's bars with lo <= ts < hi, each with the refresh that brought it.
+CREATE OR REPLACE FUNCTION feature_platform.numbered_changes(of_symbol text, lo timestamptz, hi timestamptz)
+    RETURNS TABLE (ts timestamptz, no bigint)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
@@ -18,27 +17,40 @@ DECLARE
                                         WHERE f.symbol = of_symbol), 0);
 BEGIN
     RETURN QUERY
-    WITH change AS (
-        SELECT h.ts, r.no
-        FROM feature_platform.bar_history h
-        JOIN feature_platform.bar_refresh r ON r.symbol = h.symbol AND r.mark = h.mark
-        WHERE h.symbol = of_symbol AND h.ts >= lo AND h.ts < hi
-        UNION
-        SELECT k.ts, k.no FROM feature_platform.bar_known k
-        WHERE k.symbol = of_symbol AND k.ts >= lo AND k.ts < hi
-        UNION
-        SELECT v.bucket, greatest(min(v.since), begins)     -- the creation of a row, as in bars_as_of
-        FROM (SELECT f.bucket, f.refresh_no AS since FROM public.features_1m f
-              WHERE f.symbol = of_symbol AND f.bucket >= lo AND f.bucket < hi
-              UNION ALL
-              SELECT h.bucket, h.since FROM feature_platform.features_1m_history h
-              WHERE h.symbol = of_symbol AND h.bucket >= lo AND h.bucket < hi AND h.until > begins) AS v
-        GROUP BY v.bucket
-    )
-    SELECT c.ts, c.no, CASE WHEN c.no = 0 THEN '-infinity' ELSE coalesce(r.known_by, 'infinity') END
-    FROM change c LEFT JOIN feature_platform.refresh r ON r.no = c.no;
+    SELECT h.ts, r.no
+    FROM feature_platform.bar_history h
+    JOIN feature_platform.bar_refresh r ON r.symbol = h.symbol AND r.mark = h.mark
+    WHERE h.symbol = of_symbol AND h.ts >= lo AND h.ts < hi
+    UNION
+    SELECT k.ts, k.no FROM feature_platform.bar_known k
+    WHERE k.symbol = of_symbol AND k.ts >= lo AND k.ts < hi
+    UNION
+    SELECT v.bucket, greatest(min(v.since), begins)     -- the creation of a row, as in bars_as_of
+    FROM (SELECT f.bucket, f.refresh_no AS since FROM public.features_1m f
+          WHERE f.symbol = of_symbol AND f.bucket >= lo AND f.bucket < hi
+          UNION ALL
+          SELECT h.bucket, h.since FROM feature_platform.features_1m_history h
+          WHERE h.symbol = of_symbol AND h.bucket >= lo AND h.bucket < hi AND h.until > begins) AS v
+    GROUP BY v.bucket;
 END
 $$;
+COMMENT ON FUNCTION feature_platform.numbered_changes(text, timestamptz, timestamptz) IS
+    'The changes of a symbol''s bars, each with the refresh that brought it.';
+
+-- The same, and since when each is known. Changes from before numbers were counted have been known at all times.
+-- `infinity`: the time is not noted yet.
+CREATE OR REPLACE FUNCTION feature_platform.bar_changes(of_symbol text, lo timestamptz, hi timestamptz)
+    RETURNS TABLE (ts timestamptz, no bigint, known_by timestamptz)
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+    SET enable_nestloop = on
+    SET jit = off
+BEGIN ATOMIC
+    SELECT c.ts, c.no, CASE WHEN c.no = 0 THEN '-infinity' ELSE coalesce(r.known_by, 'infinity') END
+    FROM feature_platform.numbered_changes(of_symbol, lo, hi) AS c
+    LEFT JOIN feature_platform.refresh r ON r.no = c.no;
+END;
 COMMENT ON FUNCTION feature_platform.bar_changes(text, timestamptz, timestamptz) IS
     'The changes of a symbol''s bars, and since when each is known.';
 
@@ -467,3 +479,97 @@ END
 $$;
 COMMENT ON FUNCTION feature_platform.known_rows_of(integer, text, timestamptz[], timestamptz[]) IS
     'The newest rows of a feature view that were known at some times before it was built.';
+
+-- Store the versions that rows of imports would have if the view had existed at the import, where later changes reach
+-- them. The refresh `of_refresh` has just computed these rows, from bars that have these changes. Their flags get the
+-- number of the import's refresh of features_1m, so that they hold for the first versions only. Where the versions
+-- cannot be computed any more, or are too many, the rows lose their flags: they are known since they were computed.
+CREATE OR REPLACE FUNCTION feature_platform.keep_imported_versions(
+    v feature_platform.feature_view, picked text[], of_refresh bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET enable_seqscan = off
+    SET jit = off
+AS $$
+DECLARE
+    most CONSTANT integer := 100;   -- refreshes that changed the bars of a range
+    history_from CONSTANT timestamptz := feature_platform.history_from();
+    names CONSTANT text := (SELECT string_agg(quote_ident(c), ', ' ORDER BY place)
+                            FROM unnest(v.columns) WITH ORDINALITY AS u (c, place));
+    shown CONSTANT text := (SELECT string_agg(format('p."values"[%s]', place), ', ' ORDER BY place)
+                            FROM generate_subscripts(v.columns, 1) AS place);
+    part record;
+    start timestamptz;
+    has_moved boolean;          -- whether the first bar was another one as of the import
+    numbers bigint[];           -- the refreshes that changed the bars, and the rows that each of them reaches
+    reaches tstzmultirange[];
+    reached tstzmultirange;
+BEGIN
+    FOR part IN
+        WITH import AS MATERIALIZED (
+            SELECT k.id, k.symbol, k.minutes AS flagged, i.no, i.minutes, tstzrange(b.lo, b.hi) AS buckets
+            FROM feature_platform.known_at_close k
+            JOIN feature_platform.known_at_close i ON i.view = 0 AND i.symbol = k.symbol AND i.minutes && k.minutes
+            CROSS JOIN LATERAL unnest(k.minutes * i.minutes) AS r
+            CROSS JOIN LATERAL (SELECT feature_platform.view_from(v, lower(r)),
+                                       date_bin(v.every, upper(r), v.origin)) AS b (lo, hi)
+            WHERE k.view = v.id AND k.symbol = ANY (picked) AND k.no = of_refresh AND b.lo <= b.hi
+        ), part AS (
+            SELECT i.id, i.symbol, i.no, i.buckets FROM import i
+            UNION ALL   -- buckets with bars of several imports
+            SELECT o.id, o.symbol, (SELECT max(i.no) FROM import i WHERE i.id = o.id AND i.minutes && r), r
+            FROM (SELECT i.id, i.symbol, i.flagged - range_agg(i.buckets) AS minutes
+                  FROM import i GROUP BY i.id, i.symbol, i.flagged) AS o
+            CROSS JOIN LATERAL unnest(o.minutes) AS r
+        )
+        SELECT p.id, p.symbol, p.no, lower(p.buckets) AS lo, upper(p.buckets) AS hi, tstzmultirange(p.buckets) AS whole
+        FROM part p WHERE p.no < of_refresh AND NOT isempty(p.buckets)
+    LOOP
+        EXECUTE format('SELECT feature_views.%I($1, $2)', 'v' || v.id || '_plain_from') INTO start
+            USING part.symbol, part.lo;
+        has_moved := feature_platform.rows_of_moved_warm_up(v, part.symbol, part.no) && part.whole;
+        SELECT array_agg(m.no ORDER BY m.no), array_agg(m.reach ORDER BY m.no), range_agg(m.reach)
+        INTO numbers, reaches, reached
+        FROM (SELECT c.no, range_agg(tstzrange(b.bucket, CASE WHEN NOT v.has_rows
+                                                         THEN b.bucket + v.look_back + v.every END)) AS rows
+              FROM feature_platform.numbered_changes(
+                  part.symbol, CASE WHEN has_moved THEN '-infinity' ELSE coalesce(start, '-infinity') END, part.hi) AS c
+              CROSS JOIN LATERAL (SELECT date_bin(v.every, c.ts, v.origin)) AS b (bucket)
+              WHERE c.no > part.no
+                -- Slices of a large import have several numbers, the newest minutes the first one.
+                AND NOT EXISTS (SELECT FROM feature_platform.known_at_close i
+                                WHERE i.view = 0 AND i.symbol = part.symbol AND i.minutes @> c.ts AND i.no >= c.no)
+              GROUP BY c.no) AS change
+        CROSS JOIN LATERAL (
+            SELECT change.no, part.whole * CASE WHEN has_moved THEN change.rows
+                + feature_platform.rows_of_moved_warm_up(v, part.symbol, change.no - 1) ELSE change.rows END
+        ) AS m (no, reach)
+        WHERE m.reach <> '{}';
+        CONTINUE WHEN numbers IS NULL;
+
+        UPDATE feature_platform.known_at_close k SET minutes = k.minutes - reached WHERE k.id = part.id;
+        EXECUTE format('SELECT feature_views.%I($1, $2, $3)', 'v' || v.id || '_plain_from_as_of') INTO start
+            USING part.symbol, lower(reached), part.no;
+        CONTINUE WHEN cardinality(numbers) > most OR start < history_from
+                 OR part.no < (SELECT f.no FROM feature_platform.knowledge_floor f WHERE f.symbol = part.symbol);
+        INSERT INTO feature_platform.known_at_close (view, symbol, minutes, no)
+        VALUES (v.id, part.symbol, reached, part.no);
+        -- Each version lasts to the next change that reaches the row, the last one to this refresh.
+        EXECUTE format(
+            'INSERT INTO feature_views.%I (symbol, bucket, %s, since, until)
+             SELECT $2, p.bucket, %s,
+                    coalesce((SELECT max(b.no) FROM unnest($3, $4) AS b (no, reach)
+                              WHERE b.no < c.no AND b.reach @> p.bucket), $5), c.no
+             FROM unnest($3, $4) AS c (no, reach)
+             CROSS JOIN LATERAL unnest(c.reach) AS r
+             CROSS JOIN LATERAL feature_platform.plain_rows_as_of($1, $2, lower(r), upper(r), c.no - 1) AS p',
+            'v' || v.id || '_history', names, shown)
+            USING v, part.symbol, numbers || of_refresh, reaches || reached, part.no;
+    END LOOP;
+    DELETE FROM feature_platform.known_at_close k
+    WHERE k.view = v.id AND k.symbol = ANY (picked) AND k.no = of_refresh AND k.minutes = '{}';
+END
+$$;
+COMMENT ON FUNCTION feature_platform.keep_imported_versions(feature_platform.feature_view, text[], bigint) IS
+    'Stores the versions that rows of imports would have if the view had existed at the import.';

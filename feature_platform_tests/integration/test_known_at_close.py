@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import psycopg
 import pytest
+from pandas.testing import assert_frame_equal
 
 from feature_platform import read_features, training_set
 from feature_platform.importer import import_bars
@@ -149,6 +151,57 @@ def test_a_later_correction_of_an_import_is_not_known_at_close(
     past.refresh(NOW + MINUTE)
     assert not read_features("A", START, AFTER).equals(imported)
     assert read_features("A", START, AFTER, as_of=CLOSE).equals(imported)
+
+
+EARLY = {"early_1m": (SHORT, "1 minute"), "early_1h": (CANDLES, "1 hour")}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_view_that_is_built_after_corrections_has_the_versions_of_an_older_one(
+    past: Past, bars_file: Write, seed: int
+) -> None:
+    rng = random.Random(seed)
+    catalog.apply(
+        past.conn, [FeatureView(name, every, of.columns) for name, (of, every) in EARLY.items()]
+    )
+    past.set_clock(NOW)
+    files = [bars_file(range(60, 100), name="1"), bars_file(range(120, 300), name="2")]
+    import_bars(past.conn, files, symbol="A")
+    past.refresh(NOW)
+    for hour in range(1, 5):
+        now = NOW + timedelta(hours=hour)
+        past.set_clock(now)
+        for _ in range(rng.choice([1, 2, 3])):
+            minute = rng.choice([50, 60, 70, 90, 110, 135, rng.randrange(61, 299)])
+            if rng.random() < 0.3:
+                past.delete("A", minute)
+            else:
+                past.write("A", minute, close=rng.choice([9, 12, 15]), vol=rng.choice([1, 1000]))
+        past.refresh(now)
+    past.set_clock(NOW + timedelta(days=1))
+    catalog.apply(past.conn, [SHORT, CANDLES])
+    past.refresh(NOW + timedelta(days=1))
+    past.set_clock(NOW + timedelta(days=90))
+    hours = 30 * 24 + rng.choice([-4, -2, -1, 0, 1, 2, 3])
+    for early, (view, _) in EARLY.items():
+        for delay in ("2 seconds", "40 days", f"{hours} hours"):
+            as_of = f"{delay} after close"
+            assert_frame_equal(
+                *(
+                    read_features("A", START, AFTER, view=one, as_of=as_of)
+                    for one in (early, view.name)
+                )
+            )
+        columns = list(view.columns)
+        events = [rng.randrange(190, 320) for _ in range(100)]
+        assert_frame_equal(
+            *(
+                trained([f"{one}.{column}" for column in columns], *events).set_axis(
+                    columns, axis=1
+                )
+                for one in (early, view.name)
+            )
+        )
 
 
 def test_a_flag_does_not_cover_bars_that_a_stream_brought(past: Past, bars_file: Write) -> None:

@@ -173,6 +173,8 @@ ROUTINES: dict[str, set[str]] = {
     "feature_platform.plain_rows_as_of": NO_ROLE,
     "feature_platform.next_refresh": NO_ROLE,
     "feature_platform.number_known_at_close": NO_ROLE,
+    "feature_platform.numbered_changes": NO_ROLE,
+    "feature_platform.keep_imported_versions": NO_ROLE,
     "feature_platform.note_known": REFRESHERS,
     "feature_platform.number_of": {"refresher", "orchestrator", "reader"},
     "feature_platform.keep_origin": NO_ROLE,
