@@ -25,6 +25,7 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
+from feature_platform.counted import counted
 from feature_platform.queries import queries
 from feature_platform.settings import Settings
 from feature_platform.tables import FEATURES as FEATURE_NAMES
@@ -236,15 +237,15 @@ class Report:
     @property
     def summary(self) -> str:
         """Return one line for people."""
-        wait = f"; {self.waiting:,} symbols wait for their reference" if self.waiting else ""
+        wait = f"; without a reference yet: {self.waiting:,}" if self.waiting else ""
         if not self.found:
             return f"no symbol has rows of the last day and of {LEAST_DAYS} days before it{wait}"
-        symbols = len({one.symbol for one in self.found})
-        text = f"{symbols:,} symbols judged until {self.end:%F %H:%M} UTC"
+        symbols = counted(len({one.symbol for one in self.found}), "symbol")
+        text = f"{symbols} judged until {self.end:%F %H:%M} UTC"
         if not self.alarms:
             return f"{text}: no column drifts{wait}"
         first = ", ".join(f"{one.symbol} {one.column} ({one.alarms[0]})" for one in self.alarms[:3])
-        return f"{text}: {len(self.alarms):,} columns drift: {first}{wait}"
+        return f"{text}: drift in {counted(len(self.alarms), 'column')}: {first}{wait}"
 
 
 @dataclass(frozen=True)

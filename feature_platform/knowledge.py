@@ -113,8 +113,8 @@ def parse_delay(name: str, text: str) -> timedelta:
     match = _DELAY.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise UserError(
-            f"{name}, {text!r}, is not a delay; write a number of {', '.join(_UNITS)}s, such as"
-            " '2 seconds'"
+            f"{name}, {text!r}, is not a delay; write a number of milliseconds, seconds, minutes,"
+            " hours or days, such as '2 seconds'"
         )
     amount, unit = float(match[1]), _UNITS[match[2]]
     if amount > _LONGEST / unit:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psycopg
 
+from feature_platform.counted import counted
 from feature_platform.errors import UserError
 from feature_platform.queries import queries
 
@@ -204,7 +205,7 @@ def _draw_score(axis: Axes, frame: pd.DataFrame) -> None:
         ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
     )
     missing = int(frame["last_close"].isna().sum())
-    axis.set_xlabel(f"UTC; {missing:,} of {len(frame):,} minutes missing")
+    axis.set_xlabel(f"UTC; {missing:,} of {counted(len(frame), 'minute')} missing")
     if len(spikes):
         axis.legend(loc="lower right", bbox_to_anchor=(1, 0.97), frameon=False, fontsize=8)
 

@@ -189,7 +189,7 @@ class Settings(BaseSettings):
             ge=7,
             le=365,
             description="Days of the reference with which the check `drift` compares the last hour"
-            " and the last day.",
+            " and the last day: 7 to 365.",
         ),
     ] = 30
     drift_shift: Annotated[
@@ -197,8 +197,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             lt=1,
-            description="Shift of a column's last hour, in standard deviations, from which on the"
-            " check `drift` warns.",
+            description="Shift of a column's last hour from which on the check `drift` warns, in"
+            " standard deviations: above 0 and below 1.",
         ),
     ] = 0.75
     drift_psi: Annotated[
@@ -206,8 +206,9 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="Population stability index of a column's last day from which on the check"
-            " `drift` warns, if no day of the reference had an eighth of it.",
+            description="Population stability index of a column's last day above which the check"
+            " `drift` warns: above 0. It warns only if the index is also over 8 times the largest"
+            " of the reference's days.",
         ),
     ] = 0.5
     drift_ks: Annotated[
@@ -216,7 +217,8 @@ class Settings(BaseSettings):
             ge=0,
             le=0.01,
             description="Probability of the Kolmogorov-Smirnov distance of a column's last day"
-            " below which the check `drift` warns.",
+            " below which the check `drift` warns: 0 to 0.01. With 0 it never warns of the"
+            " distance.",
         ),
     ] = 1e-15
     owner_password: Annotated[SecretStr | None, _password_of("owner")] = None

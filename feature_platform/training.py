@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.sql import SQL, Composable, Identifier
 
+from feature_platform.counted import counted
 from feature_platform.errors import UserError, one_line
 from feature_platform.knowledge import (
     check_begun,
@@ -75,7 +76,7 @@ def forward(column: str, span: str) -> Label:
     """Return the label "the value of `column` a span after the event", such as "15 minutes".
 
     column: "view.column". The value is the stored one of the newest bucket that has closed by then,
-    with all corrections. It is NaN where the rows do not reach that time yet.
+    with all corrections, however old it is. It is NaN where the rows do not reach that time yet.
     Raises UserError for a column or a span of another form.
     """
     _split(column)
@@ -85,7 +86,8 @@ def forward(column: str, span: str) -> Label:
 def forward_return(span: str) -> Label:
     """Return the label "ln(close a span after the event / close at the event)".
 
-    Both closes are stored values of `features_1m.last_close`, as in `forward`.
+    Both closes are stored values of `features_1m.last_close`, as in `forward`. Over a gap they are
+    those before and after it. Where no minute came in between, both are the same: the return is 0.
     """
     return Label("features_1m.last_close", parse_delay("the span of a label", span), is_return=True)
 
@@ -103,9 +105,9 @@ def training_set(
         in any order; its other columns stay.
     features: columns "view.column". The value is that of the newest row of the symbol whose bucket
         had closed and which was known at the time of the event, in the version that was known
-        then; NaN where there is none.
+        then; NaN where there is none. The row may be of any age, such as three days in a gap.
     labels: the labels, by the names of their columns.
-    delay: how long after the close of their bucket rows of flagged imports are known.
+    delay: a row of a flagged import counts as known this long after its bucket closes.
     engine: "database" joins in the database. "ray" joins on the Ray cluster of RAY_ADDRESS, with
         the rows of the lake, and gives the same values; docs/lake.md explains it.
     Returns a frame of the same form and order, with a column of float64 for each feature, named as
@@ -192,7 +194,7 @@ class _Events:
             table = pa.Table.from_pandas(events[["symbol", "time"]], preserve_index=False)
         for name in table.column_names:
             if count := table[name].null_count:
-                raise UserError(f"{count:,} events have no {name}")
+                raise UserError(f"{counted(count, 'event')} without a {name}")
         kind = table["time"].type
         if not pa.types.is_timestamp(kind) or kind.tz is None:
             raise UserError(f"the times of events are {kind}; they need a time zone, such as UTC")

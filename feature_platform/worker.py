@@ -21,6 +21,7 @@ from tenacity import (
 )
 
 from feature_platform._mark_watch import MarkWatch
+from feature_platform.counted import counted
 from feature_platform.database import connect
 from feature_platform.errors import UserError
 from feature_platform.policy import PolicyRun, fetch_row, run_policy
@@ -88,11 +89,11 @@ class RefreshLog:
         parts = []
         if self._rows_of_writes:
             times = "a write" if self._writes == 1 else f"{self._writes:,} writes"
-            parts.append(f"{self._rows_of_writes:,} rows after {times}")
+            parts.append(f"{counted(self._rows_of_writes, 'row')} after {times}")
         if self._slices:
             milliseconds = self._took / timedelta(milliseconds=1)
             slices = "a slice" if self._slices == 1 else f"{self._slices:,} slices"
-            parts.append(f"{self._rows:,} rows in {slices}, {milliseconds:,.0f} ms")
+            parts.append(f"{counted(self._rows, 'row')} in {slices}, {milliseconds:,.0f} ms")
         now = self._clock()
         if parts and (at_once or now - self._logged_at >= _LOG_SECONDS):
             self._logged_at = now

@@ -22,6 +22,7 @@ from feature_platform import __version__
 from feature_platform.cli.lake import lake
 from feature_platform.cli.times import parse_time
 from feature_platform.cli.views import views
+from feature_platform.counted import counted
 from feature_platform.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -208,9 +209,7 @@ def import_command(
     ] = False,
     known_at: Annotated[
         Literal["close", "now"],
-        typer.Option(
-            help="Since when training frames count the bars as known: their close, or the import."
-        ),
+        typer.Option(help="close: known when their minute closed. now: known since this import."),
     ] = "close",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the summary, and store nothing.")
@@ -320,7 +319,7 @@ def _import_archives(
     for line in view.archive_lines(report):
         typer.echo(line)
     if report.failed:
-        _fail(f"{len(report.failed):,} archives could not be loaded: run the command again", 1)
+        _fail(f"not loaded: {counted(len(report.failed), 'archive')}; run the command again", 1)
 
 
 @app.command("refresh")
@@ -337,13 +336,13 @@ def refresh_command(
     with database_session() as connection, console.progress_bar("refresh") as progress:
         report = refresh(connection, start, end, force=force, progress=progress)
         in_views = refresh_views(connection, start, end)
-    slices = "1 slice" if report.slices == 1 else f"{report.slices:,} slices"
     typer.echo(
-        f"refreshed: {report.rows_written:,} rows written in {slices},"
+        f"refreshed: {counted(report.rows_written, 'row')} written in"
+        f" {counted(report.slices, 'slice')},"
         f" {report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s"
     )
     if in_views:
-        typer.echo(f"refreshed: {in_views:,} rows of feature views written")
+        typer.echo(f"refreshed: {counted(in_views, 'row')} of feature views written")
 
 
 @app.command("verify")
@@ -377,7 +376,7 @@ def skew_command(
         typer.Option(min=1, max=10**9, metavar="N", help="Only so many of them, at random."),
     ] = None,
 ) -> None:
-    """Compute served rows again from what was known; exit status 1 if one differs."""
+    """Recompute logged rows from the bars known then; exit 1 if one is wrong, missing or extra."""
     from feature_platform.cli import console
     from feature_platform.skew import skew
 
@@ -554,7 +553,8 @@ def backfill_command(
     if report.error is not None:
         _fail(report.error, 1)
     if report.rejected_rows and not report.fetched:
-        _fail(f"{exchange.name} answered with {report.rejected_rows:,} rows, and none is a bar", 1)
+        rows = counted(report.rejected_rows, "row")
+        _fail(f"{exchange.name} answered with {rows}, and none is a bar", 1)
 
 
 @app.command("forget")
@@ -572,7 +572,8 @@ def forget_command(
         typer.confirm(f"Delete all bars and features of {symbol}?", abort=True)
     with database_session() as connection:
         gone = forget(connection, symbol)
-    typer.echo(f"forgotten: {symbol}, {gone.bars:,} bars and {gone.features:,} feature rows")
+    rows = f"{counted(gone.bars, 'bar')} and {counted(gone.features, 'feature row')}"
+    typer.echo(f"forgotten: {symbol}, {rows}")
 
 
 @app.command("record")

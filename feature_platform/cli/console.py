@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from feature_platform.counted import counted
 from feature_platform.errors import one_line
 from feature_platform.gaps import STATES, Gap
 from feature_platform.heartbeat import StoredHeartbeat
@@ -153,12 +154,12 @@ def policy_lines(policy: PolicyStatus | None, runners: Sequence[str] = ()) -> li
             took = f"{'running for' if policy.running else 'took'} {duration(policy.last_duration)}"
         lines.append(
             f"last run: {time_text(policy.last_start)} UTC, {took},"
-            f" {policy.last_rows_written or 0:,} rows written"
-            + (f"; {policy.last_wakes:,} refreshes after writes" if policy.last_wakes else "")
+            f" {counted(policy.last_rows_written or 0, 'row')} written"
+            + (f"; refreshes after writes: {policy.last_wakes:,}" if policy.last_wakes else "")
         )
     if policy.oldest_dirty_age is not None:
         lines.append(
-            f"waiting for refresh: {policy.rows_dirty:,} rows,"
+            f"waiting for refresh: {counted(policy.rows_dirty, 'row')},"
             f" the oldest for {duration(policy.oldest_dirty_age)}"
         )
     if policy.last_error is not None and policy.last_error_at is not None:
@@ -190,7 +191,7 @@ def recorder_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
     states = Counter(feed.shown_state for feed in feeds)
     counts = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
     beat = duration(timedelta(seconds=min(feed.age for feed in feeds)))
-    lines = [f"recorder: {len(feeds):,} symbols, {counts}; last heartbeat {beat} ago"]
+    lines = [f"recorder: {counted(len(feeds), 'symbol')}, {counts}; last heartbeat {beat} ago"]
     healthy = ("live", "not_recorded")
     failed = [feed for feed in feeds if feed.state not in healthy and feed.last_error]
     if failed:
@@ -200,25 +201,22 @@ def recorder_lines(feeds: Sequence[StoredHeartbeat]) -> list[str]:
 
 def verify_line(report: VerifyReport) -> str:
     """Sum up a verification: all equal, or how many rows are wrong and the first of them."""
-    waiting = f"; {report.pending:,} more wait for refresh" if report.pending else ""
+    waiting = f"; not compared, waiting for refresh: {report.pending:,}" if report.pending else ""
     if not report.mismatches:
-        of = f"{_symbols(report)}{_views(report)}"
-        return f"verified: {report.rows:,} rows of {of} checked, all equal{waiting}"
-    are = "is" if report.mismatches == 1 else "are"
+        of = f"{counted(report.symbols, 'symbol')}{_views(report)}"
+        return f"verified: {counted(report.rows, 'row')} of {of} checked, all equal{waiting}"
     first = report.examples[0]
     column = first.column if first.view == "features_1m" else f"{first.view}.{first.column}"
     where = f"{name(first.symbol)} {first.bucket} {column}"
-    return f"verified: {report.mismatches:,} of {report.rows:,} rows {are} wrong: {where}{waiting}"
-
-
-def _symbols(report: VerifyReport) -> str:
-    return "1 symbol" if report.symbols == 1 else f"{report.symbols:,} symbols"
+    are = "is" if report.mismatches == 1 else "are"
+    wrong = f"{report.mismatches:,} of {counted(report.rows, 'row')} {are} wrong"
+    return f"verified: {wrong}: {where}{waiting}"
 
 
 def _views(report: VerifyReport) -> str:
     if not report.views:
         return ""
-    return f" in features_1m and {report.views:,} view{'' if report.views == 1 else 's'}"
+    return f" in features_1m and {counted(report.views, 'view')}"
 
 
 def mismatch_table(report: VerifyReport) -> Table:
@@ -242,11 +240,11 @@ def skew_line(report: SkewReport, since: datetime) -> str:
         )
     rest = ""
     if old := report.not_kept - report.replaced:
-        rest += f"; {old:,} more are older than the history"
+        rest += f"; older than the history: {old:,}"
     if report.replaced:
-        rest += f"; {report.replaced:,} more are of views or versions that were replaced or dropped"
+        rest += f"; of views or versions that were replaced or dropped: {report.replaced:,}"
     return (
-        f"skew: {report.rows:,} served rows computed again: {report.mismatch:,} mismatch,"
+        f"skew: {counted(report.rows, 'served row')} computed again: {report.mismatch:,} mismatch,"
         f" {report.missing:,} missing, {report.extra:,} extra{rest}"
     )
 
@@ -304,8 +302,8 @@ def gaps_line(gaps: Sequence[Gap]) -> str:
     for state in STATES:
         some = [gap for gap in gaps if gap.state == state]
         if some:
-            gaps_text = "1 gap" if len(some) == 1 else f"{len(some):,} gaps"
-            sums.append(f"{sum(map(_minutes, some)):,} minutes {state} in {gaps_text}")
+            minutes = counted(sum(map(_minutes, some)), "minute")
+            sums.append(f"{minutes} {state} in {counted(len(some), 'gap')}")
     return ", ".join(sums) or "no minute is missing"
 
 
@@ -317,9 +315,10 @@ def backfill_line(report: BackfillReport) -> str:
     """Sum up a backfill."""
     stored = report.stored
     return (
-        f"backfilled {report.symbol}: {report.fetched:,} bars fetched, {stored.inserted:,} new,"
-        f" {stored.updated:,} corrected, {stored.unchanged:,} unchanged;"
-        f" {report.quiet_minutes:,} minutes without trades, {report.rejected_rows:,} rows rejected"
+        f"backfilled {report.symbol}: {counted(report.fetched, 'bar')} fetched,"
+        f" {stored.inserted:,} new, {stored.updated:,} corrected, {stored.unchanged:,} unchanged;"
+        f" {counted(report.quiet_minutes, 'minute')} without trades,"
+        f" {counted(report.rejected_rows, 'row')} rejected"
     )
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from feature_platform.cli.console import name, show, table, time_text, value_text
+from feature_platform.counted import counted
 from feature_platform.why import BarVersion, RowVersion, Why
 
 # The versions of a row that are shown.
@@ -34,15 +35,15 @@ def show_why(found: Why) -> None:
         show(_row_table(found.columns, shown[part], [texts[part] for texts in values]))
         typer.echo()
     if len(shown) < len(found.rows):
-        typer.echo(f"and {_count(len(found.rows) - len(shown), 'earlier version')} of the row\n")
+        typer.echo(f"and {counted(len(found.rows) - len(shown), 'earlier version')} of the row\n")
     for source in found.sources:
         typer.echo(
-            f"{_count(source.bars, 'bar')} of {source.source}, {time_text(source.first)} to"
+            f"{counted(source.bars, 'bar')} of {source.source}, {time_text(source.first)} to"
             f" {time_text(source.last)}"
         )
     if found.unchanged is not None:
         first_bar, last_bar = time_text(found.unchanged.first), time_text(found.unchanged.last)
-        number = _count(found.unchanged.bars, "bar")
+        number = counted(found.unchanged.bars, "bar")
         typer.echo(f"{number} of this bucket did not change, {first_bar} to {last_bar}")
     if not found.bars:
         typer.echo("No bar was corrected, late, or not refreshed.")
@@ -53,11 +54,7 @@ def show_why(found: Why) -> None:
         typer.echo("Bars that were corrected, late, or not refreshed:")
     _show_bars(found.bars, found.bucket)
     if found.more:
-        typer.echo(f"and {_count(found.more, 'earlier bar')}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        typer.echo(f"and {counted(found.more, 'earlier bar')}")
 
 
 def _row_texts(values: Sequence[float | None]) -> list[str]:

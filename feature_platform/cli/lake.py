@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feature_platform.counted import counted
 from feature_platform.errors import UserError
 
 _EXAMPLES = 10
@@ -42,7 +43,7 @@ def sync_command(
         for done in sync(connection, tables, rebuild=rebuild):
             until = "no rows yet" if done.until is None else f"complete until {_day(done.until)}"
             typer.echo(
-                f"{done.name}: {done.rows:,} rows in {done.commits} commits,"
+                f"{done.name}: {counted(done.rows, 'row')} in {counted(done.commits, 'commit')},"
                 f" {console.duration(done.duration)}; {until}"
             )
 
@@ -73,17 +74,20 @@ def verify_command(
     with database_session() as connection, without_panics():
         for report in verify(connection, tables, start=first, nightly=nightly):
             typer.echo(
-                f"{report.name}: {report.rows:,} rows, {report.days:,} days of symbols compared in"
-                f" {console.duration(report.duration)}, {report.pending:,} wait for a sync,"
-                f" {report.sampled:,} rows compared one by one; {len(report.differences):,} differ"
+                f"{report.name}: {counted(report.rows, 'row')},"
+                f" {counted(report.days, 'day')} of symbols compared in"
+                f" {console.duration(report.duration)}, waiting for a sync: {report.pending:,},"
+                f" {counted(report.sampled, 'row')} compared one by one;"
+                f" different: {len(report.differences):,}"
             )
             for one in report.differences[:_EXAMPLES]:
                 typer.echo(
-                    f"  {one.symbol} on {one.day:%Y-%m-%d}: {one.rows_in_lake:,} rows in the lake,"
+                    f"  {one.symbol} on {one.day:%Y-%m-%d}:"
+                    f" {counted(one.rows_in_lake, 'row')} in the lake,"
                     f" {one.rows_in_database:,} in the database"
                 )
             if report.lost_files:
-                typer.echo(f"  {report.lost_files:,} files were missing")
+                typer.echo(f"  missing: {counted(report.lost_files, 'file')}")
             differ = differ or not report.equal
     if differ:
         typer.echo("the next `feature-platform lake sync` writes these days again")
@@ -101,8 +105,8 @@ def compact_command(tables: _Tables = None) -> None:
     with database_session() as connection, without_panics():
         for done in compact(connection, tables):
             typer.echo(
-                f"{done.name}: {done.partitions:,} partitions written again,"
-                f" {done.deleted:,} old files deleted; {done.files:,} files,"
+                f"{done.name}: {counted(done.partitions, 'partition')} written again,"
+                f" {counted(done.deleted, 'old file')} deleted; {counted(done.files, 'file')},"
                 f" {console.size(done.size)}"
             )
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feature_platform.cli import console
+from feature_platform.counted import counted
 from feature_platform.database import connect, server_description
 from feature_platform.errors import UserError, one_line
 from feature_platform.gaps import minutes_to_account
@@ -147,14 +148,15 @@ def _header(frame: Frame, error_text: str | None) -> list[Text]:
     lines = [
         Text.assemble(
             (f"{console.time_text(frame.now)} UTC  ", "bold"),
-            f"{len(frame.symbols):,} symbols  ",
+            f"{counted(len(frame.symbols), 'symbol')}  ",
             _count(
-                "rows waiting for refresh",
+                "row",
+                "waiting for refresh",
                 sum(one.rows_dirty for one in frame.symbols),
                 bad=_is_old(frame),
             ),
             "  ",
-            _count("minutes open", sum(frame.open_minutes.values()), bad=True),
+            _count("minute", "open", sum(frame.open_minutes.values()), bad=True),
             f", {frame.minutes_left:,} to account for" if frame.minutes_left else "",
         ),
     ]
@@ -179,8 +181,8 @@ def _policy_line(frame: Frame) -> Text:
         late = ago > 2 * policy.schedule_interval + timedelta(seconds=15) and not policy.running
         parts.append(f"last run {console.duration(ago)} ago")
         if policy.last_wakes:
-            parts.append(f"{policy.last_wakes:,} refreshes after writes")
-        parts.append(f"{policy.last_rows_written or 0:,} rows")
+            parts.append(f"refreshes after writes: {policy.last_wakes:,}")
+        parts.append(counted(policy.last_rows_written or 0, "row"))
     else:
         parts.append("no run yet")
     if policy.running:
@@ -270,8 +272,8 @@ def _number(count: int) -> Text:
     return Text(f"{count:,}", "yellow" if count else "dim")
 
 
-def _count(unit: str, count: int, bad: bool) -> Text:
-    return Text(f"{count:,} {unit}", "red" if count and bad else "")
+def _count(noun: str, state: str, count: int, bad: bool) -> Text:
+    return Text(f"{counted(count, noun)} {state}", "red" if count and bad else "")
 
 
 def _is_old(frame: Frame) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feature_platform.cli.times import parse_time
+from feature_platform.counted import counted
 from feature_platform.errors import one_line
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def build_command(
                 progress=progress,
             )
         typer.echo(
-            f"{view.name}: {built.rows:,} rows of {built.symbols:,} symbols in"
+            f"{view.name}: {counted(built.rows, 'row')} of {counted(built.symbols, 'symbol')} in"
             f" {console.duration(built.duration)}: {built.uri}"
         )
         for column, of in built.wide.items():
@@ -171,7 +172,9 @@ def apply_command(
         with console.progress_bar("build") as progress:
             refresh(connection, progress=progress)
             rows = catalog.refresh_views(connection)
-    typer.echo(f"no worker is running, so the history was built now: {rows:,} rows written")
+    typer.echo(
+        f"no worker is running, so the history was built now: {counted(rows, 'row')} written"
+    )
 
 
 def _take_history(
@@ -183,8 +186,8 @@ def _take_history(
     for view in declared:
         with console.progress_bar(view.name) as progress:
             taken = take_history(connection, view, f"{directory}/{view.name}", progress)
-        left = f"; the database computes {taken.left:,} others" if taken.left else ""
-        typer.echo(f"{view.name}: {taken.rows:,} rows from the lake{left}")
+        left = f"; the database computes {counted(taken.left, 'other')}" if taken.left else ""
+        typer.echo(f"{view.name}: {counted(taken.rows, 'row')} from the lake{left}")
 
 
 @views.command("list")
@@ -289,7 +292,7 @@ def _some(names: Sequence[str]) -> str:
 def _change_line(one: ViewPlan) -> str:
     head = f"{one.view.name}: {one.action}, version {one.version}"
     if one.action == "new":
-        return f"{head}, {len(one.view.columns)} columns"
+        return f"{head}, {counted(len(one.view.columns), 'column')}"
     parts = [
         f"{word} {', '.join(names)}"
         for word, names in (
@@ -308,5 +311,5 @@ def _cost_text(one: ViewPlan) -> str:
     size = f"{console.size(one.bytes_a_year)} a symbol and year"
     if one.milliseconds is None:
         return f"{size}; no bars to measure the time of a new bucket with"
-    symbols = "1 symbol" if one.symbols == 1 else f"{one.symbols:,} symbols"
+    symbols = counted(one.symbols, "symbol")
     return f"{size}; {one.milliseconds:,.0f} ms for a new bucket of {symbols}, measured on a sample"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from feature_platform.cli import console
+from feature_platform.counted import counted
 from feature_platform.importer.importer import FileReport, ImportReport, Progress
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def archive_lines(report: ArchiveReport) -> Iterator[str]:
     """Yield the outcome of loading archives."""
     yield (
         f"archives: {len(report.imported.files):,} imported, {len(report.absent):,} not published,"
-        f" {len(report.failed):,} failed; {report.present:,} days were complete before"
+        f" {len(report.failed):,} failed; complete before: {counted(report.present, 'day')}"
     )
     for name in report.absent:
         yield f"not published: {name}"
@@ -96,10 +97,10 @@ def nothing_stored(files: Sequence[FileReport]) -> str:
         reason = "every bar is of a minute that has not ended"
     else:
         reason = (
-            f"of {one.rows:,} rows {one.bad:,} are bad, {one.empty:,} without values and"
+            f"{counted(one.rows, 'row')}: {one.bad:,} bad, {one.empty:,} without values,"
             f" {one.unclosed:,} of minutes that have not ended"
         )
-    more = f" (and {len(files) - 1:,} other files)" if len(files) > 1 else ""
+    more = f" (and {counted(len(files) - 1, 'other file')})" if len(files) > 1 else ""
     return f"{one.path}: no bar was stored: {reason}{more}"
 
 

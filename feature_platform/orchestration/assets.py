@@ -8,6 +8,7 @@ import dagster as dg
 import psycopg
 from pydantic import Field
 
+from feature_platform.counted import counted
 from feature_platform.errors import UserError
 from feature_platform.gaps import find_gaps
 from feature_platform.orchestration import metadata
@@ -275,8 +276,8 @@ def _log(context: dg.AssetExecutionContext, reports: Sequence["BackfillReport"])
     for report in reports:
         context.log.info(
             f"{report.symbol}: {report.start:%Y-%m-%d %H:%M} to {report.end:%Y-%m-%d %H:%M}:"
-            f" {report.fetched} bars, {report.stored.inserted} new, {report.quiet_minutes} minutes"
-            f" without trades"
+            f" {counted(report.fetched, 'bar')}, {report.stored.inserted} new,"
+            f" {counted(report.quiet_minutes, 'minute')} without trades"
         )
         for rejected in report.rejected:
             context.log.warning(f"{report.symbol}: rejected: {rejected.reason}: {rejected.text}")

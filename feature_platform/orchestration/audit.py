@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from feature_platform.counted import counted
 from feature_platform.gaps import find_all_gaps
 from feature_platform.orchestration.lake import keep_lake
 from feature_platform.orchestration.metadata import table
@@ -29,7 +30,7 @@ def recheck_gaps(context: dg.OpExecutionContext, database: DatabaseResource) -> 
         after = find_all_gaps(connection)
     context.add_output_metadata({"open gaps before": before, "open gaps after": after})
     if after > before:
-        context.log.warning(f"{after - before} gaps were open that no tick had found")
+        context.log.warning(f"open, and not found by a tick: {counted(after - before, 'gap')}")
 
 
 @dg.op(
@@ -65,7 +66,7 @@ def verify_features(context: dg.OpExecutionContext, database: DatabaseResource) 
     if mismatches:
         examples = table([vars(example) for report in reports for example in report.examples])
         raise dg.Failure(
-            f"{mismatches:,} stored rows differ from their recomputation:"
+            f"different from the recomputation: {counted(mismatches, 'stored row')};"
             " `feature-platform refresh --force` writes them again; if no session disabled the"
             " triggers, the cause is a bug: see stored_equals_recomputed in docs/checks.md",
             {**shown, "examples": examples},

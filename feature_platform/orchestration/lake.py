@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from feature_platform.counted import counted
 from feature_platform.errors import UserError
 from feature_platform.orchestration.assets import GROUP
 from feature_platform.orchestration.metadata import table
@@ -115,7 +116,9 @@ def _compared(
         "verify (s)": report.duration.total_seconds(),
         **({"examples": table(differences)} if differences else {}),
     }
-    text = f"{report.days:,} days of symbols compared, {len(report.differences):,} differ"
+    text = (
+        f"{counted(report.days, 'day')} of symbols compared, different: {len(report.differences):,}"
+    )
     return report.equal, text, shown
 
 

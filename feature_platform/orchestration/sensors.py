@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 from psycopg.rows import dict_row
 
+from feature_platform.counted import counted
 from feature_platform.gaps import find_gaps
 from feature_platform.heartbeat import StoredHeartbeat, list_heartbeats
 from feature_platform.orchestration.assets import offsets_of
@@ -84,7 +85,7 @@ def run_checks(
         asset_events=events,
         cursor=reported.dump(),
         # Dagster shows this text for a tick that starts no run.
-        skip_reason=f"{len(events)} events reported; failing: {failing}",
+        skip_reason=f"{counted(len(events), 'event')} reported; failing: {failing}",
     )
 
 
@@ -118,7 +119,7 @@ def repair_missing_minutes(
     if requests:
         return dg.SensorResult(run_requests=requests)
     running = f"; runs in progress: {', '.join(sorted(in_flight))}" if in_flight else ""
-    return dg.SkipReason(f"{open_gaps} open gaps, none to request now{running}")
+    return dg.SkipReason(f"{counted(open_gaps, 'open gap')}, none to request now{running}")
 
 
 @dg.sensor(
@@ -157,13 +158,15 @@ def watch_refresh(
         return dg.SkipReason(
             f"runs since the last report: {runs['runs']}"
             + (
-                f"; no worker is running: refreshed {refreshed} rows"
+                f"; no worker is running: refreshed {counted(refreshed, 'row')}"
                 if refreshed is not None
                 else ""
             )
         )
     return dg.SensorResult(
-        asset_events=events, cursor=reported.dump(), skip_reason=f"{len(events)} events reported"
+        asset_events=events,
+        cursor=reported.dump(),
+        skip_reason=f"{counted(len(events), 'event')} reported",
     )
 
 

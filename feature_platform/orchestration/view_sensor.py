@@ -9,6 +9,7 @@ import dagster as dg
 import psycopg
 from psycopg import sql
 
+from feature_platform.counted import counted
 from feature_platform.orchestration.cursors import ReportedViews
 from feature_platform.orchestration.materializations import newer_rows, whole_days
 from feature_platform.orchestration.metadata import of_view
@@ -54,7 +55,7 @@ def view_sensor(views: Sequence[Version]) -> dg.SensorDefinition:
         return dg.SensorResult(
             asset_events=events,
             cursor=reported.dump(),
-            skip_reason=f"{len(events)} events reported of {', '.join(due)}{advice}",
+            skip_reason=f"{counted(len(events), 'event')} reported of {', '.join(due)}{advice}",
         )
 
     return watch_views

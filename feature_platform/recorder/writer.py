@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from feature_platform.bars import StreamBar, store_stream
+from feature_platform.counted import counted
 from feature_platform.database import connect
 from feature_platform.errors import UserError, one_line
 from feature_platform.heartbeat import Heartbeat, Outage, begin_heartbeats, write_heartbeats
@@ -189,8 +190,8 @@ class BarWriter:
                 self._bars.popleft()
         except OSError as error:
             detail = (
-                f", {sum(map(len, self._bars))} bars wait in memory, and are lost if this"
-                " process ends before the database is back"
+                f"; in memory, and lost if this process ends before the database is back:"
+                f" {counted(sum(map(len, self._bars)), 'bar')}"
             )
             self._trouble.warn(error, f"{self._spool.path} cannot be written", detail)
             return False
@@ -207,5 +208,5 @@ class BarWriter:
         error = state.outcome.exception()
         assert error is not None
         waiting = sum(map(len, self._bars))
-        detail = f", {waiting} bars are in memory and {self._spool.bars} on disk"
+        detail = f", {counted(waiting, 'bar')} in memory and {self._spool.bars:,} on disk"
         self._trouble.warn(error, "the database is unavailable", detail)

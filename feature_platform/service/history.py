@@ -115,11 +115,12 @@ class PageFields(BaseModel):
         description="The symbol's last refresh that the page shows; null with as_of."
     )
     waiting: list[Buckets] | None = Field(
-        description="Buckets from start to end that waited for a refresh then; usually none."
-        " Null with as_of or symbol_no."
+        description="Buckets from start to end whose change a refresh has begun to process and not"
+        " finished; usually none. Changes that no refresh has begun to process are not in it. Null"
+        " with as_of or symbol_no."
     )
     waiting_no: int | None = Field(
-        description="The refresh as of which these stand; null if none waits."
+        description="The rows of these buckets are as of this refresh; null if there are none."
     )
     next: str | None = Field(description="Address of the next page; null on the last.")
 
@@ -142,8 +143,8 @@ PAGE: dict[int | str, dict[str, Any]] = {
             for name, meaning, kind in (
                 ("Link", '`<PATH>; rel="next"`: the address of the next page, if any.', "string"),
                 (SYMBOL_NO, "The page's `symbol_no`, if it has one.", "integer"),
-                (WAITING, "`START/END` around all that waits, if something does.", "string"),
-                (WAITING_NO, "The page's `waiting_no`, if something waits.", "integer"),
+                (WAITING, "`START/END` around all of `waiting`, if it is not empty.", "string"),
+                (WAITING_NO, "The page's `waiting_no`, if it has one.", "integer"),
             )
         },
     },

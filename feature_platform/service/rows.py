@@ -52,10 +52,11 @@ class LatestRow(Row):
 
     symbol_no: int = Field(description="The symbol's last refresh.")
     waiting: list[Buckets] = Field(
-        description="Buckets from this one on that wait for a refresh; usually none."
+        description="Buckets from this one on whose change a refresh has begun to process and not"
+        " finished; usually none. Changes that no refresh has begun to process are not in it."
     )
     waiting_no: int | None = Field(
-        description="The refresh as of which these stand; null if none waits."
+        description="The rows of these buckets are as of this refresh; null if there are none."
     )
     age_seconds: float = Field(description="Seconds since the end of the minute.")
     stale: bool = Field(description="Whether it is older than FEATURE_PLATFORM_STALE_AFTER.")

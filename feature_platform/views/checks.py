@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from feature_platform.counted import counted
 from feature_platform.queries import queries
 from feature_platform.views import catalog
 from feature_platform.views.verify import compare, served_views, slices_of
@@ -89,7 +90,11 @@ def _newest(connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> 
             cursor.execute(statement, {"name": status.name, "settle": _SETTLE}).fetchall()
         )
     if late:
-        return False, f"{len(late):,} symbols lack the row of their newest closed bucket", late[:10]
+        return (
+            False,
+            f"no row of the newest closed bucket: {counted(len(late), 'symbol')}",
+            late[:10],
+        )
     return True, "every symbol has the row of its newest closed bucket", []
 
 
@@ -99,7 +104,7 @@ def _waits(_connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> 
     if status.state == "building":
         return True, f"history is being built, {status.built:.0%}", []
     waits = status.dirty_age is not None and status.dirty and status.dirty_age > _SETTLE
-    text = f"{status.dirty:,} buckets wait for a refresh"
+    text = f"waiting for a refresh: {counted(status.dirty, 'bucket')}"
     return not waits, text if status.dirty else "nothing waits for a refresh", []
 
 
@@ -122,7 +127,7 @@ def _recomputed(connection: psycopg.Connection[Any], status: catalog.ViewStatus)
             findings += [{"symbol": symbol, **vars(one)} for one in found.differences]
     if findings:
         return False, f"rows of {status.name} differ from a recomputation", findings[:10]
-    return True, f"{rows:,} rows recomputed, all equal", []
+    return True, f"{counted(rows, 'row')} recomputed, all equal", []
 
 
 def _nulls(connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> _Found:
@@ -140,7 +145,7 @@ def _nulls(connection: psycopg.Connection[Any], status: catalog.ViewStatus) -> _
     if findings:
         return (
             False,
-            f"{len(findings):,} columns of symbols are NULL in all newest rows",
+            f"NULL in all newest rows: {counted(len(findings), 'column')} of symbols",
             findings[:10],
         )
     return True, "no column is NULL in all newest rows", []

@@ -155,7 +155,10 @@ def test_views_of_different_widths_are_not_joined(views: list[str], as_of: Any) 
         (START - timedelta(days=1), "is too early: knowledge begins at 2026-03-01T00:0"),
         ("2026-03-01T00:30", "has no time zone; write it as"),
         ("2 seconds before close", "or as '2 seconds after close'"),
-        ("2 fortnights after close", "the delay of as_of, '2 fortnights', is not a delay"),
+        (
+            "2 fortnights after close",
+            "is not a delay; write a number of milliseconds, seconds, minutes, hours or days,",
+        ),
         ("-1 seconds after close", "the delay of as_of, '-1 seconds', is not a delay"),
         ("9999999999999 days after close", "is longer than all history"),
         (5, "as_of, 5, is not a time"),

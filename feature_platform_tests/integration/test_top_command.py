@@ -71,7 +71,7 @@ def test_top_shows_new_data_after_a_lost_connection(database: str, conn: Conn) -
         reader = threading.Thread(target=read)
         reader.start()
         try:
-            wait_until(lambda: b"1 symbols" in output, "the first frame")
+            wait_until(lambda: b"1 symbol " in output, "the first frame")
             conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -236,9 +236,9 @@ def test_a_label_of_no_column_is_rejected_at_once(column: Any) -> None:
         ({"events": pl.DataFrame({"symbol": ["A"]})}, "events has no column 'time'"),
         ({"times": [datetime(2026, 3, 1)]}, "they need a time zone"),  # noqa: DTZ001
         ({"times": ["2026-03-01"]}, "string; they need a time zone"),
-        ({"times": [pd.NaT, pd.Timestamp(START)]}, "1 events have no time"),
+        ({"times": [pd.NaT, pd.Timestamp(START)]}, "1 event without a time"),
         ({"times": [START + timedelta(days=9999)]}, "is in the future: it is 20"),
-        ({"symbols": [None]}, "1 events have no symbol"),
+        ({"symbols": [None]}, "1 event without a symbol"),
         ({"symbols": ["AA"]}, "there are no rows in features_1m of 'AA'"),
         ({"features": ["volume_z"]}, "write it as 'features_1m.volume_z'"),
         ({"features": ["features_1m.volumez"]}, "(did you mean 'volume_z'?)"),

@@ -381,7 +381,7 @@ def test_the_command_shows_a_mismatch_and_exits_with_1(database: str) -> None:
     done = run_on(database, "verify")
     assert done.returncode == 0
     assert ", all equal; " in done.stdout
-    assert "more wait for refresh" in done.stdout
+    assert "not compared, waiting for refresh: " in done.stdout
 
 
 HOSTILE = [

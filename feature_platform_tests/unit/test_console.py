@@ -159,7 +159,7 @@ def test_a_policy_shows_its_last_run() -> None:
         "last run: 2026-02-01 12:30 UTC, took 38 ms, 1,440 rows written"
     ]
     ran = policy(last_start=MOMENT, last_duration=timedelta(0), last_rows_written=7, last_wakes=2)
-    assert console.policy_lines(ran)[1].endswith(", 7 rows written; 2 refreshes after writes")
+    assert console.policy_lines(ran)[1].endswith(", 7 rows written; refreshes after writes: 2")
 
 
 def test_a_policy_shows_its_backlog_and_last_error() -> None:
@@ -190,7 +190,7 @@ def test_a_verification_names_the_first_wrong_value() -> None:
     report = VerifyReport(symbols=2, rows=360)
     assert console.verify_line(report) == "verified: 360 rows of 2 symbols checked, all equal"
     report = VerifyReport(symbols=2, rows=360, pending=5)
-    assert console.verify_line(report).endswith(", all equal; 5 more wait for refresh")
+    assert console.verify_line(report).endswith(", all equal; not compared, waiting for refresh: 5")
 
 
 def test_a_missing_policy_is_stated() -> None:

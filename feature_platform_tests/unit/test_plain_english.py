@@ -12,7 +12,10 @@ import re
 import subprocess
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+
+from feature_platform.counted import counted
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,4 +139,42 @@ def test_names_of_the_schema_and_of_metrics_have_no_banned_words() -> None:
                 for pattern in _BANNED
                 if "account" not in pattern.pattern and pattern.search(words)
             ]
+    assert not found, "\n".join(found)
+
+
+# Nouns of messages. A number before them needs `counted`, or a condition for 1.
+_COUNTED = re.compile(
+    r"^ (?:(?!of )[a-z]+ )?(?:bars|buckets|columns|commits|days|events|files|gaps|minutes"
+    r"|partitions|refreshes|rows|slices|symbols|versions|writes)\b"
+)
+
+
+def _plurals(source: str) -> Iterator[int]:
+    """Yield the lines of messages such as f"{count:,} rows", outside of conditions."""
+    tree = ast.parse(source)
+    conditions = [node for node in ast.walk(tree) if isinstance(node, ast.IfExp)]
+    conditional = {id(part) for node in conditions for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and id(node) not in conditional:
+            for number, text in pairwise(node.values):
+                if (
+                    isinstance(number, ast.FormattedValue)
+                    and number.format_spec is not None
+                    and ast.unparse(number.format_spec) == "f','"
+                    and isinstance(text, ast.Constant)
+                    and _COUNTED.match(str(text.value))
+                ):
+                    yield node.lineno
+
+
+def test_messages_count_one_thing_in_the_singular() -> None:
+    assert list(_plurals('f"{count:,} rows"')) == [1]
+    assert counted(1, "row") == "1 row"
+    assert counted(2000, "row") == "2,000 rows"
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sorted((ROOT / "feature_platform").rglob("*.py"))
+        if path.name != "demo.py"  # its numbers are large
+        for line in _plurals(path.read_text(encoding="utf-8"))
+    ]
     assert not found, "\n".join(found)

@@ -58,7 +58,7 @@ def shown(
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-_POLICY_LINE = "policy: run by a worker, last run 57 s ago, 2 refreshes after writes, 100 rows"
+_POLICY_LINE = "policy: run by a worker, last run 57 s ago, refreshes after writes: 2, 100 rows"
 
 
 def test_a_frame_shows_every_figure_of_each_symbol() -> None:

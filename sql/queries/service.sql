@@ -19,8 +19,8 @@ COPY feature_platform.served (view, version, symbol, bucket, refresh_no, symbol_
 
 -- service_latest --
 -- The newest row of each of some symbols, with the number of the refresh that gave it its values; by the same snapshot
--- the number of the symbol's last refresh, the buckets from this one on that wait for a refresh (NULL: none), and the
--- symbol's number before these; and the seconds since the end of the row's minute.
+-- the number of the symbol's last refresh, the buckets from this one on that a refresh has put back (NULL: none), and
+-- the symbol's number before these; and the seconds since the end of the row's minute.
 SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1d, f.std_vol_1d, f.volume_z, f.vwap_gap,
        f.parkinson_vol, f.refresh_no, greatest(n.no, f.refresh_no) AS symbol_no, w.waiting, w.waiting_no,
        extract(epoch FROM feature_platform.clock() - f.bucket - interval '1 minute')::double precision AS age_seconds
@@ -36,8 +36,8 @@ SELECT f.symbol, f.bucket, f.last_close, f.vol, f.log_return, f.n_1d, f.ma_vol_1
 
 -- service_page --
 -- The knowledge that all parts of a page of one symbol show, by one snapshot: the number of the symbol's last refresh;
--- which refreshes the page shows (see page_knowledge); the buckets of the range that wait for a refresh (NULL: none),
--- and the symbol's number before these; the bucket of the row after the page, if there is one.
+-- which refreshes the page shows (see page_knowledge); the buckets of the range that a refresh has put back (NULL:
+-- none), and the symbol's number before these; the bucket of the row after the page, if there is one.
 WITH latest AS MATERIALIZED (
     SELECT feature_platform.number_of(%(symbol)s) AS no
 ), known AS MATERIALIZED (
