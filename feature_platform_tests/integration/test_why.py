@@ -157,8 +157,8 @@ def test_skew_explains_rows_that_it_cannot_compare(conn: Conn, database: str) ->
     conn.execute("UPDATE feature_platform.served SET view = 'gone_1h' WHERE view <> 'features_1m'")
     done = run_on(database, "skew", "--since", "2020-01-01")
     assert done.stdout == (
-        "skew: 1 served rows computed again: 0 mismatch, 0 missing, 0 extra;"
-        " 1 more are of views or versions that were replaced or dropped\n"
+        "skew: 1 served row computed again: 0 mismatch, 0 missing, 0 extra;"
+        " of views or versions that were replaced or dropped: 1\n"
     )
 
 
