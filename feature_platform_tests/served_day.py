@@ -147,9 +147,9 @@ class Day:
         return run
 
     def _day(self, conn: Conn) -> None:
-        """Write all minutes, and end the day when enough rows are logged."""
+        """Write all minutes, and end the day after enough rows and a crash of the server."""
         self._write(conn)
-        while self.logged < self.serves and not self.done.wait(0.05):
+        while (self.logged < self.serves or self.crashed == 0) and not self.done.wait(0.05):
             pass
         self.done.set()
 

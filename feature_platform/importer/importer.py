@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,12 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import errors
 from psycopg.pq import TransactionStatus
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from feature_platform.bar_rules import MINUTE_US, PRICES, Ints
 from feature_platform.errors import UserError, one_line
@@ -61,7 +67,7 @@ _POSTGRES_EPOCH_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_0
 _EXAMPLES = 10
 
 # The attempts to store the staged rows, where another writer causes a deadlock.
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,19 +483,23 @@ class _FileImport:
             inserted, updated = self._row(queries["import_compare"], ranges)
             return int(inserted), int(updated)
         (overlaps,) = self._row(queries["import_overlaps"], ranges)
-        deadlocks = 0
-        while True:
-            try:
-                with self._conn.transaction():
-                    return self._upsert(ranges) if overlaps else self._insert(ranges)
-            except errors.UniqueViolation:
-                if overlaps:
-                    raise
-                overlaps = True  # another writer has inserted one of the bars meanwhile
-            except errors.DeadlockDetected:
-                deadlocks += 1
-                if deadlocks == _ATTEMPTS:
-                    raise
+        # Without a pause, the import would lock its first bars again before the other writer can.
+        retrying = Retrying(
+            retry=retry_if_exception_type(errors.DeadlockDetected),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
+            stop=stop_after_attempt(_ATTEMPTS),
+            reraise=True,
+        )
+        return retrying(self._move, ranges, overlaps)
+
+    def _move(self, ranges: dict[str, Any], overlaps: bool) -> tuple[int, int]:
+        """Move the staged rows once; overlaps: the table may have some of the bars."""
+        if not overlaps:
+            # Another writer may insert one of the bars meanwhile.
+            with suppress(errors.UniqueViolation), self._conn.transaction():
+                return self._insert(ranges)
+        with self._conn.transaction():
+            return self._upsert(ranges)
 
     def _insert(self, ranges: dict[str, Any]) -> tuple[int, int]:
         insert = "import_insert_in_order" if self._contents.in_order else "import_insert"

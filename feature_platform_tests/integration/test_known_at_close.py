@@ -186,22 +186,18 @@ def test_a_view_that_is_built_after_corrections_has_the_versions_of_an_older_one
     for early, (view, _) in EARLY.items():
         for delay in ("2 seconds", "40 days", f"{hours} hours"):
             as_of = f"{delay} after close"
-            assert_frame_equal(
-                *(
-                    read_features("A", START, AFTER, view=one, as_of=as_of)
-                    for one in (early, view.name)
-                )
-            )
+            frames = [
+                read_features("A", START, AFTER, view=one, as_of=as_of)
+                for one in (early, view.name)
+            ]
+            assert_frame_equal(frames[0], frames[1])
         columns = list(view.columns)
         events = [rng.randrange(190, 320) for _ in range(100)]
-        assert_frame_equal(
-            *(
-                trained([f"{one}.{column}" for column in columns], *events).set_axis(
-                    columns, axis=1
-                )
-                for one in (early, view.name)
-            )
-        )
+        frames = [
+            trained([f"{one}.{column}" for column in columns], *events).set_axis(columns, axis=1)
+            for one in (early, view.name)
+        ]
+        assert_frame_equal(frames[0], frames[1])
 
 
 def test_a_flag_does_not_cover_bars_that_a_stream_brought(past: Past, bars_file: Write) -> None:
