@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             lt=1,
-            description="Shift of a column's last hour from which on the check `drift` warns, in"
+            description="Shift of a column's last hour above which the check `drift` warns, in"
             " standard deviations: above 0 and below 1.",
         ),
     ] = 0.75
