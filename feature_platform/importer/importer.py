@@ -92,6 +92,8 @@ class FileReport:
     bad: rows that were rejected, and written to the file of bad rows.
     empty: rows with a time and no values, for minutes without trades.
     unclosed: bars of minutes that have not ended.
+    unflagged: of an import that is known at close, the bars that count as known only since they
+        were stored.
     spans: the times of the first and last good bar, in UTC, by symbol.
     layout: the layout that was recognised.
     times: "exact" where times have an offset or are epochs; otherwise the zone that was assumed.
@@ -111,6 +113,7 @@ class FileReport:
     spans: Mapping[str, Span]
     empty: int = 0
     unclosed: int = 0
+    unflagged: int = 0
     layout: str = ""
     times: str = ""
     interval: str = "-"
@@ -145,7 +148,7 @@ class ImportReport:
         counts = ("rows", "inserted", "updated", "unchanged", "duplicates", "bad", "empty")
         sums: dict[str, Any] = {
             name: sum(getattr(report, name) for report in self.files)
-            for name in (*counts, "unclosed", "seconds")
+            for name in (*counts, "unclosed", "unflagged", "seconds")
         }
         return FileReport(path=Path(), spans=spans, **sums)
 
@@ -275,7 +278,7 @@ class _FileImport:
                 (now,) = self._row(queries["import_clock"])
                 self._contents.end = int(now.timestamp()) // 60 * MINUTE_US
                 duplicates = self._stage()
-                inserted, updated = self._store()
+                inserted, updated, unflagged = self._store()
                 stored = True
         except psycopg.Error as error:
             raise _explained(error, self._source.label, committing=stored) from error
@@ -296,6 +299,7 @@ class _FileImport:
             spans=contents.spans(),
             empty=contents.empty,
             unclosed=contents.unclosed,
+            unflagged=unflagged,
             layout=", ".join(layout.name for layout in self._findings.layouts),
             times=self._times(),
             interval=self._interval,
@@ -465,11 +469,14 @@ class _FileImport:
             if conflict is not None:
                 raise UserError(f"{self._source.label}: the file was changed while it was read")
 
-    def _store(self) -> tuple[int, int]:
-        """Move the staged rows into the table; return the numbers of inserted and updated bars."""
+    def _store(self) -> tuple[int, int, int]:
+        """Move the staged rows into the table.
+
+        Returns the numbers of inserted and of updated bars, and of bars that are not flagged.
+        """
         spans = self._contents.spans()
         if not spans:
-            return 0, 0
+            return 0, 0, 0
         self._progress(Progress(self._path, "storing", 1.0, self._contents.rows))
         ranges = {
             "symbols": list(self._contents.symbols),
@@ -481,7 +488,7 @@ class _FileImport:
         if self._options.dry_run:
             self._conn.execute(queries["import_analyze"])
             inserted, updated = self._row(queries["import_compare"], ranges)
-            return int(inserted), int(updated)
+            return int(inserted), int(updated), 0
         (overlaps,) = self._row(queries["import_overlaps"], ranges)
         # Without a pause, the import would lock its first bars again before the other writer can.
         retrying = Retrying(
@@ -490,7 +497,8 @@ class _FileImport:
             stop=stop_after_attempt(_ATTEMPTS),
             reraise=True,
         )
-        return retrying(self._move, ranges, overlaps)
+        inserted, updated = retrying(self._move, ranges, overlaps)
+        return inserted, updated, self._count_unflagged(ranges)
 
     def _move(self, ranges: dict[str, Any], overlaps: bool) -> tuple[int, int]:
         """Move the staged rows once; overlaps: the table may have some of the bars."""
@@ -515,6 +523,12 @@ class _FileImport:
             flagged = dict(zip(("symbols", "first", "last"), runs, strict=True))
             self._conn.execute(queries["import_flag"], flagged)
         return int(inserted), int(updated)
+
+    def _count_unflagged(self, ranges: dict[str, Any]) -> int:
+        if self._options.known_at == "now":
+            return 0
+        (count,) = self._row(queries["import_unflagged"], ranges)
+        return int(count)
 
     def _row(self, query: LiteralString, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
         row = self._conn.execute(query, values).fetchone()

@@ -59,6 +59,7 @@ def report_lines(
     for one in report.files:
         for note in one.notes:
             yield f"{one.path}: {note}" if many else note
+    yield from _flag_lines(report)
     for path in skipped:
         yield f"not a file of bars, ignored: {path}"
     bad = report.total.bad
@@ -74,12 +75,24 @@ def report_lines(
         yield f"{bad:,} bad {'row was' if bad == 1 else 'rows were'} written to {skip_bad}"
 
 
+def _flag_lines(report: ImportReport) -> Iterator[str]:
+    """Yield a line where not all bars of an import are known at close."""
+    total = report.total
+    if total.unflagged:
+        yield (
+            f"known at close: {total.bars - total.unflagged:,} of {total.bars:,} bars; the others"
+            " are known since they were stored, as all bars from the first live one on are"
+            " (docs/importing.md)"
+        )
+
+
 def archive_lines(report: ArchiveReport) -> Iterator[str]:
     """Yield the outcome of loading archives."""
     yield (
         f"archives: {len(report.imported.files):,} imported, {len(report.absent):,} not published,"
         f" {len(report.failed):,} failed; complete before: {counted(report.present, 'day')}"
     )
+    yield from _flag_lines(report.imported)
     for name in report.absent:
         yield f"not published: {name}"
     for name, reason in report.failed.items():

@@ -137,6 +137,73 @@ def test_the_command_line_flags_an_import(past: Past, bars_file: Write) -> None:
         assert known() == expected
 
 
+def test_the_summary_counts_the_bars_that_are_not_known_at_close(
+    past: Past, bars_file: Write
+) -> None:
+    past.conn.execute("RESET feature_platform.clock")
+    url = past.conn.info.dsn
+    line = (
+        "known at close: {} of {} bars; the others are known since they were stored, as all bars"
+        " from the first live one on are (docs/importing.md)"
+    )
+
+    def summary(minutes: range, *options: str) -> list[str]:
+        done = run_on(url, "import", str(bars_file(minutes)), "--symbol", "A", *options)
+        assert done.returncode == 0, done.stderr
+        return [row for row in done.stdout.splitlines() if row.startswith("known at close")]
+
+    assert summary(range(120, 150), "--known-at", "now") == []
+    assert summary(range(120, 150)) == [line.format(0, 30)]  # unchanged bars
+    assert summary(range(120, 150), "--dry-run") == []
+    assert summary(range(60, 120)) == []
+    assert summary(range(60, 120)) == []  # flagged before
+    assert summary(range(180, 200)) == [line.format(0, 20)]  # after the first live bar
+    assert summary(range(50, 200)) == [line.format(70, 150)]
+
+
+def test_the_summary_of_many_symbols_counts_each(past: Past, tmp_path: Path) -> None:
+    past.set_clock(START + MINUTE)
+    past.write("B", 30)  # a live bar
+    past.set_clock(NOW)
+    path = tmp_path / "bars.csv"
+    rows = [
+        f"{symbol},{(START + minute * MINUTE).isoformat()},10,20,5,9,1"
+        for symbol in "AB"
+        for minute in range(60)
+        if (symbol, minute) != ("B", 30)
+    ]
+    path.write_text("\n".join(["symbol,ts,open,high,low,close,vol", *rows]), encoding="utf-8")
+    (report,) = import_bars(past.conn, [path]).files
+    assert (report.bars, report.unflagged) == (119, 29)
+    past.refresh(NOW)
+    assert known() == set(range(60))
+
+
+@pytest.mark.parametrize("wrong", ["close", "now"])
+def test_a_wrong_flag_is_repaired_by_forget_and_a_new_import(
+    past: Past, bars_file: Write, wrong: str
+) -> None:
+    right = {"close": "now", "now": "close"}[wrong]
+    past.conn.execute("RESET feature_platform.clock")
+    url = past.conn.info.dsn
+    path = str(bars_file(range(100)))
+
+    def run(*arguments: str) -> None:
+        done = run_on(url, *arguments)
+        assert done.returncode == 0, done.stderr
+
+    run("import", path, "--symbol", "A", "--known-at", wrong)
+    run("refresh")
+    run("import", path, "--symbol", "A", "--known-at", right)  # changes no flag
+    run("refresh")
+    all_minutes = set(range(100))
+    assert known() == (all_minutes if wrong == "close" else set())
+    run("forget", "A", "--yes")
+    run("import", path, "--symbol", "A", "--known-at", right)
+    run("refresh")
+    assert known() == (all_minutes if right == "close" else set())
+
+
 def test_a_later_correction_of_an_import_is_not_known_at_close(
     past: Past, bars_file: Write
 ) -> None:

@@ -197,6 +197,19 @@ SELECT (SELECT count(*) FROM changed WHERE is_new), (SELECT count(*) FROM change
 SELECT feature_platform.flag_known_at_close(
     %(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[]);
 
+-- import_unflagged --
+-- The number of staged bars whose minutes are not flagged. Mostly those of each symbol are flagged as a whole, and no bar
+-- is read.
+WITH flagged AS MATERIALIZED (
+    SELECT s.id, f.minutes
+      FROM unnest(%(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[])
+           WITH ORDINALITY AS s (symbol, first, last, id)
+     CROSS JOIN LATERAL (SELECT coalesce(range_agg(k.minutes), '{}') AS minutes FROM feature_platform.known_at_close k
+                          WHERE k.view = 0 AND k.symbol = s.symbol COLLATE "C") AS f
+     WHERE NOT f.minutes @> tstzrange(s.first, s.last, '[]')
+)
+SELECT count(*) FROM flagged f JOIN pg_temp.import_bar i ON i.symbol_id = f.id WHERE NOT f.minutes @> i.ts;
+
 
 -- ==== schema.py ====
 -- schema_is_applied --
