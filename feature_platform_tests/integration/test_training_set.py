@@ -187,6 +187,27 @@ def test_events_of_imported_history_have_their_rows(
         assert now["features_1m.last_close"].isna().all()
 
 
+def test_rows_of_any_age_are_read_over_a_gap(
+    simulated_database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """docs/knowledge.md states it: a feature is as old as the gap, and a return of it is 0."""
+    file = tmp_path / "bars.csv"
+    gap = 3 * 24 * 60
+    bars = {**dict.fromkeys(range(10), 10), **dict.fromkeys(range(gap, gap + 10), 15)}
+    rows = [f"{(START + m * MINUTE).isoformat()},10,20,5,{close},1" for m, close in bars.items()]
+    file.write_text("\n".join(["ts,open,high,low,close,vol", *rows]) + "\n", encoding="utf-8")
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        name_in_settings(Past(conn), monkeypatch)
+        import_bars(conn, [file], symbol="A")
+        refresh_all(conn)
+        times = [START + minutes * MINUTE + 5 * SECOND for minutes in (60, gap - 10)]
+        events = pd.DataFrame({"symbol": "A", "time": times})
+        labels = {"return": forward_return("15 minutes")}
+        found = training_set(events, ["features_1m.last_close"], labels)
+        assert list(found["features_1m.last_close"]) == [10, 10]
+        assert list(found["return"]) == [0, np.log(15 / 10)]
+
+
 @settings(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

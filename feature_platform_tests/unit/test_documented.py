@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 import feature_platform
+from benchmarks.__main__ import _parse as benchmarks_options
 from feature_platform.cli.app import app
 from feature_platform.dev.settings_page import settings_page
 from feature_platform.importer.layouts import HEADERS, LAYOUTS
@@ -107,6 +108,22 @@ def test_every_rule_of_the_import_has_its_example() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_fault_is_documented(kind: str) -> None:
     assert re.search(rf"^\|[^|]*`{kind}`[^|]*\|", ALL, re.MULTILINE)
+
+
+def test_every_command_of_the_benchmarks_can_be_parsed() -> None:
+    commands = re.findall(r"python -m benchmarks( [^`#\n]*)?[`#\n]", ALL)
+    assert any("--only" in command for command in commands)
+    for command in commands:
+        benchmarks_options(command.split())
+
+
+def test_every_call_of_the_retention_sets_all_ages() -> None:
+    """A call removes the ages that it does not name."""
+    ages = {"bars", "features", "gaps", "runs", "served", "versions"}
+    calls = re.findall(r"set_features_1m_retention\(([^).]+)\)", ALL)
+    assert calls
+    for call in calls:
+        assert set(re.findall(r"(\w+)(?: =>|,|$)", call)) >= ages, call
 
 
 def test_every_command_that_is_named_exists() -> None:
