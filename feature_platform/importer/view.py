@@ -80,9 +80,9 @@ def _flag_lines(report: ImportReport) -> Iterator[str]:
     total = report.total
     if total.unflagged:
         yield (
-            f"known at close: {total.bars - total.unflagged:,} of {total.bars:,} bars; the others"
-            " are known since they were stored, as all bars from the first live one on are"
-            " (docs/importing.md)"
+            f"known at close: {total.bars - total.unflagged:,} of {counted(total.bars, 'bar')};"
+            " the others are known since they were stored, as all bars from the first live one on"
+            " are (docs/importing.md)"
         )
 
 
