@@ -198,7 +198,7 @@ SELECT feature_platform.flag_known_at_close(
     %(symbols)s::text[], %(first)s::timestamptz[], %(last)s::timestamptz[]);
 
 -- import_unflagged --
--- The number of staged bars whose minutes are not flagged. Mostly those of each symbol are flagged as a whole, and no bar
+-- The number of staged bars whose minutes are not flagged. Mostly those of each symbol are flagged as a whole, and none
 -- is read.
 WITH flagged AS MATERIALIZED (
     SELECT s.id, f.minutes
