@@ -15,7 +15,14 @@ from psycopg import sql
 from psycopg.sql import SQL, Identifier
 
 from feature_platform.errors import UserError, one_line
-from feature_platform.knowledge import COMPUTED, AsOf, check_knowledge, check_time, parse_as_of
+from feature_platform.knowledge import (
+    COMPUTED,
+    AfterClose,
+    AsOf,
+    check_knowledge,
+    check_time,
+    parse_as_of,
+)
 from feature_platform.near_names import near_names
 from feature_platform.tables import FEATURES
 
@@ -139,10 +146,10 @@ def read_features(
     columns: some of those of the view, by default all; every one of them is float64, and NULL is
         NaN (in Arrow and polars null). A bucket without a row in the table has no row here.
     as_: "pandas", "arrow" or "polars".
-    view: the name of a feature view; or several of one bucket width, whose rows are joined by
-        symbol and bucket. A column that several of them have is named "view.column", in `columns`,
-        too. Views of different widths are rejected: a row of a minute would have the values of an
-        hour that closes later. `training_set` joins such views as they were known.
+    view: the name of a feature view; or several, whose rows are joined by symbol and bucket. A
+        column that several of them have is named "view.column", in `columns`, too. The row of a
+        minute then has the values of an hour that closes later, so views of different widths are
+        rejected with "… after close": `training_set` joins them as they were known.
     as_of: by default the rows as they are stored now. A time gives the rows as they were known at
         that time. A delay such as "2 seconds after close" gives each row as it was known that long
         after its own bucket closed; a row that was not known in time is absent. docs/knowledge.md
@@ -151,8 +158,8 @@ def read_features(
         ones from the database. "lake" gives only the rows that the lake has, "database" reads only
         the database. docs/lake.md explains the lake.
     Raises UserError for a time without a zone, start after end, an unknown view, symbol or column
-    (it names the nearest), views of different widths, an `as_of` that cannot be answered, and a
-    database that cannot be reached.
+    (it names the nearest), an `as_of` that cannot be answered, and a database that cannot be
+    reached.
     """
     names = _check_texts("view", [view] if isinstance(view, str) else view)
     if names == ["features_1m"] and as_of is None:
@@ -338,7 +345,8 @@ def _read_views(
     with reader() as source:
         source.freeze()  # all views as of one moment
         tables = tables_of(source, views)
-        _check_widths(tables)
+        if isinstance(as_of, AfterClose):
+            _check_widths(tables)
         if as_of is not None:
             check_knowledge(source, as_of, tables, names, window)
         known = [column for table in tables for column in table.columns]

@@ -134,12 +134,11 @@ def test_several_views_and_all_forms_agree(past: Past) -> None:
     ]
 
 
-@pytest.mark.parametrize("as_of", [None, "2 seconds after close", START + timedelta(hours=2)])
 @pytest.mark.parametrize("views", [["features_1m", CANDLES.name], [CANDLES.name, SHORT.name]])
-def test_views_of_different_widths_are_not_joined(views: list[str], as_of: Any) -> None:
+def test_views_of_different_widths_are_not_joined_after_close(views: list[str]) -> None:
     """A row of both would have the candle of an hour that closes after the minute."""
     with pytest.raises(UserError) as raised:
-        read_features("A", START, AFTER, view=views, as_of=as_of)
+        read_features("A", START, AFTER, view=views, as_of="2 seconds after close")
     widths = {CANDLES.name: "1 hour"}
     first, second = (widths.get(view, "1 minute") for view in views)
     assert str(raised.value).startswith(

@@ -241,7 +241,6 @@ HOSTILE = ["'; DROP TABLE ohlcv_1m; --", "{x", 'a"b', "$1", "%(x)s", "BTC/USDT}"
         ({"start": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "is not a time"),
         ({"as_": "numpy"}, "as_ is 'numpy'; use 'pandas', 'arrow' or 'polars'"),
     ],
-    ids=str,
 )
 def test_wrong_arguments_get_one_line(changed: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"symbols": "BTC/USDT", "start": FIRST, "end": AFTER} | changed

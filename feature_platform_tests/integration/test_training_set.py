@@ -285,7 +285,6 @@ def test_a_label_of_no_column_is_rejected_at_once(column: Any) -> None:
         ({"delay": "99999999 days"}, "is longer than all history"),
         ({"delay": "soon"}, "delay, 'soon', is not a delay"),
     ],
-    ids=str,
 )
 def test_wrong_arguments_get_one_line(given: dict[str, Any], message: str) -> None:
     symbols = given.pop("symbols", None)

@@ -115,12 +115,12 @@ def test_a_reader_reads_views_and_verifies_them(
         ["A/B", "old"],
         "2026-01-01T00:00Z",
         ago(0),
-        ["volume_z", "ema_3m"],
-        view=["features_1m", "short_1m"],
+        ["volume_z", "ema_3m", "close"],
+        view=["features_1m", "short_1m", "candles_1h"],
     )
-    assert list(both.columns) == ["volume_z", "ema_3m"]
+    assert list(both.columns) == ["volume_z", "ema_3m", "close"]
     assert both.index.is_monotonic_increasing
-    assert both["ema_3m"].notna().sum() >= 4
+    assert both["close"].notna().sum() >= 4
     with pytest.raises(UserError, match="there is no feature view 'shrt_1m'"):
         read_features("A/B", "2026-01-01T00:00Z", ago(0), view="shrt_1m")
     with pytest.raises(UserError, match="has no column 'mean_6m'"):
