@@ -536,7 +536,7 @@ BEGIN
               FROM feature_platform.numbered_changes(
                   part.symbol, CASE WHEN has_moved THEN '-infinity' ELSE coalesce(start, '-infinity') END, part.hi) AS c
               CROSS JOIN LATERAL (SELECT date_bin(v.every, c.ts, v.origin)) AS b (bucket)
-              WHERE c.no > part.no
+              WHERE c.no > part.no AND c.no < of_refresh
                 -- Slices of a large import have several numbers, the newest minutes the first one.
                 AND NOT EXISTS (SELECT FROM feature_platform.known_at_close i
                                 WHERE i.view = 0 AND i.symbol = part.symbol AND i.minutes @> c.ts AND i.no >= c.no)
