@@ -38,26 +38,32 @@ settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The files that take longest, or that wait most of their time. A worker that begins one of them at
-# the end would leave the others idle. Each worker gets two files at first: with three workers, the
-# first and the fourth of this list, and so on.
+# The files that take longest: a worker that begins one of them at the end would leave the others
+# idle. Files that wait most of their time, such as those of full disks, come between files that
+# compute, because waiting workers leave the processors idle, too. Each worker gets two files at
+# first: with three workers, the first and the fourth of this list, and so on.
 _LONGEST = (
     "test_full_disk.py",
-    "test_dev.py",
-    "test_live_chaos.py",
+    "test_notebooks.py",
+    "test_demo.py",
     "test_dev_full_disk.py",
+    "test_import_memory.py",
+    "test_lake_build.py",
+    "test_training_before_build.py",
+    "test_lake_faults.py",
+    "test_live_chaos.py",
+    "test_import_rules.py",
+    "test_lake_verify.py",
+    "test_dev.py",
+    "test_features_history.py",
     "test_benchmarks_run.py",
     "test_recorder.py",
-    "test_notebooks.py",
     "test_embedded_sharing.py",
-    "test_import_memory.py",
     "test_service_openapi.py",
     "test_worker.py",
     "test_embedded_start.py",
-    "test_demo.py",
     "test_compose_services.py",
     "test_reader_isolation.py",
-    "test_import_rules.py",
     "test_refresh_command.py",
     "test_view_plans.py",
     "test_dagster_sensors.py",
