@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import psycopg
@@ -33,6 +34,31 @@ _WRITE = """
     VALUES (%(symbol)s, %(ts)s, 10, 20, 5, %(close)s, %(vol)s)
     ON CONFLICT (symbol, ts) DO UPDATE SET close = excluded.close, vol = excluded.vol
 """
+_WRITE_HOUR = """
+    INSERT INTO ohlcv_1m (symbol, ts, open, high, low, close, vol)
+    SELECT %(symbol)s, %(ts)s::timestamptz + m * interval '1 minute', 10, 20, 5, %(close)s, %(vol)s
+    FROM generate_series(0, 59) AS m
+"""
+
+
+@dataclass
+class Table:
+    """All rows of a view, as a cursor gave them.
+
+    columns: their names.
+    """
+
+    columns: list[str]
+    given: list[tuple[Any, ...]]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Return them sorted and in the form of `shown`; tests look at few of the tables."""
+        keys = ("symbol", "bucket", "refresh_no")
+        values = [place for place, name in enumerate(self.columns) if name not in keys]
+        return sorted(
+            (row[0], row[1], tuple(shown(row[place]) for place in values)) for row in self.given
+        )
 
 
 @dataclass
@@ -44,7 +70,7 @@ class Past:
     """
 
     conn: Conn
-    seen: list[tuple[datetime, dict[str, list[Row]]]] = field(default_factory=list)
+    seen: list[tuple[datetime, dict[str, Table]]] = field(default_factory=list)
 
     def set_clock(self, moment: datetime) -> None:
         """Let the clock of the session show a time; it then hardly moves."""
@@ -56,6 +82,11 @@ class Past:
         """Write one bar, a new one or a correction."""
         given = {"symbol": symbol, "ts": START + minute * MINUTE, "close": close, "vol": vol}
         self.conn.execute(_WRITE, given)
+
+    def write_hour(self, symbol: str, hour: int, close: float, vol: float) -> None:
+        """Write the bars of an hour after START by one statement."""
+        given = {"symbol": symbol, "ts": START + 60 * hour * MINUTE, "close": close, "vol": vol}
+        self.conn.execute(_WRITE_HOUR, given)
 
     def delete(self, symbol: str, minute: int) -> None:
         """Delete one bar."""
@@ -81,36 +112,30 @@ class Past:
         self.set_clock(moment)
         refresh_all(self.conn)
         self.set_clock(moment + timedelta(milliseconds=100))
-        rows = {"features_1m": self._rows("features_1m")}
-        rows |= {view.name: self._rows(view.name) for view in served_views(self.conn)}
-        self.seen.append((moment + timedelta(milliseconds=50), rows))
+        tables = {"features_1m": self._read("features_1m")}
+        tables |= {view.name: self._read(view.name) for view in served_views(self.conn)}
+        self.seen.append((moment + timedelta(milliseconds=50), tables))
 
     def known_at(self, view: str, moment: datetime) -> list[Row]:
         """Return all rows of a view that a reader saw at a time."""
-        found = [rows for at, rows in self.seen if at <= moment]
-        return found[-1].get(view, []) if found else []
+        found = [tables for at, tables in self.seen if at <= moment]
+        return found[-1][view].rows if found and view in found[-1] else []
 
     def known_after_close(self, view: str, every: timedelta, delay: timedelta) -> list[Row]:
         """Return each row of a view as a reader saw it some time after the close of its bucket."""
-        buckets = {row[:2] for _, rows in self.seen for row in rows.get(view, [])}
+        buckets = {
+            row[:2] for _, tables in self.seen if view in tables for row in tables[view].given
+        }
         found = []
         for symbol, bucket in sorted(buckets):
             rows = self.known_at(view, bucket + every + delay)
             found += [row for row in rows if row[:2] == (symbol, bucket)]
         return found
 
-    def _rows(self, view: str) -> list[Row]:
+    def _read(self, view: str) -> Table:
         cursor = self.conn.execute(f"TABLE public.{view}".encode())
         assert cursor.description is not None
-        names = [column.name for column in cursor.description]
-        values = [place for place, name in enumerate(names) if name in _shown(names)]
-        return sorted(
-            (row[0], row[1], tuple(shown(row[place]) for place in values)) for row in cursor
-        )
-
-
-def _shown(names: list[str]) -> list[str]:
-    return [name for name in names if name not in ("symbol", "bucket", "refresh_no")]
+        return Table([column.name for column in cursor.description], cursor.fetchall())
 
 
 def shown(number: float | None) -> str:

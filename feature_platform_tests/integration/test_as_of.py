@@ -128,7 +128,7 @@ def test_several_views_and_all_forms_agree(past: Past) -> None:
         one = read_features("B", START, AFTER, **given)
         assert one.equals(frame.loc["B"])
     table = read_features(SYMBOLS, START, AFTER, as_="arrow", view=views, as_of=moment)
-    joined = {row[:2]: row[2] for row in seen["features_1m"]}
+    joined = {row[:2]: row[2] for row in seen["features_1m"].rows}
     assert [(row[0], row[1], row[2][:9]) for row in rows_of(table)] == [
         (*key, values) for key, values in sorted(joined.items())
     ]
@@ -319,7 +319,7 @@ def test_versions_of_rows_are_kept_for_their_time(
         for view in ("features_1m", SHORT.name):
             for moment, seen in past.seen[2:]:
                 frame = read_features(["A"], START, AFTER, as_="arrow", view=view, as_of=moment)
-                assert rows_of(frame) == seen[view]
+                assert rows_of(frame) == seen[view].rows
         error = r"as_of, .* is too early: versions of rows are kept since 2026-03-03T2"
         for moment in (past.seen[1][0], kept_from - MINUTE):
             with pytest.raises(UserError, match=error):

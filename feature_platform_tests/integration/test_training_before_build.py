@@ -281,8 +281,7 @@ def test_events_before_a_truncate_are_an_error(small: Past) -> None:
 def test_rows_whose_bars_have_no_versions_any_more_are_an_error(small: Past) -> None:
     day = timedelta(days=1)
     for hour in range(48):
-        for minute in range(60):
-            small.write("A", hour * 60 + minute, 7, 1)
+        small.write_hour("A", hour, 7, 1)
         small.refresh(START + (hour + 1) * 60 * MINUTE)
     small.write("A", 29 * 60 + 58, 7, 100)
     small.refresh(START + 2 * day)
