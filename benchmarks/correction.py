@@ -40,7 +40,8 @@ BARE, REPAIR = "bare update", "refresh"
 def run(bench: Workbench) -> Result:
     """Measure the repair of 1,440 rows."""
     rounds = bench.rounds(20)
-    corrected = range(1, 2 * (WARM_UP + rounds + rounds) + NEW_SESSIONS + 2 + 1)
+    warm_up = min(WARM_UP, rounds)
+    corrected = range(1, 2 * (warm_up + rounds + rounds) + NEW_SESSIONS + 2 + 1)
     symbols = bench.scaled(1000, at_least=len(corrected) + 1)
     others = range(corrected.stop, symbols + 1)
     with bench.database("correction") as connection:
@@ -54,13 +55,13 @@ def run(bench: Workbench) -> Result:
         connection.execute(queries["settle"])
         corrections = Corrections(connection)
         untouched = iter(corrected)
-        corrections.measure(untouched, untouched, WARM_UP)
+        corrections.measure(untouched, untouched, warm_up)
         stored = corrections.measure(untouched, untouched, rounds)
         connection.execute(queries["checkpoint"])
         written = corrections.measure(untouched, untouched, rounds)
         first = [_first_of_session(connection, next(untouched)) for _ in range(NEW_SESSIONS)]
         one, other = repeat(next(untouched)), repeat(next(untouched))
-        corrections.measure(one, other, WARM_UP, between=corrections.vacuum)
+        corrections.measure(one, other, warm_up, between=corrections.vacuum)
         worn = corrections.measure(one, other, rounds, between=corrections.vacuum)
         _check(connection, corrected)
     name = f"correction of a bar {AGE} days old, {symbols} symbols"

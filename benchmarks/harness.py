@@ -98,9 +98,12 @@ class Workbench:
         """Return `number` at this workbench's scale."""
         return max(at_least, round(number * self.scale))
 
-    def rounds(self, number: int) -> int:
-        """Return the number of repetitions: fewer only if the scale is too small for a result."""
-        return number if self.scale >= 0.05 else 2
+    def rounds(self, number: int, *, at_least: int = 1) -> int:
+        """Return the number of repetitions: fewer only if the scale is too small for a result.
+
+        at_least: of all scales.
+        """
+        return number if self.scale >= 0.05 else at_least
 
     @contextmanager
     def database(self, name: str, *, simulated: bool = False) -> Iterator[Connection]:

@@ -81,7 +81,7 @@ def run(bench: Workbench) -> Result:
         idle = _idle(bench, worker)
         for size, symbols in sizes.items():
             bench.show(f"{symbols} symbols a minute")
-            for _ in range(2 if small else ROUNDS[size]):
+            for _ in range(bench.rounds(ROUNDS[size])):
                 _measure(woken, size, symbols, woken.next_minute)
                 time.sleep(0 if small else PAUSE)
         # After the worker's rounds: a refresh of one side would make rows of the other side wait.

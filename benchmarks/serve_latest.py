@@ -32,6 +32,8 @@ from feature_platform.service.rows import COLUMNS
 
 DAYS = 3
 SECONDS = 8.0
+WARM_UP_SECONDS = 1.0
+SMALL_SECONDS = 0.3  # at a small scale
 ROUNDS = 5
 OURS, FEAST = "feature-platform serve", "feast serve"
 
@@ -64,7 +66,8 @@ def run(bench: Workbench) -> Result:
         loads: dict[str, list[Load]] = {name: [] for name in sides}
         for number in range(bench.rounds(ROUNDS) + 1):
             for name, (server, requests) in sides.items():
-                found = put_load(server, requests, 1 if small or number == 0 else SECONDS)
+                seconds = SMALL_SECONDS if small else SECONDS if number else WARM_UP_SECONDS
+                found = put_load(server, requests, seconds)
                 if number > 0:  # the first is for warming up
                     loads[name].append(found)
         alone = _query_alone(url, names, 20 if small else 1000)
