@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from errno import EDQUOT, ENOSPC
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
-from botocore.exceptions import EndpointConnectionError
 from deltalake import DeltaTable
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -209,37 +209,43 @@ class Unavailable(BaseHTTPRequestHandler):
         """Write nothing."""
 
 
-@pytest.fixture
-def bucket(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
-    """Move the lake into a bucket of a local S3 server."""
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """Yield the URL of a local S3 server; its start takes longer than a test."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # In another process: the library holds Python's lock while it waits for an answer.
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": url,
+    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(ConnectionRefusedError),
+                wait=wait_fixed(0.1),
+                stop=stop_after_delay(LONGEST),
+            ):
+                with attempt, socket.create_connection(("127.0.0.1", port)):
+                    pass
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def bucket(lake: Lake, store: str, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """Move the lake into a new bucket of the server."""
+    name = f"lake-{uuid4().hex}"
+    for variable, value in {
+        "AWS_ENDPOINT_URL": store,
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
-        "FEATURE_PLATFORM_LAKE": "s3://lake/test",
+        "FEATURE_PLATFORM_LAKE": f"s3://{name}/test",
     }.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(variable, value)
     get_settings.cache_clear()
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
-    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type(EndpointConnectionError),
-                wait=wait_fixed(0.1),
-                stop=stop_after_delay(LONGEST),
-            ):
-                with attempt:
-                    client.create_bucket(Bucket="lake")
-            yield lake
-        finally:
-            process.kill()
+    boto3.client("s3", endpoint_url=store, region_name="us-east-1").create_bucket(Bucket=name)
+    return lake
 
 
 def test_an_object_store_that_fails_is_one_line_and_the_next_sync_mends_it(
