@@ -34,7 +34,7 @@ LATE = (
     r"late bars and corrections: 540 bars new, 120 corrected, 0 unchanged, [\d.]+ s, [\d,]+ bars/s",
     r"repaired: [\d,]+ feature rows written, [\d.]+ s, [\d,]+ rows/s",
 )
-VERIFIED = r"verified: ([\d,]+) rows of \d+ symbols? checked, all equal"
+VERIFIED = r"verified: ([\d,]+) rows? of \d+ symbols? checked, all equal"
 
 
 @pytest.fixture(scope="module")

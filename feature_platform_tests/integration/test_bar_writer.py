@@ -149,7 +149,7 @@ def test_a_full_disk_is_reported_and_loses_no_bar(
         run.writer.put(bars(1.0))
         run.writer.put(bars(2.0))
         wait_until(lambda: "cannot be written" in caplog.text, "the full disk is reported")
-        assert "are lost if this process ends" in caplog.text
+        assert "in memory, and lost if this process ends" in caplog.text
         going.come_back()
         wait_until(lambda: len(stored(going.url)) == 10_003, "bars are stored")
         assert run.stop() is True
