@@ -531,8 +531,8 @@ BEGIN
         has_moved := feature_platform.rows_of_moved_warm_up(v, part.symbol, part.no) && part.whole;
         SELECT array_agg(m.no ORDER BY m.no), array_agg(m.reach ORDER BY m.no), range_agg(m.reach)
         INTO numbers, reaches, reached
-        FROM (SELECT c.no, range_agg(tstzrange(b.bucket, CASE WHEN NOT v.has_rows
-                                                         THEN b.bucket + v.look_back + v.every END)) AS rows
+        FROM (SELECT c.no, feature_platform.rows_reached(
+                         v, array_agg(b.bucket), array_agg(timestamptz 'infinity'), '0') AS rows
               FROM feature_platform.numbered_changes(
                   part.symbol, CASE WHEN has_moved THEN '-infinity' ELSE coalesce(start, '-infinity') END, part.hi) AS c
               CROSS JOIN LATERAL (SELECT date_bin(v.every, c.ts, v.origin)) AS b (bucket)
