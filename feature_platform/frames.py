@@ -78,7 +78,6 @@ _FEATURES = Table(
     "feature_symbol",
     "features",
 )
-_MICROSECOND = timedelta(microseconds=1)
 # The newest row of a recorded symbol is younger; that of another costs a second query.
 _RECENT = timedelta(days=1)
 
@@ -466,9 +465,9 @@ def _rows(
 
 def _check_widths(tables: Sequence[Table]) -> None:
     """Raise UserError for tables whose buckets have different widths."""
-    from feature_platform.importer.intervals import interval_text
+    from feature_platform.views.expressions import span_text
 
-    widths = {table.name: interval_text(table.every // _MICROSECOND) for table in tables}
+    widths = {table.name: span_text(table.every) for table in tables}
     first = tables[0].name
     for name, width in widths.items():
         if width != widths[first]:

@@ -95,7 +95,7 @@ def skew(
     progress: called with the finished and the total number of different rows.
     Raises UserError for a time in the future.
     """
-    (now,) = connection.execute(queries["skew_clock"]).fetchall()[0]
+    (now,) = connection.execute(queries["clock_now"]).fetchall()[0]
     if since > now:
         shown, is_now = (time.astimezone(UTC).isoformat() for time in (since, now))
         raise UserError(f"since, {shown}, is in the future: it is {is_now} now")

@@ -15,6 +15,7 @@ pytest_plugins = (
     "feature_platform_tests.fix_embedded",
     "feature_platform_tests.fix_exchange",
     "feature_platform_tests.fix_engine",
+    "feature_platform_tests.fix_knowledge",
     "feature_platform_tests.fix_lake",
     "feature_platform_tests.fix_plans",
     "feature_platform_tests.fix_ray",

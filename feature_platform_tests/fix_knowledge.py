@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import strategies as st
 
+from feature_platform.settings import get_settings
 from feature_platform.views import FeatureView, catalog
 from feature_platform.views.verify import served_views
 from feature_platform_tests.fix_database import Databases, make_simulated
@@ -188,3 +190,14 @@ def live(past: Past, seed: int) -> None:
             if rng.random() < 0.3:
                 past.delete(rng.choice(SYMBOLS), rng.randrange(minute + 1))
             past.refresh(closed + 45 * SECOND)
+
+
+@pytest.fixture
+def new_past(simulated_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Past]:
+    """Yield a past without bars, of a database that the settings name."""
+    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
+    get_settings.cache_clear()
+    with psycopg.connect(simulated_database, autocommit=True) as conn:
+        past = Past(conn)
+        past.set_clock(START - MINUTE)
+        yield past

@@ -97,7 +97,7 @@ def import_archives(
     Raises UserError where the symbol or the period is not valid.
     """
     folder, market = _address(symbol, exchange_settings(conn, symbol=symbol))
-    row = conn.execute(queries["import_clock"]).fetchone()
+    row = conn.execute(queries["clock_now"]).fetchone()
     assert row is not None
     yesterday = row[0].astimezone(UTC).date() - _DAY
     first = _day(start, "--start", last=False)

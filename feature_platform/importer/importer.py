@@ -275,7 +275,7 @@ class _FileImport:
         try:
             with self._conn.transaction():
                 self._conn.execute(queries["import_check_table"])
-                (now,) = self._row(queries["import_clock"])
+                (now,) = self._row(queries["clock_now"])
                 self._contents.end = int(now.timestamp()) // 60 * MINUTE_US
                 duplicates = self._stage()
                 inserted, updated, unflagged = self._store()

@@ -204,23 +204,16 @@ def test_nothing_is_known_before_the_first_refresh(
         )
 
 
-def test_a_symbol_whose_bars_were_deleted_has_its_known_rows(
-    simulated_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
-    get_settings.cache_clear()
-    with psycopg.connect(simulated_database, autocommit=True) as conn:
-        past = Past(conn)
-        past.set_clock(START - MINUTE)
-        catalog.apply(conn, [SHORT])
-        for minute in range(5):
-            past.write("A", minute)
-            past.write("B", minute)
-        past.refresh(START + 10 * MINUTE)
-        for minute in range(5):
-            past.delete("A", minute)
-        past.refresh(START + 20 * MINUTE)
-        past.set_clock(START + 60 * MINUTE)
+def test_a_symbol_whose_bars_were_deleted_has_its_known_rows(new_past: Past) -> None:
+    catalog.apply(new_past.conn, [SHORT])
+    for minute in range(5):
+        new_past.write("A", minute)
+        new_past.write("B", minute)
+    new_past.refresh(START + 10 * MINUTE)
+    for minute in range(5):
+        new_past.delete("A", minute)
+    new_past.refresh(START + 20 * MINUTE)
+    new_past.set_clock(START + 60 * MINUTE)
     for view in ("features_1m", SHORT.name):
         for minutes, rows in ((12, 10), (30, 5)):
             for as_of in (f"{minutes} minutes after close", START + minutes * MINUTE):
@@ -229,24 +222,17 @@ def test_a_symbol_whose_bars_were_deleted_has_its_known_rows(
         assert len(read_features("A", START, AFTER, view=view, as_of=START + 30 * MINUTE)) == 0
 
 
-def test_a_time_before_a_symbol_was_forgotten_is_an_error(
-    simulated_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
-    get_settings.cache_clear()
-    with psycopg.connect(simulated_database, autocommit=True) as conn:
-        past = Past(conn)
-        past.set_clock(START - MINUTE)
-        catalog.apply(conn, [SHORT])
-        for symbol in SYMBOLS:
-            for minute in range(20):
-                past.write(symbol, minute)
-        past.refresh(START + 20 * MINUTE)
-        past.set_clock(START + 30 * MINUTE)
-        conn.execute("SELECT feature_platform.forget_symbol('A')")
+def test_a_time_before_a_symbol_was_forgotten_is_an_error(new_past: Past) -> None:
+    catalog.apply(new_past.conn, [SHORT])
+    for symbol in SYMBOLS:
         for minute in range(20):
-            past.write("A", minute)
-        past.refresh(START + 31 * MINUTE)
+            new_past.write(symbol, minute)
+    new_past.refresh(START + 20 * MINUTE)
+    new_past.set_clock(START + 30 * MINUTE)
+    new_past.conn.execute("SELECT feature_platform.forget_symbol('A')")
+    for minute in range(20):
+        new_past.write("A", minute)
+    new_past.refresh(START + 31 * MINUTE)
     error = "is too early for 'A': its rows were forgotten at 2026-03-01T00:30"
     early = START + 25 * MINUTE
     for view in ("features_1m", SHORT.name):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
-import psycopg
 import pytest
 from pandas.testing import assert_frame_equal
 
 from feature_platform import read_features, training_set
 from feature_platform.importer import import_bars
-from feature_platform.settings import get_settings
 from feature_platform.views import FeatureView, bar, catalog
 from feature_platform_tests.fix_knowledge import MINUTE, START, Past
 from feature_platform_tests.fix_processes import run_on
@@ -31,14 +29,9 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def past(simulated_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Past]:
-    """Yield an empty past of a database that the settings name."""
-    monkeypatch.setenv("FEATURE_PLATFORM_DATABASE_URL", simulated_database)
-    get_settings.cache_clear()
-    with psycopg.connect(simulated_database, autocommit=True) as conn:
-        past = Past(conn)
-        past.set_clock(START - MINUTE)
-        yield past
+def past(new_past: Past) -> Past:
+    """Return a past without bars."""
+    return new_past
 
 
 @pytest.fixture

@@ -19,15 +19,16 @@ SELECT extversion AS timescaledb_version,
 SELECT 1 FROM pg_database WHERE datname = %(name)s;
 
 
+-- ==== importer/importer.py, archives.py and skew.py ====
+-- clock_now --
+-- The time now, which also decides which minutes are closed.
+SELECT feature_platform.clock();
+
 -- ==== importer/importer.py and archives.py ====
 
 -- import_check_table --
 -- Fail where there is no table of bars, before a long file is read.
 SELECT FROM public.ohlcv_1m LIMIT 0;
-
--- import_clock --
--- The time that decides which minutes are closed.
-SELECT feature_platform.clock();
 
 -- import_bounds --
 -- The times of the first and last bar of a symbol.

@@ -1,9 +1,5 @@
 -- Statements of skew: the proof that served rows are what the model service should have read.
 
--- skew_clock --
--- The time now.
-SELECT feature_platform.clock();
-
 -- skew_serves --
 -- The different rows that were served since a time, all or a random sample: when and how often each was served, and the
 -- version of its view.
